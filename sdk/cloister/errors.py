@@ -1,0 +1,183 @@
+"""Every error that Cloister raises on purpose.
+
+    CloisterError
+    ├── SettingError                a value outside its documented bound
+    ├── CheckpointError             a checkpoint directory that cannot be read or written
+    │   ├── UnsupportedArchitecture     no decoder layout of that name
+    │   ├── UnsupportedFeature          a known layout with a switch that is not implemented
+    │   ├── TensorMismatch              a tensor missing, unexpected, or of another shape
+    │   └── NonFiniteTensor             a tensor with NaN or infinity
+    ├── QuantizationError           a layer that the recipe cannot quantize
+    │   └── GroupSizeError              the group size does not divide the layer's inputs
+    ├── ExportError                 a program that cannot be built
+    │   └── ExportMismatch              the program does not compute what the model computes
+    ├── BundleError                 a bundle directory that cannot be used
+    │   ├── ManifestInvalid             the manifest is not what the format says
+    │   ├── BundleVersionError          a format version this release does not know
+    │   ├── BundleCorrupt               a file missing, unexpected, truncated or altered
+    │   └── IncompatibleProgram         no program in the bundle runs on this machine
+    ├── TokenizerError              a tokenizer that cannot be read
+    │   └── VocabularyMismatch          the tokenizer and the model disagree on the vocabulary
+    ├── PromptError                 text that cannot be given to a model
+    │   ├── EmptyPrompt
+    │   ├── InvalidText                 bytes that are not UTF-8
+    │   └── ContextExceeded             more tokens than the context holds
+    ├── ResourceError               the machine has too little of something
+    │   ├── NotEnoughMemory
+    │   └── NotEnoughDisk
+    ├── OutputExists                the place to write to is taken
+    ├── ReplayError                 a replay file that is malformed or gives other tokens
+    ├── DataError                   a data set that cannot be read
+    └── WorkerError                 the worker process ended or broke its protocol
+
+A message says what happened, to which object, and what to do now, in one sentence, and never
+holds text that a user typed or that a model answered.
+"""
+
+__all__ = [
+    "BundleCorrupt",
+    "BundleError",
+    "BundleVersionError",
+    "CheckpointError",
+    "CloisterError",
+    "ContextExceeded",
+    "DataError",
+    "EmptyPrompt",
+    "ExportError",
+    "ExportMismatch",
+    "GroupSizeError",
+    "IncompatibleProgram",
+    "InvalidText",
+    "ManifestInvalid",
+    "NonFiniteTensor",
+    "NotEnoughDisk",
+    "NotEnoughMemory",
+    "OutputExists",
+    "PromptError",
+    "QuantizationError",
+    "ReplayError",
+    "ResourceError",
+    "SettingError",
+    "TensorMismatch",
+    "TokenizerError",
+    "UnsupportedArchitecture",
+    "UnsupportedFeature",
+    "VocabularyMismatch",
+    "WorkerError",
+]
+
+
+class CloisterError(Exception):
+    """Base of every error raised on purpose; the command line prints its message and exits 1."""
+
+
+class SettingError(CloisterError, ValueError):
+    """A value outside its documented bound."""
+
+
+class CheckpointError(CloisterError):
+    """A checkpoint directory that cannot be read or written."""
+
+
+class UnsupportedArchitecture(CheckpointError):
+    """No decoder layout of that name."""
+
+
+class UnsupportedFeature(CheckpointError):
+    """A known layout with a switch that is not implemented."""
+
+
+class TensorMismatch(CheckpointError):
+    """A tensor missing, unexpected, or of another shape."""
+
+
+class NonFiniteTensor(CheckpointError):
+    """A tensor with NaN or infinity."""
+
+
+class QuantizationError(CloisterError):
+    """A layer that the recipe cannot quantize."""
+
+
+class GroupSizeError(QuantizationError):
+    """The group size does not divide the layer's inputs."""
+
+
+class ExportError(CloisterError):
+    """A program that cannot be built."""
+
+
+class ExportMismatch(ExportError):
+    """The program does not compute what the model computes."""
+
+
+class BundleError(CloisterError):
+    """A bundle directory that cannot be used."""
+
+
+class ManifestInvalid(BundleError):
+    """The manifest is not what the format says."""
+
+
+class BundleVersionError(BundleError):
+    """A format version this release does not know."""
+
+
+class BundleCorrupt(BundleError):
+    """A file missing, unexpected, truncated or altered."""
+
+
+class IncompatibleProgram(BundleError):
+    """No program in the bundle runs on this machine."""
+
+
+class TokenizerError(CloisterError):
+    """A tokenizer that cannot be read."""
+
+
+class VocabularyMismatch(TokenizerError):
+    """The tokenizer and the model disagree on the vocabulary."""
+
+
+class PromptError(CloisterError):
+    """Text that cannot be given to a model."""
+
+
+class EmptyPrompt(PromptError):
+    """A prompt without any character."""
+
+
+class InvalidText(PromptError):
+    """Bytes that are not UTF-8."""
+
+
+class ContextExceeded(PromptError):
+    """More tokens than the context holds."""
+
+
+class ResourceError(CloisterError):
+    """The machine has too little of something."""
+
+
+class NotEnoughMemory(ResourceError):
+    """Loading or running would need more memory than is available."""
+
+
+class NotEnoughDisk(ResourceError):
+    """Writing would need more disk than is free."""
+
+
+class OutputExists(CloisterError):
+    """The place to write to is taken."""
+
+
+class ReplayError(CloisterError):
+    """A replay file that is malformed or gives other tokens."""
+
+
+class DataError(CloisterError):
+    """A data set that cannot be read."""
+
+
+class WorkerError(CloisterError):
+    """The worker process ended or broke its protocol."""

@@ -1,0 +1,101 @@
+"""Where a decoder keeps keys and values, and how it attends to them.
+
+Shapes: B batch, T new positions, S positions seen, H query heads, G KV heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from cloister.model.config import ModelConfig
+
+__all__ = ["Attend", "KVCache", "attend", "visible"]
+
+
+class Attend(Protocol):
+    """Takes the new keys and values of a layer, and attends to all seen so far."""
+
+    def __call__(
+        self,
+        layer: int,
+        q_BTHD: torch.Tensor,
+        k_BTGD: torch.Tensor,
+        v_BTGD: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention output, [B, T, H, D]."""
+        ...
+
+
+def visible(rows: int, columns: int, start: int, window: int | None) -> torch.Tensor:
+    """Which key positions each query sees, bool[rows, columns]; queries begin at `start`."""
+    query = torch.arange(start, start + rows)[:, None]
+    key = torch.arange(columns)[None, :]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+def attend(
+    q_BTHD: torch.Tensor,
+    k_BSGD: torch.Tensor,
+    v_BSGD: torch.Tensor,
+    mask_TS: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Grouped-query attention, [B, T, H, D]; `mask_TS` is True where a key is seen."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
+    if softcap is None:
+        out = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask_TS, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    else:
+        groups = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        scores = softcap * torch.tanh(q @ k.transpose(2, 3) * (scale / softcap))
+        out = scores.masked_fill(~mask_TS, float("-inf")).softmax(dim=-1) @ v
+    return out.transpose(1, 2)
+
+
+@dataclass
+class KVCache:
+    """Keys and values of one sequence batch, grown as it is read: [B, S, G, D] a layer.
+
+    A plain dense cache for eager use; the exported program has its own (export/graph.py).
+    """
+
+    config: ModelConfig
+    start: int = 0  # positions already held
+
+    def __post_init__(self) -> None:
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(
+        self,
+        layer: int,
+        q_BTHD: torch.Tensor,
+        k_BTGD: torch.Tensor,
+        v_BTGD: torch.Tensor,
+    ) -> torch.Tensor:
+        """Append, then attend."""
+        if layer in self._layers:
+            old_k, old_v = self._layers[layer]
+            k_BTGD = torch.cat((old_k, k_BTGD), dim=1)
+            v_BTGD = torch.cat((old_v, v_BTGD), dim=1)
+        self._layers[layer] = k_BTGD, v_BTGD
+        mask = visible(
+            q_BTHD.shape[1], k_BTGD.shape[1], self.start, self.config.window_of(layer)
+        ).to(q_BTHD.device)
+        return attend(
+            q_BTHD, k_BTGD, v_BTGD, mask,
+            scale=self.config.attention_scale, softcap=self.config.attention_softcap,
+        )
+
+    def advance(self, positions: int) -> None:
+        """Count `positions` as held, once every layer has appended them."""
+        self.start += positions

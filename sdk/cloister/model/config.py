@@ -1,0 +1,164 @@
+"""What a decoder is made of: one frozen record that covers every layout we import."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
+
+from cloister.errors import CheckpointError, SettingError
+from cloister.tiers import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Activation", "ModelConfig", "RopeScaling"]
+
+_T = TypeVar("_T")
+
+
+class Activation(StrEnum):
+    """The gate of the feed-forward layer."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched past the trained context.
+
+    `linear` divides every frequency by `factor`. `llama3` (Llama 3.1) divides the low ones only,
+    with a ramp between the two wavelength bounds. `yarn` (arXiv 2309.00071) does so by rotations
+    over the original context and also scales the cosines and sines by `attention_factor`.
+
+    Raises:
+        SettingError: an unknown kind or a factor below 1.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192  # tokens
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3", "yarn"):
+            raise SettingError(
+                f"Rotary scaling {self.kind!r} is not known; use linear, llama3 or yarn."
+            )
+        if not self.factor >= 1.0:
+            raise SettingError(f"Rotary scaling factor is {self.factor}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides what a decoder computes, its weights apart.
+
+    Raises:
+        SettingError: a value outside its bound, or a per-layer list of the wrong length.
+    """
+
+    shape: Shape
+    activation: Activation = Activation.SILU
+    norm_eps: float = 1e-5
+    norm_offset: bool = False  # norms multiply by 1 + weight (Gemma)
+    post_norms: bool = False  # norms also after attention and feed-forward (Gemma)
+    qk_norm: bool = False  # norm on each query and key head
+    qkv_bias: bool = False
+    output_bias: bool = False  # bias on the attention output
+    mlp_bias: bool = False
+    embedding_scale: float = 1.0
+    query_scale: float | None = None  # None: head_size ** -0.5
+    attention_softcap: float | None = None  # logits become cap * tanh(logits / cap)
+    final_softcap: float | None = None
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None  # base of the layers with a window, unscaled (Gemma 3)
+    window: int | None = None  # positions a windowed layer sees, its own included
+    windowed_layers: tuple[int, ...] = ()
+    no_rope_layers: tuple[int, ...] = ()  # layers without rotary embedding (SmolLM3)
+
+    def __post_init__(self) -> None:
+        for name in ("windowed_layers", "no_rope_layers"):
+            bad = [i for i in getattr(self, name) if not 0 <= i < self.shape.layers]
+            if bad:
+                raise SettingError(
+                    f"{name} names layer {bad[0]}; the model has layers 0 to "
+                    f"{self.shape.layers - 1}."
+                )
+        if self.windowed_layers and (self.window is None or self.window < 1):
+            raise SettingError(f"window is {self.window}; windowed layers need at least 1.")
+
+    def window_of(self, layer: int) -> int | None:
+        """Positions that `layer` sees, or None where it sees all."""
+        return self.window if layer in self.windowed_layers else None
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the products of queries and keys."""
+        return self.shape.head_size**-0.5 if self.query_scale is None else self.query_scale
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready; `from_dict` gives the same configuration back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> ModelConfig:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            CheckpointError: a field is missing, unknown, or of the wrong type.
+        """
+        values = dict(data)
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise CheckpointError(
+                f"The model configuration has an unknown field {min(unknown)!r}; "
+                "it was written by another version of Cloister."
+            )
+        try:
+            values["shape"] = _record(Shape, values.get("shape"))
+            if values.get("rope_scaling") is not None:
+                values["rope_scaling"] = _record(RopeScaling, values["rope_scaling"])
+            values["activation"] = Activation(str(values.get("activation", "silu")))
+            for name in ("windowed_layers", "no_rope_layers"):
+                layers = values.get(name, ())
+                if not isinstance(layers, list | tuple) or not all(
+                    type(layer) is int for layer in layers
+                ):
+                    raise TypeError(name)
+                values[name] = tuple(layers)
+            _check_types(values)
+            return cls(**values)  # type: ignore[arg-type]  # checked just above
+        except SettingError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                "The model configuration lacks a field or has one of the wrong type; "
+                "make the checkpoint again."
+            ) from error
+
+
+def _record(kind: type[_T], value: object) -> _T:
+    if not isinstance(value, dict):
+        raise TypeError(kind.__name__)
+    return kind(**value)
+
+
+def _check_types(values: Mapping[str, object]) -> None:
+    booleans = {"norm_offset", "post_norms", "qk_norm", "qkv_bias", "output_bias", "mlp_bias"}
+    records = {"shape", "activation", "rope_scaling", "windowed_layers", "no_rope_layers"}
+    for name, value in values.items():
+        if name in records:
+            continue
+        if name in booleans:
+            good = type(value) is bool
+        else:
+            good = value is None or type(value) in (int, float)
+        if not good:
+            raise TypeError(name)
