@@ -60,17 +60,16 @@ def _yarn(
 def table(
     head_size: int, context: int, theta: float, scaling: RopeScaling | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of every position, float32[context, D] each."""
+    """Cosines and sines of every position, float32[context, 1, D] each."""
     angles = torch.outer(
         torch.arange(context, dtype=torch.float32), frequencies(head_size, theta, scaling)
     )
-    both = torch.cat((angles, angles), dim=-1)
+    both = torch.cat((angles, angles), dim=-1).unsqueeze(1)
     factor = 1.0 if scaling is None else scaling.attention_factor
     return both.cos() * factor, both.sin() * factor
 
 
-def rotate(x_BTHD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
+def rotate(x_BTHD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> torch.Tensor:
     """Turn each pair of features by its position's angle, [B, T, H, D] -> [B, T, H, D]."""
     first, second = x_BTHD.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return x_BTHD * cos_TD[:, None, :] + turned * sin_TD[:, None, :]
+    return x_BTHD * cos_T1D + torch.cat((-second, first), dim=-1) * sin_T1D

@@ -83,12 +83,13 @@ class Attention(nn.Module):
         turn: tuple[torch.Tensor, torch.Tensor],
         attend: Attend,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]; `turn` holds cosines and sines, [T, K] each."""
+        """[B, T, D] -> [B, T, D]; `turn` holds cosines and sines, [T, 1, K] each."""
         q, k, v = (x.unflatten(-1, (-1, self.head_size)) for x in self.qkv(x_BTD))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rotary:
-            q, k = rope.rotate(q, *turn), rope.rotate(k, *turn)
+        if self.rotary:  # in one go: half the operators in an exported program
+            heads = (q.shape[2], k.shape[2])
+            q, k = rope.rotate(torch.cat((q, k), dim=2), *turn).split(heads, dim=2)
         out: torch.Tensor = self.o(attend(self.layer, q, k, v).flatten(2))
         return out
 
@@ -189,22 +190,22 @@ class Decoder(nn.Module):
         With `cache` the tokens continue what it holds, and are added to it.
         """
         cache = KVCache(self.config) if cache is None else cache
-        start, length = cache.start, tokens_BT.shape[1]
-        x_BTD = self.hidden(tokens_BT, slice(start, start + length), cache)
-        cache.advance(length)
+        x_BTD = self.hidden(tokens_BT, cache.start, cache)
+        cache.advance(tokens_BT.shape[1])
         return self.logits(x_BTD)
 
-    def hidden(
-        self, tokens_BT: torch.Tensor, positions: slice | torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
-        """Normed output of the last layer, int64[B, T] -> [B, T, D]."""
+    def hidden(self, tokens_BT: torch.Tensor, start: int, attend: Attend) -> torch.Tensor:
+        """Normed output of the last layer, int64[B, T] -> [B, T, D]; tokens begin at `start`."""
         x_BTD = self.embed(tokens_BT)
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' type, as the checkpoints that need it were trained.
             x_BTD = x_BTD * torch.tensor(self.config.embedding_scale, dtype=x_BTD.dtype)
-        turn = local_turn = self.cos[positions], self.sin[positions]
+        length = tokens_BT.shape[1]
+        turn = local_turn = self.cos.narrow(0, start, length), self.sin.narrow(0, start, length)
         if self.config.local_rope_theta is not None:
-            local_turn = self.local_cos[positions], self.local_sin[positions]
+            local_turn = (
+                self.local_cos.narrow(0, start, length), self.local_sin.narrow(0, start, length)
+            )
         for layer, block in enumerate(self.layers):
             local = layer in self.config.windowed_layers
             x_BTD = block(x_BTD, local_turn if local else turn, attend)

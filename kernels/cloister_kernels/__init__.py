@@ -1,0 +1,1 @@
+"""The operators of Cloister's programs: their meaning, and their implementations."""

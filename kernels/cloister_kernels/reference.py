@@ -1,0 +1,58 @@
+"""What each operator means, in plain torch. Every implementation is tested against this file.
+
+Shapes: M rows, K inputs, N outputs, C groups of K / C inputs each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+__all__ = ["dequantize", "fake_quantize_rows", "linear_8da", "pack_4bit", "pack_4bit_embedding"]
+
+_EPS = torch.finfo(torch.float32).eps  # smallest scale, so that a row of zeros has one
+
+
+def fake_quantize_rows(x_MK: torch.Tensor) -> torch.Tensor:
+    """Round each row to 8 bits and back, float32[M, K] -> float32[M, K].
+
+    Asymmetric, with zero represented exactly, 255 steps over the row's range: the dynamic
+    quantization of activations in XNNPACK (`qd8`) and in torchao (`per_token`).
+    """
+    low = x_MK.amin(-1, keepdim=True).clamp(max=0)
+    high = x_MK.amax(-1, keepdim=True).clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=_EPS)
+    zero = (-128 - (low / scale).round()).clamp(-128, 127)
+    quantized = ((x_MK * (1 / scale)).round() + zero).clamp(-128, 127)
+    return (quantized - zero) * scale
+
+
+def dequantize(q_NK: torch.Tensor, scale_NC: torch.Tensor) -> torch.Tensor:
+    """Weights of their integers and scales, int8[N, K] and [N, C] -> float32[N, K]."""
+    groups = q_NK.float().unflatten(-1, (scale_NC.shape[-1], -1))
+    return (groups * scale_NC.float().unsqueeze(-1)).flatten(-2)
+
+
+def linear_8da(
+    x_MK: torch.Tensor,
+    q_NK: torch.Tensor,
+    scale_NC: torch.Tensor,
+    bias_N: torch.Tensor | None,
+) -> torch.Tensor:
+    """Linear layer on 8-bit activations and integer weights, float32[M, K] -> float32[M, N]."""
+    return functional.linear(fake_quantize_rows(x_MK), dequantize(q_NK, scale_NC), bias_N)
+
+
+def pack_4bit(q_NK: torch.Tensor) -> torch.Tensor:
+    """Two weights a byte, plus 8 each, even inputs in the low half: int8[N, K] -> uint8[N, K/2].
+
+    The layout of linear weights in XNNPACK.
+    """
+    shifted = (q_NK + 8).view(torch.uint8)
+    return shifted[:, 1::2] << 4 | shifted[:, ::2]
+
+
+def pack_4bit_embedding(q_NK: torch.Tensor) -> torch.Tensor:
+    """As `pack_4bit`, with even inputs in the high half: ExecuTorch's `embedding_4bit`."""
+    shifted = (q_NK + 8).view(torch.uint8)
+    return shifted[:, ::2] << 4 | shifted[:, 1::2]

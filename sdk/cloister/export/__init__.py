@@ -1,0 +1,1 @@
+"""From a quantized checkpoint to an ExecuTorch program in a bundle."""

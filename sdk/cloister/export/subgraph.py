@@ -1,0 +1,236 @@
+"""Builds the payload of one XNNPACK delegate call directly.
+
+ExecuTorch's own partitioner re-runs its passes over every partition of every method: about
+500 of the 590 seconds that a 1.8 B model takes (executorch 1.4.1,
+`exir/backend/backend_api.py`, `backends/xnnpack/_passes/__init__.py`). What a decoder needs of
+XNNPACK is small and known beforehand, so it is written down here as the same records that the
+partitioner would end with (`backends/xnnpack/serialization/xnnpack_graph_schema.py`).
+
+Every value is float32[1, T, N] with T dynamic, unless it is a constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from cloister_kernels import reference
+from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
+    CONSTANT_TENSOR_ALIGNMENT,
+    serialize_xnnpack_binary,
+)
+from executorch.backends.xnnpack.utils.xnnpack_constants import (
+    UINT64_MAX,
+    XNN_INVALID_VALUE_ID,
+    XNN_VALUE_FLAG_EXTERNAL_INPUT,
+    XNN_VALUE_FLAG_EXTERNAL_OUTPUT,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloister.model.quantized import QuantizedLinear
+    from executorch.exir._serialize._named_data_store import NamedDataStore
+
+__all__ = ["Subgraph", "Value"]
+
+_FLOAT = schema.XNNDatatype.xnn_datatype_fp32
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the graph: its number, and the size of its last dimension."""
+
+    id: int
+    size: int
+
+
+@dataclass
+class Subgraph:
+    """One delegate: inputs, then operators, then outputs, then `payload`.
+
+    `rows` is the largest T. Constants go into `store` under `prefix` and their own name, once for
+    all methods of the program.
+    """
+
+    rows: int
+    store: NamedDataStore
+    _values: list[schema.XValue] = field(default_factory=list)
+    _nodes: list[schema.XNode] = field(default_factory=list)
+    _constants: list[schema.ConstantDataOffset] = field(
+        default_factory=lambda: [schema.ConstantDataOffset(0, 0)]
+    )
+    _inputs: list[int] = field(default_factory=list)
+    _outputs: list[int] = field(default_factory=list)
+
+    def input(self, size: int) -> Value:
+        """The next argument of the delegate, float32[1, T, size]."""
+        value = self._value(
+            [1, self.rows, size], flags=XNN_VALUE_FLAG_EXTERNAL_INPUT, external=len(self._inputs)
+        )
+        self._inputs.append(value.id)
+        return value
+
+    def output(self, value: Value) -> None:
+        """Return `value`; call once for each result, after the last operator."""
+        record = self._values[value.id].xvalue_union
+        record.external_id = len(self._inputs) + len(self._outputs)
+        record.flags |= XNN_VALUE_FLAG_EXTERNAL_OUTPUT
+        self._outputs.append(value.id)
+
+    def linear(self, x: Value, name: str, layer: QuantizedLinear) -> Value:
+        """8-bit dynamic activations times integer weights; `x` is from `rounded`."""
+        weight, scheme = layer.weight, layer.scheme
+        grouped = scheme.group is not None
+        packed = self._constant(
+            f"{name}.weight.q",
+            (lambda: reference.pack_4bit(weight.q)) if grouped else (lambda: weight.q),
+            layer.out_features * layer.in_features * scheme.bits // 8,
+        )
+        scales = self._constant(
+            f"{name}.weight.scale", lambda: weight.scale,
+            weight.scale.numel() * scheme.scale_bits // 8,
+        )
+        filter_ = self._quantized(
+            [layer.out_features, layer.in_features],
+            schema.XNNDatatype.xnn_datatype_qbint4 if grouped
+            else schema.XNNDatatype.xnn_datatype_qcint8,
+            schema.PerChannelGroupQuant(
+                scale=[], channel_dim=0, group_size=scheme.group,
+                scale_buffer_idx=scales, num_scales=weight.scale.numel(),
+            ) if grouped else schema.PerChannelQuant(
+                scale=[], channel_dim=0, scale_buffer_idx=scales,
+                num_scales=weight.scale.numel(),
+            ),
+            buffer=packed,
+        )
+        bias = XNN_INVALID_VALUE_ID
+        if layer.bias is not None:
+            bias = self.constant(f"{name}.bias", layer.bias).id
+        return self._emit(
+            layer.out_features,
+            lambda out: schema.XNNFullyConnected(
+                input1_id=x.id, filter_id=filter_.id, bias_id=bias, output_id=out, flags=0
+            ),
+        )
+
+    def rounded(self, x: Value) -> Value:
+        """`x` in 8 bits with a scale and zero point for each row, as `linear` takes it."""
+        out = self._quantized(
+            [1, self.rows, x.size], schema.XNNDatatype.xnn_datatype_qdint8,
+            schema.PerTokenDynamicQuant(num_nonbatch_dims=1),
+        )
+        self._node(schema.XNNConvert(input_id=x.id, output_id=out.id, flags=0))
+        return Value(out.id, x.size)
+
+    def norm(self, x: Value, name: str, weight: torch.Tensor, eps: float) -> Value:
+        """Root-mean-square norm over the last dimension, times `weight`."""
+        squares = self.multiply(x, x)
+        # XNNPACK's schema has no mean over the last dimension: a linear layer with one output.
+        averager = self.constant(f"mean.{x.size}", torch.full((1, x.size), 1.0 / x.size))
+        mean = self._emit(
+            1,
+            lambda out: schema.XNNFullyConnected(
+                input1_id=squares.id, filter_id=averager.id, bias_id=XNN_INVALID_VALUE_ID,
+                output_id=out, flags=0,
+            ),
+        )
+        shifted = self._emit(
+            1, lambda out: schema.XNNAdd(mean.id, self.scalar(eps).id, out, 0)
+        )
+        inverse = self._emit(
+            1, lambda out: schema.XNNReciprocalSquareRoot(shifted.id, out, 0)
+        )
+        return self.multiply(self.multiply(x, inverse), self.constant(name, weight))
+
+    def silu(self, x: Value) -> Value:
+        """x * sigmoid(x)."""
+        gate = self._emit(x.size, lambda out: schema.XNNSigmoid(x.id, out, 0))
+        return self.multiply(x, gate)
+
+    def gelu_tanh(self, x: Value) -> Value:
+        """Half x times (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), as x * sigmoid(2 ...)."""
+        # 0.5 (1 + tanh(y)) = sigmoid(2 y), one operator fewer.
+        root = 2 * (2 / torch.pi) ** 0.5
+        square = self.multiply(x, x)
+        inner = self.add(
+            self.multiply(square, self.scalar(0.044715 * root)), self.scalar(root)
+        )
+        argument = self.multiply(x, inner)
+        gate = self._emit(x.size, lambda out: schema.XNNSigmoid(argument.id, out, 0))
+        return self.multiply(x, gate)
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        """Elementwise, with broadcasting."""
+        return self._emit(max(a.size, b.size), lambda out: schema.XNNMultiply(a.id, b.id, out, 0))
+
+    def add(self, a: Value, b: Value) -> Value:
+        """Elementwise, with broadcasting."""
+        return self._emit(max(a.size, b.size), lambda out: schema.XNNAdd(a.id, b.id, out, 0))
+
+    def scalar(self, number: float) -> Value:
+        """A constant of one element."""
+        return self.constant(f"scalar.{number!r}", torch.tensor([number]))
+
+    def constant(self, name: str, tensor: torch.Tensor) -> Value:
+        """A float32 constant."""
+        wide = tensor.detach().float().contiguous()
+        buffer = self._constant(name, lambda: wide, wide.numel() * 4)
+        return self._value(list(wide.shape), buffer=buffer)
+
+    def payload(self) -> bytes:
+        """The delegate's bytes, constants apart."""
+        graph = schema.XNNGraph(
+            version="0", xnodes=self._nodes, xvalues=self._values,
+            num_externs=len(self._inputs) + len(self._outputs),
+            input_ids=self._inputs, output_ids=self._outputs, constant_data=self._constants,
+        )
+        payload: bytes = serialize_xnnpack_binary(graph, bytearray())
+        return payload
+
+    def _constant(self, name: str, make: Callable[[], torch.Tensor], size_bytes: int) -> int:
+        if name not in self.store.pte_data:
+            tensor = make().contiguous()
+            self.store.add_named_data(
+                name, tensor.view(torch.uint8).numpy().tobytes(), CONSTANT_TENSOR_ALIGNMENT
+            )
+        self._constants.append(
+            schema.ConstantDataOffset(offset=UINT64_MAX, size=size_bytes, named_key=name)
+        )
+        return len(self._constants) - 1
+
+    def _emit(self, size: int, make: Callable[[int], schema.XNodeUnion]) -> Value:
+        out = self._value([1, self.rows, size])
+        self._node(make(out.id))
+        return out
+
+    def _node(self, record: schema.XNodeUnion) -> None:
+        self._nodes.append(schema.XNode(xnode_union=record, debug_handle=len(self._nodes)))
+
+    def _value(
+        self, dims: list[int], *, flags: int = 0, external: int = XNN_INVALID_VALUE_ID,
+        buffer: int = 0,
+    ) -> Value:
+        number = len(self._values)
+        self._values.append(schema.XValue(_record(_FLOAT, dims, number, flags, external, buffer)))
+        return Value(number, dims[-1])
+
+    def _quantized(
+        self, dims: list[int], kind: schema.XNNDatatype, params: schema.XNNQuantParams,
+        *, buffer: int = 0,
+    ) -> Value:
+        number = len(self._values)
+        record = _record(kind, dims, number, 0, XNN_INVALID_VALUE_ID, buffer)
+        self._values.append(schema.XValue(schema.XNNQuantizedTensorValue(record, params)))
+        return Value(number, dims[-1])
+
+
+def _record(
+    kind: schema.XNNDatatype, dims: list[int], number: int, flags: int, external: int, buffer: int
+) -> schema.XNNTensorValue:
+    return schema.XNNTensorValue(
+        datatype=kind, num_dims=len(dims), dims=dims, constant_buffer_idx=buffer,
+        external_id=external, flags=flags, id_out=number,
+    )
