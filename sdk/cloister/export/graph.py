@@ -117,25 +117,19 @@ class _Attend:
         return (scores.softmax(dim=-1) @ v).flatten(1, 2).transpose(1, 2)
 
 
-class _Forward(Program):
-    def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
-        """Logits after the last token, [1, V]."""
-        rows = self.rows(tokens, start_pos)
-        return self.decoder.logits(rows[:, -1:])[:, 0]
-
-
 class _Score(Program):
     def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
         """Logits after every token, [1, T, V]."""
         return self.decoder.logits(self.rows(tokens, start_pos))
 
 
-def trace(decoder: Decoder, chunk: int) -> dict[str, ExportedProgram]:
-    """Both methods, `forward` and `score`, for 1 to `chunk` tokens at a time."""
+def trace(decoder: Decoder, chunk: int) -> ExportedProgram:
+    """The method `score`, for 1 to `chunk` tokens at a time.
+
+    `forward` differs in its last steps only; `lower.py` derives it, since tracing and converting
+    it separately would take as long again.
+    """
     tokens = torch.zeros(1, min(2, chunk), dtype=torch.int64)
     start = torch.zeros(1, dtype=torch.int64)
     dynamic = ({1: Dim("T", min=1, max=chunk)} if chunk > 1 else None, None)
-    return {
-        name: export(method(decoder), (tokens, start), dynamic_shapes=dynamic, strict=False)
-        for name, method in (("forward", _Forward), ("score", _Score))
-    }
+    return export(_Score(decoder), (tokens, start), dynamic_shapes=dynamic, strict=False)

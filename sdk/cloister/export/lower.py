@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,13 +10,22 @@ import torch
 # Defines quantized_decomposed::embedding_byte and ::embedding_4bit.
 import executorch.exir.passes._quant_patterns_and_replacements
 from cloister_kernels import reference
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir import (
+    EdgeCompileConfig,
+    EdgeProgramManager,
+    ExecutorchBackendConfig,
+    to_edge,
+)
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from executorch.exir.passes import MemoryPlanningPass
 from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.fx import Graph
+from torch.utils._pytree import tree_map_only
 
 from cloister.export.graph import Delegated, trace
 from cloister.export.subgraph import Subgraph
@@ -28,7 +38,8 @@ if TYPE_CHECKING:
     from cloister.export.subgraph import Value
     from cloister.model.quantized import QuantizedEmbedding, QuantizedLinear
     from cloister.model.transformer import Block, RMSNorm
-    from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
+    from executorch.exir import ExecutorchProgramManager
+    from torch.fx import Node
 
 __all__ = ["xnnpack"]
 
@@ -148,27 +159,65 @@ class _Signature:
         return lambda x: [x.new_empty(*x.shape[:-1], size) for size in self.sizes]
 
 
-def _insert(edge: EdgeProgramManager, delegates: _Delegates) -> None:
+def _last_row(score: ExportedProgram) -> ExportedProgram:
+    """`forward` from `score`: the same, but the head sees only the last row, [1, V] comes out."""
+    module = copy.deepcopy(score.graph_module)
+    graph, signature = module.graph, copy.deepcopy(score.graph_signature)
+    head = next(node for node in graph.nodes if _stand_in(node) == "head")
+    rows = head.args[0]
+    with graph.inserting_before(head):
+        last = graph.call_function(
+            exir_ops.edge.aten.slice_copy.Tensor, (rows, 1, -1, torch.iinfo(torch.int64).max)
+        )
+    last.meta["val"] = rows.meta["val"][:, -1:]
+    head.replace_input_with(rows, last)
+    for node in graph.nodes:  # shapes behind the head; its stand-in gives a list
+        if node >= head and node.op == "call_function":
+            node.meta["val"] = tree_map_only(
+                torch.Tensor, lambda x: x[:, -1:], node.meta["val"]
+            )
+    output = graph.output_node()
+    *written, logits = output.args[0]  # the KV buffers come first
+    with graph.inserting_before(output):
+        row = graph.call_function(exir_ops.edge.aten.select_copy.int, (logits, 1, 0))
+    row.meta["val"] = logits.meta["val"][:, 0]
+    output.args = ((*written, row),)
+    (spec,) = [
+        spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    spec.arg = TensorArgument(name=row.name)
+    module.recompile()
+    return ExportedProgram(
+        root=module, graph=graph, graph_signature=signature, state_dict=score.state_dict,
+        range_constraints=score.range_constraints, module_call_graph=score.module_call_graph,
+        constants=score.constants, verifiers=score.verifiers,
+    )
+
+
+def _stand_in(node: Node) -> str | None:
+    """The delegate that `node` stands for, or None."""
+    return str(node.args[1]) if node.target is exir_ops.edge.cloister.delegate.default else None
+
+
+def _insert(program: ExportedProgram, payloads: dict[str, bytes]) -> None:
     """Put the delegate calls where the graph has their stand-ins."""
-    for method in edge.methods:
-        module = edge.exported_program(method).graph_module
-        graph = module.graph
-        for node in list(graph.nodes):
-            if "cloister.delegate" not in str(node.target) or node.op != "call_function":
-                continue
-            x, name, sizes = node.args
-            attribute = "delegate_" + name.replace(".", "_")
-            module.add_module(attribute, LoweredBackendModule(
-                _Signature(tuple(sizes)), "XnnpackBackend", delegates.payloads[name], [], None,
-            ))
-            with graph.inserting_before(node):
-                lowered = graph.get_attr(attribute)
-                call = graph.call_function(executorch_call_delegate, (lowered, x))
-            call.meta = dict(node.meta)
-            node.replace_all_uses_with(call)
-            graph.erase_node(node)
-        module.recompile()
-    edge._named_data_store.merge_named_data_store(delegates.store.get_named_data_store_output())
+    module = program.graph_module
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = _stand_in(node)
+        if name is None:
+            continue
+        x, _, sizes = node.args
+        attribute = "delegate_" + name.replace(".", "_")
+        module.add_module(attribute, LoweredBackendModule(
+            _Signature(tuple(sizes)), "XnnpackBackend", payloads[name], [], None,
+        ))
+        with graph.inserting_before(node):
+            call = graph.call_function(executorch_call_delegate, (graph.get_attr(attribute), x))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+    module.recompile()
 
 
 def xnnpack(
@@ -178,13 +227,14 @@ def xnnpack(
 
     `constants` become methods without arguments, as the C++ runners read them.
     """
+    config = EdgeCompileConfig(_check_ir_validity=False)
     twin, delegates = _delegate(decoder, chunk)
-    edge = to_edge(
-        trace(twin, chunk),
-        constant_methods=constants,
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-    )
-    _insert(edge, delegates)
+    score = to_edge({"score": trace(twin, chunk)}, compile_config=config).exported_program("score")
+    methods = {"forward": _last_row(score), "score": score}
+    for method in methods.values():
+        _insert(method, delegates.payloads)
+    edge = EdgeProgramManager(methods, constants, config)
+    edge._named_data_store.merge_named_data_store(delegates.store.get_named_data_store_output())
     return edge.to_executorch(ExecutorchBackendConfig(
         memory_planning_pass=MemoryPlanningPass(
             alloc_graph_input=False, share_mutable_buffers=True

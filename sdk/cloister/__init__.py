@@ -1,0 +1,1 @@
+"""Private language models on the device."""

@@ -1,0 +1,1 @@
+"""What a model lost: divergence from another, in numbers with their spread."""
