@@ -184,6 +184,17 @@ class Decoder(nn.Module):
                 self.register_buffer("local_cos", cos, persistent=False)
                 self.register_buffer("local_sin", sin, persistent=False)
 
+    def initialize(self, seed: int) -> None:
+        """Random weights to train from: normal, std 0.02, residual outputs scaled by depth."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attn.o.weight", "mlp.down.weight")):
+                nn.init.normal_(
+                    parameter, std=0.02 / (2 * len(self.layers)) ** 0.5, generator=generator
+                )
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+
     def forward(self, tokens_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Logits after each token, int64[B, T] -> [B, T, V].
 

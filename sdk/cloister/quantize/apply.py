@@ -10,8 +10,14 @@ from torch import nn
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
 from torchao.quantization.granularity import PerAxis, PerGroup
 
-from cloister.errors import GroupSizeError, NonFiniteTensor, QuantizationError
-from cloister.model.checkpoint import Checkpoint, CheckpointWriter, expected_tensors
+from cloister.errors import GroupSizeError, QuantizationError
+from cloister.model.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    check_finite,
+    expected_tensors,
+    plan,
+)
 from cloister.model.quantized import scale_dtype
 
 if TYPE_CHECKING:
@@ -100,14 +106,13 @@ def quantize(
     config = replace(metadata.config, shape=replace(metadata.config.shape, tied=False))
     plain = expected_tensors(config, None)
     _check_groups(plain, recipe)
-    plan = expected_tensors(config, recipe)
     rows = []
     with CheckpointWriter(
         out,
         metadata=replace(
             metadata, config=config, recipe=recipe.name, parent=source.identity
         ),
-        tensors=plan,
+        tensors=plan(config, recipe.name),
         tokenizer=source.tokenizer_path,
         template=source.template_path,
         replace=replace_existing,
@@ -116,11 +121,7 @@ def quantize(
             progress(done, len(plain), name)
             tied_head = metadata.config.shape.tied and name == "head.weight"
             weight = source.tensor("embed.weight" if tied_head else name).float()
-            if not torch.isfinite(weight).all():
-                raise NonFiniteTensor(
-                    f"Tensor {name} of checkpoint {source.path.name} has a NaN or infinite "
-                    "entry; train or convert it again."
-                )
+            check_finite(weight, name, source.path)
             scheme = recipe.scheme_of(name)
             if scheme is None:
                 writer.add(name, weight)

@@ -1,0 +1,1 @@
+"""The shipped reference family, and the program that builds it."""
