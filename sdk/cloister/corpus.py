@@ -83,7 +83,8 @@ def _read_file(path: Path) -> list[Example]:
     if path.suffix == ".jsonl":
         return [
             _record(line, path, number)
-            for number, line in enumerate(text.splitlines(), start=1)
+            # Not splitlines: JSON may hold U+2028 and its like unescaped.
+            for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
     try:
@@ -92,13 +93,19 @@ def _read_file(path: Path) -> list[Example]:
         raise DataError(f"Data file {path.name} is not valid JSON; check it.") from None
 
 
+def _example(*values: object) -> Example:
+    """Three strings of real text, else TypeError or ValueError."""
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError
+    task, text, target = map(str, values)
+    (task + text + target).encode()  # JSON can spell half a surrogate pair
+    return Example(task=task, input=text, target=target)
+
+
 def _record(line: str, path: Path, number: int) -> Example:
     try:
         record = json.loads(line)
-        values = {key: record[key] for key in ("task", "input", "target")}
-        if not all(isinstance(value, str) for value in values.values()):
-            raise TypeError
-        return Example(**values)
+        return _example(record["task"], record["input"], record["target"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f'Line {number} of {path.name} is not {{"task", "input", "target"}} with three '
@@ -112,13 +119,11 @@ def _snips(data: object, path: Path) -> list[Example]:
         ((intent, rows),) = data.items()  # type: ignore[attr-defined]
         for number, row in enumerate(rows, start=1):  # noqa: B007  # named in the error
             pieces = row["data"]
-            examples.append(Example(
-                task="call",
-                input="".join(piece["text"] for piece in pieces).strip(),
-                target=tool_call(intent, [
-                    (piece["entity"], piece["text"]) for piece in pieces if "entity" in piece
-                ]),
-            ))
+            slots = [(piece["entity"], piece["text"]) for piece in pieces if "entity" in piece]
+            if not all(isinstance(slot, str) for slot, _ in slots):
+                raise TypeError
+            text = "".join(piece["text"] for piece in pieces).strip()
+            examples.append(_example("call", text, tool_call(intent, slots)))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise DataError(
             f"Record {number} of {path.name} is not in the SNIPS format; correct it."

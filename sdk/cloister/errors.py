@@ -27,6 +27,7 @@
     │   └── NotEnoughDisk
     ├── OutputExists                the place to write to is taken
     ├── ReplayError                 a replay file that is malformed or gives other tokens
+    ├── SnapshotError               KV state that is malformed or belongs to another model
     ├── DataError                   a data set that cannot be read
     └── WorkerError                 the worker process ended or broke its protocol
 
@@ -58,6 +59,7 @@ __all__ = [
     "ReplayError",
     "ResourceError",
     "SettingError",
+    "SnapshotError",
     "TensorMismatch",
     "TokenizerError",
     "UnsupportedArchitecture",
@@ -173,6 +175,10 @@ class OutputExists(CloisterError):
 
 class ReplayError(CloisterError):
     """A replay file that is malformed or gives other tokens."""
+
+
+class SnapshotError(CloisterError):
+    """KV state that is malformed or belongs to another model."""
 
 
 class DataError(CloisterError):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from cloister.corpus import read
 from cloister.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["SPECIAL", "TEMPLATE", "train", "texts"]
+__all__ = ["SPECIAL", "TEMPLATE", "texts", "train"]
 
 SIZE = 4096
 SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -27,7 +28,13 @@ _PIECES = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
 
 
 def train(directory: Path, data: Path) -> None:
-    """Write `tokenizer.json` and `chat_template.jinja`, trained on the public texts in `data`."""
+    """Write `tokenizer.json` and `chat_template.jinja`, trained on the public texts in `data`.
+
+    The same texts give the same files.
+
+    Raises:
+        DataError: a data set is missing or malformed, or too small for the vocabulary.
+    """
     tokenizer = Tokenizer(models.BPE())
     # ExecuTorch's C++ tokenizer reads Split and ByteLevel (and no Metaspace).
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -42,21 +49,33 @@ def train(directory: Path, data: Path) -> None:
         show_progress=False,
     ))
     if tokenizer.get_vocab_size() != SIZE:
-        raise DataError(f"The texts give {tokenizer.get_vocab_size()} tokens, not {SIZE}; add text.")
+        raise DataError(
+            f"The texts give {tokenizer.get_vocab_size()} tokens, not {SIZE}; add text."
+        )
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
 
 
 def texts(data: Path) -> Iterator[str]:
-    """Every public training text: requests and calls, intents, tales."""
-    from cloister.corpus import read
+    """Every public training text: requests and calls, intents, tales.
 
+    Raises:
+        DataError: a data set is missing or malformed.
+    """
     for example in read(data / "snips"):
         yield example.input
         yield example.target
-    clinc = json.loads((data / "clinc150" / "train_val.json").read_text("utf-8"))
-    for text, intent in clinc["train"] + clinc["oos_train"]:
-        yield text
-        yield json.dumps({"name": intent, "arguments": {}})
-    for line in (data / "fairytaleqa" / "stories_train.jsonl").read_text("utf-8").splitlines():
-        yield from json.loads(line)["sections"]
+    try:
+        clinc = json.loads((data / "clinc150" / "train_val.json").read_text("utf-8"))
+        for text, intent in clinc["train"] + clinc["oos_train"]:
+            yield text
+            yield json.dumps({"name": intent, "arguments": {}})
+        tales = (data / "fairytaleqa" / "stories_train.jsonl").read_text("utf-8")
+        for line in tales.split("\n"):
+            if line:
+                yield from json.loads(line)["sections"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise DataError(
+            f"Data folder {data.name} lacks clinc150 or fairytaleqa, or they are malformed; "
+            "see the data sets' own pages."
+        ) from None

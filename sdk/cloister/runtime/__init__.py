@@ -1,0 +1,1 @@
+"""Runs bundles: engines, conversations, sampling, and the worker process that holds them."""

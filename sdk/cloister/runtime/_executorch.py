@@ -1,0 +1,97 @@
+"""The only file that touches ExecuTorch's runtime.
+
+Imports the bindings directly: `executorch.runtime` and `portable_lib` bring torchao, the exporter
+and seconds of start-up along (executorch 1.4.1, `extension/pybindings/portable_lib.py`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cloister.errors import IncompatibleProgram
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ExecutorchProgram", "load", "runs_here"]
+
+_OPERATORS = (
+    "kernels/quantized/libquantized_ops_aot_lib.so",
+    "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
+)
+_BACKENDS = {"xnnpack": "XnnpackBackend"}
+
+
+@cache
+def _bindings() -> Any:  # noqa: ANN401  # a compiled module without types
+    from executorch.extension.pybindings import _portable_lib
+
+    spec = importlib.util.find_spec("executorch")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    root = Path(spec.submodule_search_locations[0])
+    for name in _OPERATORS:  # registers the kernels of embeddings, attention and KV updates
+        torch.ops.load_library(str(root / name))
+    return _portable_lib
+
+
+def runs_here(backend: str) -> bool:
+    """Whether a program for `backend` can be loaded."""
+    name = _BACKENDS.get(backend)
+    return name is not None and name in _bindings()._get_registered_backend_names()
+
+
+def load(path: Path, layers: int, *, threads: int | None = None) -> ExecutorchProgram:
+    """Load the program in `path`, from its file mapping, with the KV buffers of `layers` layers.
+
+    Raises:
+        IncompatibleProgram: this ExecuTorch cannot load it.
+    """
+    bindings = _bindings()
+    if threads is not None:
+        bindings._unsafe_reset_threadpool(threads)
+    try:
+        program = bindings._load_program(str(path))
+        return ExecutorchProgram(program, layers)
+    except RuntimeError as error:
+        raise IncompatibleProgram(
+            f"Program {path.name} of bundle {path.parent.name} cannot be loaded by this "
+            "ExecuTorch; export the bundle again with this release."
+        ) from error
+
+
+class ExecutorchProgram:
+    """A loaded program (see `cloister.runtime.program.Program`).
+
+    `score` is loaded at its first use: XNNPACK packs the weights again for it.
+    """
+
+    def __init__(self, program: Any, layers: int) -> None:  # noqa: ANN401  # untyped bindings
+        self._program, self._layers = program, layers
+        self._forward = program.load_method("forward")
+        self._score: Any = None
+
+    def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """Logits after the last token, int64[1, T] -> float32[1, V]."""
+        out: torch.Tensor = self._forward([tokens, torch.tensor([start])])[0]
+        return out
+
+    def score(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """Logits after every token, int64[1, T] -> float32[1, T, V]."""
+        if self._score is None:
+            self._score = self._program.load_method("score")
+        out: torch.Tensor = self._score([tokens, torch.tensor([start])])[0]
+        return out
+
+    def kv_buffers(self) -> Mapping[str, torch.Tensor]:
+        """Live views of the KV buffers by name, float32[1, C, G, D] each."""
+        names = (
+            f"layers.{layer}.attn.{side}_cache"
+            for layer in range(self._layers) for side in ("k", "v")
+        )
+        return {name: self._forward.get_attribute(name) for name in names}

@@ -1,0 +1,141 @@
+"""One conversation with an engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cloister.errors import ContextExceeded, SettingError
+from cloister.runtime.sampling import Sampler, Sampling
+from cloister.tokenizer import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cloister.runtime.engine import Engine
+
+__all__ = ["Session", "Stats", "Token"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token. Its repr does not show the text."""
+
+    id: int
+    text: str = field(repr=False)  # may be empty while a character is unfinished
+    logprob: float  # nats, under the model's own distribution
+    top: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+
+
+@dataclass
+class Stats:
+    """What the last answer took."""
+
+    prompt_tokens: int = 0
+    tokens: int = 0  # generated, the end token included
+    finish: str = ""  # end, length, context, stop
+    ttft_s: float = 0.0  # to the first token
+    decode_s: float = 0.0  # from the first token to the last
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Speed after the first token; None for fewer than two tokens."""
+        return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else None
+
+
+class Session:
+    """A conversation: what was said, and how to go on.
+
+    `stop` may be called from any thread; everything else from one at a time.
+    """
+
+    def __init__(self, engine: Engine, *, system: str | None = None) -> None:
+        self.engine = engine
+        self.messages: list[Message] = []
+        if system is not None:
+            self.messages.append(Message(role="system", content=system))
+        self.stats = Stats()
+        self._stop = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"Session({self.engine!r}, {len(self.messages)} messages)"
+
+    def stop(self) -> None:
+        """End the running answer within one token; what was generated stays."""
+        self._stop.set()
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        top: int = 0,
+    ) -> Iterator[Token]:
+        """Answer `prompt`, token by token; afterwards both belong to the conversation.
+
+        An iterator that is closed early keeps what it gave, as `stop` does.
+
+        Raises:
+            PromptError: empty, not Unicode, or longer than the context; nothing has changed.
+            SettingError: `max_tokens` below 1, or `top` out of range.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise SettingError(f"max_tokens is {max_tokens}; it must be at least 1.")
+        asked = [*self.messages, Message(role="user", content=prompt)]
+        engine = self.engine
+        ids = engine.tokenizer.encode_chat(asked)
+        if len(ids) >= engine.context:
+            raise ContextExceeded(
+                f"The prompt has {len(ids)} tokens and the context holds {engine.context}, one of "
+                "them for the answer; shorten it."
+            )
+        self._stop.clear()
+        return self._generate(asked, ids, max_tokens, Sampler(sampling or Sampling()), top)
+
+    def _generate(
+        self,
+        asked: list[Message],
+        ids: list[int],
+        max_tokens: int | None,
+        sampler: Sampler,
+        top: int,
+    ) -> Iterator[Token]:
+        engine, text = self.engine, self.engine.tokenizer.stream()
+        stats = self.stats = Stats(prompt_tokens=len(ids))
+        said: list[str] = []
+        began = time.perf_counter()
+        first = began
+        limit = max_tokens or engine.context
+        stats.finish = "stop"
+        try:
+            while True:
+                logits = engine.logits(ids, stopped=self._stop.is_set)
+                if logits is None:
+                    break
+                choice = sampler.choose(logits, ids[stats.prompt_tokens:], top=top)
+                ids.append(choice.id)
+                stats.tokens += 1
+                if stats.tokens == 1:
+                    first = time.perf_counter()
+                    stats.ttft_s = first - began
+                stats.decode_s = time.perf_counter() - first
+                ended = choice.id in engine.bundle.manifest.eos
+                last = ended or stats.tokens == limit or len(ids) == engine.context
+                piece = "" if ended else text.push(choice.id)
+                if last:
+                    piece += text.end()
+                    stats.finish = (
+                        "end" if ended else "length" if stats.tokens == limit else "context"
+                    )
+                said.append(piece)
+                yield Token(choice.id, piece, choice.logprob, choice.top)
+                if last:
+                    break
+        finally:
+            answer = "".join(said)
+            self.messages = asked
+            if answer:
+                self.messages = [*asked, Message(role="assistant", content=answer)]

@@ -1,0 +1,142 @@
+"""The worker: a process that holds a model and answers over a pipe.
+
+One JSON object a line. Requests: `load`, `ask`, `stop`, `forget`, `close`; each is answered by
+events that end with `done` or `error`. Requests are read on a thread of their own, so that `stop`
+arrives while an answer is being made. Nothing that was said is logged, and the runtime's own
+messages, which it writes to the standard error from C++, are kept away from people's terminals.
+
+Run as `python -m cloister.runtime.worker`; `client.py` is the other end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cloister.errors import CloisterError, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from cloister.runtime.engine import Engine
+    from cloister.runtime.session import Session
+
+__all__ = ["Service", "main"]
+
+
+@dataclass
+class Service:
+    """What the process holds: an engine, and the conversation with it."""
+
+    send: Callable[[dict[str, Any]], None]
+    engine: Engine | None = None
+    session: Session | None = None
+
+    def handle(self, request: dict[str, Any]) -> None:
+        """Answer one request with events; the last is `done` or `error`."""
+        try:
+            handlers = {"load": self.load, "ask": self.ask, "forget": self.forget}
+            handler = handlers.get(str(request.get("do")))
+            if handler is None:
+                raise WorkerError("The worker does not know that request; update both ends.")
+            self.send({"event": "done", **handler(request)})
+        except CloisterError as error:
+            self.send({"event": "error", "type": type(error).__name__, "message": str(error)})
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Load `bundle`."""
+        began = time.perf_counter()
+        from cloister.runtime.engine import Engine
+
+        self.engine = self.session = None  # their memory, before the new one takes its own
+        self.engine = Engine(request["bundle"], threads=request.get("threads"))
+        return {
+            "model_id": self.engine.model_id, "backend": self.engine.backend,
+            "context": self.engine.context, "load_s": time.perf_counter() - began, **_memory(),
+        }
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer `prompt` in the current conversation, or in a new one."""
+        from cloister.runtime.sampling import Sampling
+        from cloister.runtime.session import Session
+
+        if self.engine is None:
+            raise WorkerError("No bundle is loaded; load one first.")
+        sampling = Sampling(**request["sampling"])
+        # The session is made before the answer begins, so that `stop` finds it.
+        if self.session is None:
+            self.session = Session(self.engine, system=request.get("system"))
+        tokens = self.session.stream(
+            request["prompt"], max_tokens=request.get("max_tokens"), sampling=sampling,
+            top=request.get("top", 0),
+        )
+        for token in tokens:
+            self.send({
+                "event": "token", "id": token.id, "text": token.text, "logprob": token.logprob,
+                "top": token.top,
+            })
+        stats = self.session.stats
+        return {
+            "prompt_tokens": stats.prompt_tokens, "tokens": stats.tokens, "finish": stats.finish,
+            "ttft_s": stats.ttft_s, "decode_tokens_per_s": stats.decode_tokens_per_s,
+            "guard_tier": 0, **_memory(),
+        }
+
+    def forget(self, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """End the conversation; the next prompt begins a new one."""
+        self.session = None
+        return {}
+
+    def stop(self) -> None:
+        """End the running answer within one token; from any thread."""
+        session = self.session
+        if session is not None:
+            session.stop()
+
+
+def _memory() -> dict[str, Any]:
+    from cloister.runtime.memory import peak_bytes
+
+    return {"peak_rss_bytes": peak_bytes()}
+
+
+def main() -> None:
+    """Serve until the other end closes the pipe."""
+    # Only our own lines may reach the client: both descriptors are moved out of everybody's way.
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    if not os.environ.get("CLOISTER_DEBUG"):  # set by the client, on --debug only
+        os.dup2(silent, 2)
+    requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    service = Service(send=lambda event: _send(lines, event))
+    threading.Thread(target=_read, args=(requests, service), daemon=True).start()
+    while (request := requests.get()) is not None:
+        service.handle(request)
+
+
+def _read(requests: queue.SimpleQueue[dict[str, Any] | None], service: Service) -> None:
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        if request["do"] == "stop":
+            service.stop()
+        else:
+            requests.put(request)
+    service.stop()  # the other end is gone: so is the wish for an answer
+    requests.put(None)
+
+
+def _send(lines: TextIO, event: dict[str, Any]) -> None:
+    lines.write(json.dumps(event) + "\n")
+    lines.flush()
+
+
+if __name__ == "__main__":
+    main()
