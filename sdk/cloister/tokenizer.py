@@ -224,3 +224,8 @@ class TextStream:
 
 
 _LONGEST = 8  # held tokens; a character has at most 4 bytes, so at most 4 unfinished tokens
+
+
+def _refuse(reason: str)  -> NoReturn:
+    """What templates call `raise_exception`; the reason may quote a message and is dropped."""
+    raise jinja2.TemplateError

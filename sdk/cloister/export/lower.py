@@ -221,15 +221,24 @@ def _insert(program: ExportedProgram, payloads: dict[str, bytes]) -> None:
 
 
 def xnnpack(
-    decoder: Decoder, chunk: int, constants: dict[str, object]
+    decoder: Decoder,
+    chunk: int,
+    constants: dict[str, object],
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> ExecutorchProgramManager:
     """The program of a quantized `decoder`, for 1 to `chunk` tokens a call.
 
-    `constants` become methods without arguments, as the C++ runners read them.
+    `constants` become methods without arguments, as the C++ runners read them. `progress` is
+    called with the name of each stage (see `cloister.export.write.stages`).
     """
     config = EdgeCompileConfig(_check_ir_validity=False)
+    progress("pack")
     twin, delegates = _delegate(decoder, chunk)
-    score = to_edge({"score": trace(twin, chunk)}, compile_config=config).exported_program("score")
+    progress("trace")
+    traced = trace(twin, chunk)
+    progress("convert")
+    score = to_edge({"score": traced}, compile_config=config).exported_program("score")
+    progress("plan")
     methods = {"forward": _last_row(score), "score": score}
     for method in methods.values():
         _insert(method, delegates.payloads)
