@@ -78,8 +78,12 @@ def split(
 def _read_file(path: Path) -> list[Example]:
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise DataError(f"Data file {path.name} cannot be read as UTF-8; check it.") from None
+    except OSError as error:
+        raise DataError(
+            f"Data file {path.name} cannot be read ({error.strerror}); check the path."
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"Data file {path.name} is not UTF-8; convert it.") from None
     if path.suffix == ".jsonl":
         return [
             _record(line, path, number)

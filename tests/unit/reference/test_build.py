@@ -126,13 +126,13 @@ def test_one_command_gives_a_checkpoint_and_a_record_of_what_it_can_do(
 
 
 @pytest.mark.parametrize(("extra", "said"), [
-    (["--tiers", "femto"], "femto"), (["--steps", "0"], "steps is 0"), ([], "folder"),
+    (["--tiers", "femto"], "femto"), (["--steps", "0"], "steps is 0"), ([], "snips"),
 ])
 def test_wrong_usage_of_the_builder_ends_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], said: str
 ) -> None:
     out = tmp_path / "out"
-    given = ["--data", str(tmp_path / "folder"), "--out", str(out), *extra]
+    given = ["--data", str(tmp_path / "no"), "--out", str(out), *extra]
     assert build.main(given) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))

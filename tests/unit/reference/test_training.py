@@ -25,7 +25,7 @@ def fresh() -> Decoder:
     return decoder
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -38,12 +38,12 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_losses_and_weight
 
     def until_killed(*given: object) -> float:
         if next(steps, None) is None:
-            raise Killed
+            raise KilledError
         return learn(*given)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "_learn", until_killed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(fresh(), DATA, SCHEDULE, tmp_path / "cut")
     resumed = fresh()
     run = train(resumed, DATA, SCHEDULE, tmp_path / "cut")

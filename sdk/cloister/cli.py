@@ -1,0 +1,147 @@
+"""The command line: arguments in, one of `cloister.commands` called, errors as one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloister.errors import CloisterError, InvalidText
+from cloister.tiers import Scale, Tier
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command: 0, 1 with one sentence on a named error, 2 on wrong usage."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        if getattr(parsed, "prompt", None) is not None:
+            parsed.prompt = _prompt(parsed.prompt)
+        from cloister import commands
+
+        result = getattr(commands, parsed.command.replace("import", "import_"))(parsed)
+        if parsed.json:
+            print(json.dumps(result))  # noqa: T201
+    except CloisterError as error:
+        if parsed.debug:
+            raise
+        if parsed.json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))  # noqa: T201
+        print(f"cloister: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("cloister: stopped.", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _prompt(text: str) -> str:
+    """The prompt; `-` is the standard input, which process lists and histories do not show."""
+    try:
+        if text == "-":
+            return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        # Undecodable bytes of an argument arrive as surrogates.
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise InvalidText("The prompt is not valid UTF-8; convert it first.") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    common.add_argument("--debug", action="store_true", help="show tracebacks and library messages")
+    parser = argparse.ArgumentParser(
+        prog="cloister", description="Private language models on the device.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    demo = add("demo", "the whole way on the shipped family: quantize, export, run, compare")
+    demo.add_argument("-o", "--output", type=Path, help="keep the bundle that is made here")
+
+    tiers = add("tiers", "the ladder: parameters, sizes, memory, and what fits this machine")
+    tiers.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)
+    tiers.add_argument("--context", type=int, help="tokens (default: the shape's)")
+
+    importer = add("import", "read a Hugging Face directory into a checkpoint")
+    importer.add_argument("source", type=Path, metavar="HF_DIR")
+    _output(importer)
+    importer.add_argument("--name", help="of the model (default: the directory's)")
+
+    quantize = add("quantize", "quantize a checkpoint, and report every tensor")
+    quantize.add_argument("source", type=Path, metavar="CKPT")
+    quantize.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
+    _output(quantize)
+
+    export = add("export", "make a bundle of a quantized checkpoint, checked against it")
+    export.add_argument("source", type=Path, metavar="CKPT")
+    export.add_argument("--backend", default="xnnpack", help="(default: %(default)s)")
+    export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
+    export.add_argument("--random-weights", action="store_true",
+                        help="the weights were never trained: check the divergence only")
+    _output(export)
+
+    verify = add("verify", "prove a bundle: hashes, golden prompts, receipt")
+    verify.add_argument("bundle", metavar="BUNDLE")
+
+    run = add("run", "one answer, streamed")
+    run.add_argument("bundle", metavar="BUNDLE|TIER")
+    run.add_argument("prompt", metavar="PROMPT", help="text, or - for standard input")
+    run.add_argument("--logprobs", type=int, default=0, metavar="N",
+                     help="show each token's log-probability, and the N likeliest")
+    run.add_argument("--replay", type=Path, metavar="FILE",
+                     help="also write prompt and answer to FILE, in plain text, to replay")
+    _asking(run)
+
+    chat = add("chat", "a conversation, kept in memory until you leave")
+    chat.add_argument("bundle", metavar="BUNDLE|TIER")
+    _asking(chat)
+
+    compare = add("compare", "tiers side by side on one prompt, one at a time")
+    compare.add_argument("prompt", metavar="PROMPT", help="text, or - for standard input")
+    compare.add_argument("--tiers", help="comma-separated tiers or bundles (default: all there are)")
+    _asking(compare)
+
+    replay = add("replay", "run a replay file again and prove that the same tokens come")
+    replay.add_argument("bundle", metavar="BUNDLE|TIER")
+    replay.add_argument("file", type=Path, metavar="FILE")
+    replay.add_argument("--family", type=Path, metavar="DIR")
+
+    bench = add("bench", "speed and memory against the limits of this machine")
+    which = bench.add_mutually_exclusive_group(required=True)
+    which.add_argument("--shape", choices=list(Tier), type=Tier, help="a shape of the ladder")
+    which.add_argument("--bundle", type=Path, help="a bundle of yours")
+    bench.add_argument("--random", action="store_true",
+                       help="random weights, for --shape (the only kind there is)")
+    bench.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)
+    bench.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
+    return parser
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def _asking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system", help="system prompt; for the reference family, the task: call")
+    parser.add_argument("--family", type=Path, metavar="DIR", help="where TIER names bundles")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--seed", type=int)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What people see: tables, progress, and an answer as it comes. Everything goes to standard error
+but results."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cloister.runtime.memory import peak_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["bytes_text", "quiet", "stages", "table"]
+
+
+def bytes_text(size: float) -> str:
+    """A size for people, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.2f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on the standard output; numbers to the right."""
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for number, name in enumerate(columns):
+        grid.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        grid.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(grid)
+
+
+@contextmanager
+def quiet(debug: bool) -> Iterator[Console]:
+    """A console on the standard error, which libraries cannot write to meanwhile.
+
+    ExecuTorch's runtime writes there from C++ at every call; with `debug` it may.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    console = Console(file=os.fdopen(os.dup(kept), "w", encoding="utf-8"), width=100,
+                      force_terminal=sys.stderr.isatty())
+    if not debug:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 2)
+        os.close(silent)
+    try:
+        yield console
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def stages(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar over `total` stages: call it with the name of each as it begins."""
+    columns = (
+        SpinnerColumn(), TextColumn(title), BarColumn(bar_width=24),
+        TextColumn("{task.description:<24}"), TimeElapsedColumn(),
+        TextColumn("peak {task.fields[peak]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total, peak=bytes_text(peak_bytes()))
+        begun = 0
+
+        def begin(stage: str) -> None:
+            nonlocal begun
+            bar.update(
+                task, completed=begun, description=stage, peak=bytes_text(peak_bytes())
+            )
+            begun += 1
+
+        yield begin
+        bar.update(task, completed=total, description="done", peak=bytes_text(peak_bytes()))
