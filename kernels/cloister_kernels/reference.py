@@ -29,8 +29,9 @@ def fake_quantize_rows(x_MK: torch.Tensor) -> torch.Tensor:
 
 def dequantize(q_NK: torch.Tensor, scale_NC: torch.Tensor) -> torch.Tensor:
     """Weights of their integers and scales, int8[N, K] and [N, C] -> float32[N, K]."""
-    groups = q_NK.float().unflatten(-1, (scale_NC.shape[-1], -1))
-    return (groups * scale_NC.float().unsqueeze(-1)).flatten(-2)
+    rows, groups = scale_NC.shape
+    weights = q_NK.float().view(rows, groups, -1) * scale_NC.float().unsqueeze(-1)
+    return weights.view(rows, -1)
 
 
 def linear_8da(

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = add("compare", "tiers side by side on one prompt, one at a time")
     compare.add_argument("prompt", metavar="PROMPT", help="text, or - for standard input")
-    compare.add_argument("--tiers", help="comma-separated tiers or bundles (default: all there are)")
+    compare.add_argument("--tiers", help="comma-separated (default: all there are)")
     _asking(compare)
 
     replay = add("replay", "run a replay file again and prove that the same tokens come")

@@ -41,7 +41,8 @@ _EXPORT_STAGES = 8
 
 def tiers(args: Namespace) -> Record:
     """Print the ladder."""
-    here, rows = available_bytes(), []
+    here = available_bytes()
+    rows: list[Record] = []
     for tier, shape in ladder(args.size).shapes.items():
         context = shape.context if args.context is None else args.context
         if context < 1:
@@ -62,7 +63,8 @@ def tiers(args: Namespace) -> Record:
             [(
                 row["tier"], _count(row["parameters"]), display.bytes_text(row["four_bit_bytes"]),
                 display.bytes_text(row["kv_bytes_per_token"]), str(row["context"]),
-                display.bytes_text(row["memory_bytes"]), "yes" if row["fits_this_machine"] else "no",
+                display.bytes_text(row["memory_bytes"]),
+                "yes" if row["fits_this_machine"] else "no",
                 f"{row['fits'][0]} and up" if row["fits"] else "a server",
             ) for row in rows],
         )
@@ -355,7 +357,7 @@ def _quantize(
 
 
 def _export(
-    source: Checkpoint, out: Path, console: Console, **options: Any  # noqa: ANN401
+    source: Checkpoint, out: Path, console: Console, **options: Any
 ) -> Record:
     from cloister import pipeline
 

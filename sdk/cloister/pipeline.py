@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -112,7 +112,7 @@ def export(
     return Bundle.open(out), divergence
 
 
-def verify(path: str | Path, settings: Settings) -> dict[str, object]:
+def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
     """Prove a bundle: every hash, and every golden prompt on this machine.
 
     Raises:

@@ -48,7 +48,7 @@ class Tokenizer:
             extensions=["jinja2.ext.loopcontrols"],
         )
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)  # noqa: DTZ005  # templates mean local time
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)  # templates mean local time
         environment.filters["tojson"] = lambda value, **kw: json.dumps(
             value, ensure_ascii=False, **kw
         )
@@ -226,6 +226,6 @@ class TextStream:
 _LONGEST = 8  # held tokens; a character has at most 4 bytes, so at most 4 unfinished tokens
 
 
-def _refuse(reason: str)  -> NoReturn:
+def _refuse(_reason: str)  -> NoReturn:
     """What templates call `raise_exception`; the reason may quote a message and is dropped."""
     raise jinja2.TemplateError

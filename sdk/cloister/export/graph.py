@@ -6,7 +6,7 @@ Shapes: T new positions, C context, H query heads, G KV heads, D head size, V vo
 from __future__ import annotations
 
 from collections.abc import Sequence  # noqa: TC003  # torch reads the annotations below
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,7 +31,7 @@ def _delegate(x: torch.Tensor, name: str, sizes: Sequence[int]) -> list[torch.Te
 
 
 @_delegate.register_fake
-def _(x: torch.Tensor, name: str, sizes: Sequence[int]) -> list[torch.Tensor]:
+def _(x: torch.Tensor, name: str, sizes: Sequence[int]) -> list[torch.Tensor]:  # noqa: ARG001
     return [x.new_empty(*x.shape[:-1], size) for size in sizes]
 
 
@@ -62,6 +62,12 @@ class LayerCache(nn.Module):
         self.register_buffer("v_cache", torch.zeros(size))
 
 
+class _LayerState(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attn = LayerCache(config)
+
+
 class Program(nn.Module):
     """What both methods share: the decoder, and the KV buffers of every layer."""
 
@@ -69,13 +75,12 @@ class Program(nn.Module):
         super().__init__()
         self.decoder = decoder
         self.config = decoder.config
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"attn": LayerCache(self.config)}) for _ in decoder.layers
-        )
+        # Named like the decoder's own modules: layers.0.attn.k_cache.
+        self.layers = nn.ModuleList(_LayerState(self.config) for _ in decoder.layers)
 
     def rows(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
         """Hidden rows of the new tokens, float32[1, T, hidden]."""
-        start = start_pos[0].item()
+        start: Any = start_pos[0].item()  # a symbol while it is traced
         torch._check(start >= 0)
         torch._check(start + tokens.shape[1] <= self.config.shape.context)
         return self.decoder.hidden(tokens, start, _Attend(self, start))
@@ -91,8 +96,8 @@ class _Attend:
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
         config, start = self.program.config, self.start
-        cache = self.program.layers[layer]["attn"]
-        k_cache, v_cache = cache.k_cache, cache.v_cache
+        state: Any = self.program.layers[layer]
+        k_cache, v_cache = state.attn.k_cache, state.attn.v_cache
         torch.ops.llama.update_cache(k_BTGD, k_cache, start)
         torch.ops.llama.update_cache(v_BTGD, v_cache, start)
         window, softcap = config.window_of(layer), config.attention_softcap
@@ -111,16 +116,19 @@ class _Attend:
             )
             return out
         # The kernel has no soft-capping: plain products, one KV head's queries at a time.
-        q = q_BTHD.transpose(1, 2).unflatten(1, (config.shape.kv_heads, -1))
+        shape = config.shape
+        q = q_BTHD.transpose(1, 2).reshape(1, shape.kv_heads, -1, q_BTHD.shape[1], shape.head_size)
         k, v = (x.transpose(1, 2).unsqueeze(2) for x in (k_cache, v_cache))
         scores = softcap * torch.tanh(q @ k.transpose(3, 4) * (scale / softcap)) + mask
-        return (scores.softmax(dim=-1) @ v).flatten(1, 2).transpose(1, 2)
+        out = scores.softmax(dim=-1) @ v
+        return out.flatten(1, 2).transpose(1, 2)
 
 
 class _Score(Program):
     def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
         """Logits after every token, [1, T, V]."""
-        return self.decoder.logits(self.rows(tokens, start_pos))
+        logits: torch.Tensor = self.decoder.logits(self.rows(tokens, start_pos))
+        return logits
 
 
 def trace(decoder: Decoder, chunk: int) -> ExportedProgram:

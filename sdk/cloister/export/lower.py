@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 # Defines quantized_decomposed::embedding_byte and ::embedding_4bit.
-import executorch.exir.passes._quant_patterns_and_replacements
-from cloister_kernels import reference
+import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401
+import torch
 from executorch.exir import (
     EdgeCompileConfig,
     EdgeProgramManager,
@@ -31,15 +29,17 @@ from cloister.export.graph import Delegated, trace
 from cloister.export.subgraph import Subgraph
 from cloister.model.config import Activation
 from cloister.model.transformer import Decoder
+from cloister_kernels import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloister.export.subgraph import Value
-    from cloister.model.quantized import QuantizedEmbedding, QuantizedLinear
-    from cloister.model.transformer import Block, RMSNorm
     from executorch.exir import ExecutorchProgramManager
     from torch.fx import Node
+
+    from cloister.export.subgraph import Value
+    from cloister.model.quantized import QuantizedEmbedding
+    from cloister.model.transformer import RMSNorm
 
 __all__ = ["xnnpack"]
 
@@ -56,14 +56,12 @@ class _Embedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64[1, T] -> float32[1, T, D]."""
-        ops = torch.ops.quantized_decomposed
-        if self.bits == 4:
-            return ops.embedding_4bit.dtype(
-                self.q, self.scale, None, -8, 7, tokens, dtype=torch.float32
-            )
-        return ops.embedding_byte.dtype(
-            self.q, self.scale, None, -128, 127, tokens, dtype=torch.float32
+        ops, half = torch.ops.quantized_decomposed, 2 ** (self.bits - 1)
+        lookup = ops.embedding_4bit.dtype if self.bits == 4 else ops.embedding_byte.dtype
+        rows: torch.Tensor = lookup(
+            self.q, self.scale, None, -half, half - 1, tokens, dtype=torch.float32
         )
+        return rows
 
 
 class _Delegates:
@@ -90,7 +88,8 @@ def _weight(norm: RMSNorm) -> torch.Tensor:
     return norm.weight + 1.0 if norm.offset else norm.weight
 
 
-def _delegate_block(delegates: _Delegates, block: Block, twin: Block, name: str) -> None:
+# Modules are replaced by others of the same signature, which nn.Module's typing cannot say: `Any`.
+def _delegate_block(delegates: _Delegates, block: Any, twin: Any, name: str) -> None:
     """Give `twin` three delegates for what `block` computes outside attention."""
     attn, mlp = block.attn, block.mlp
     hidden = attn.qkv.q.in_features
@@ -131,10 +130,10 @@ def _delegate(decoder: Decoder, chunk: int) -> tuple[Decoder, _Delegates]:
     """A decoder that calls delegates where `decoder` has matrices, and the delegates."""
     delegates = _Delegates(chunk)
     with torch.device("meta"):  # every parameter is replaced
-        twin = Decoder(decoder.config)
+        twin: Any = Decoder(decoder.config)
     for number, block in enumerate(decoder.layers):
         _delegate_block(delegates, block, twin.layers[number], f"layers.{number}")
-    head: QuantizedLinear = decoder.head
+    head: Any = decoder.head
     norm = decoder.norm
 
     def logits(g: Subgraph, x: Value) -> list[Value]:
@@ -143,7 +142,8 @@ def _delegate(decoder: Decoder, chunk: int) -> tuple[Decoder, _Delegates]:
 
     twin.head = delegates("head", head.in_features, logits)
     twin.norm = nn.Identity()
-    twin.embed = _Embedding(decoder.embed)
+    embed: Any = decoder.embed
+    twin.embed = _Embedding(embed)
     return twin, delegates
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from cloister_kernels import reference
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
     CONSTANT_TENSOR_ALIGNMENT,
@@ -28,11 +27,14 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
     XNN_VALUE_FLAG_EXTERNAL_OUTPUT,
 )
 
+from cloister_kernels import reference
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloister.model.quantized import QuantizedLinear
     from executorch.exir._serialize._named_data_store import NamedDataStore
+
+    from cloister.model.quantized import QuantizedLinear
 
 __all__ = ["Subgraph", "Value"]
 

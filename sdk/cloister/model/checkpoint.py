@@ -39,6 +39,7 @@ from cloister.model.transformer import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from io import BufferedWriter
     from types import TracebackType
 
 __all__ = [
@@ -378,7 +379,7 @@ class CheckpointWriter:
                 "are free; make room or name another disk."
             )
         self._directory = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=parent))
-        self._file = None
+        self._file: BufferedWriter | None = None
         return self
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
@@ -392,7 +393,8 @@ class CheckpointWriter:
                 if names[0] == name:
                     self._begin(file, names)
             data = tensor.detach().to(dtype).contiguous().flatten()
-            self._file.write(memoryview(data.view(torch.uint8).numpy()))
+            assert self._file is not None
+            self._file.write(data.view(torch.uint8).numpy().data)
         except OSError as error:
             raise _disk_error(error, self.path) from error
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from cloister_kernels import reference
 from torch import nn
+
+from cloister_kernels import reference
 
 if TYPE_CHECKING:
     from cloister.model.recipe import Recipe, Scheme
@@ -69,7 +70,9 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64[...] -> float32[..., D]."""
-        return reference.dequantize(self.weight.q[tokens], self.weight.scale[tokens])
+        flat = tokens.flatten()
+        rows = reference.dequantize(self.weight.q[flat], self.weight.scale[flat])
+        return rows.view(*tokens.shape, -1)
 
 
 def swap(decoder: Decoder, recipe: Recipe) -> None:

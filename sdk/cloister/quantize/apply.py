@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -72,11 +72,12 @@ def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor,
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     quantize_(layer, Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4 if scheme.bits == 4 else torch.int8,
+        weight_dtype=getattr(torch, f"int{scheme.bits}"),
         weight_granularity=PerAxis(0) if scheme.group is None else PerGroup(scheme.group),
         weight_scale_dtype=scale_dtype(scheme),
     ))
-    return layer.weight.qdata, layer.weight.scale
+    quantized: Any = layer.weight  # torchao's tensor
+    return quantized.qdata, quantized.scale
 
 
 def quantize(

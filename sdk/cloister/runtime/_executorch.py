@@ -28,7 +28,7 @@ _BACKENDS = {"xnnpack": "XnnpackBackend"}
 
 
 @cache
-def _bindings() -> Any:  # noqa: ANN401  # a compiled module without types
+def _bindings() -> Any:  # a compiled module without types
     from executorch.extension.pybindings import _portable_lib
 
     spec = importlib.util.find_spec("executorch")
@@ -71,7 +71,7 @@ class ExecutorchProgram:
     `score` is loaded at its first use: XNNPACK packs the weights again for it.
     """
 
-    def __init__(self, program: Any, layers: int) -> None:  # noqa: ANN401  # untyped bindings
+    def __init__(self, program: Any, layers: int) -> None:  # untyped bindings
         self._program, self._layers = program, layers
         self._forward = program.load_method("forward")
         self._score: Any = None

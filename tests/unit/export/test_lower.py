@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from cloister.export.lower import xnnpack
 from cloister.model.cache import KVCache
 from cloister.model.config import Activation, ModelConfig, RopeScaling

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cloister_kernels import reference
 from torch import nn
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
 from torchao.quantization.granularity import PerAxis, PerGroup
+
+from cloister_kernels import reference
 
 
 @pytest.mark.parametrize("bits", [4, 8])

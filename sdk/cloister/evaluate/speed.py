@@ -1,0 +1,110 @@
+"""Speed and memory of a bundle on this machine, measured in a process of its own.
+
+Run as `python -m cloister.evaluate.speed BUNDLE`: one JSON object on the standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from cloister.bundle import Bundle
+from cloister.runtime import _executorch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloister.manifest import Manifest
+    from cloister.runtime.program import Program
+
+__all__ = ["bandwidth", "measure", "read_bytes"]
+
+PREFILLS = (128, 512)  # tokens
+POSITIONS = (0, 100, 1000, 1900)  # tokens already read
+STEPS = 16  # decode steps a position, of which the median counts
+
+
+def bandwidth() -> float:
+    """Bytes a second that reading memory reaches here: the best of five sums over 1 GiB."""
+    block = torch.ones(2**28)
+    block.sum()
+    return block.nbytes / min(_timed(lambda: block.sum()) for _ in range(5))
+
+
+def read_bytes(manifest: Manifest, position: int) -> int:
+    """Bytes that decoding one token at `position` reads: weights, and the keys and values so far.
+
+    Of the embedding it reads one row.
+    """
+    shape = manifest.shape
+    embedding = shape.vocab_size * shape.hidden_size * (5 if "-e4" in manifest.recipe else 8) // 8
+    return manifest.weight_bytes - embedding + position * shape.kv_bytes_per_token()
+
+
+def measure(path: Path) -> dict[str, object]:
+    """Load time, memory, prefill and decode speed of the bundle in `path`.
+
+    Decode speed at a position is the median of 16 steps after filling the cache that far; prefill
+    the median of 3. Memory is read after all of them.
+    """
+    manifest = Bundle.open(path).manifest
+    file = path / manifest.programs[0].file
+    began = time.perf_counter()
+    program = _executorch.load(file, manifest.shape.layers)
+    load_s = time.perf_counter() - began
+    first_s = _timed(lambda: _feed(program, manifest, 0, 1))
+    prefill = {
+        str(length): length / statistics.median(
+            _timed(partial(_feed, program, manifest, 0, length)) for _ in range(3)
+        )
+        for length in PREFILLS if length <= manifest.context
+    }
+    limit, decode, fraction = bandwidth(), {}, {}
+    filled = 0
+    for position in POSITIONS:
+        if position + STEPS > manifest.context:
+            continue
+        _feed(program, manifest, filled, position)
+        filled = position
+        step_s = statistics.median(
+            _timed(partial(_feed, program, manifest, position + step, position + step + 1))
+            for step in range(STEPS)
+        )
+        decode[str(position)] = 1 / step_s
+        fraction[str(position)] = read_bytes(manifest, position) / step_s / limit
+    memory = psutil.Process().memory_info()
+    return {
+        "backend": manifest.programs[0].backend,
+        "load_s": load_s,
+        "first_token_s": first_s,
+        "rss_bytes": memory.rss,
+        "anon_bytes": memory.rss - memory.shared,
+        "prefill_tokens_per_s": prefill,
+        "decode_tokens_per_s": decode,
+        "bandwidth_bytes_per_s": limit,
+        "fraction_of_limit": fraction,
+    }
+
+
+def _feed(program: Program, manifest: Manifest, begin: int, end: int) -> None:
+    for start in range(begin, end, manifest.prefill_chunk):
+        tokens = torch.ones(1, min(manifest.prefill_chunk, end - start), dtype=torch.int64)
+        program.forward(tokens, start)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]))))  # noqa: T201
