@@ -31,10 +31,11 @@ from cloister.errors import (
     OutputExists,
 )
 from cloister.manifest import LIMIT_BYTES, FileEntry, Manifest, ProgramEntry
-from cloister.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from cloister.settings import Settings
 
 __all__ = ["Bundle", "Golden", "finish", "write_golden", "writer"]
 

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("source", type=Path, metavar="HF_DIR")
     _output(importer)
     importer.add_argument("--name", help="of the model (default: the directory's)")
+    importer.add_argument("--context", type=int, help="shorten the context to this many tokens")
 
     quantize = add("quantize", "quantize a checkpoint, and report every tensor")
     quantize.add_argument("source", type=Path, metavar="CKPT")

@@ -77,7 +77,7 @@ def import_(args: Namespace) -> Record:
 
     with display.quiet(args.debug) as console, console.status("importing"):
         checkpoint = import_huggingface(
-            args.source, args.output, name=args.name, replace=args.force
+            args.source, args.output, name=args.name, context=args.context, replace=args.force
         )
     shape = checkpoint.metadata.config.shape
     if not args.json:

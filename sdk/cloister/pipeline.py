@@ -16,7 +16,6 @@ from cloister.evaluate.divergence import Divergence, compare
 from cloister.export import write
 from cloister.manifest import FORMAT, Manifest, ProgramEntry
 from cloister.model.cache import KVCache
-from cloister.model.checkpoint import Checkpoint
 from cloister.runtime import _executorch
 from cloister.runtime.engine import Engine
 from cloister.tokenizer import Message, Tokenizer
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from cloister.model.checkpoint import Checkpoint
     from cloister.model.transformer import Decoder
     from cloister.runtime.program import Program
     from cloister.settings import Settings

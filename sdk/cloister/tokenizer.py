@@ -48,7 +48,7 @@ class Tokenizer:
             extensions=["jinja2.ext.loopcontrols"],
         )
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)  # templates mean local time
+        environment.globals["strftime_now"] = _now
         environment.filters["tojson"] = lambda value, **kw: json.dumps(
             value, ensure_ascii=False, **kw
         )
@@ -229,3 +229,8 @@ _LONGEST = 8  # held tokens; a character has at most 4 bytes, so at most 4 unfin
 def _refuse(_reason: str)  -> NoReturn:
     """What templates call `raise_exception`; the reason may quote a message and is dropped."""
     raise jinja2.TemplateError
+
+
+def _now(form: str) -> str:
+    """What templates call `strftime_now`: the local time, as they mean it."""
+    return datetime.datetime.now().strftime(form)

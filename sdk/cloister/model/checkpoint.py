@@ -348,7 +348,7 @@ class CheckpointWriter:
         metadata: Metadata,
         tensors: Plan,
         tokenizer: Path,
-        template: Path | None,
+        template: Path | str | None,  # a file, or the template itself
         replace: bool = False,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
@@ -446,7 +446,9 @@ class CheckpointWriter:
             )
         shutil.copyfile(self._tokenizer, directory / "tokenizer.json")
         if self._template is not None:
-            shutil.copyfile(self._template, directory / "chat_template.jinja")
+            text = self._template
+            text = text.read_text("utf-8") if isinstance(text, Path) else text
+            (directory / "chat_template.jinja").write_text(text, "utf-8")
         (directory / "config.json").write_text(self._metadata.to_json(), "utf-8")
         directory.chmod(0o755)
         if self.replace and self.path.exists():
