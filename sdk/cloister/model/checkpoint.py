@@ -86,33 +86,29 @@ class Metadata:
         return json.dumps(record, indent=1, sort_keys=True) + "\n"
 
 
-def expected_tensors(config: ModelConfig, recipe: str | None) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that a decoder of `config` has, by name, in order."""
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a plain decoder of `config`, by name, in order."""
     with torch.device("meta"):
         decoder = Decoder(config)
-    if recipe is not None:
-        swap(decoder, Recipe.parse(recipe))
     shapes = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     if config.shape.tied:
-        shapes.pop("head.weight", None)
+        del shapes["head.weight"]
     return shapes
 
 
 def plan(config: ModelConfig, recipe: str | None, dtype: torch.dtype = torch.float32) -> Plan:
-    """What a checkpoint of `config` holds, its plain matrices in `dtype`."""
-    chosen = None if recipe is None else Recipe.parse(recipe)
-    result: Plan = {}
-    for name, shape in expected_tensors(config, recipe).items():
-        kind = dtype
-        if chosen is not None:
-            kind = torch.float32
-            if name.endswith(".q"):
-                kind = torch.int8
-            elif name.endswith(".scale"):
-                scheme = chosen.scheme_of(name.removesuffix(".scale"))
-                assert scheme is not None, name
-                kind = scale_dtype(scheme)
-        result[name] = kind, shape
+    """What a checkpoint of `config` holds, in order; without a recipe, all of it in `dtype`."""
+    shapes = expected_tensors(config)
+    if recipe is None:
+        return {name: (dtype, shape) for name, shape in shapes.items()}
+    chosen, result = Recipe.parse(recipe), Plan()
+    for name, shape in shapes.items():
+        scheme = chosen.scheme_of(name)
+        if scheme is None:
+            result[name] = torch.float32, shape
+        else:
+            result[f"{name}.q"] = torch.int8, shape
+            result[f"{name}.scale"] = scale_dtype(scheme), (shape[0], scheme.groups(shape[1]))
     return result
 
 

@@ -298,7 +298,7 @@ def import_huggingface(
     ours = {_rename(key, gemma=config.post_norms, source=source): key for key in where}
     if config.shape.tied and "head.weight" in ours:
         _check_tied(where, ours, source)
-    wanted = expected_tensors(config, None)
+    wanted = expected_tensors(config)
     tensors: Plan = {}
     for tensor, shape in wanted.items():
         key = ours.pop(tensor, None)

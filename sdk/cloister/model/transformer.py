@@ -185,7 +185,7 @@ class Decoder(nn.Module):
                 self.register_buffer("local_sin", sin, persistent=False)
 
     def initialize(self, seed: int) -> None:
-        """Random weights to train from: normal, std 0.02, residual outputs scaled by depth."""
+        """Weights to train from: normal, std 0.02, residual outputs scaled by depth; no biases."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith(("attn.o.weight", "mlp.down.weight")):
@@ -194,6 +194,8 @@ class Decoder(nn.Module):
                 )
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(self, tokens_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Logits after each token, int64[B, T] -> [B, T, V].

@@ -105,7 +105,7 @@ def quantize(
             "start from the checkpoint it was made from."
         )
     config = replace(metadata.config, shape=replace(metadata.config.shape, tied=False))
-    plain = expected_tensors(config, None)
+    plain = expected_tensors(config)
     _check_groups(plain, recipe)
     rows = []
     with CheckpointWriter(

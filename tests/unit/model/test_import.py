@@ -1,0 +1,202 @@
+"""What an import does not understand, it refuses by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+
+from cloister.errors import (
+    CheckpointError,
+    NonFiniteTensor,
+    SettingError,
+    TensorMismatch,
+    UnsupportedArchitecture,
+    UnsupportedFeature,
+    VocabularyMismatch,
+)
+from cloister.model.huggingface import import_huggingface, read_config
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 50,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+    "hidden_act": "silu", "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+    "rope_theta": 10000.0, "torch_dtype": "bfloat16",
+}
+
+
+def write(directory: Path, **changes: Any) -> Path:
+    """A tiny Llama in the layout of the Hub, written by hand."""
+    directory.mkdir(exist_ok=True)
+    config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not ...}
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(50, 32), "model.norm.weight": torch.ones(32),
+        "lm_head.weight": torch.randn(50, 32),
+    }
+    for layer in range(2):
+        prefix = f"model.layers.{layer}."
+        for name, shape in (
+            ("self_attn.q_proj", (32, 32)), ("self_attn.k_proj", (16, 32)),
+            ("self_attn.v_proj", (16, 32)), ("self_attn.o_proj", (32, 32)),
+            ("mlp.gate_proj", (64, 32)), ("mlp.up_proj", (64, 32)), ("mlp.down_proj", (32, 64)),
+            ("input_layernorm", (32,)), ("post_attention_layernorm", (32,)),
+        ):
+            tensors[f"{prefix}{name}.weight"] = torch.randn(shape).bfloat16()
+    save_file(tensors, directory / "model.safetensors")
+    Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0")).save(
+        str(directory / "tokenizer.json")
+    )
+    return directory
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "hub")
+
+
+def change(directory: Path, edit: Any) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def test_an_import_keeps_types_template_and_special_tokens(source: Path, tmp_path: Path) -> None:
+    (source / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (source / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    checkpoint = import_huggingface(source, tmp_path / "out", context=64)
+    assert checkpoint.tensor("layers.0.mlp.up.weight").dtype is torch.bfloat16
+    assert checkpoint.tensor("embed.weight").dtype is torch.float32
+    assert checkpoint.metadata.eos == (2, 7)
+    assert checkpoint.metadata.bos == 1
+    assert checkpoint.metadata.config.shape.context == 64
+    assert checkpoint.template_path is not None
+    assert checkpoint.template_path.read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize("name", ["MambaForCausalLM", "Gemma3ForConditionalGeneration", None])
+def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path, name: str | None) -> None:
+    source = write(tmp_path / "hub", architectures=[name] if name else ...)
+    with pytest.raises(UnsupportedArchitecture, match=name or "unnamed"):
+        import_huggingface(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"hidden_act": "relu"}, "relu"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale"),
+    ({"surprising_switch": 3}, "surprising_switch"),
+    ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+])
+def test_an_unknown_feature_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(UnsupportedFeature, match=match):
+        import_huggingface(write(tmp_path / "hub", **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"hidden_size": ...}, "hidden_size"), ({"vocab_size": "50"}, "vocab_size"),
+    ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
+])
+def test_a_field_that_is_missing_or_of_the_wrong_type_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        import_huggingface(write(tmp_path / "hub", **changes), tmp_path / "out")
+
+
+def test_both_spellings_of_rotary_scaling_are_one(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    old = read_config(write(tmp_path / "old", rope_scaling=scaling, rope_theta=5e5))
+    new = read_config(write(
+        tmp_path / "new", rope_theta=..., rope_parameters={**scaling, "rope_theta": 5e5}
+    ))
+    assert old == new
+    assert old.rope_scaling is not None
+
+
+@pytest.mark.parametrize(("edit", "match"), [
+    (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"layers\.1\.mlp\.up"),
+    (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}), "q_proj.bias"),
+    (lambda t: t.update({"surprise": torch.zeros(1)}), "surprise"),
+    (lambda t: t.update({"model.layers.2.input_layernorm.weight": torch.ones(32)}), r"layers\.2"),
+    (lambda t: t.update({"model.norm.weight": torch.ones(31)}), r"norm"),
+    (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int64)}), r"I64"),
+])
+def test_a_tensor_that_is_missing_extra_or_odd_is_refused_by_name(
+    source: Path, tmp_path: Path, edit: Any, match: str
+) -> None:
+    change(source, edit)
+    with pytest.raises(TensorMismatch, match=match):
+        import_huggingface(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tensor_that_is_not_finite_is_refused_and_nothing_is_left(
+    source: Path, tmp_path: Path
+) -> None:
+    change(source, lambda t: t["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(NonFiniteTensor, match=r"model\.norm"):
+        import_huggingface(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
+
+
+def test_a_shared_matrix_may_be_stored_twice_if_it_is_the_same(tmp_path: Path) -> None:
+    source = write(tmp_path / "hub", tie_word_embeddings=True)
+    with pytest.raises(TensorMismatch, match="differ"):
+        import_huggingface(source, tmp_path / "out")
+    change(source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert import_huggingface(source, tmp_path / "out").metadata.config.shape.tied
+
+
+def test_pickled_weights_are_never_read(source: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors").unlink()
+    torch.save({"x": torch.zeros(1)}, source / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        import_huggingface(source, tmp_path / "out")
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(
+    source: Path, tmp_path: Path
+) -> None:
+    Tokenizer(models.WordLevel({f"w{i}": i for i in range(60)}, unk_token="w0")).save(
+        str(source / "tokenizer.json")
+    )
+    with pytest.raises(VocabularyMismatch, match=r"59.*50"):
+        import_huggingface(source, tmp_path / "out")
+
+
+def test_a_missing_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        import_huggingface(source, tmp_path / "out")
+
+
+def test_an_index_that_leaves_the_directory_is_refused(source: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"model.norm.weight": "../other.safetensors"}})
+    )
+    with pytest.raises(CheckpointError, match="index"):
+        import_huggingface(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("context", [0, 129])
+def test_a_context_that_the_model_does_not_have_is_refused(
+    source: Path, tmp_path: Path, context: int
+) -> None:
+    with pytest.raises(SettingError, match="128"):
+        import_huggingface(source, tmp_path / "out", context=context)

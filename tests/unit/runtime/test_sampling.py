@@ -1,0 +1,96 @@
+"""The next token is drawn as the settings say, and the same seed draws the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cloister.errors import SettingError
+from cloister.runtime.sampling import Sampler, Sampling
+
+
+def draws(sampling: Sampling, logits: list[float], n: int = 400) -> set[int]:
+    sampler, row = Sampler(sampling), torch.tensor(logits)
+    return {sampler.choose(row, []).id for _ in range(n)}
+
+
+def test_greedy_takes_the_best_and_of_equal_ones_the_lowest_id() -> None:
+    assert Sampler(Sampling()).choose(torch.tensor([0.0, 2.0, 2.0, 1.0]), []).id == 1
+
+
+def test_every_likely_token_is_drawn_and_no_impossible_one() -> None:
+    assert draws(Sampling(temperature=1.0, seed=1), [0.0, 0.0, 0.0, float("-inf")]) == {0, 1, 2}
+
+
+def test_draws_follow_the_probabilities() -> None:
+    sampler = Sampler(Sampling(temperature=1.0, seed=2))
+    row = torch.tensor([0.7, 0.2, 0.1]).log()
+    counts = [0, 0, 0]
+    for _ in range(4000):
+        counts[sampler.choose(row, []).id] += 1
+    assert abs(counts[0] / 4000 - 0.7) < 0.04
+    assert abs(counts[2] / 4000 - 0.1) < 0.03
+
+
+def test_top_k_keeps_the_k_best() -> None:
+    assert draws(Sampling(temperature=1.0, top_k=2, seed=3), [1.0, 3.0, 2.0, 0.0]) == {1, 2}
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    row = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
+    assert draws(Sampling(temperature=1.0, top_p=0.75, seed=4), row) == {0, 1}
+    assert draws(Sampling(temperature=1.0, top_p=0.01, seed=4), row) == {0}
+
+
+def test_min_p_keeps_what_has_that_share_of_the_best() -> None:
+    row = torch.tensor([0.6, 0.3, 0.1]).log().tolist()
+    assert draws(Sampling(temperature=1.0, min_p=0.4, seed=5), row) == {0, 1}
+
+
+def test_a_low_temperature_sharpens() -> None:
+    assert draws(Sampling(temperature=0.01, seed=6), [1.0, 0.5, 0.0]) == {0}
+
+
+def test_the_penalty_turns_away_from_what_was_said() -> None:
+    sampler = Sampler(Sampling(repetition_penalty=2.0))
+    assert sampler.choose(torch.tensor([3.0, 2.0]), [0]).id == 1
+    assert sampler.choose(torch.tensor([-1.0, -1.5]), [0]).id == 1
+    assert sampler.choose(torch.tensor([3.0, 2.0]), []).id == 0
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    row = torch.tensor([0.5, 0.3, 0.2]).log()
+    choice = Sampler(Sampling(temperature=5.0, top_k=1, seed=1)).choose(row, [], top=2)
+    assert choice.logprob == pytest.approx(float(row[0]), abs=1e-6)
+    assert [id_ for id_, _ in choice.top] == [0, 1]
+    assert choice.top[1][1] == pytest.approx(float(row[1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [
+    {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")},
+    {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 1.0}, {"min_p": -0.1},
+    {"repetition_penalty": 0.0}, {"seed": -1},
+])
+def test_a_value_out_of_bounds_is_refused_by_name(bad: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=next(iter(bad))):
+        Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_more_alternatives_than_tokens_are_refused() -> None:
+    with pytest.raises(SettingError, match="top"):
+        Sampler(Sampling()).choose(torch.zeros(3), [], top=4)
+
+
+def test_the_same_seed_draws_the_same_in_another_process() -> None:
+    code = (
+        "import torch; from cloister.runtime.sampling import *;"
+        "s = Sampler(Sampling(temperature=1.0, top_p=0.9, seed=11));"
+        "r = torch.randn(500, generator=torch.Generator().manual_seed(3));"
+        "print([s.choose(r, []).id for _ in range(50)])"
+    )
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True,
+                           env={"PYTHONPATH": ":".join(sys.path)}).stdout for _ in range(2)}
+    assert len(runs) == 1

@@ -1,0 +1,305 @@
+"""A bundle is what its manifest says, or it is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cloister import bundle as bundles
+from cloister.bundle import Bundle
+from cloister.errors import (
+    BundleCorrupt,
+    BundleError,
+    BundleVersionError,
+    CloisterError,
+    IncompatibleProgram,
+    ManifestInvalid,
+    NotEnoughDisk,
+    OutputExists,
+)
+from cloister.manifest import Manifest
+from cloister.settings import Settings
+
+FILES = (
+    "program.xnnpack.pte", "tokenizer.json", "chat_template.jinja", "receipt.json", "golden.jsonl",
+)
+
+
+def edit(bundle: Bundle, change: dict[str, Any]) -> None:
+    path = bundle.path / "manifest.json"
+    record = json.loads(path.read_text())
+    record.update(change)
+    path.write_text(json.dumps(record))
+
+
+def test_reading_what_was_written_gives_the_same_bundle(bundle: Bundle) -> None:
+    bundle.verify()
+    again = Bundle.open(bundle.path)
+    assert again.manifest == bundle.manifest
+    assert again.golden()[0].tokens == (5, 6)
+    assert again.receipt() == {"weights": {}}
+    assert Manifest.from_json(bundle.manifest.to_json().encode()) == bundle.manifest
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_refused(bundle: Bundle, name: str) -> None:
+    path = bundle.path / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleCorrupt, match=f"{name}.*truncated"):
+        Bundle.open(bundle.path).verify()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_refused(bundle: Bundle, name: str) -> None:
+    path = bundle.path / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleCorrupt, match=name):
+        Bundle.open(bundle.path).verify()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).unlink()
+    with pytest.raises(BundleCorrupt, match=name):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_renamed_file_is_refused(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).rename(bundle.path / f"x{name}")
+    with pytest.raises(BundleCorrupt):
+        Bundle.open(bundle.path)
+
+
+def test_two_swapped_files_are_refused(bundle: Bundle) -> None:
+    one, two = bundle.path / "receipt.json", bundle.path / "golden.jsonl"
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    with pytest.raises(BundleCorrupt):
+        Bundle.open(bundle.path)
+
+
+def test_an_extra_file_or_directory_is_refused_without_naming_it(bundle: Bundle) -> None:
+    (bundle.path / "diary of mine").write_text("x")
+    with pytest.raises(BundleCorrupt) as caught:
+        Bundle.open(bundle.path)
+    assert "diary" not in str(caught.value)
+    (bundle.path / "diary of mine").unlink()
+    (bundle.path / "more").mkdir()
+    with pytest.raises(BundleCorrupt):
+        Bundle.open(bundle.path)
+
+
+def test_a_link_out_of_the_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    outside = tmp_path / "receipt.json"
+    shutil.copy(bundle.path / "receipt.json", outside)
+    (bundle.path / "receipt.json").unlink()
+    (bundle.path / "receipt.json").symlink_to(outside)
+    with pytest.raises(BundleCorrupt, match="regular"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, 1.0, True])
+def test_a_foreign_format_version_is_refused(bundle: Bundle, version: object) -> None:
+    edit(bundle, {"format": version})
+    with pytest.raises(BundleVersionError):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("name", [
+    "../secret", "/etc/passwd", "a/b", "a\\b", "..", ".hidden", "nul\0", "", "manifest.json",
+])
+def test_a_path_that_leaves_the_bundle_is_refused(bundle: Bundle, name: str) -> None:
+    files = json.loads((bundle.path / "manifest.json").read_text())["files"]
+    edit(bundle, {"files": {**files, name: {"sha256": "0" * 64, "size": 1}}})
+    with pytest.raises(ManifestInvalid, match="plain name"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("change", [
+    {"name": 1}, {"context": "64"}, {"context": True}, {"context": -1}, {"context": 65},
+    {"prefill_chunk": 0}, {"prefill_chunk": 65}, {"recipe": None}, {"programs": []},
+    {"programs": [{"file": "other.pte", "backend": "xnnpack"}]},
+    {"programs": [{"file": "program.xnnpack.pte"}]}, {"programs": "x"}, {"eos": [300]},
+    {"eos": 0}, {"eos": [0.5]}, {"bos": -1}, {"weight_bytes": 1.5}, {"kv_bytes": -1},
+    {"arena_bytes": 2**80}, {"parent": "abc"}, {"files": []}, {"shape": {}}, {"shape": None},
+    {"executorch": 1.4}, {"surprise": 1},
+    {"files": {"tokenizer.json": {"sha256": 5, "size": 1}}},
+    {"files": {"tokenizer.json": {"sha256": "0" * 64, "size": "1"}}},
+])
+def test_a_manifest_with_a_wrong_value_is_refused(bundle: Bundle, change: dict[str, Any]) -> None:
+    edit(bundle, change)
+    with pytest.raises(ManifestInvalid):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("name", [
+    "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_size", "feed_forward",
+])
+@pytest.mark.parametrize("value", [0, -1, "8", 1.5, True, None])
+def test_a_shape_with_a_wrong_value_is_refused(bundle: Bundle, name: str, value: object) -> None:
+    shape = json.loads((bundle.path / "manifest.json").read_text())["shape"]
+    edit(bundle, {"shape": {**shape, name: value}})
+    with pytest.raises(ManifestInvalid):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("raw", [
+    b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": 1, "format": 1}', b"NaN",
+])
+def test_a_manifest_that_is_no_json_object_is_refused(bundle: Bundle, raw: bytes) -> None:
+    (bundle.path / "manifest.json").write_bytes(raw)
+    with pytest.raises(ManifestInvalid):
+        Bundle.open(bundle.path)
+
+
+def test_two_mebibytes_of_manifest_are_refused(bundle: Bundle) -> None:
+    edit(bundle, {"name": "x" * 2**21})
+    with pytest.raises(ManifestInvalid, match="1 MiB"):
+        Bundle.open(bundle.path)
+
+
+def test_a_directory_without_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="manifest"):
+        Bundle.open(tmp_path)
+    with pytest.raises(BundleError):
+        Bundle.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("release", ["1.2.0", "1.5.0", "2.4.0", "0.9", "x", ""])
+def test_a_program_of_an_incompatible_executorch_is_refused(bundle: Bundle, release: str) -> None:
+    edit(bundle, {"executorch": release})
+    with pytest.raises(IncompatibleProgram):
+        Bundle.open(bundle.path).program(lambda backend: True)
+
+
+def test_the_program_of_the_previous_minor_release_still_runs(bundle: Bundle) -> None:
+    edit(bundle, {"executorch": "1.3.9"})
+    assert Bundle.open(bundle.path).program(lambda backend: True).backend == "xnnpack"
+
+
+def test_a_bundle_without_a_program_for_this_machine_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(IncompatibleProgram, match="xnnpack"):
+        bundle.program(lambda backend: False)
+
+
+def test_a_malformed_golden_file_is_refused_though_its_hash_is_right(bundle: Bundle) -> None:
+    for text in ("{", "[]\n", '{"prompt": 1}\n', '{"tokens": [1], "surprise": 1}\n'):
+        path = bundle.path / "golden.jsonl"
+        path.write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        files = json.loads((bundle.path / "manifest.json").read_text())["files"]
+        edit(bundle, {"files": {**files, path.name: {"sha256": digest, "size": len(text)}}})
+        with pytest.raises(BundleCorrupt):
+            Bundle.open(bundle.path).golden()
+
+
+def test_a_new_receipt_keeps_the_model_id_and_a_new_program_does_not(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    entry = bundle.manifest.programs[0]
+    files = dict(bundle.manifest.files)
+    before = bundle.model_id(entry)
+    files["receipt.json"], files[entry.file] = files[entry.file], files["receipt.json"]
+    object.__setattr__(bundle.manifest, "files", {
+        **bundle.manifest.files, "receipt.json": files["receipt.json"]})
+    assert bundle.model_id(entry) == before
+    object.__setattr__(bundle.manifest, "files", files)
+    assert bundle.model_id(entry) != before
+
+
+def test_a_program_is_hashed_once_and_again_when_its_file_changes(bundle: Bundle) -> None:
+    entry, settings_ = bundle.manifest.programs[0], Settings.from_environment()
+    bundle.check_program(entry, settings_)
+    path = bundle.path / entry.file
+    stat = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    bundle.check_program(entry, settings_)  # the same file, as far as can be told without reading
+    path.touch()
+    with pytest.raises(BundleCorrupt):
+        bundle.check_program(entry, settings_)
+
+
+@pytest.mark.parametrize("memory", ["", "{", "[]", '{"x": 1}'])
+def test_a_damaged_memory_of_programs_costs_a_hash_only(bundle: Bundle, memory: str) -> None:
+    settings_ = Settings.from_environment()
+    settings_.seen_programs.parent.mkdir(parents=True, exist_ok=True)
+    settings_.seen_programs.write_text(memory)
+    bundle.check_program(bundle.manifest.programs[0], settings_)
+
+
+def leftovers(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if path.name != "tiny.cloister")
+
+
+def test_an_existing_output_is_kept(bundle: Bundle) -> None:
+    with pytest.raises(OutputExists), bundles.writer(bundle.path):
+        pass
+    bundle.verify()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x")])
+def test_a_failure_leaves_nothing_behind_and_the_old_bundle_whole(
+    bundle: Bundle, error: BaseException
+) -> None:
+    with pytest.raises((type(error), BundleError)), \
+            bundles.writer(bundle.path, replace=True) as directory:
+        (directory / "program.xnnpack.pte").write_bytes(b"half")
+        raise error
+    bundle.verify()
+    assert leftovers(bundle.path.parent) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughDisk), bundles.writer(tmp_path / "x.cloister"):
+        raise OSError(errno.ENOSPC, "no space")
+    assert leftovers(tmp_path) == []
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughDisk, match="GB"), \
+            bundles.writer(tmp_path / "x.cloister", size_bytes=2**60):
+        raise AssertionError("not reached")
+    assert leftovers(tmp_path) == []
+
+
+@given(data=st.data())
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_change_of_the_manifest_gets_through_unnamed(bundle: Bundle, data: st.DataObject) -> None:
+    """Any damage either leaves the bundle equal, or raises an error of ours."""
+    raw = bytearray(bundle.manifest.to_json().encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(raw) - 1))
+        kind = data.draw(st.sampled_from(("flip", "cut", "insert")))
+        if kind == "flip":
+            raw[position] ^= data.draw(st.integers(1, 255))
+        elif kind == "cut":
+            del raw[position:position + data.draw(st.integers(1, 40))]
+        else:
+            raw[position:position] = data.draw(st.binary(min_size=1, max_size=20))
+        if not raw:
+            break
+    (bundle.path / "manifest.json").write_bytes(raw)
+    try:
+        opened = Bundle.open(bundle.path)
+        opened.verify()  # the programs too, which opening leaves to the first load
+    except CloisterError:
+        return
+    finally:
+        (bundle.path / "manifest.json").write_text(bundle.manifest.to_json())
+    assert opened.manifest.files == bundle.manifest.files
