@@ -323,7 +323,7 @@ def _show_demo(requests: list[Record], answers: list[Record]) -> None:
     for number, row in enumerate(requests[:shown]):
         display.table(
             f"{row['prompt']}", ("tier", "answer"),
-            [(tier["tier"], tier["answers"][number]) for tier in answers],
+            [(tier["tier"], tier["answers"][number]) for tier in answers], texts=2,
         )
     display.table(
         f"{len(requests)} requests, {min(shown, len(requests))} of them above",
@@ -405,7 +405,7 @@ def _side_by_side(rows: list[Record]) -> None:
             f"{row['decode_tokens_per_s']:,.0f}" if row["decode_tokens_per_s"] else "-",
             f"{1000 * row['ttft_s']:.0f} ms", f"{row['load_s']:.2f} s",
             display.bytes_text(row["peak_rss_bytes"]),
-        ) for row in rows],
+        ) for row in rows], texts=2,
     )
 
 

@@ -29,11 +29,13 @@ def bytes_text(size: float) -> str:
     raise AssertionError
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on the standard output; numbers to the right."""
-    grid = Table(title=title, title_justify="left", title_style="bold")
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1
+) -> None:
+    """Print a table on the standard output; the first `texts` columns to the left."""
+    grid = Table(title=title, title_justify="left", title_style="bold", show_lines=texts > 1)
     for number, name in enumerate(columns):
-        grid.add_column(name, justify="left" if number == 0 else "right")
+        grid.add_column(name, justify="left" if number < texts else "right")
     for row in rows:
         grid.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(grid)

@@ -11,7 +11,7 @@ import torch
 
 from cloister import bundle as bundles
 from cloister.bundle import Bundle, Golden
-from cloister.errors import BundleCorrupt, ExportMismatch
+from cloister.errors import BundleCorrupt, ExportMismatch, TokenizerError
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.export import write
 from cloister.manifest import FORMAT, Manifest, ProgramEntry
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cloister.runtime.program import Program
     from cloister.settings import Settings
 
-__all__ = ["CHECK_TOKENS", "MAX_KLD", "MIN_TOP1", "check_text", "export", "verify"]
+__all__ = ["CHECK_TOKENS", "MAX_KLD", "MIN_TOP1", "check_ids", "export", "verify"]
 
 CHECK_TOKENS = 2048
 MAX_KLD = 1e-3  # nats a token, mean
@@ -42,9 +42,24 @@ _GOLDEN = (
 )
 
 
-def check_text() -> str:
-    """The text, shipped with the package, that every export is checked on."""
-    return resources.files("cloister.export").joinpath("check.txt").read_text("utf-8")
+def check_ids(tokenizer: Tokenizer) -> list[list[int]]:
+    """The conversations, shipped with the package, that every export is checked on.
+
+    At least CHECK_TOKENS ids in all, as the chat template lays them out. Where a template has no
+    system role, the system prompt stands before the request.
+    """
+    text = resources.files("cloister.export").joinpath("check.jsonl").read_text("utf-8")
+    conversations: list[list[int]] = []
+    for line in text.splitlines():
+        row = json.loads(line)
+        try:
+            prompt = _prompt(tokenizer, row["system"], row["prompt"])
+        except TokenizerError:
+            prompt = _prompt(tokenizer, None, f"{row['system']}: {row['prompt']}")
+        conversations.append(prompt + tokenizer.encode(row["answer"]))
+        if sum(map(len, conversations)) >= CHECK_TOKENS:
+            return conversations
+    return conversations
 
 
 def export(
@@ -85,8 +100,7 @@ def export(
         )
         progress("check")
         program = _executorch.load(directory / entry.file, shape.layers)
-        ids = tokenizer.encode(check_text())[:CHECK_TOKENS]
-        divergence = compare(_pairs(decoder, program, ids, shape.context, chunk))
+        divergence = compare(_pairs(decoder, program, check_ids(tokenizer), chunk))
         _gate(divergence, random_weights)
         progress("golden")
         rows = _golden(
@@ -145,14 +159,13 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
 
 
 def _pairs(
-    decoder: Decoder, program: Program, ids: list[int], context: int, chunk: int
+    decoder: Decoder, program: Program, conversations: list[list[int]], chunk: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits of decoder and program on the same ids, one chunk at a time; contexts in turn."""
-    for begin in range(0, len(ids), context):
-        part = ids[begin:begin + context]
+    """Logits of decoder and program, one chunk at a time; each conversation begins anew."""
+    for ids in conversations:
         cache = KVCache(decoder.config)
-        for start in range(0, len(part), chunk):
-            tokens = torch.tensor([part[start:start + chunk]])
+        for start in range(0, len(ids), chunk):
+            tokens = torch.tensor([ids[start:start + chunk]])
             with torch.inference_mode():
                 expected = decoder(tokens, cache)[0]
             yield expected, program.score(tokens, start)[0]

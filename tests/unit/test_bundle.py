@@ -280,7 +280,9 @@ def test_too_little_disk_is_refused_before_anything_is_written(tmp_path: Path) -
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_no_change_of_the_manifest_gets_through_unnamed(bundle: Bundle, data: st.DataObject) -> None:
+def test_no_change_of_a_manifest_gets_through_unnamed(
+    bundle: Bundle, data: st.DataObject
+) -> None:
     """Any damage either leaves the bundle equal, or raises an error of ours."""
     raw = bytearray(bundle.manifest.to_json().encode())
     for _ in range(data.draw(st.integers(1, 4))):

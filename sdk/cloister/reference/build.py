@@ -1,9 +1,12 @@
 """Builds the reference family: `python -m cloister.reference.build --data DIR --out DIR`.
 
     DIR/tokenizer.json, chat_template.jinja   trained first, shared by every tier
-    DIR/TIER/                                 checkpoint, bfloat16
+    DIR/checkpoints/TIER/                     bfloat16
+    DIR/family/TIER.cloister/                 quantized, exported and checked
     DIR/TIER.json                             what it cost and what it can do
     DIR/TIER.state                            to go on after a kill; may be deleted afterwards
+
+`checkpoints` and `family`, moved into this package, are what it ships.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,13 +23,16 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
+from cloister import pipeline
 from cloister.corpus import read, split
 from cloister.errors import CloisterError, SettingError
 from cloister.model.cache import KVCache
 from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
 from cloister.model.config import ModelConfig
+from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.transformer import Decoder
-from cloister.reference import vocabulary
+from cloister.quantize.apply import quantize
+from cloister.reference import requests_path, vocabulary
 from cloister.reference.training import Schedule, train
 from cloister.settings import Settings
 from cloister.tiers import Tier, ladder
@@ -69,6 +76,7 @@ def build(tier: Tier, data: Path, out: Path, schedule: Schedule) -> dict[str, ob
         **_measure(checkpoint.load(), tokenizer, held_out),
         **_cost(schedule, run),
     }
+    _bundle(checkpoint, tier, out)
     (out / f"{tier}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return record
 
@@ -131,14 +139,30 @@ def _write(decoder: Decoder, tier: Tier, tokenizer: Tokenizer, out: Path) -> Che
     assert end is not None
     tensors = plan(decoder.config, None, torch.bfloat16)
     held = decoder.state_dict()
+    path = out / "checkpoints" / tier
+    path.parent.mkdir(exist_ok=True)
     with CheckpointWriter(
-        out / tier, metadata=Metadata(name=tier, config=decoder.config, eos=(end,)),
+        path, metadata=Metadata(name=tier, config=decoder.config, eos=(end,)),
         tensors=tensors, tokenizer=out / "tokenizer.json",
         template=out / "chat_template.jinja", replace=True,
     ) as writer:
         for name in tensors:
             writer.add(name, held[name])
-    return Checkpoint.open(out / tier)
+    return Checkpoint.open(path)
+
+
+def _bundle(checkpoint: Checkpoint, tier: Tier, out: Path) -> None:
+    """Quantize and export, with the shipped requests as golden prompts."""
+    rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
+    path = out / "family" / f"{tier}.cloister"
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = Recipe.parse(DEFAULT_RECIPE if tier.four_bit else "8da8w")
+        quantize(checkpoint, Path(scratch) / "quantized", recipe)
+        pipeline.export(
+            Checkpoint.open(Path(scratch) / "quantized"), path, replace=True,
+            golden=[(row["system"], row["prompt"]) for row in rows],
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

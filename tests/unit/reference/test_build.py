@@ -16,7 +16,7 @@ from cloister.settings import Settings
 from cloister.tiers import Shape
 from cloister.tokenizer import Message, Tokenizer
 
-SHIPPED_TEXT = Path(build.__file__).parents[1] / "export" / "check.txt"
+SHIPPED_TEXT = Path(build.__file__).parents[1] / "export" / "check.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_one_command_gives_a_checkpoint_and_a_record_of_what_it_can_do(
     monkeypatch.setattr(build, "_LONGEST", 2)
     given = ["--data", str(data), "--out", str(tmp_path), "--tiers", "nano-1", "--steps", "1"]
     assert build.main(given) == 0
-    checkpoint = Checkpoint.open(tmp_path / "nano-1")
+    checkpoint = Checkpoint.open(tmp_path / "checkpoints" / "nano-1")
     record = json.loads((tmp_path / "nano-1.json").read_text())
     assert record["checkpoint"] == checkpoint.identity
     assert record["dev_examples"] > 500

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import make_bundle
 
 from cloister.bundle import Bundle
 from cloister.errors import (
@@ -24,7 +25,6 @@ from cloister.runtime.engine import Engine
 from cloister.runtime.program import FakeProgram
 from cloister.runtime.sampling import Sampling
 from cloister.runtime.session import Session, Token
-from tests.conftest import make_bundle
 
 
 class Fakes:
