@@ -73,9 +73,9 @@ def tiers(args: Namespace) -> Record:
 
 def import_(args: Namespace) -> Record:
     """Read a Hugging Face directory into a checkpoint."""
-    from cloister.model.huggingface import import_huggingface
-
     with display.quiet(args.debug) as console, console.status("importing"):
+        from cloister.model.huggingface import import_huggingface
+
         checkpoint = import_huggingface(
             args.source, args.output, name=args.name, context=args.context, replace=args.force
         )
@@ -118,9 +118,9 @@ def quantize(args: Namespace) -> Record:
 
 def export(args: Namespace) -> Record:
     """Make a bundle."""
-    from cloister.model.checkpoint import Checkpoint
-
     with display.quiet(args.debug) as console:
+        from cloister.model.checkpoint import Checkpoint
+
         record = _export(
             Checkpoint.open(args.source), args.output, console, backend=args.backend,
             chunk=args.chunk, random_weights=args.random_weights, replace=args.force,
@@ -132,10 +132,10 @@ def export(args: Namespace) -> Record:
 
 def verify(args: Namespace) -> Record:
     """Prove a bundle."""
-    from cloister import pipeline
-    from cloister.settings import Settings
-
     with display.quiet(args.debug) as console, console.status("verifying"):
+        from cloister import pipeline
+        from cloister.settings import Settings
+
         result = pipeline.verify(args.bundle, Settings.from_environment())
     if not args.json:
         checks = result["checks"]
@@ -234,10 +234,10 @@ def compare(args: Namespace) -> Record:
 
 def replay(args: Namespace) -> Record:
     """Run a replay file again."""
-    from cloister.runtime.engine import Engine
-    from cloister.runtime.replay import replay as again
-
     with display.quiet(args.debug):
+        from cloister.runtime.engine import Engine
+        from cloister.runtime.replay import replay as again
+
         tokens = again(Engine(_bundle(args.bundle, args.family)), args.file)
     if not args.json:
         print(f"{tokens} tokens, all the same.")  # noqa: T201
@@ -246,9 +246,9 @@ def replay(args: Namespace) -> Record:
 
 def bench(args: Namespace) -> Record:
     """Speed and memory."""
-    from cloister import bench as benching
-
     with display.quiet(args.debug) as console:
+        from cloister import bench as benching
+
         if args.bundle is not None:
             record = {"bundle": args.bundle.name, **benching.measure(args.bundle, debug=args.debug)}
         else:
@@ -268,12 +268,12 @@ def bench(args: Namespace) -> Record:
 
 def demo(args: Namespace) -> Record:
     """The whole way on the shipped family."""
-    from cloister.model.checkpoint import Checkpoint
-
     requests = [
         json.loads(line) for line in reference.requests_path().read_text("utf-8").splitlines()
     ]
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
+        from cloister.model.checkpoint import Checkpoint
+
         quantized = Path(scratch) / "nano-1-8da4w"
         out = args.output or Path(scratch) / "nano-1.cloister"
         console.print("[bold]1. Quantize[/] Nano-1 from the shipped checkpoint to 4 bits")

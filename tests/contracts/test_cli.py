@@ -1,0 +1,244 @@
+"""Bad input ends in exit 1 and one sentence that says what to do, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister import reference
+from cloister.cli import main
+from cloister.errors import CloisterError, WorkerError
+from cloister.runtime.client import Worker
+
+FAMILY = reference.bundle_path("nano-1")
+
+
+def run(*arguments: str | bytes, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-m", "cloister.cli", *arguments], capture_output=True, check=False,
+        env=environment, **options,
+    )
+
+
+def refused(result: subprocess.CompletedProcess[bytes], *words: str) -> str:
+    """The one sentence of a refusal."""
+    said = result.stderr.decode()
+    assert result.returncode == 1, said
+    *progress, last = said.splitlines()
+    assert last.startswith("cloister: "), said
+    assert last.endswith("."), said
+    assert not [line for line in progress if line.startswith("cloister: ")], said
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said
+    return said
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "nano.cloister"
+    shutil.copytree(FAMILY, path)
+    return path
+
+
+def test_an_answer_as_json_has_the_keys_that_others_build_on() -> None:
+    result = run("run", "nano-1", "-", "--system", "call", "--json", input=b"play some jazz")
+    record = json.loads(result.stdout)
+    assert {
+        "text", "tokens", "finish", "ttft_s", "decode_tokens_per_s", "peak_rss_bytes",
+        "guard_tier",
+    } <= set(record)
+    assert record["finish"] == "end"
+    assert json.loads(record["text"])["name"] == "PlayMusic"
+    assert result.stderr == b""
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers() -> None:
+    result = run("run", "nano-1", "-", input=b"jazz and blues " * 1000)
+    assert "jazz" not in refused(result, "1024", "shorten")
+    assert result.stdout == b""
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    refused(run("run", "nano-1", ""), "empty")
+    refused(run("run", "nano-1", "-", input=b""), "empty")
+
+
+def test_invalid_utf8_is_refused() -> None:
+    refused(run("run", "nano-1", "-", input=b"caf\xe9 secret"), "UTF-8")
+    refused(run("run", "nano-1", b"caf\xe9"), "UTF-8")
+
+
+def test_a_bad_setting_is_refused_by_name() -> None:
+    refused(run("run", "nano-1", "x", "--top-p", "0"), "top_p")
+    refused(run("run", "nano-1", "x", "--max-tokens", "0"), "max_tokens")
+    refused(run("run", "nano-1", "x", "--logprobs", "5000"), "top")
+
+
+def test_an_unknown_bundle_or_a_missing_tier_is_refused() -> None:
+    refused(run("run", "femto-9", "x"), "tiers are")
+    refused(run("run", "ultra", "x"), "ultra")
+
+
+@pytest.mark.parametrize("name", ["program.xnnpack.pte", "tokenizer.json", "manifest.json"])
+def test_a_damaged_bundle_is_refused_by_run_and_by_verify(broken: Path, name: str) -> None:
+    path = broken / name
+    path.write_bytes(path.read_bytes()[:-7])
+    refused(run("run", str(broken), "x"))
+    refused(run("verify", str(broken)))
+
+
+def test_a_refusal_as_json_is_an_object_too() -> None:
+    result = run("run", "nano-1", "", "--json")
+    assert json.loads(result.stdout)["error"] == "EmptyPrompt"
+
+
+def test_wrong_usage_exits_with_two() -> None:
+    assert run("run").returncode == 2
+    assert run("dance").returncode == 2
+
+
+def test_export_refuses_what_is_not_quantized_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out.cloister"
+    refused(
+        run("export", str(reference.checkpoint_path("nano-1")), "-o", str(out)), "quantize",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantize_refuses_and_writes_nothing(tmp_path: Path) -> None:
+    source = str(reference.checkpoint_path("nano-1"))
+    refused(run("quantize", source, "-o", str(tmp_path / "q"), "--recipe", "3bit"), "8da4w-g32")
+    refused(run("quantize", str(tmp_path), "-o", str(tmp_path / "q")), "config.json")
+    refused(run("quantize", source, "-o", str(tmp_path / "no" / "q")), "does not exist")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_import_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    source = tmp_path / "hub"
+    source.mkdir()
+    (source / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
+    refused(run("import", str(source), "-o", str(tmp_path / "out")), "MambaForCausalLM")
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantize_export_and_run_give_a_bundle_that_answers(tmp_path: Path) -> None:
+    quantized, out = tmp_path / "q", tmp_path / "out.cloister"
+    source = str(reference.checkpoint_path("nano-1"))
+    report = json.loads(
+        run("quantize", source, "-o", str(quantized), "--recipe", "8da4w-g64", "--json").stdout
+    )
+    assert {row["bits"] for row in report["tensors"] if len(row["shape"]) == 2} == {4, 8}
+    result = run("export", str(quantized), "-o", str(out), "--chunk", "32", "--json")
+    record = json.loads(result.stdout)
+    assert record["program_against_checkpoint"]["n"] >= 2048
+    refused(run("export", str(quantized), "-o", str(out)), "--force")
+    assert json.loads(run("verify", str(out), "--json").stdout)["ok"] is True
+    answer = json.loads(run("run", str(out), "play some jazz", "--system", "call",
+                            "--json").stdout)
+    assert "PlayMusic" in answer["text"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.cloister", "q"]
+
+
+def test_an_export_that_is_killed_leaves_no_bundle_under_its_name(tmp_path: Path) -> None:
+    quantized, out = tmp_path / "q", tmp_path / "out.cloister"
+    run("quantize", str(reference.checkpoint_path("nano-1")), "-o", str(quantized))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cloister.cli", "export", str(quantized), "-o", str(out)],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob(".out.cloister.*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q"]
+
+
+def test_a_replay_file_proves_that_the_same_tokens_come(tmp_path: Path) -> None:
+    path = tmp_path / "replay.json"
+    first = run("run", "nano-1", "play a song", "--temperature", "1", "--seed", "3", "--replay",
+                str(path), "--max-tokens", "20")
+    assert b"plain text" in first.stderr
+    assert json.loads(run("replay", "nano-1", str(path), "--json").stdout)["ok"] is True
+    refused(run("replay", "pro", str(path)), "another model")
+    refused(run("run", "nano-1", "play a song", "--replay", str(path)), "exists")
+
+
+def test_compare_runs_each_tier_in_a_process_of_its_own() -> None:
+    record = json.loads(run("compare", "play some jazz", "--system", "call", "--json").stdout)
+    assert [row["tier"] for row in record["answers"]] == ["pro", "nano-1"]
+    assert all(row["peak_rss_bytes"] < 600e6 for row in record["answers"])
+
+
+def test_a_chat_goes_on_after_a_refusal() -> None:
+    lines = "play some jazz\n" + "jazz " * 2000 + "\nplay some blues\n"
+    result = run("chat", "nano-1", "--system", "call", "--json", input=lines.encode())
+    record = json.loads(result.stdout)
+    assert record["turns"] == 2
+    assert b"1024" in result.stderr
+    assert b"jazz" not in result.stderr
+
+
+def test_tiers_say_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiers", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    sizes = {row["tier"]: row["parameters"] for row in record["tiers"]}
+    assert round(sizes["nano-1"] / 1e9, 1) == 1.8
+    assert round(sizes["nano-2"] / 1e9, 2) == 3.25
+    assert main(["tiers"]) == 0
+    assert "nano-2" in capsys.readouterr().out
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
+    with Worker() as worker:
+        worker.load(FAMILY)
+        stream = worker.stream("hi", max_tokens=900, sampling={"temperature": 2.0, "seed": 1})
+        next(stream)
+        worker._process.kill()
+        with pytest.raises(WorkerError):
+            list(stream)
+
+
+def test_a_worker_stops_within_a_token_and_goes_on() -> None:
+    with Worker() as worker:
+        worker.load(FAMILY)
+        options: dict[str, Any] = {"max_tokens": 900, "sampling": {"temperature": 9.0, "seed": 1}}
+        stream = worker.stream("hi", **options)
+        next(stream)
+        worker.stop()
+        rest = list(stream)
+        assert worker.stats["finish"] == "stop"
+        assert len(rest) < 850
+        assert list(worker.stream("play jazz", system="call"))
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    code = (
+        "from cloister.runtime.client import Worker; import os\n"
+        "w = Worker().__enter__(); print(w._process.pid, flush=True); os._exit(1)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False,
+                            env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+    pid = int(result.stdout)
+    for _ in range(100):
+        if not Path(f"/proc/{pid}/cmdline").exists() or not Path(
+            f"/proc/{pid}/cmdline"
+        ).read_bytes():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker outlived its parent")
+
+
+def test_errors_cross_the_worker_by_their_own_class() -> None:
+    with Worker() as worker, pytest.raises(CloisterError, match="manifest"):
+        worker.load("/")

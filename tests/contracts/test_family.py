@@ -1,0 +1,202 @@
+"""The shipped family does what a user was told, on this machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloister import pipeline, reference
+from cloister.bundle import Bundle
+from cloister.errors import BundleCorrupt, IncompatibleProgram
+from cloister.model.checkpoint import Checkpoint
+from cloister.runtime.engine import Engine
+from cloister.runtime.sampling import Sampling
+from cloister.runtime.session import Session
+from cloister.settings import Settings
+from cloister.tokenizer import Message
+
+TIERS = ("pro", "nano-1")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    settings = Settings(home=tmp_path_factory.mktemp("home"), data=None)
+    return Engine(reference.bundle_path("nano-1"), settings=settings)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_shipped_bundle_proves_itself(tier: str) -> None:
+    result = pipeline.verify(reference.bundle_path(tier), Settings.from_environment())
+    assert result["checks"]["golden_prompts"] >= 10
+    lost = result["receipt"]["program_against_checkpoint"]
+    assert lost["n"] >= 2048
+    assert lost["mean_kld"] <= 1e-3
+    assert lost["top1"] >= 0.99
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_request_is_answered_by_a_tool_call(tier: str) -> None:
+    session = Session(Engine(reference.bundle_path(tier)), system="call")
+    text = "".join(token.text for token in session.stream("play some jazz on youtube"))
+    call = json.loads(text)
+    assert call["name"] == "PlayMusic"
+    assert "youtube" in call["arguments"].values()
+    assert session.stats.finish == "end"
+
+
+def test_the_package_stays_under_thirty_megabytes() -> None:
+    root = Path(pipeline.__file__).parent
+    size = sum(path.stat().st_size for path in root.rglob("*") if "__pycache__" not in path.parts)
+    assert size < 30e6
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_shipped_checkpoints_can_be_opened(tier: str) -> None:
+    assert Checkpoint.open(reference.checkpoint_path(tier)).metadata.name == tier
+
+
+def test_score_and_forward_share_their_state_in_either_order(engine: Engine) -> None:
+    ids = engine.tokenizer.encode_chat([Message(role="user", content="play some jazz")])
+    rows = torch.cat(list(engine.score(ids)))
+    forward = engine.logits(ids)
+    assert forward is not None
+    assert torch.allclose(rows[-1], forward, atol=1e-4)
+    more = engine.logits([*ids, 5])  # continues what `score` or `forward` read
+    again = Engine(reference.bundle_path("nano-1")).logits([*ids, 5])
+    assert more is not None
+    assert again is not None
+    assert torch.allclose(more, again, atol=0.05)
+
+
+CONTINUE = """
+import base64, sys, torch
+from cloister.runtime.engine import Engine
+engine = Engine(sys.argv[1])
+engine.restore(base64.b64decode(sys.stdin.read()))
+logits = engine.logits([int(x) for x in sys.argv[2].split(",")])
+print(base64.b64encode(logits.numpy().tobytes()).decode())
+"""
+
+
+def test_a_snapshot_restored_in_a_new_process_gives_the_same_logits_to_the_bit(
+    engine: Engine,
+) -> None:
+    ids = engine.tokenizer.encode_chat([Message(role="user", content="will it rain in Rome")])
+    engine.logits(ids[:-1])
+    snapshot = base64.b64encode(engine.snapshot())
+    wanted = engine.logits(ids)
+    assert wanted is not None
+    run = subprocess.run(
+        [sys.executable, "-c", CONTINUE, str(reference.bundle_path("nano-1")),
+         ",".join(map(str, ids))],
+        input=snapshot, capture_output=True, check=True, env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert base64.b64decode(run.stdout.split()[-1]) == wanted.numpy().tobytes()
+
+
+def test_a_seed_draws_the_same_tokens_in_two_processes() -> None:
+    answers = [
+        subprocess.run(
+            [sys.executable, "-m", "cloister.cli", "run", "nano-1", "play a song", "--json",
+             "--temperature", "1.5", "--seed", "7", "--max-tokens", "40"],
+            capture_output=True, check=True, env={"PYTHONPATH": ":".join(sys.path)},
+        ).stdout
+        for _ in range(2)
+    ]
+    texts = {json.loads(answer)["text"] for answer in answers}
+    assert len(texts) == 1
+    assert len(texts.pop()) > 10
+
+
+def test_log_probabilities_are_those_of_the_logits(engine: Engine) -> None:
+    session = Session(engine, system="call")
+    tokens = list(session.stream("rate this book 3 stars", max_tokens=8, top=3))
+    ids = engine.tokenizer.encode_chat([
+        Message(role="system", content="call"),
+        Message(role="user", content="rate this book 3 stars"),
+    ])
+    logits = engine.logits(ids)
+    assert logits is not None
+    expected = logits.log_softmax(-1)
+    assert tokens[0].logprob == pytest.approx(float(expected.max()), abs=0.01)
+    assert tokens[0].top[0][0] == tokens[0].id
+    assert len(tokens[0].top) == 3
+
+
+def test_a_high_temperature_stays_inside_the_vocabulary(engine: Engine) -> None:
+    session = Session(engine, system="call")
+    sampling = Sampling(temperature=5.0, seed=3)
+    ids = [token.id for token in session.stream("hi", max_tokens=50, sampling=sampling)]
+    assert all(0 <= id_ < 4096 for id_ in ids)
+
+
+STOCK = """
+import sys
+import executorch.kernels.quantized
+from executorch.extension.llm.custom_ops import custom_ops
+from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+runner = TextLLMRunner(sys.argv[1], sys.argv[2])
+config = GenerationConfig(max_new_tokens=60, temperature=0.0, echo=False)
+pieces = []
+runner.generate(sys.argv[3], config, token_callback=pieces.append)
+open(sys.argv[4], "w").write("".join(pieces))  # the runner itself writes to standard output
+"""
+
+
+def test_executorchs_own_runner_gives_our_greedy_text(engine: Engine, tmp_path: Path) -> None:
+    answer = tmp_path / "answer.txt"
+    path = reference.bundle_path("nano-1")
+    for request in ("play some jazz on youtube", "what is the weather in Boston tomorrow"):
+        prompt = f"<|system|>call<|end|><|user|>{request}<|end|><|assistant|>"
+        subprocess.run(
+            [sys.executable, "-c", STOCK, str(path / "program.xnnpack.pte"),
+             str(path / "tokenizer.json"), prompt, str(answer)],
+            capture_output=True, check=True, env={"PYTHONPATH": ":".join(sys.path)},
+        )
+        session = Session(engine, system="call")
+        ours = "".join(token.text for token in session.stream(request))
+        theirs = answer.read_text().removesuffix("<|end|>")
+        assert theirs == ours
+        assert ours.isascii()
+
+
+def test_a_program_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    import hashlib
+
+    path = tmp_path / "x.cloister"
+    shutil.copytree(reference.bundle_path("nano-1"), path)
+    data = b"\0" * 1000
+    (path / "program.xnnpack.pte").write_bytes(data)
+    record = json.loads((path / "manifest.json").read_text())
+    record["files"]["program.xnnpack.pte"] = {
+        "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)
+    }
+    (path / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(IncompatibleProgram):
+        Engine(path)
+
+
+def test_a_golden_answer_that_differs_is_found(tmp_path: Path) -> None:
+    import hashlib
+
+    path = tmp_path / "x.cloister"
+    shutil.copytree(reference.bundle_path("nano-1"), path)
+    rows = [json.loads(line) for line in (path / "golden.jsonl").read_text().splitlines()]
+    rows[2]["tokens"][5] += 1
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (path / "golden.jsonl").write_bytes(data)
+    record = json.loads((path / "manifest.json").read_text())
+    record["files"]["golden.jsonl"] = {
+        "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)
+    }
+    (path / "manifest.json").write_text(json.dumps(record))
+    Bundle.open(path).verify()  # whole, but not true
+    with pytest.raises(BundleCorrupt, match="prompt 3 .* position 5"):
+        pipeline.verify(path, Settings.from_environment())

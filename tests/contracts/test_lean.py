@@ -1,0 +1,58 @@
+"""What is imported is what is needed, and no more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cloister
+from cloister import reference
+
+HEAVY = ("torch", "torchao", "executorch", "transformers", "safetensors", "numpy", "rich")
+
+
+def modules_after(code: str) -> set[str]:
+    """Names in `sys.modules` of a new process that ran `code`."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys, json; print(json.dumps(list(sys.modules)))"],
+        env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, check=True,
+    )
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", [
+    "cloister", "cloister.cli", "cloister.tiers", "cloister.settings", "cloister.manifest",
+    "cloister.bundle", "cloister.corpus", "cloister.runtime.client",
+])
+def test_nothing_heavy_comes_with(name: str) -> None:
+    assert not modules_after(f"import {name}") & set(HEAVY)
+
+
+def test_the_tokenizer_needs_no_torch() -> None:
+    assert "torch" not in modules_after("import cloister.tokenizer")
+
+
+def test_an_engine_runs_without_training_or_export_code(tmp_path: Path) -> None:
+    path = reference.bundle_path("nano-1")
+    modules = modules_after(
+        f"import os; os.environ['CLOISTER_HOME'] = {str(tmp_path)!r}\n"
+        "from cloister import Engine, Session\n"
+        f"print(len(list(Session(Engine({str(path)!r})).stream('hello', max_tokens=3))))"
+    )
+    assert "torch" in modules
+    unwanted = ("torchao", "transformers", "cloister.model", "cloister.export", "cloister_kernels",
+                "executorch.exir", "executorch.runtime")
+    assert not [name for name in modules if name.startswith(unwanted)]
+
+
+def test_the_public_names_are_these_and_each_can_be_had() -> None:
+    assert cloister.__all__ == sorted(cloister.__all__)
+    assert dir(cloister) == cloister.__all__
+    for name in cloister.__all__:
+        assert getattr(cloister, name).__doc__
+    with pytest.raises(AttributeError):
+        cloister.surprise  # noqa: B018
