@@ -15,7 +15,6 @@ from cloister.errors import BundleCorrupt, ExportMismatch, TokenizerError
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.export import write
 from cloister.manifest import FORMAT, Manifest, ProgramEntry
-from cloister.model.cache import KVCache
 from cloister.runtime import _executorch
 from cloister.runtime.engine import Engine
 from cloister.tokenizer import Message, Tokenizer
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["CHECK_TOKENS", "MAX_KLD", "MIN_TOP1", "check_ids", "export", "verify"]
 
 CHECK_TOKENS = 2048
+CHECK_BATCH = 16  # conversations
 MAX_KLD = 1e-3  # nats a token, mean
 MIN_TOP1 = 0.99
 MIN_MARGIN = 0.05  # logits; rounding differs between processors by less
@@ -161,14 +161,23 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
 def _pairs(
     decoder: Decoder, program: Program, conversations: list[list[int]], chunk: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits of decoder and program, one chunk at a time; each conversation begins anew."""
-    for ids in conversations:
-        cache = KVCache(decoder.config)
-        for start in range(0, len(ids), chunk):
-            tokens = torch.tensor([ids[start:start + chunk]])
-            with torch.inference_mode():
-                expected = decoder(tokens, cache)[0]
-            yield expected, program.score(tokens, start)[0]
+    """Logits of decoder and program on each conversation, float32[T, V] both.
+
+    The decoder reads several at a time: it unpacks its weights again for every call.
+    """
+    for first in range(0, len(conversations), CHECK_BATCH):
+        group = conversations[first:first + CHECK_BATCH]
+        tokens_BT = torch.zeros(len(group), max(map(len, group)), dtype=torch.int64)
+        for row, ids in zip(tokens_BT, group, strict=True):
+            row[:len(ids)] = torch.tensor(ids)  # what follows is masked by causality
+        with torch.inference_mode():
+            expected_BTV = decoder(tokens_BT)
+        for expected_TV, ids in zip(expected_BTV, group, strict=True):
+            got = [
+                program.score(torch.tensor([ids[start:start + chunk]]), start)[0]
+                for start in range(0, len(ids), chunk)
+            ]
+            yield expected_TV[:len(ids)], torch.cat(got)
 
 
 def _gate(divergence: Divergence, random_weights: bool) -> None:

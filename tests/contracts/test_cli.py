@@ -1,4 +1,4 @@
-"""Bad input ends in exit 1 and one sentence that says what to do, and leaves nothing half-written."""
+"""Bad input ends in exit 1 and one sentence, and leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from cloister import reference
 from cloister.cli import main
-from cloister.errors import CloisterError, WorkerError
+from cloister.errors import CloisterError, SettingError, WorkerError
 from cloister.runtime.client import Worker
 
 FAMILY = reference.bundle_path("nano-1")
@@ -219,7 +219,22 @@ def test_a_worker_stops_within_a_token_and_goes_on() -> None:
         rest = list(stream)
         assert worker.stats["finish"] == "stop"
         assert len(rest) < 850
+        with pytest.raises(SettingError, match="system prompt"):
+            list(worker.stream("play jazz", system="call"))
+        worker.forget()
         assert list(worker.stream("play jazz", system="call"))
+
+
+def test_a_stop_that_comes_before_the_answer_begins_is_not_lost() -> None:
+    with Worker() as worker:
+        worker.load(FAMILY)
+        # Both requests are in the pipe before the worker looks at either.
+        sampling = {"temperature": 9.0, "seed": 1}
+        worker._send({"do": "ask", "prompt": "hi", "max_tokens": 900, "sampling": sampling})
+        worker.stop()
+        *tokens, last = worker._events()
+        assert last["finish"] == "stop"
+        assert len(tokens) < 850
 
 
 def test_a_worker_ends_with_its_parent() -> None:

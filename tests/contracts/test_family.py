@@ -198,5 +198,5 @@ def test_a_golden_answer_that_differs_is_found(tmp_path: Path) -> None:
     }
     (path / "manifest.json").write_text(json.dumps(record))
     Bundle.open(path).verify()  # whole, but not true
-    with pytest.raises(BundleCorrupt, match="prompt 3 .* position 5"):
+    with pytest.raises(BundleCorrupt, match=r"prompt 3 .* position 5"):
         pipeline.verify(path, Settings.from_environment())

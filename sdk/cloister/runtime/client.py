@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -45,10 +44,9 @@ class Worker:
         self._debug = debug
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "CLOISTER_DEBUG": "1" if self._debug else ""}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cloister.runtime.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            [sys.executable, "-m", "cloister.runtime.worker", *["--debug"] * self._debug],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
         self.stats: dict[str, Any] = {}
         return self
@@ -86,7 +84,7 @@ class Worker:
     ) -> Iterator[Piece]:
         """Answer `prompt` in the running conversation; `stats` holds what it took, afterwards.
 
-        `sampling` has the fields of `cloister.runtime.sampling.Sampling`.
+        A conversation keeps the system prompt it began with. `sampling` has the fields of `cloister.runtime.sampling.Sampling`.
         """
         self._send({
             "do": "ask", "prompt": prompt, "system": system, "max_tokens": max_tokens,

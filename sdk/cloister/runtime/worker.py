@@ -16,10 +16,10 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cloister.errors import CloisterError, WorkerError
+from cloister.errors import CloisterError, SettingError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,8 @@ class Service:
     send: Callable[[dict[str, Any]], None]
     engine: Engine | None = None
     session: Session | None = None
+    system: str | None = None  # of the session
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def handle(self, request: dict[str, Any]) -> None:
         """Answer one request with events; the last is `done` or `error`."""
@@ -69,14 +71,19 @@ class Service:
 
         if self.engine is None:
             raise WorkerError("No bundle is loaded; load one first.")
-        sampling = Sampling(**request["sampling"])
-        # The session is made before the answer begins, so that `stop` finds it.
+        sampling, system = Sampling(**request["sampling"]), request.get("system")
         if self.session is None:
-            self.session = Session(self.engine, system=request.get("system"))
+            self.session, self.system = Session(self.engine, system=system), system
+        elif system != self.system:
+            raise SettingError(
+                "The conversation has another system prompt; begin a new one to change it."
+            )
         tokens = self.session.stream(
             request["prompt"], max_tokens=request.get("max_tokens"), sampling=sampling,
             top=request.get("top", 0),
         )
+        if self.stopping.is_set():  # the wish came before the answer could begin
+            self.session.stop()
         for token in tokens:
             self.send({
                 "event": "token", "id": token.id, "text": token.text, "logprob": token.logprob,
@@ -95,7 +102,8 @@ class Service:
         return {}
 
     def stop(self) -> None:
-        """End the running answer within one token; from any thread."""
+        """End the running answer, or the one that was asked for, within one token."""
+        self.stopping.set()
         session = self.session
         if session is not None:
             session.stop()
@@ -113,7 +121,7 @@ def main() -> None:
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
-    if not os.environ.get("CLOISTER_DEBUG"):  # set by the client, on --debug only
+    if "--debug" not in sys.argv:
         os.dup2(silent, 2)
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     service = Service(send=lambda event: _send(lines, event))
@@ -128,6 +136,7 @@ def _read(requests: queue.SimpleQueue[dict[str, Any] | None], service: Service) 
         if request["do"] == "stop":
             service.stop()
         else:
+            service.stopping.clear()  # in the order of the pipe: a stop is for what came before it
             requests.put(request)
     service.stop()  # the other end is gone: so is the wish for an answer
     requests.put(None)

@@ -1,0 +1,186 @@
+"""Our export against ExecuTorch's own route, in one run: time, memory, and decode speed.
+
+    python tests/bench/against_stock.py [--shape nano-1] [--json FILE]
+
+The stock route is the shortest that works (facts of executorch 1.4.1): the same decoder with
+torchao's 8da4w tensors, `custom_sdpa`, one method, lowered by `XnnpackPartitioner` with a partition
+an operator. Each export runs in a process of its own. Decode speeds are measured in turns, ours
+and stock, three times each; their ratio is what counts. Takes a quarter of an hour for nano-1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloister import bench, bundle
+from cloister.export import write
+from cloister.manifest import FORMAT, Manifest, ProgramEntry
+from cloister.model.checkpoint import Checkpoint
+from cloister.model.config import ModelConfig
+from cloister.model.recipe import Recipe
+from cloister.model.transformer import Decoder
+from cloister.runtime.memory import peak_bytes
+from cloister.tiers import ladder
+
+RECIPE, CHUNK, TURNS = "8da4w-g32", 128, 3
+
+
+def ours(source: Path, out: Path) -> None:
+    """Our export, without the check at its end."""
+    checkpoint = Checkpoint.open(source)
+    write.program(checkpoint.load(), checkpoint.metadata, out, chunk=CHUNK)
+
+
+def stock(source: Path, out: Path) -> None:
+    """The stock export of the same decoder (its weights are random anyway)."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import (
+        EdgeCompileConfig,
+        ExecutorchBackendConfig,
+        to_edge_transform_and_lower,
+    )
+    from executorch.exir.passes import MemoryPlanningPass
+    from torch import nn
+    from torch.export import Dim, export
+    from torchao.quantization import (
+        Int8DynamicActivationIntxWeightConfig,
+        IntxWeightOnlyConfig,
+        quantize_,
+    )
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+    from cloister.export.graph import Program
+
+    class Forward(Program):
+        def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
+            return self.decoder.logits(self.rows(tokens, start_pos)[:, -1:])[:, 0]
+
+    checkpoint = Checkpoint.open(source)
+    with torch.device("meta"):
+        decoder = Decoder(checkpoint.metadata.config)
+    body = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4, weight_granularity=PerGroup(32),
+        weight_scale_dtype=torch.bfloat16,
+    )
+    head = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int8, weight_granularity=PerAxis(0)
+    )
+    rows = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    for name, module in decoder.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            weight = torch.randn(module.weight.shape) * 0.02
+            module.weight = nn.Parameter(weight, requires_grad=False)
+            if isinstance(module, nn.Embedding):
+                quantize_(module, rows, lambda inner, _: isinstance(inner, nn.Embedding))
+            else:
+                quantize_(module, head if name == "head" else body)
+        elif hasattr(module, "eps"):
+            module.weight = nn.Parameter(torch.ones(module.weight.shape), requires_grad=False)
+    exported = export(
+        Forward(decoder), (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)),
+        dynamic_shapes=({1: Dim("T", min=1, max=CHUNK)}, None), strict=False,
+    )
+    edge = to_edge_transform_and_lower(
+        exported, partitioner=[XnnpackPartitioner(per_op_mode=True)],
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+    manager = edge.to_executorch(ExecutorchBackendConfig(
+        do_quant_fusion_and_const_prop=True,
+        memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+        emit_mutable_buffer_names=True,
+    ))
+    with out.open("wb") as file:
+        manager.write_to_file(file)
+
+
+def export_apart(kind: str, source: Path, out: Path) -> dict[str, float]:
+    """Run one export in its own process: seconds and peak memory."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--export", kind, str(source), str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
+    )
+    record: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def as_bundle(program: Path, checkpoint: Checkpoint, out: Path) -> Path:
+    """`program` in a bundle, so that both are measured by the same code."""
+    shape, files = checkpoint.metadata.config.shape, checkpoint.path
+    with bundle.writer(out) as directory:
+        program.rename(directory / "program.xnnpack.pte")
+        for name in ("receipt.json", "golden.jsonl"):
+            (directory / name).write_text("{}\n")
+        (directory / "tokenizer.json").write_bytes((files / "tokenizer.json").read_bytes())
+        bundle.finish(directory, functools.partial(
+            Manifest, format=FORMAT, name=out.stem, shape=shape, context=shape.context,
+            prefill_chunk=CHUNK, recipe=RECIPE, executorch="1.4.1", bos=None, eos=(0,),
+            programs=(ProgramEntry(file="program.xnnpack.pte", backend="xnnpack"),),
+            weight_bytes=(directory / "program.xnnpack.pte").stat().st_size,
+            kv_bytes=shape.context * shape.kv_bytes_per_token(), arena_bytes=0, parent="0" * 64,
+        ))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="nano-1")
+    parser.add_argument("--size", default="full")
+    parser.add_argument("--layers", type=int, help="fewer layers, to try it out")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--export", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.export:
+        kind, source, out = args.export
+        began = time.perf_counter()
+        {"ours": ours, "stock": stock}[kind](Path(source), Path(out))
+        print(json.dumps({"export_s": time.perf_counter() - began, "peak_bytes": peak_bytes()}))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        shape = ladder(args.size)[args.shape]
+        config = ModelConfig(shape=replace(shape, layers=args.layers or shape.layers))
+        bench.random_checkpoint(root / "random", config, Recipe.parse(RECIPE))
+        checkpoint = Checkpoint.open(root / "random")
+        record: dict[str, Any] = {"shape": args.shape, "size": args.size, "turns": TURNS}
+        bundles = {}
+        for kind in ("ours", "stock"):
+            record[kind] = export_apart(kind, root / "random", root / f"{kind}.pte")
+            bundles[kind] = as_bundle(root / f"{kind}.pte", checkpoint, root / f"{kind}.cloister")
+        turns: dict[str, list[dict[str, Any]]] = {"ours": [], "stock": []}
+        for _ in range(TURNS):
+            for kind, path in bundles.items():
+                turns[kind].append(bench.measure(path))
+        for kind, runs in turns.items():
+            for name in ("load_s", "rss_bytes", "anon_bytes"):
+                record[kind][name] = statistics.median(run[name] for run in runs)
+            for name in ("prefill_tokens_per_s", "decode_tokens_per_s"):
+                record[kind][name] = {
+                    at: statistics.median(run[name][at] for run in runs) for at in runs[0][name]
+                }
+        record["ours_over_stock"] = {
+            name: {
+                at: record["ours"][name][at] / record["stock"][name][at]
+                for at in record["ours"][name]
+            }
+            for name in ("prefill_tokens_per_s", "decode_tokens_per_s")
+        }
+    text = json.dumps(record, indent=1)
+    if args.json:
+        args.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
