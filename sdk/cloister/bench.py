@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cloister import pipeline, reference
+from cloister.bundle import Bundle
 from cloister.errors import WorkerError
 from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
 from cloister.model.config import ModelConfig
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
     from cloister.tiers import Scale, Tier
 
-__all__ = ["measure", "random_checkpoint", "shape"]
+__all__ = ["STAGES", "measure", "random_checkpoint", "shape"]
+
+STAGES = len(pipeline.STAGES) + 2  # of `shape`
 
 
 def shape(
@@ -69,8 +72,10 @@ def measure(bundle: Path, *, debug: bool = False) -> dict[str, Any]:
     """What `cloister.evaluate.speed` measures of `bundle`, in a new process.
 
     Raises:
+        BundleError: see `Bundle.open`.
         WorkerError: the process failed.
     """
+    Bundle.open(bundle)
     done = subprocess.run(
         [sys.executable, "-m", "cloister.evaluate.speed", str(bundle)],
         stdout=subprocess.PIPE, stderr=None if debug else subprocess.DEVNULL, check=False,

@@ -36,7 +36,6 @@ _DEVICES = (
     ("phone 4 GB", 2 * _GIB), ("phone 8 GB", 4 * _GIB), ("phone 12 GB", 6 * _GIB),
     ("laptop 16 GB", 12 * _GIB), ("desktop 64 GB", 56 * _GIB),
 )
-_EXPORT_STAGES = 8
 
 
 def tiers(args: Namespace) -> Record:
@@ -254,7 +253,7 @@ def bench(args: Namespace) -> Record:
         else:
             if not args.random:
                 raise SettingError("--shape has random weights only; add --random to say so.")
-            with display.stages(console, f"bench {args.shape}", _EXPORT_STAGES + 2) as progress:
+            with display.stages(console, f"bench {args.shape}", benching.STAGES) as progress:
                 record = benching.shape(
                     args.shape, args.size, args.recipe, progress, debug=args.debug
                 )
@@ -361,7 +360,7 @@ def _export(
 ) -> Record:
     from cloister import pipeline
 
-    with display.stages(console, "export", _EXPORT_STAGES) as progress:
+    with display.stages(console, "export", len(pipeline.STAGES)) as progress:
         bundle, divergence = pipeline.export(source, out, progress=progress, **options)
     manifest = bundle.manifest
     return {

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from cloister.runtime.program import Program
     from cloister.settings import Settings
 
-__all__ = ["CHECK_TOKENS", "MAX_KLD", "MIN_TOP1", "check_ids", "export", "verify"]
+__all__ = ["CHECK_TOKENS", "MAX_KLD", "MIN_TOP1", "STAGES", "check_ids", "export", "verify"]
 
+STAGES = ("read", *write.STAGES, "check", "golden")  # of an export
 CHECK_TOKENS = 2048
 CHECK_BATCH = 16  # conversations
 MAX_KLD = 1e-3  # nats a token, mean
@@ -77,7 +78,7 @@ def export(
 
     `golden` are public prompts (system, prompt) of which those with a clear winner at every step
     go into the bundle. With `random_weights` only the divergence bounds the result: their logits
-    have no winners.
+    have no winners. `progress` is called with each of STAGES as it begins.
 
     Raises:
         ExportMismatch: the program does not compute what the checkpoint computes.

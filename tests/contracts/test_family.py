@@ -39,6 +39,8 @@ def test_a_shipped_bundle_proves_itself(tier: str) -> None:
     assert lost["n"] >= 2048
     assert lost["mean_kld"] <= 1e-3
     assert lost["top1"] >= 0.99
+    rows = Bundle.open(reference.bundle_path(tier)).golden()
+    assert min(row.margin for row in rows) >= pipeline.MIN_MARGIN
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -229,7 +229,7 @@ def xnnpack(
     """The program of a quantized `decoder`, for 1 to `chunk` tokens a call.
 
     `constants` become methods without arguments, as the C++ runners read them. `progress` is
-    called with the name of each stage (see `cloister.export.write.stages`).
+    called with the name of each stage (see `cloister.export.write.STAGES`).
     """
     config = EdgeCompileConfig(_check_ir_validity=False)
     progress("pack")

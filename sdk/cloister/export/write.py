@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from cloister.model.checkpoint import Metadata
     from cloister.model.transformer import Decoder
 
-__all__ = ["BACKENDS", "DEFAULT_CHUNK", "Planned", "program", "stages"]
+__all__ = ["BACKENDS", "DEFAULT_CHUNK", "STAGES", "Planned", "program"]
 
 BACKENDS = {"xnnpack": lower.xnnpack}
 DEFAULT_CHUNK = 128  # tokens
+STAGES = ("pack", "trace", "convert", "plan", "write")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def program(
     chunk: int = DEFAULT_CHUNK,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Planned:
-    """Lower `decoder` and write the program to `path`; `progress` is called at each stage.
+    """Lower `decoder` and write the program to `path`; `progress` is called with each of STAGES.
 
     Raises:
         SettingError: a backend or chunk that is not possible.
@@ -81,8 +82,3 @@ def program(
         kv_bytes=kv_bytes,
         arena_bytes=max(arenas) - kv_bytes,
     )
-
-
-def stages() -> tuple[str, ...]:
-    """Names of the stages that `program` goes through, in order."""
-    return ("pack", "trace", "convert", "plan", "write")

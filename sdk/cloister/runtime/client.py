@@ -84,7 +84,8 @@ class Worker:
     ) -> Iterator[Piece]:
         """Answer `prompt` in the running conversation; `stats` holds what it took, afterwards.
 
-        A conversation keeps the system prompt it began with. `sampling` has the fields of `cloister.runtime.sampling.Sampling`.
+        A conversation keeps the system prompt it began with. `sampling` has the fields of
+        `cloister.runtime.sampling.Sampling`.
         """
         self._send({
             "do": "ask", "prompt": prompt, "system": system, "max_tokens": max_tokens,

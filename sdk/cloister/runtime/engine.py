@@ -5,6 +5,7 @@ Shapes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -156,10 +157,11 @@ class Engine:
         wrong = SnapshotError(
             f"The KV state does not belong to bundle {self.bundle.path.name}; read the text again."
         )
-        if self.model_id.encode() not in snapshot[:4096]:
-            raise wrong
         try:
-            tensors = load_tensors(snapshot)
+            tensors = load_tensors(snapshot)  # refuses a malformed header first
+            header = json.loads(snapshot[8:8 + int.from_bytes(snapshot[:8], "little")])
+            if header["__metadata__"]["model_id"] != self.model_id:
+                raise wrong
         except (SafetensorError, ValueError, KeyError):
             raise wrong from None
         ids, buffers = tensors.pop("ids", None), self._program.kv_buffers()
