@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cloister.errors import IncompatibleProgram
+from cloister.errors import IncompatibleProgram, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,7 @@ _OPERATORS = (
     "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
 )
 _BACKENDS = {"xnnpack": "XnnpackBackend"}
+_MOST_THREADS = 1024
 
 
 @cache
@@ -51,9 +52,12 @@ def load(path: Path, layers: int, *, threads: int | None = None) -> ExecutorchPr
 
     Raises:
         IncompatibleProgram: this ExecuTorch cannot load it.
+        SettingError: `threads` is not from 1 to 1024.
     """
     bindings = _bindings()
     if threads is not None:
+        if not 1 <= threads <= _MOST_THREADS:  # the bindings take -1 for 2**32 - 1, and abort
+            raise SettingError(f"threads is {threads}; it must be from 1 to {_MOST_THREADS}.")
         bindings._unsafe_reset_threadpool(threads)
     try:
         program = bindings._load_program(str(path))

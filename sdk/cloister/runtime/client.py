@@ -45,7 +45,8 @@ class Worker:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cloister.runtime.worker", *["--debug"] * self._debug],
+            # -P: a module that lies in the current directory must not run beside private text.
+            [sys.executable, "-P", "-m", "cloister.runtime.worker", *["--debug"] * self._debug],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
         self.stats: dict[str, Any] = {}
@@ -67,6 +68,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def load(self, bundle: str | Path, *, threads: int | None = None) -> dict[str, Any]:
         """Load a bundle: its `model_id`, `backend`, `context`, `load_s`, `peak_rss_bytes`."""
@@ -100,7 +103,9 @@ class Worker:
                     )
                 else:
                     self.stats = event
-        except GeneratorExit:  # closed early: the rest must not be taken for the next answer
+        except CloisterError:
+            raise
+        except BaseException:  # closed or interrupted: the rest must not become the next answer
             self.stop()
             self.stats = self._last()
             raise

@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cloister.bundle import Bundle
-from cloister.errors import ContextExceeded, SnapshotError
+from cloister.errors import ContextExceeded, EmptyPrompt, SnapshotError
 from cloister.runtime import _executorch, memory
 from cloister.settings import Settings
 from cloister.tokenizer import Tokenizer
@@ -67,6 +67,7 @@ class Engine:
         self._program = load(
             self.bundle.path / self._entry.file, manifest.shape.layers, threads=threads
         )
+        self._scores = False  # whether `score` was given its memory
         self._held: list[int] = []  # ids whose keys and values the buffers hold
 
     def __repr__(self) -> str:
@@ -95,8 +96,11 @@ class Engine:
         Ids that the buffers hold already, from the front, are not read again.
 
         Raises:
+            EmptyPrompt: no ids.
             ContextExceeded: more ids than the context holds.
         """
+        if not ids:
+            raise EmptyPrompt("There are no tokens to read; give at least one.")
         if len(ids) > self.context:
             raise ContextExceeded(
                 f"The text has {len(ids)} tokens and the context holds {self.context}; shorten it."
@@ -127,7 +131,9 @@ class Engine:
             raise ContextExceeded(
                 f"The text has {len(ids)} tokens and the context holds {self.context}; shorten it."
             )
-        self._check_memory(methods=1)  # one more copy of the weights, for `score`
+        if not self._scores:  # one more copy of the weights, once
+            self._check_memory(methods=1)
+            self._scores = True
         self._held.clear()
         chunk = self.bundle.manifest.prefill_chunk
         for start in range(0, len(ids), chunk):
@@ -168,6 +174,8 @@ class Engine:
         if ids is None or ids.dtype != torch.int64 or set(tensors) != set(buffers):
             raise wrong
         length = ids.numel()
+        if ids.dim() != 1 or length > self.context:
+            raise wrong
         for name, rows in tensors.items():
             buffer = buffers[name]
             if rows.dtype != buffer.dtype or rows.shape != buffer[:, :length].shape:

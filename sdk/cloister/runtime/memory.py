@@ -12,6 +12,8 @@ import psutil
 from cloister.errors import NotEnoughMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cloister.manifest import Manifest
 
 __all__ = ["PROCESS_BYTES", "available_bytes", "check", "peak_bytes", "required_bytes"]
@@ -28,19 +30,44 @@ def required_bytes(manifest: Manifest, *, methods: int = 1) -> int:
     return methods * manifest.weight_bytes + manifest.kv_bytes + manifest.arena_bytes
 
 
-def available_bytes() -> int:
-    """What this process may still take: the system's estimate, or its control group's limit."""
+_GROUP_FILES = (  # limit, use, and the file pages counted in it that can be evicted
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """What this process may still take: the least of the system and of each control group above.
+
+    Evictable file pages are free, as in the system's own estimate: hashing a program fills a
+    group with them just before it is loaded. `root` is where the system's files are found.
+    """
     free = [int(psutil.virtual_memory().available)]
-    group = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free.append(int((group / limit).read_text()) - int((group / used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
+    for group in _groups(root):
+        for limit, used, cache in _GROUP_FILES:
+            try:
+                stat = dict(line.split() for line in (group / "memory.stat").open())
+                free.append(
+                    int((group / limit).read_text()) - int((group / used).read_text())
+                    + int(stat[cache])
+                )
+            except (OSError, ValueError, KeyError):  # no such group, or "max"
+                continue
     return min(free)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Control groups that hold this process, versions 1 and 2: each of them limits it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controller, path = line.split(":", 2)
+        if controller in ("", "memory"):
+            base = root / "sys/fs/cgroup" / controller
+            group = base / path.lstrip("/")
+            yield from (each for each in (group, *group.parents) if each.is_relative_to(base))
 
 
 def check(name: str, required: int, available: int) -> None:

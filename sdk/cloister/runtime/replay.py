@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloister.errors import OutputExists, ReplayError, SettingError
+from cloister.errors import OutputExists, ReplayError
 from cloister.runtime.sampling import Sampling
 from cloister.runtime.session import Session
 
@@ -39,6 +39,7 @@ def write(
 
     Raises:
         OutputExists: there is such a file already.
+        ReplayError: it cannot be written; nothing is left of it.
     """
     record = {
         "format": FORMAT, "model_id": model_id, "system": system, "prompt": prompt,
@@ -48,8 +49,16 @@ def write(
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise OutputExists(f"Output {Path(path).name} exists already; name another.") from None
-    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
-        json.dump(record, file, indent=1)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
+            json.dump(record, file, indent=1)
+    except BaseException as error:
+        Path(path).unlink()
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from None
+        raise
 
 
 def replay(engine: Engine, path: str | Path) -> int:
@@ -67,9 +76,13 @@ def replay(engine: Engine, path: str | Path) -> int:
             raise malformed
         sampling = Sampling(**record["sampling"])
         expected, model_id = [int(id_) for id_ in record["tokens"]], str(record["model_id"])
-        system, prompt, limit = record["system"], str(record["prompt"]), record["max_tokens"]
-    except (OSError, ValueError, KeyError, TypeError, SettingError):
+        system, prompt, limit = record["system"], record["prompt"], record["max_tokens"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise malformed from None
+    if not (
+        isinstance(prompt, str) and isinstance(system, str | None) and isinstance(limit, int | None)
+    ):
+        raise malformed
     if model_id != engine.model_id:
         raise ReplayError(
             f"{path.name} was made with another model than bundle {engine.bundle.path.name}; use "
@@ -91,3 +104,9 @@ def replay(engine: Engine, path: str | Path) -> int:
             "the kind of processor that wrote it."
         )
     return len(got)
+
+
+def _unwritable(path: str | Path, error: OSError) -> ReplayError:
+    return ReplayError(
+        f"{Path(path).name} cannot be written ({error.strerror}); name a place that can be."
+    )

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import SettingError
+from cloister.errors import IncompatibleProgram, SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import UnionType
 
 __all__ = ["Choice", "Sampler", "Sampling"]
 
@@ -33,18 +38,23 @@ class Sampling:
     seed: int | None = None  # None: drawn from the operating system
 
     def __post_init__(self) -> None:
-        bounds = (
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
-        )
-        for name, good, bound in bounds:
+        for name, (kind, good, bound) in _BOUNDS.items():
             value = getattr(self, name)
-            if not good or (isinstance(value, float) and not math.isfinite(value)):
+            if name == "seed" and value is None:
+                continue
+            right_kind = isinstance(value, kind)
+            if not right_kind or not math.isfinite(value) or not good(value):
                 raise SettingError(f"{name} is {value}; it must be {bound}.")
+
+
+_BOUNDS: dict[str, tuple[type | UnionType, Callable[[float], bool], str]] = {
+    "repetition_penalty": (float | int, lambda value: value > 0, "a number above 0"),
+    "temperature": (float | int, lambda value: value >= 0, "a number of at least 0"),
+    "top_k": (int, lambda value: value >= 0, "a whole number of at least 0"),
+    "top_p": (float | int, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+    "min_p": (float | int, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    "seed": (int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +82,14 @@ class Sampler:
 
         Raises:
             SettingError: `top` is not between 0 and the vocabulary.
-            ValueError: the logits hold a NaN; the program is broken.
+            IncompatibleProgram: the best logit is no finite number.
         """
         if not 0 <= top <= logits_V.numel():
             raise SettingError(f"top is {top}; it must be from 0 to {logits_V.numel()}.")
-        if torch.isnan(logits_V).any():
-            raise ValueError("the program gave logits that are not numbers")
+        if not torch.isfinite(logits_V.max()):  # a NaN anywhere is the maximum
+            raise IncompatibleProgram(
+                "The program gave logits that are not finite numbers; export the bundle again."
+            )
         logprobs = logits_V.log_softmax(-1)
         id_ = self._choose(logits_V, seen)
         best = logprobs.topk(top)
@@ -97,7 +109,9 @@ class Sampler:
         if s.temperature == 0:
             return int(logits_V.argmax())  # of equal ones, the first
         # Sorted, so that every filter keeps a head of the list; a stable sort keeps ties by id.
-        ordered, ids = (logits_V / s.temperature).sort(descending=True, stable=True)
+        # Against the best, which so stays finite at the lowest temperature that float32 can hold.
+        scaled_V = (logits_V - logits_V.max()) / max(s.temperature, 1e-30)
+        ordered, ids = scaled_V.sort(descending=True, stable=True)
         probabilities = ordered.softmax(-1)
         keep = torch.ones_like(probabilities, dtype=torch.bool)
         if s.top_k:

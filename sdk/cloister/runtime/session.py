@@ -76,12 +76,16 @@ class Session:
     ) -> Iterator[Token]:
         """Answer `prompt`, token by token; afterwards both belong to the conversation.
 
-        An iterator that is closed early keeps what it gave, as `stop` does.
+        An iterator that is closed early keeps what it gave, as `stop` does. Without any answer the
+        prompt is not kept either: many templates refuse two user messages in a row.
 
         Raises:
             PromptError: empty, not Unicode, or longer than the context; nothing has changed.
             SettingError: `max_tokens` below 1, or `top` out of range.
         """
+        vocab_size = self.engine.bundle.manifest.shape.vocab_size
+        if not 0 <= top <= vocab_size:
+            raise SettingError(f"top is {top}; it must be from 0 to {vocab_size}.")
         if max_tokens is not None and max_tokens < 1:
             raise SettingError(f"max_tokens is {max_tokens}; it must be at least 1.")
         asked = [*self.messages, Message(role="user", content=prompt)]
@@ -136,6 +140,5 @@ class Session:
                     break
         finally:
             answer = "".join(said)
-            self.messages = asked
             if answer:
                 self.messages = [*asked, Message(role="assistant", content=answer)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -71,25 +72,32 @@ class Service:
 
         if self.engine is None:
             raise WorkerError("No bundle is loaded; load one first.")
-        sampling, system = Sampling(**request["sampling"]), request.get("system")
-        if self.session is None:
-            self.session, self.system = Session(self.engine, system=system), system
+        try:
+            sampling = Sampling(**request["sampling"])
+        except TypeError:  # values are checked by Sampling itself
+            raise SettingError(
+                "The request names an unknown sampling setting; use the fields of Sampling."
+            ) from None
+        session, system = self.session, request.get("system")
+        if session is None:
+            session = Session(self.engine, system=system)
         elif system != self.system:
             raise SettingError(
                 "The conversation has another system prompt; begin a new one to change it."
             )
-        tokens = self.session.stream(
+        tokens = session.stream(
             request["prompt"], max_tokens=request.get("max_tokens"), sampling=sampling,
             top=request.get("top", 0),
         )
+        self.session, self.system = session, system  # only now: a refusal begins nothing
         if self.stopping.is_set():  # the wish came before the answer could begin
-            self.session.stop()
+            session.stop()
         for token in tokens:
             self.send({
                 "event": "token", "id": token.id, "text": token.text, "logprob": token.logprob,
                 "top": token.top,
             })
-        stats = self.session.stats
+        stats = session.stats
         return {
             "prompt_tokens": stats.prompt_tokens, "tokens": stats.tokens, "finish": stats.finish,
             "ttft_s": stats.ttft_s, "decode_tokens_per_s": stats.decode_tokens_per_s,
@@ -117,6 +125,8 @@ def _memory() -> dict[str, Any]:
 
 def main() -> None:
     """Serve until the other end closes the pipe."""
+    # A terminal sends Ctrl-C to the client too, which says `stop` or closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Only our own lines may reach the client: both descriptors are moved out of everybody's way.
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     silent = os.open(os.devnull, os.O_WRONLY)
@@ -131,15 +141,19 @@ def main() -> None:
 
 
 def _read(requests: queue.SimpleQueue[dict[str, Any] | None], service: Service) -> None:
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        if request["do"] == "stop":
-            service.stop()
-        else:
-            service.stopping.clear()  # in the order of the pipe: a stop is for what came before it
-            requests.put(request)
-    service.stop()  # the other end is gone: so is the wish for an answer
-    requests.put(None)
+    try:
+        for line in sys.stdin.buffer:
+            request = json.loads(line)
+            if request["do"] == "stop":
+                service.stop()
+            else:
+                service.stopping.clear()  # in the order of the pipe: a stop is for what came before
+                requests.put(request)
+    except (ValueError, TypeError, KeyError):
+        pass  # the other end died within a line, or is none of ours
+    finally:
+        service.stop()  # the other end is gone: so is the wish for an answer
+        requests.put(None)
 
 
 def _send(lines: TextIO, event: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from cloister.errors import SettingError
+from cloister.errors import IncompatibleProgram, SettingError
 from cloister.runtime.sampling import Sampler, Sampling
 
 
@@ -72,9 +72,10 @@ def test_log_probabilities_are_the_models_own() -> None:
 @pytest.mark.parametrize("bad", [
     {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")},
     {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 1.0}, {"min_p": -0.1},
-    {"repetition_penalty": 0.0}, {"seed": -1},
+    {"repetition_penalty": 0.0}, {"seed": -1}, {"seed": 1.5}, {"top_k": 2.5},
+    {"temperature": "hot"}, {"top_p": None},
 ])
-def test_a_value_out_of_bounds_is_refused_by_name(bad: dict[str, float]) -> None:
+def test_a_value_out_of_bounds_is_refused_by_name(bad: dict[str, object]) -> None:
     with pytest.raises(SettingError, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]
 
@@ -94,3 +95,18 @@ def test_the_same_seed_draws_the_same_in_another_process() -> None:
     runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True,
                            env={"PYTHONPATH": ":".join(sys.path)}).stdout for _ in range(2)}
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("bad", [
+    [0.0, float("nan")], [float("inf"), 0.0], [float("-inf"), float("-inf")],
+])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(bad: list[float], temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, seed=1))
+    with pytest.raises(IncompatibleProgram, match="finite"):
+        sampler.choose(torch.tensor(bad), [])
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-40, 5e-324])
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    assert draws(Sampling(temperature=temperature, seed=1), [3.0, 80.0, -7.0], n=20) == {1}

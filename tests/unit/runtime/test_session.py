@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from tests.conftest import make_bundle
 
 from cloister.bundle import Bundle
 from cloister.errors import (
     ContextExceeded,
     EmptyPrompt,
+    IncompatibleProgram,
     NotEnoughMemory,
     ReplayError,
     SettingError,
@@ -141,6 +145,48 @@ def test_a_limit_below_one_is_refused(engine: Engine) -> None:
         Session(engine).stream("x", max_tokens=0)
 
 
+@pytest.mark.parametrize("top", [-1, 301])
+def test_alternatives_out_of_range_are_refused_and_nothing_changes(
+    engine: Engine, fakes: Fakes, top: int
+) -> None:
+    session = Session(engine)
+    with pytest.raises(SettingError, match="300"):
+        session.stream("the fox", top=top)
+    assert session.messages == []
+    assert fakes.program.calls == []
+
+
+ALTERNATING = """{% for m in messages %}
+{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}
+{{ m.content }}{% endfor %}"""
+
+
+@pytest.mark.parametrize("how", ["ended at once", "stopped before it began", "broken"])
+def test_a_prompt_without_an_answer_does_not_block_a_template_that_wants_turns(
+    tmp_path: Path, tokenizer_dir: Path, how: str
+) -> None:
+    shutil.copytree(tokenizer_dir, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer/chat_template.jinja").write_text(ALTERNATING)
+    bundle = make_bundle(tmp_path / "turns.cloister", tmp_path / "tokenizer")
+    program = FakeProgram(300, 64, prefer=(0,) if how == "ended at once" else ())  # 0 ends
+    engine = Engine(
+        bundle.path, load=lambda path, layers, *, threads: program, runs_here=lambda backend: True
+    )
+    session = Session(engine)
+    stream = session.stream("the fox", max_tokens=3)
+    if how == "stopped before it began":
+        session.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        if how == "broken":
+            patch.setattr(program, "forward", lambda tokens, start: torch.full((1, 300), torch.nan))
+            with pytest.raises(IncompatibleProgram):
+                list(stream)
+        else:
+            list(stream)
+    assert session.messages == []
+    session.stream("the dog")  # is not refused
+
+
 def test_a_seed_gives_the_same_tokens_again(engine: Engine) -> None:
     sampling = Sampling(temperature=1.0, seed=9)
     first = answer(Session(engine), "the fox", 8, sampling=sampling)
@@ -184,7 +230,17 @@ def test_a_snapshot_of_another_model_or_a_damaged_one_is_refused(
     )
     with pytest.raises(SnapshotError):
         other.restore(snapshot)
-    for damaged in (b"", snapshot[:-8], b"x" * 100, snapshot[:200]):
+    tensors = load(snapshot)
+    rows = torch.zeros(1, 64, 1, 1)
+    forged = (
+        {**tensors, "ids": torch.tensor([[1, 2, 3]])},
+        {"layers.0.attn.k_cache": rows, "ids": torch.zeros(70, dtype=torch.int64)},  # context: 64
+        {**tensors, "ids": torch.tensor([1.0, 2.0, 3.0])},
+        {"ids": torch.tensor([1, 2, 3])},
+        {**tensors, "layers.0.attn.k_cache": rows},
+    )
+    damages = [save(each, {"model_id": engine.model_id}) for each in forged]
+    for damaged in (b"", snapshot[:-8], b"x" * 100, snapshot[:200], save(tensors), *damages):
         with pytest.raises(SnapshotError):
             engine.restore(damaged)
 
@@ -193,6 +249,35 @@ def test_too_little_memory_is_refused_with_both_numbers(bundle: Bundle, fakes: F
     with pytest.raises(NotEnoughMemory, match=r"GB and 0\.00 GB"):
         Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=2999)
     Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=3000)
+
+
+def test_memory_for_scoring_is_asked_for_once(bundle: Bundle, fakes: Fakes) -> None:
+    engine = Engine(
+        bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=3000
+    )
+    list(engine.score([1, 2, 3]))
+    engine._available = 10  # as after the second method took its share
+    assert sum(len(rows) for rows in engine.score([1, 2, 3])) == 3
+
+
+def test_scoring_is_refused_where_a_second_copy_does_not_fit(bundle: Bundle, fakes: Fakes) -> None:
+    engine = Engine(
+        bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=3000
+    )
+    engine._available = 10
+    with pytest.raises(NotEnoughMemory):
+        list(engine.score([1, 2, 3]))
+
+
+def test_nothing_to_read_is_refused(engine: Engine) -> None:
+    with pytest.raises(EmptyPrompt):
+        engine.logits([])
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2**40])
+def test_an_impossible_number_of_threads_is_refused(bundle: Bundle, threads: int) -> None:
+    with pytest.raises(SettingError, match="from 1 to 1024"):
+        Engine(bundle.path, threads=threads)
 
 
 def test_what_is_available_is_at_most_what_the_machine_has() -> None:
@@ -248,9 +333,42 @@ def test_a_replay_that_differs_is_refused_without_quoting_it(
     assert "fox" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 2}', '{"format": 1}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": 2}', '{"format": 1}', "\x00", "[" * 200_000],
+    ids=["empty", "list", "format 2", "no fields", "nul", "deep"],
+)
 def test_a_malformed_replay_is_refused(engine: Engine, tmp_path: Path, text: str) -> None:
     path = tmp_path / "replay.json"
     path.write_text(text)
     with pytest.raises(ReplayError, match="no replay file"):
         replays.replay(engine, path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"max_tokens": "5"}, {"max_tokens": 1.5}, {"system": 5}, {"prompt": 5}, {"tokens": 5},
+    {"sampling": []}, {"sampling": {"seed": 1.5}}, {"sampling": {"top_k": "x"}},
+    {"sampling": {"heat": 1}},
+])
+def test_a_replay_with_a_field_of_another_type_is_refused(
+    engine: Engine, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    path = tmp_path / "replay.json"
+    write_replay(path, engine)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ReplayError, match="no replay file"):
+        replays.replay(engine, path)
+
+
+def test_a_replay_that_cannot_be_written_is_refused_and_leaves_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ReplayError, match="cannot be written"):
+        write_replay(tmp_path / "missing" / "replay.json", engine)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(ReplayError, match="No space left"):
+        write_replay(tmp_path / "full.json", engine)
+    assert not (tmp_path / "full.json").exists()
