@@ -47,8 +47,12 @@ def runs_here(backend: str) -> bool:
     return name is not None and name in _bindings()._get_registered_backend_names()
 
 
-def load(path: Path, layers: int, *, threads: int | None = None) -> ExecutorchProgram:
+def load(
+    path: Path, layers: int, *, threads: int | None = None, first: str = "forward"
+) -> ExecutorchProgram:
     """Load the program in `path`, from its file mapping, with the KV buffers of `layers` layers.
+
+    The method `first` is loaded now, the other at its first use.
 
     Raises:
         IncompatibleProgram: this ExecuTorch cannot load it.
@@ -61,7 +65,7 @@ def load(path: Path, layers: int, *, threads: int | None = None) -> ExecutorchPr
         bindings._unsafe_reset_threadpool(threads)
     try:
         program = bindings._load_program(str(path))
-        return ExecutorchProgram(program, layers)
+        return ExecutorchProgram(program, layers, first)
     except RuntimeError as error:
         raise IncompatibleProgram(
             f"Program {path.name} of bundle {path.parent.name} cannot be loaded by this "
@@ -72,24 +76,22 @@ def load(path: Path, layers: int, *, threads: int | None = None) -> ExecutorchPr
 class ExecutorchProgram:
     """A loaded program (see `cloister.runtime.program.Program`).
 
-    `score` is loaded at its first use: XNNPACK packs the weights again for it.
+    A method is loaded at its first use: XNNPACK packs the weights again for each.
     """
 
-    def __init__(self, program: Any, layers: int) -> None:  # untyped bindings
+    def __init__(self, program: Any, layers: int, first: str) -> None:  # untyped bindings
         self._program, self._layers = program, layers
-        self._forward = program.load_method("forward")
-        self._score: Any = None
+        self._methods: dict[str, Any] = {}
+        self._method(first)
 
     def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after the last token, int64[1, T] -> float32[1, V]."""
-        out: torch.Tensor = self._forward([tokens, torch.tensor([start])])[0]
+        out: torch.Tensor = self._method("forward")([tokens, torch.tensor([start])])[0]
         return out
 
     def score(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after every token, int64[1, T] -> float32[1, T, V]."""
-        if self._score is None:
-            self._score = self._program.load_method("score")
-        out: torch.Tensor = self._score([tokens, torch.tensor([start])])[0]
+        out: torch.Tensor = self._method("score")([tokens, torch.tensor([start])])[0]
         return out
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
@@ -98,4 +100,9 @@ class ExecutorchProgram:
             f"layers.{layer}.attn.{side}_cache"
             for layer in range(self._layers) for side in ("k", "v")
         )
-        return {name: self._forward.get_attribute(name) for name in names}
+        return {name: self._method("forward").get_attribute(name) for name in names}
+
+    def _method(self, name: str) -> Any:  # untyped bindings
+        if name not in self._methods:
+            self._methods[name] = self._program.load_method(name)
+        return self._methods[name]
