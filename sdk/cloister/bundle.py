@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -70,11 +71,13 @@ class Bundle:
         """Read the bundle in `path`, and hash every file but the programs."""
         path = Path(path)
         try:
+            if not _regular(path / "manifest.json"):  # a pipe would be waited for
+                raise FileNotFoundError
             with (path / "manifest.json").open("rb") as file:
                 raw = file.read(LIMIT_BYTES + 1)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path
             raise BundleError(
-                f"{path.name} is no bundle: it has no readable manifest.json; name a directory "
+                f"{path.name!r} is no bundle: it has no readable manifest.json; name a directory "
                 "made by `cloister export`."
             ) from None
         bundle = cls(path, Manifest.from_json(raw))
@@ -105,7 +108,7 @@ class Bundle:
         # A program is promised to load on the release that made it and on the next minor one
         # (ExecuTorch, runtime/COMPATIBILITY.md).
         minors = {(EXECUTORCH[0], EXECUTORCH[1] - 1), EXECUTORCH}
-        if tuple(int(part) if part.isdigit() else -1 for part in made[:2]) not in minors:
+        if tuple(int(part) if part.isdecimal() else -1 for part in made[:2]) not in minors:
             raise IncompatibleProgram(
                 f"Bundle {self.path.name} was made with ExecuTorch {self.manifest.executorch} and "
                 f"this is {EXECUTORCH[0]}.{EXECUTORCH[1]}; export it again."
@@ -121,7 +124,10 @@ class Bundle:
 
     def check_program(self, entry: ProgramEntry, settings: Settings) -> None:
         """Hash a program, unless this machine has seen this very file before."""
-        stat = (self.path / entry.file).stat()
+        try:
+            stat = (self.path / entry.file).lstat()
+        except OSError as error:
+            raise self._unreadable(entry.file) from error
         key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
         seen = _seen(settings.seen_programs)
         if seen.get(key) != self.manifest.files[entry.file].sha256:
@@ -152,9 +158,17 @@ class Bundle:
         """The prompts with the ids they must give."""
         rows = self._json("golden.jsonl", self._text("golden.jsonl").splitlines())
         try:
-            return [Golden(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+            golden = [Golden(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
         except (KeyError, TypeError):
             raise self._malformed("golden.jsonl") from None
+        for row in golden:
+            if not (
+                isinstance(row.system, str | None) and isinstance(row.prompt, str)
+                and all(type(token) is int for token in row.tokens)
+                and type(row.margin) in (int, float) and math.isfinite(row.margin)
+            ):
+                raise self._malformed("golden.jsonl")
+        return golden
 
     def _text(self, name: str) -> str:
         try:
@@ -174,6 +188,12 @@ class Bundle:
     def _malformed(self, name: str) -> BundleCorrupt:
         return BundleCorrupt(
             f"File {name} of bundle {self.path.name} is malformed; export it again."
+        )
+
+    def _unreadable(self, name: str) -> BundleCorrupt:
+        return BundleCorrupt(
+            f"File {name} of bundle {self.path.name} cannot be read; check its permissions or copy "
+            "the bundle again."
         )
 
     def _check_names(self) -> None:
@@ -197,7 +217,7 @@ class Bundle:
 
     def _check_file(self, name: str) -> None:
         path, entry = self.path / name, self.manifest.files[name]
-        if path.is_symlink() or not path.is_file():
+        if not _regular(path):
             raise BundleCorrupt(
                 f"File {name} of bundle {self.path.name} is no regular file; copy it again."
             )
@@ -208,7 +228,11 @@ class Bundle:
                 f"File {name} of bundle {self.path.name} is {kind} ({size} bytes, not "
                 f"{entry.size}); copy the bundle again."
             )
-        if _hash(path) != entry.sha256:
+        try:
+            digest = _hash(path)
+        except OSError as error:
+            raise self._unreadable(name) from error
+        if digest != entry.sha256:
             raise BundleCorrupt(
                 f"File {name} of bundle {self.path.name} is not the one its manifest names (the "
                 "sha256 differs); copy the bundle again."
@@ -223,33 +247,44 @@ def writer(path: str | Path, *, size_bytes: int = 0, replace: bool = False) -> I
     an older bundle at `path` stays as it was. `size_bytes` is what will be written, if known.
 
     Raises:
-        OutputExists: `path` is taken and `replace` is false.
+        OutputExists: `path` is taken and `replace` is false, or it is anything but a bundle.
         NotEnoughDisk: too little is free, or the disk filled up.
         BundleError: the directory of `path` cannot be written to.
     """
     path = Path(path)
     parent = path.resolve().parent
-    if path.exists() and not replace:
-        raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
+    if os.path.lexists(path):
+        if not replace:
+            raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
+        # What is replaced is removed: never a home directory named by mistake.
+        if not _regular(path / "manifest.json"):
+            raise OutputExists(
+                f"Output {path.name} exists and is no bundle, so it is not replaced; name another."
+            )
     if not parent.is_dir():
         raise BundleError(
             f"Directory {parent.name} does not exist; create it or name another output."
         )
-    free = shutil.disk_usage(parent).free
-    if size_bytes > free:
-        raise NotEnoughDisk(
-            f"Bundle {path.name} takes {size_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
-            "make room or name another disk."
-        )
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
     try:
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
+    except OSError as error:
+        raise BundleError(
+            f"Directory {parent.name} cannot be written to ({error.strerror}); name another output."
+        ) from error
+    try:
+        free = shutil.disk_usage(parent).free
+        if size_bytes > free:
+            raise NotEnoughDisk(
+                f"Bundle {path.name} takes {size_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
+                "free; make room or name another disk."
+            )
         new = work / "new"
         new.mkdir()
         yield new
         assert (new / "manifest.json").exists(), "finish() was not called"
         for entry in (*new.iterdir(), new):
             _flush(entry)
-        if path.exists():
+        if replace and os.path.lexists(path):
             path.rename(work / "old")
         new.rename(path)
         _flush(parent)
@@ -263,7 +298,7 @@ def writer(path: str | Path, *, size_bytes: int = 0, replace: bool = False) -> I
             f"Writing bundle {path.name} failed ({error.strerror}); check the directory."
         ) from error
     finally:
-        if (work / "old").exists() and not path.exists():
+        if os.path.lexists(work / "old") and not os.path.lexists(path):
             (work / "old").rename(path)
         shutil.rmtree(work, ignore_errors=True)
 
@@ -287,6 +322,10 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -299,7 +338,7 @@ def _seen(path: Path) -> dict[str, str]:
     """Programs seen before; a damaged memory is an empty one, and they are hashed again."""
     try:
         seen = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return seen if isinstance(seen, dict) else {}
 

@@ -66,7 +66,7 @@ class Manifest:
         for field in ("context", "prefill_chunk", "weight_bytes", "kv_bytes", "arena_bytes"):
             _need(_whole(getattr(self, field)), f"{field} is no whole number")
         for field in ("name", "recipe", "executorch", "parent"):
-            _need(isinstance(getattr(self, field), str), f"{field} is no text")
+            _need(_label(getattr(self, field)), f"{field} is no short printable text")
         _need(1 <= self.prefill_chunk <= self.context, "prefill_chunk is not within the context")
         _need(self.context == self.shape.context, "context differs from the shape's")
         _need(bool(self.programs), "it lists no program")
@@ -84,8 +84,13 @@ class Manifest:
                 "a file's hash or size is malformed",
             )
         for program in self.programs:
-            _need(program.file in self.files, "a program is not among the files")
-            _need(isinstance(program.backend, str), "a program's backend is no text")
+            _need(_label(program.file), "a program's file is no text")
+            _need(_label(program.backend), "a program's backend is no short printable text")
+        _need(
+            sorted(program.file for program in self.programs)
+            == sorted(file for file in self.files if file.endswith(".pte")),
+            "its programs are not the .pte files that it lists",
+        )
 
     def to_json(self) -> str:
         """The text of `manifest.json`; the same manifest always gives the same text."""
@@ -152,6 +157,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(record) != len(pairs):
         raise ValueError("a key occurs twice")
     return record
+
+
+def _label(value: object) -> bool:
+    """Whether `value` can be shown in one line of a terminal."""
+    return isinstance(value, str) and value.isprintable() and len(value) <= 100
 
 
 def _whole(value: object) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import jinja2
 import tokenizers
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cloister.errors import EmptyPrompt, InvalidText, TokenizerError, VocabularyMismatch
@@ -18,6 +19,9 @@ from cloister.errors import EmptyPrompt, InvalidText, TokenizerError, Vocabulary
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from jinja2 import nodes
+    from jinja2.parser import Parser
 
 __all__ = ["Message", "TextStream", "Tokenizer"]
 
@@ -45,7 +49,7 @@ class Tokenizer:
         self._backend = backend
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
@@ -56,8 +60,14 @@ class Tokenizer:
             self._template = environment.from_string(template)
         except jinja2.TemplateError:
             raise TokenizerError("The chat template is not valid Jinja; correct it.") from None
-        special = backend.get_added_tokens_decoder()
-        self._special = {id_ for id_, token in special.items() if token.special}
+        backend.encode_special_tokens = True  # spelled in a text, they are text
+        added = backend.get_added_tokens_decoder()
+        self._special = {id_ for id_, token in added.items() if token.special}
+        ids = {added[id_].content: id_ for id_ in self._special}
+        # Those of one character cannot be told from text, and stay text.
+        self._ids = {text: id_ for text, id_ in ids.items() if len(text) > 1}
+        spelled = sorted(self._ids, key=len)
+        self._spelled = "|".join(map(re.escape, reversed(spelled))) or "(?!)"
 
     @classmethod
     def from_files(cls, tokenizer_json: Path, chat_template: Path | None) -> Tokenizer:
@@ -115,44 +125,47 @@ class Tokenizer:
         """
         if not text:
             raise EmptyPrompt("The prompt is empty; give it at least one character.")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InvalidText(
-                "The prompt is not valid Unicode text; pass it as UTF-8."
-            ) from None
-        return self._encode(text, special=False)
+        _check_unicode(text)
+        return self._encode(text)
 
     def encode_chat(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """Ids of a conversation as the chat template lays it out.
 
-        What was said is encoded as plain text: a user who types `<|end|>` ends nothing.
+        The ids are those of the template's text, with one exception: special tokens count where
+        the template writes them, and a user who types `<|end|>` ends nothing.
 
         Raises:
-            EmptyPrompt, InvalidText: see `encode`; for every message.
+            EmptyPrompt: a message is empty; only an answer may be.
+            InvalidText: see `encode`; for every message.
             TokenizerError: the template refuses the conversation.
         """
-        # Rendered around marks that nobody can guess; then the template's own text is encoded
-        # with its special tokens, and each content without.
-        salt = secrets.token_hex(8)
-        marks = {f"\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}{salt}-{i}-": message.content
-                 for i, message in enumerate(messages)}
+        # Special tokens that were typed are broken by a mark that nobody can guess, which goes
+        # once the template's own are found. The rest reaches the template as it is, since
+        # templates trim and search it.
+        mark = f"[{secrets.randbelow(10**20)}]"
+        contents = []
         for message in messages:
-            self.encode(message.content)
-        laid_out = self._render(
-            [(message.role, mark) for message, mark in zip(messages, marks, strict=True)],
-            add_generation_prompt,
-        )
+            if not message.content and message.role != "assistant":
+                raise EmptyPrompt("A message is empty; give it at least one character.")
+            _check_unicode(message.content)
+            contents.append(re.sub(
+                f"(?={self._spelled})(.)", rf"\1{mark}", message.content, flags=re.DOTALL
+            ))
+        roles = [message.role for message in messages]
+        laid_out = self._render(roles, contents, add_generation_prompt)
+        # A content might complete a special token that the template's text begins.
+        closed = [f"{mark}{content}{mark}" for content in contents]
+        guarded = self._render(roles, closed, add_generation_prompt)
+        if re.findall(self._spelled, laid_out) != re.findall(self._spelled, guarded):
+            laid_out = guarded
         ids: list[int] = []
-        pattern = "|".join(re.escape(mark) for mark in marks)
-        pieces = re.split(f"({pattern})", laid_out) if marks else [laid_out]
-        for piece in pieces:
-            if piece in marks:
-                ids += self._encode(marks[piece], special=False)
-            elif piece:
-                ids += self._encode(piece, special=True)
+        for place, piece in enumerate(re.split(f"({self._spelled})", laid_out)):
+            if place % 2:
+                ids.append(self._ids[piece])
+            else:
+                ids += self._encode(piece.replace(mark, ""))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -164,23 +177,28 @@ class Tokenizer:
         """A decoder of ids that arrive one by one."""
         return TextStream(self)
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
-        self._backend.encode_special_tokens = not special
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _render(self, turns: list[tuple[str, str]], add_generation_prompt: bool) -> str:
-        def text(name: str) -> str:
-            return name if self.id_of(name) is not None else ""
+    def _render(
+        self, roles: list[str], contents: list[str], add_generation_prompt: bool
+    ) -> str:
+        def known(name: str) -> bool:
+            return self.id_of(name) is not None
 
         try:
             return self._template.render(
-                messages=[{"role": role, "content": content} for role, content in turns],
+                messages=[
+                    {"role": role, "content": content}
+                    for role, content in zip(roles, contents, strict=True)
+                ],
                 add_generation_prompt=add_generation_prompt,
-                bos_token=next(filter(text, _BEGIN), ""),
-                eos_token=next(filter(text, _END), ""),
+                bos_token=next(filter(known, _BEGIN), ""),
+                eos_token=next(filter(known, _END), ""),
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError):
+        except Exception:  # a template is a program, and may fail in any way
+            # Not chained: the cause may quote a message.
             raise TokenizerError(
                 "The chat template refuses this order of roles; begin with a system or user "
                 "message and alternate."
@@ -208,12 +226,16 @@ class TextStream:
             return ""
         self._held.append(id_)
         text = self._tokenizer.decode(self._held)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._held) < _LONGEST:
+        if text.endswith(_UNFINISHED):
             return ""
         new = text[self._shown:]
-        # The last token is kept, since some tokenizers join words by what stood before.
-        self._held = self._held[-1:]
-        self._shown = len(self._tokenizer.decode(self._held))
+        # The fewest last ids that are text by themselves are kept, never none: some tokenizers
+        # join words, or bytes, by what stood before.
+        for start in reversed(range(len(self._held))):
+            rest = self._tokenizer.decode(self._held[start:])
+            if rest and _UNFINISHED not in rest:
+                break
+        self._held, self._shown = self._held[start:], len(rest)
         return new
 
     def end(self) -> str:
@@ -223,10 +245,27 @@ class TextStream:
         return text
 
 
-_LONGEST = 8  # held tokens; a character has at most 4 bytes, so at most 4 unfinished tokens
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
-def _refuse(_reason: str)  -> NoReturn:
+class _Generation(Extension):
+    """`{% generation %}`, by which templates mark answers for training: its body, unchanged."""
+
+    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidText("The prompt is not valid Unicode text; pass it as UTF-8.") from None
+
+
+def _refuse(_reason: str) -> NoReturn:
     """What templates call `raise_exception`; the reason may quote a message and is dropped."""
     raise jinja2.TemplateError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -111,6 +112,40 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> 
         Bundle.open(bundle.path)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_a_manifest_that_is_no_regular_file_is_refused_at_once(
+    bundle: Bundle, tmp_path: Path, kind: str
+) -> None:
+    path = bundle.path / "manifest.json"
+    path.rename(tmp_path / "manifest.json")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(tmp_path / "manifest.json")
+    else:
+        path.mkdir()
+    with pytest.raises(BundleError, match="no readable manifest"):
+        Bundle.open(bundle.path)
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_named(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: object, digest: str) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(BundleCorrupt, match="cannot be read"):
+        Bundle.open(bundle.path)
+
+
+def test_a_program_that_went_away_is_named(bundle: Bundle) -> None:
+    entry = bundle.manifest.programs[0]
+    (bundle.path / entry.file).unlink()
+    with pytest.raises(BundleCorrupt, match=entry.file):
+        bundle.check_program(entry, Settings.from_environment())
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None, 1.0, True])
 def test_a_foreign_format_version_is_refused(bundle: Bundle, version: object) -> None:
     edit(bundle, {"format": version})
@@ -135,7 +170,10 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Bundle, name: str) -> 
     {"programs": [{"file": "program.xnnpack.pte"}]}, {"programs": "x"}, {"eos": [300]},
     {"eos": 0}, {"eos": [0.5]}, {"bos": -1}, {"weight_bytes": 1.5}, {"kv_bytes": -1},
     {"arena_bytes": 2**80}, {"parent": "abc"}, {"files": []}, {"shape": {}}, {"shape": None},
-    {"executorch": 1.4}, {"surprise": 1},
+    {"executorch": 1.4}, {"surprise": 1}, {"name": "\ud800"}, {"name": "\x1b[2J"},
+    {"recipe": "x" * 101}, {"programs": [{"file": "program.xnnpack.pte", "backend": "\n"}]},
+    {"programs": [{"file": "tokenizer.json", "backend": "xnnpack"}]},
+    {"programs": [{"file": ["x"], "backend": "xnnpack"}]},
     {"files": {"tokenizer.json": {"sha256": 5, "size": 1}}},
     {"files": {"tokenizer.json": {"sha256": "0" * 64, "size": "1"}}},
 ])
@@ -176,9 +214,11 @@ def test_a_directory_without_manifest_is_refused(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
     with pytest.raises(BundleError):
         Bundle.open(tmp_path / "nothing")
+    with pytest.raises(BundleError):
+        Bundle.open("nul\0")
 
 
-@pytest.mark.parametrize("release", ["1.2.0", "1.5.0", "2.4.0", "0.9", "x", ""])
+@pytest.mark.parametrize("release", ["1.2.0", "1.5.0", "2.4.0", "0.9", "1.\u00b2", ""])
 def test_a_program_of_an_incompatible_executorch_is_refused(bundle: Bundle, release: str) -> None:
     edit(bundle, {"executorch": release})
     with pytest.raises(IncompatibleProgram):
@@ -196,7 +236,14 @@ def test_a_bundle_without_a_program_for_this_machine_is_refused(bundle: Bundle) 
 
 
 def test_a_malformed_golden_file_is_refused_though_its_hash_is_right(bundle: Bundle) -> None:
-    for text in ("{", "[]\n", '{"prompt": 1}\n', '{"tokens": [1], "surprise": 1}\n'):
+    row = {"system": None, "prompt": "x", "tokens": [1], "margin": 1.0}
+    for text in (
+        "{", "[]\n", "[" * 100_000, '{"prompt": 1}\n', '{"tokens": [1], "surprise": 1}\n',
+        *(json.dumps({**row, **change}) for change in (
+            {"system": 1}, {"prompt": 1}, {"tokens": "abc"}, {"tokens": [True]}, {"tokens": 1},
+            {"margin": "x"}, {"margin": float("nan")},
+        )),
+    ):
         path = bundle.path / "golden.jsonl"
         path.write_text(text)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -233,7 +280,7 @@ def test_a_program_is_hashed_once_and_again_when_its_file_changes(bundle: Bundle
         bundle.check_program(entry, settings_)
 
 
-@pytest.mark.parametrize("memory", ["", "{", "[]", '{"x": 1}'])
+@pytest.mark.parametrize("memory", ["", "{", "[]", '{"x": 1}', "[" * 100_000])
 def test_a_damaged_memory_of_programs_costs_a_hash_only(bundle: Bundle, memory: str) -> None:
     settings_ = Settings.from_environment()
     settings_.seen_programs.parent.mkdir(parents=True, exist_ok=True)
@@ -243,6 +290,35 @@ def test_a_damaged_memory_of_programs_costs_a_hash_only(bundle: Bundle, memory: 
 
 def leftovers(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name != "tiny.cloister")
+
+
+def test_only_a_bundle_is_ever_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "documents"
+    mine.mkdir()
+    (mine / "thesis").write_text("years of work")
+    with pytest.raises(OutputExists, match="no bundle"), bundles.writer(mine, replace=True):
+        raise AssertionError("not reached")
+    assert (mine / "thesis").read_text() == "years of work"
+    assert leftovers(tmp_path) == ["documents"]
+
+
+def test_replacing_a_bundle_leaves_the_new_one_alone(bundle: Bundle) -> None:
+    with bundles.writer(bundle.path, replace=True) as directory:
+        for name in FILES:
+            shutil.copy(bundle.path / name, directory)
+        (directory / "receipt.json").write_text('{"new": true}')
+        bundles.finish(directory, lambda files: dataclasses.replace(bundle.manifest, files=files))
+    again = Bundle.open(bundle.path)
+    again.verify()
+    assert again.receipt() == {"new": True}
+    assert leftovers(bundle.path.parent) == []
+
+
+@pytest.mark.parametrize("where", ["/proc/x.cloister", "no/such/x.cloister", "x" * 300])
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, where: str) -> None:
+    with pytest.raises(BundleError), bundles.writer(tmp_path / where):
+        raise AssertionError("not reached")
+    assert leftovers(tmp_path) == []
 
 
 def test_an_existing_output_is_kept(bundle: Bundle) -> None:

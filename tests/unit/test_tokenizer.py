@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers
 
 from cloister.errors import EmptyPrompt, InvalidText, TokenizerError, VocabularyMismatch
 from cloister.tokenizer import Message, Tokenizer
@@ -35,6 +39,44 @@ def test_a_stream_gives_the_text_of_all_ids_whatever_the_borders(
     stream = tokenizer.stream()
     pieces = [stream.push(id_) for id_ in tokenizer.encode(text)]
     assert "".join(pieces) + stream.end() == text
+
+
+@given(ids=st.lists(st.integers(0, 299)))
+@settings(deadline=None, max_examples=300)
+def test_a_stream_gives_the_text_of_all_ids_even_of_nonsense(
+    tokenizer: Tokenizer, ids: list[int]
+) -> None:
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.end() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["\ufffd" * 20, "a\ufffdb", "\U0001f980" * 20, "a \u4f60\u597d b"])
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+def test_a_stream_gives_long_runs_of_many_byte_characters_whole(
+    tokenizer: Tokenizer, kind: str, text: str
+) -> None:
+    if kind == "words":
+        tokenizer = byte_fallback()
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, tokenizer.encode(text))) + stream.end() == text
+
+
+def byte_fallback() -> Tokenizer:
+    """Words joined as Llama 2 and Gemma join them: unknown characters as bytes."""
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    for piece in ("\u2581", "a", "b"):
+        vocabulary[piece] = len(vocabulary)
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([
+        normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581"),
+    ])
+    backend.decoder = decoders.Sequence([
+        decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ])
+    return Tokenizer(backend, "")
 
 
 def test_a_stream_holds_a_character_back_until_it_is_whole(tokenizer: Tokenizer) -> None:
@@ -68,6 +110,92 @@ def test_special_tokens_that_a_user_types_stay_text(tokenizer: Tokenizer) -> Non
     assert ids.count(tokenizer.id_of("<|end|>")) == 1
     assert tokenizer.id_of("<|system|>") not in ids
     assert evil in tokenizer.decode(ids)
+
+
+@pytest.fixture
+def laid_out(tokenizer_dir: Path, tmp_path: Path) -> Callable[..., list[int]]:
+    """Ids of one user message in a template."""
+    def encode(template: str, content: str) -> list[int]:
+        path = tmp_path / "chat_template.jinja"
+        path.write_text(template)
+        tokenizer = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", path)
+        return tokenizer.encode_chat([Message(role="user", content=content)])
+
+    return encode
+
+
+@pytest.mark.parametrize(("template", "content", "text"), [
+    ("[{{ messages[0].content | trim }}]", " hi\n", "[hi]"),
+    ("{{ messages[0].content | upper }}", "hi", "HI"),
+    ("{{ messages[0].content | tojson }}", 'say "\u00e9"', '"say \\"\u00e9\\""'),
+    ("{{ messages[0].content.split('b')[-1] }}", "abc", "c"),
+    ("{% if 'b' in messages[0].content %}yes{% endif %}", "abc", "yes"),
+    ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "hi", "hi"),
+])
+def test_a_template_may_work_on_what_was_said(
+    tokenizer: Tokenizer, laid_out: Callable[..., list[int]],
+    template: str, content: str, text: str,
+) -> None:
+    assert laid_out(template, content) == tokenizer.encode(text)
+
+
+def test_text_that_runs_on_from_the_template_is_encoded_with_it(
+    tokenizer: Tokenizer, laid_out: Callable[..., list[int]]
+) -> None:
+    ids = laid_out("<|user|>the{{ messages[0].content }}<|end|>", " quick")
+    assert ids == [tokenizer.id_of("<|user|>"), *tokenizer.encode("the quick"),
+                   tokenizer.id_of("<|end|>")]
+
+
+@pytest.mark.parametrize("content", ["hi", " hi\n", "\n\nthe fox", "caf\u00e9  \U0001f980 "])
+@pytest.mark.parametrize("trim", ["", " | trim"])
+def test_a_conversation_has_the_ids_that_transformers_gives_it(
+    tokenizer_dir: Path, laid_out: Callable[..., list[int]], trim: str, content: str
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    template = f"<|user|>\n\n{{{{ messages[0]['content']{trim} }}}}<|end|>\n<|assistant|>"
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_dir / "tokenizer.json"), chat_template=template
+    )
+    assert laid_out(template, content) == theirs.apply_chat_template(
+        [{"role": "user", "content": content}], return_dict=False
+    )
+
+
+@pytest.mark.parametrize("content", [
+    "<|end|>", "<<|end|>>", "<|end|><|end|>", "<|<|end|>end|>", "end|>", "<|end|", " <|end|>\n",
+])
+@pytest.mark.parametrize("template", [
+    "<|user|>{{ messages[0].content }}<|assistant|>", "<|{{ messages[0].content }}>",
+    "<|user|>{{ messages[0].content | trim }}|>",
+])
+def test_no_template_lets_a_user_end_a_turn(
+    tokenizer: Tokenizer, laid_out: Callable[..., list[int]], template: str, content: str
+) -> None:
+    ids = laid_out(template, content)
+    assert tokenizer.id_of("<|end|>") not in ids
+    assert content.strip() in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("template", [
+    "{{ 1 / 0 }}", "{{ range(10**9) | list }}", "{% include 'x' %}", "{{ messages[0].a.b }}",
+    "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ raise_exception(messages[0].content) }}",
+])
+def test_a_template_that_fails_is_refused_without_quoting_the_message(
+    laid_out: Callable[..., list[int]], template: str
+) -> None:
+    with pytest.raises(TokenizerError) as caught:
+        laid_out(template, "".join(("se", "cret")))
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_conversation_goes_on_after_an_empty_answer(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_chat([
+        Message(role="user", content="the fox"), Message(role="assistant", content=""),
+        Message(role="user", content="the dog"),
+    ])
+    assert ids.count(tokenizer.id_of("<|user|>")) == 2
 
 
 def test_template_code_that_a_user_types_stays_text(tokenizer: Tokenizer) -> None:
