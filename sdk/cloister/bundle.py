@@ -75,7 +75,7 @@ class Bundle:
                 raise FileNotFoundError
             with (path / "manifest.json").open("rb") as file:
                 raw = file.read(LIMIT_BYTES + 1)
-        except (OSError, ValueError):  # ValueError: a NUL in the path
+        except OSError:
             raise BundleError(
                 f"{path.name!r} is no bundle: it has no readable manifest.json; name a directory "
                 "made by `cloister export`."

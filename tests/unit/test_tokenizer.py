@@ -61,13 +61,20 @@ def test_a_stream_gives_long_runs_of_many_byte_characters_whole(
     assert "".join(map(stream.push, tokenizer.encode(text))) + stream.end() == text
 
 
+def test_an_id_of_a_padded_row_adds_nothing_to_a_stream() -> None:
+    tokenizer = byte_fallback()
+    ids = [*tokenizer.encode("a"), 9999, *tokenizer.encode("b")]
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) == tokenizer.decode(ids) == "a b"
+
+
 def byte_fallback() -> Tokenizer:
     """Words joined as Llama 2 and Gemma join them: unknown characters as bytes."""
     vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
-    for piece in ("\u2581", "a", "b"):
+    for piece in ("\u2581", "a", "b", "\u2581b"):
         vocabulary[piece] = len(vocabulary)
     backend = tokenizers.Tokenizer(
-        models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True)
+        models.BPE(vocab=vocabulary, merges=[("\u2581", "b")], unk_token="<unk>", byte_fallback=True)
     )
     backend.normalizer = normalizers.Sequence([
         normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581"),
@@ -221,6 +228,9 @@ def test_an_empty_prompt_is_refused(tokenizer: Tokenizer) -> None:
 def test_text_that_is_no_unicode_is_refused_without_being_quoted(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidText) as caught:
         tokenizer.encode("secret\ud800")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidText) as caught:
+        tokenizer.encode_chat([Message(role="user", content="secret\ud800")])
     assert "secret" not in str(caught.value)
 
 
