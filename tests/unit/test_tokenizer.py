@@ -73,9 +73,9 @@ def byte_fallback() -> Tokenizer:
     vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
     for piece in ("\u2581", "a", "b", "\u2581b"):
         vocabulary[piece] = len(vocabulary)
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab=vocabulary, merges=[("\u2581", "b")], unk_token="<unk>", byte_fallback=True)
-    )
+    backend = tokenizers.Tokenizer(models.BPE(
+        vocab=vocabulary, merges=[("\u2581", "b")], unk_token="<unk>", byte_fallback=True
+    ))
     backend.normalizer = normalizers.Sequence([
         normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581"),
     ])

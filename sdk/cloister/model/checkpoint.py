@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -332,7 +333,7 @@ class CheckpointWriter:
     at once. On any failure nothing is left behind.
 
     Raises:
-        OutputExists: `path` is there and `replace` is false.
+        OutputExists: `path` is there and `replace` is false, or it is anything but a checkpoint.
         NotEnoughDisk: less is free than the checkpoint takes, or the disk filled up.
         CheckpointError: the tokenizer is missing.
     """
@@ -359,10 +360,17 @@ class CheckpointWriter:
         }
 
     def __enter__(self) -> Self:
-        if self.path.exists() and not self.replace:
-            raise OutputExists(
-                f"Output {self.path.name} exists already; name another or pass --force."
-            )
+        if os.path.lexists(self.path):
+            if not self.replace:
+                raise OutputExists(
+                    f"Output {self.path.name} exists already; name another or pass --force."
+                )
+            # What is replaced is removed: never a home directory named by mistake.
+            if self.path.is_symlink() or not (self.path / "config.json").is_file():
+                raise OutputExists(
+                    f"Output {self.path.name} exists and is no checkpoint, so it is not replaced; "
+                    "name another."
+                )
         parent = self.path.resolve().parent
         if not parent.is_dir():
             raise CheckpointError(
@@ -374,7 +382,10 @@ class CheckpointWriter:
                 f"Checkpoint {self.path.name} takes {need / 1e9:.2f} GB and {free / 1e9:.2f} GB "
                 "are free; make room or name another disk."
             )
-        self._directory = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=parent))
+        try:
+            self._directory = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=parent))
+        except OSError as error:
+            raise _disk_error(error, self.path) from error
         self._file: BufferedWriter | None = None
         return self
 
@@ -449,9 +460,13 @@ class CheckpointWriter:
         directory.chmod(0o755)
         if self.replace and self.path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=directory.parent))
-            self.path.rename(old / "old")
-            directory.rename(self.path)
-            shutil.rmtree(old)
+            try:
+                self.path.rename(old / "old")
+                directory.rename(self.path)
+            finally:
+                if not self.path.exists() and (old / "old").exists():
+                    (old / "old").rename(self.path)
+                shutil.rmtree(old, ignore_errors=True)
         else:
             directory.rename(self.path)
 

@@ -190,6 +190,17 @@ def test_an_existing_output_is_kept_unless_replacing_is_asked_for(
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["tiny"]
 
 
+def test_replacing_never_removes_what_is_no_checkpoint(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    diary = tmp_path / "documents" / "diary.txt"
+    diary.parent.mkdir()
+    diary.write_text("dear diary")
+    with pytest.raises(OutputExists, match="no checkpoint"):
+        write(diary.parent, tokenizer_dir, replace=True)
+    assert diary.read_text() == "dear diary"
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, tokenizer_dir: Path) -> None:
     tensors = plan(CONFIG, None)
     for error, expected in (
