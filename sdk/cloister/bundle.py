@@ -11,6 +11,7 @@ No torch, and nothing is ever unpickled.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -310,6 +311,22 @@ def finish(directory: Path, build: Callable[..., Manifest]) -> None:
         for entry in sorted(directory.iterdir())
     }
     (directory / "manifest.json").write_text(build(files=files).to_json(), "utf-8")
+
+
+def rewrite_receipt(bundle: Bundle, receipt: dict[str, object]) -> Bundle:
+    """The same bundle with another receipt, in its place; its model id stays.
+
+    Raises:
+        NotEnoughDisk, BundleError: see `writer`; the bundle is as before.
+    """
+    names = [name for name in bundle.manifest.files if name != "receipt.json"]
+    size = sum(bundle.manifest.files[name].size for name in names)
+    with writer(bundle.path, size_bytes=size, replace=True) as directory:
+        for name in names:
+            shutil.copyfile(bundle.path / name, directory / name)
+        (directory / "receipt.json").write_text(json.dumps(receipt, indent=1) + "\n", "utf-8")
+        finish(directory, lambda files: dataclasses.replace(bundle.manifest, files=files))
+    return Bundle.open(bundle.path)
 
 
 def write_golden(path: Path, rows: list[Golden]) -> None:

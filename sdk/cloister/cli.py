@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_FUNCTIONS = {"eval": "eval_", "import": "import_"}  # where the command is a word of Python
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, 1 with one sentence on a named error, 2 on wrong usage."""
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed.prompt = _prompt(parsed.prompt)
         from cloister import commands
 
-        result = getattr(commands, parsed.command.replace("import", "import_"))(parsed)
+        result = getattr(commands, _FUNCTIONS.get(parsed.command, parsed.command))(parsed)
         if parsed.json:
             print(json.dumps(result))  # noqa: T201
     except CloisterError as error:
@@ -116,6 +118,20 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("file", type=Path, metavar="FILE")
     replay.add_argument("--family", type=Path, metavar="DIR")
 
+    evaluate = add("eval", "scores on a data set, and divergence from another model")
+    evaluate.add_argument("models", metavar="BUNDLE|TIER|CKPT", nargs="+")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="PATH",
+                          help="SNIPS, CLINC150, FairytaleQA or JSON lines; a file or a directory")
+    evaluate.add_argument("--task", help="only the examples of one task")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="at most N of the examples")
+    evaluate.add_argument("--against", metavar="BUNDLE|TIER|CKPT",
+                          help="also the divergence from this model")
+    evaluate.add_argument("--record", action="store_true",
+                          help="put the result into the bundle's receipt")
+    evaluate.add_argument("--picture", type=Path, metavar="FILE",
+                          help="draw the scores divided by Pro's (.png or .svg)")
+    evaluate.add_argument("--family", type=Path, metavar="DIR", help="where TIER names bundles")
+
     bench = add("bench", "speed and memory against the limits of this machine")
     which = bench.add_mutually_exclusive_group(required=True)
     which.add_argument("--shape", choices=list(Tier), type=Tier, help="a shape of the ladder")
@@ -125,6 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)
     bench.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
 
 
 def _output(parser: argparse.ArgumentParser) -> None:

@@ -1,23 +1,37 @@
 """Readers of data sets: each gives the same records, whatever the file looked like.
 
-SNIPS is read in its original format (one JSON file an intent; Coucke et al., arXiv 1805.10190),
-and anything else as JSON lines of `{"task", "input", "target"}`. No torch.
+| format | task | file |
+|---|---|---|
+| SNIPS (Coucke et al., arXiv 1805.10190) | `call` | one JSON file an intent |
+| CLINC150 (Larson et al., EMNLP 2019) | `intent` | one JSON file: lists of [request, intent] |
+| FairytaleQA (Xu et al., ACL 2022) | `story` | JSON lines with `sections` |
+| plain | any | JSON lines of `{"task", "input", "target"}` |
+
+No torch.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloister.errors import DataError
+from cloister.errors import DataError, OverlapError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
-__all__ = ["Example", "read", "split", "tool_call"]
+__all__ = ["Corpus", "Example", "Flaw", "load", "normalized", "overlap", "read",
+           "refuse_overlap", "split", "tool_call"]
+
+NONE = "none"  # name of the call that answers a request outside every intent
+TOLERATED = 0.05  # share of the records of a training set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +46,31 @@ class Example:
         return f"Example(task={self.task!r})"
 
 
-def tool_call(name: str, arguments: Iterable[tuple[str, str]]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Flaw:
+    """A record that was left out, and where it stands."""
+
+    file: str
+    number: int  # of the line or record, from 1
+    kind: str  # "malformed", "empty", "blank" (a line) or "duplicate"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number} {self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What could be read, and what could not."""
+
+    examples: tuple[Example, ...]
+    flaws: tuple[Flaw, ...]
+
+    def count(self) -> dict[str, int]:
+        """Flaws by kind."""
+        return dict(Counter(flaw.kind for flaw in self.flaws))
+
+
+def tool_call(name: str, arguments: Iterable[tuple[str, str]] = ()) -> str:
     """The JSON of a tool call, in the reference family's format.
 
     Arguments keep their order; one that occurs twice becomes a list; values lose outer spaces.
@@ -49,33 +87,111 @@ def tool_call(name: str, arguments: Iterable[tuple[str, str]]) -> str:
     return json.dumps({"name": name, "arguments": merged}, ensure_ascii=False)
 
 
-def read(path: str | Path) -> list[Example]:
+def read(path: str | Path, *, parts: Collection[str] | None = None) -> list[Example]:
     """Every example in `path`, a file or a directory of files, in order of file names.
 
+    Of a CLINC150 file only the lists named in `parts`, if given. Nothing is left out, repeated
+    records included: scores count what the data set counts.
+
     Raises:
-        DataError: nothing to read, or a malformed record, named by file and number.
+        DataError: nothing to read, or a malformed or empty record, named by file and number.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.json*")) if path.is_dir() else [path]
-    examples = [example for file in files for example in _read_file(file)]
+    examples = []
+    for found in _records(Path(path), parts):
+        if isinstance(found, Flaw):
+            if found.kind == "blank":
+                continue
+            raise DataError(
+                f"Record {found.number} of {found.file} is {found.kind}: it is not in the SNIPS, "
+                'CLINC150 or FairytaleQA format, nor {"task", "input", "target"} with three '
+                "strings; correct it."
+            )
+        examples.append(found[2])
     if not examples:
-        raise DataError(f"{path.name} holds no examples; name a data file or a directory of them.")
+        raise _nothing(Path(path))
     return examples
+
+
+def load(path: str | Path, *, tolerated: float = TOLERATED) -> Corpus:
+    """The examples in `path` to train on, without malformed, empty, blank and repeated records.
+
+    Raises:
+        DataError: nothing to read, or more than `tolerated`, a share, had to be left out.
+    """
+    examples: dict[Example, None] = {}
+    flaws = []
+    for found in _records(Path(path), None):
+        if isinstance(found, Flaw):
+            flaws.append(found)
+        elif found[2] in examples:
+            flaws.append(Flaw(file=found[0], number=found[1], kind="duplicate"))
+        else:
+            examples[found[2]] = None
+    if not examples and not flaws:
+        raise _nothing(Path(path))
+    corpus = Corpus(examples=tuple(examples), flaws=tuple(flaws))
+    if len(flaws) > tolerated * (len(flaws) + len(examples)):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
+        places = ", ".join(map(str, flaws[:5]))
+        raise DataError(
+            f"Of {len(flaws) + len(examples)} records {len(flaws)} cannot be used ({kinds}; first "
+            f"{places}), more than the {tolerated:.0%} tolerated; correct them or raise the bound."
+        )
+    return corpus
 
 
 def split(
     examples: Iterable[Example], *, held_out: float = 0.05
 ) -> tuple[list[Example], list[Example]]:
-    """Training and development parts; equal inputs, case and spaces aside, never straddle them."""
+    """Training and development parts; inputs that normalise alike never straddle them."""
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
-        normal = " ".join(example.input.lower().split())
-        number = int.from_bytes(hashlib.sha256(normal.encode()).digest()[:4], "big")
+        digest = hashlib.sha256(normalized(example.input).encode()).digest()
+        number = int.from_bytes(digest[:4], "big")
         parts[number < held_out * 2**32].append(example)
     return parts
 
 
-def _read_file(path: Path) -> list[Example]:
+def normalized(text: str) -> str:
+    """`text` without case, punctuation, accents' spelling and repeated spaces."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.sub(r"[^\w\s]", " ", folded).split())
+
+
+def overlap(training: Iterable[Example], evaluation: Iterable[Example]) -> int:
+    """How many evaluation inputs occur among the training inputs of their task, normalised."""
+    seen = {(example.task, normalized(example.input)) for example in training}
+    return sum((example.task, normalized(example.input)) in seen for example in evaluation)
+
+
+def refuse_overlap(training: Iterable[Example], evaluation: Collection[Example]) -> None:
+    """Nothing, where the two sets are apart.
+
+    Raises:
+        OverlapError: evaluation inputs occur in the training data.
+    """
+    shared = overlap(training, evaluation)
+    if shared:
+        raise OverlapError(
+            f"{shared} of {len(evaluation)} evaluation requests occur in the training data; "
+            "remove them there, or pass --allow-overlap and do not report the scores."
+        )
+
+
+def _nothing(path: Path) -> DataError:
+    return DataError(f"{path.name} holds no examples; name a data file or a directory of them.")
+
+
+_Found = tuple[str, int, Example] | Flaw
+"""File, number and example."""
+
+
+def _records(path: Path, parts: Collection[str] | None) -> Iterator[_Found]:
+    for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
+        yield from _read_file(file, parts)
+
+
+def _read_file(path: Path, parts: Collection[str] | None) -> Iterator[_Found]:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -85,51 +201,87 @@ def _read_file(path: Path) -> list[Example]:
     except UnicodeDecodeError:
         raise DataError(f"Data file {path.name} is not UTF-8; convert it.") from None
     if path.suffix == ".jsonl":
-        return [
-            _record(line, path, number)
-            # Not splitlines: JSON may hold U+2028 and its like unescaped.
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
+        # Not splitlines: JSON may hold U+2028 and its like unescaped.
+        lines = text.split("\n")
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield from _found(path, number, functools.partial(_line, line))
+            elif number < len(lines):
+                yield Flaw(file=path.name, number=number, kind="blank")
+        return
     try:
-        return _snips(json.loads(text), path)
+        data = json.loads(text)
     except (ValueError, RecursionError):
         raise DataError(f"Data file {path.name} is not valid JSON; check it.") from None
+    yield from _file(data, path, parts)
 
 
-def _example(*values: object) -> Example:
+def _found(path: Path, number: int, made: Callable[[], list[Example]]) -> Iterator[_Found]:
+    """The examples that `made` gives, or the flaw that it met."""
+    try:
+        examples = made()
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        yield Flaw(file=path.name, number=number, kind="malformed")
+        return
+    for example in examples:
+        if example.input.strip() and example.target.strip():
+            yield path.name, number, example
+        else:
+            yield Flaw(file=path.name, number=number, kind="empty")
+
+
+def _example(task: object, text: object, target: object) -> Example:
     """Three strings of real text, else TypeError or ValueError."""
-    if not all(isinstance(value, str) for value in values):
+    if not (isinstance(task, str) and isinstance(text, str) and isinstance(target, str)):
         raise TypeError
-    task, text, target = map(str, values)
     (task + text + target).encode()  # JSON can spell half a surrogate pair
     return Example(task=task, input=text, target=target)
 
 
-def _record(line: str, path: Path, number: int) -> Example:
-    try:
-        record = json.loads(line)
-        return _example(record["task"], record["input"], record["target"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(
-            f'Line {number} of {path.name} is not {{"task", "input", "target"}} with three '
-            "strings; correct it."
-        ) from None
+def _line(line: str) -> list[Example]:
+    record = json.loads(line)
+    if "sections" in record:
+        return _story(record["sections"])
+    return [_example(record["task"], record["input"], record["target"])]
 
 
-def _snips(data: object, path: Path) -> list[Example]:
-    examples, number = [], 0
-    try:
-        ((intent, rows),) = data.items()  # type: ignore[attr-defined]
-        for number, row in enumerate(rows, start=1):  # noqa: B007  # named in the error
-            pieces = row["data"]
-            slots = [(piece["entity"], piece["text"]) for piece in pieces if "entity" in piece]
-            if not all(isinstance(slot, str) for slot, _ in slots):
-                raise TypeError
-            text = "".join(piece["text"] for piece in pieces).strip()
-            examples.append(_example("call", text, tool_call(intent, slots)))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise DataError(
-            f"Record {number} of {path.name} is not in the SNIPS format; correct it."
-        ) from None
+def _story(sections: object) -> list[Example]:
+    """Of each section, the first sentence and what follows it."""
+    if not isinstance(sections, list) or not all(isinstance(text, str) for text in sections):
+        raise TypeError
+    examples = []
+    for text in sections:
+        opening = re.match(r"\s*(.+?[.!?][\"']*)\s+(?=\S)", text, re.DOTALL)
+        if opening:
+            examples.append(_example("story", opening[1], text[opening.end():].strip()))
     return examples
+
+
+def _file(data: object, path: Path, parts: Collection[str] | None) -> Iterator[_Found]:
+    """The records of a JSON file: SNIPS has one list of objects, CLINC150 lists of pairs."""
+    if not isinstance(data, dict) or not all(isinstance(rows, list) for rows in data.values()):
+        raise DataError(
+            f"Data file {path.name} is neither in the SNIPS nor in the CLINC150 format; "
+            "convert it to JSON lines."
+        )
+    records = [(name, row) for name, rows in data.items() for row in rows]
+    for number, (name, row) in enumerate(records, start=1):
+        if not isinstance(row, list):
+            yield from _found(path, number, functools.partial(_call, name, row))
+        elif parts is None or name in parts:
+            yield from _found(path, number, functools.partial(_intent, *row))
+
+
+def _intent(text: object, intent: object) -> list[Example]:
+    if not isinstance(intent, str):
+        raise TypeError
+    return [_example("intent", text, tool_call(NONE if intent == "oos" else intent))]
+
+
+def _call(intent: str, row: dict[str, list[dict[str, str]]]) -> list[Example]:
+    pieces = row["data"]
+    slots = [(piece["entity"], piece["text"]) for piece in pieces if "entity" in piece]
+    if not all(isinstance(slot, str) for slot, _ in slots):
+        raise TypeError
+    text = "".join(piece["text"] for piece in pieces).strip()
+    return [_example("call", text, tool_call(intent, slots))]

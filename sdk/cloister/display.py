@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from cloister.runtime.memory import peak_bytes
@@ -17,7 +25,7 @@ from cloister.runtime.memory import peak_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["bytes_text", "quiet", "stages", "table"]
+__all__ = ["bytes_text", "count", "counting", "quiet", "stages", "table"]
 
 
 def bytes_text(size: float) -> str:
@@ -27,6 +35,14 @@ def bytes_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.2f} {unit}"
         size /= 1000
     raise AssertionError
+
+
+def count(number: float) -> str:
+    """A number for people, in thousands and so on."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
 
 
 def table(
@@ -61,6 +77,23 @@ def quiet(debug: bool) -> Iterator[Console]:
         sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def counting(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work that is counted: call it with what is done now, how many of it, and of how
+    many."""
+    columns = (
+        SpinnerColumn(), TextColumn(title), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn("{task.description:<12}"), TimeElapsedColumn(), TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None)
+
+        def count(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield count
 
 
 @contextmanager

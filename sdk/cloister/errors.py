@@ -28,7 +28,10 @@
     ├── OutputExists                the place to write to is taken
     ├── ReplayError                 a replay file that is malformed or gives other tokens
     ├── SnapshotError               KV state that is malformed or belongs to another model
-    ├── DataError                   a data set that cannot be read
+    ├── DataError                   a data set that cannot be used
+    │   └── OverlapError                evaluation data among the training data
+    ├── TrainingError               a training run that cannot go on
+    │   └── LossNotFinite               a loss or gradient that is NaN or infinite
     └── WorkerError                 the worker process ended or broke its protocol
 
 A message says what happened, to which object, and what to do now, in one sentence, and never
@@ -49,11 +52,13 @@ __all__ = [
     "GroupSizeError",
     "IncompatibleProgram",
     "InvalidText",
+    "LossNotFinite",
     "ManifestInvalid",
     "NonFiniteTensor",
     "NotEnoughDisk",
     "NotEnoughMemory",
     "OutputExists",
+    "OverlapError",
     "PromptError",
     "QuantizationError",
     "ReplayError",
@@ -62,6 +67,7 @@ __all__ = [
     "SnapshotError",
     "TensorMismatch",
     "TokenizerError",
+    "TrainingError",
     "UnsupportedArchitecture",
     "UnsupportedFeature",
     "VocabularyMismatch",
@@ -182,7 +188,19 @@ class SnapshotError(CloisterError):
 
 
 class DataError(CloisterError):
-    """A data set that cannot be read."""
+    """A data set that cannot be used."""
+
+
+class OverlapError(DataError):
+    """Evaluation data among the training data."""
+
+
+class TrainingError(CloisterError):
+    """A training run that cannot go on."""
+
+
+class LossNotFinite(TrainingError):
+    """A loss or gradient that is NaN or infinite."""
 
 
 class WorkerError(CloisterError):

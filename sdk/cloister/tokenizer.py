@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import re
 import secrets
@@ -96,6 +97,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the highest id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for tokenizers that give the same ids: sha256 of their definition."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def check_vocabulary(self, rows: int) -> None:
         """Refuse a tokenizer with ids beyond the `rows` of a model's embedding.

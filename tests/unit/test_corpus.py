@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from cloister.corpus import Example, read, split, tool_call
-from cloister.errors import DataError
+from cloister.corpus import (
+    Example,
+    load,
+    normalized,
+    overlap,
+    read,
+    refuse_overlap,
+    split,
+    tool_call,
+)
+from cloister.errors import DataError, OverlapError
 from cloister.settings import Settings
 
 SECRET = "zebra"  # stands for text of the data, which no message may show
@@ -70,11 +79,11 @@ def test_json_lines_come_back_as_written_line_separators_of_unicode_included(
     path = tmp_path / "own.jsonl"
     path.write_text(
         '{"task": "a", "input": "b\u2028c\x85d", "target": "e"}\n\n'
-        '{"task": "f", "input": "g", "target": ""}\r\n', "utf-8",
+        '{"task": "f", "input": "g", "target": "h"}\r\n', "utf-8",
     )
     assert read(path) == [
         Example(task="a", input="b\u2028c\x85d", target="e"),
-        Example(task="f", input="g", target=""),
+        Example(task="f", input="g", target="h"),
     ]
 
 
@@ -91,7 +100,7 @@ def test_a_malformed_line_is_refused_by_number_without_its_text(
 ) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"task": "a", "input": "b", "target": "c"}\n' + line, "utf-8")
-    with pytest.raises(DataError, match=r"Line 2 of own\.jsonl") as caught:
+    with pytest.raises(DataError, match=r"Record 2 of own\.jsonl") as caught:
         read(path)
     assert SECRET not in str(caught.value)
 
@@ -112,7 +121,8 @@ def test_a_malformed_snips_record_is_refused_by_number_without_its_text(
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"[1]", b'{"A": [], "B": []}', b'{"A": 1}', b"{'A': []}", b"\xff\xfe", b"[" * 100_000,
+    b"", b"[1]", b'{"A": [], "B": []}', b'{"A": 1}', b'{"A": {}}', b"{'A': []}", b"\xff\xfe",
+    b"[" * 100_000,
 ])
 def test_a_file_of_another_format_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.json").write_bytes(content)
@@ -161,3 +171,96 @@ def test_the_published_snips_files_are_read_whole() -> None:
         for value in call["arguments"].values():
             for text in value if isinstance(value, list) else [value]:
                 assert text in example.input
+
+
+def clinc(folder: Path, **lists: list[object]) -> Path:
+    path = folder / "clinc.json"
+    path.write_text(json.dumps(lists), "utf-8")
+    return path
+
+
+def test_an_intent_is_answered_by_its_name_and_what_is_out_of_scope_by_none(
+    tmp_path: Path,
+) -> None:
+    path = clinc(tmp_path, test=[["how much", "balance"]], oos_test=[["why", "oos"]])
+    assert read(path) == [
+        Example(task="intent", input="how much", target='{"name": "balance", "arguments": {}}'),
+        Example(task="intent", input="why", target='{"name": "none", "arguments": {}}'),
+    ]
+    assert [example.input for example in read(path, parts=("oos_test",))] == ["why"]
+    with pytest.raises(DataError, match="no examples"):
+        read(path, parts=("train",))
+
+
+@pytest.mark.parametrize("row", [[], ["x"], ["x", "y", "z"], [1, "y"], ["x", 2], ["\ud800", "y"]])
+def test_a_malformed_clinc_record_is_refused_by_number(tmp_path: Path, row: list[object]) -> None:
+    with pytest.raises(DataError, match=r"Record 2 of clinc\.json"):
+        read(clinc(tmp_path, train=[["a", "b"]], val=[row]))
+
+
+def test_a_section_of_a_tale_is_continued_from_its_first_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "tales.jsonl"
+    sections = ['"It is cold!" said he. Then it snowed. All day.', "One sentence only."]
+    path.write_text(json.dumps({"story": "S", "sections": sections}), "utf-8")
+    assert read(path) == [Example(
+        task="story", input='"It is cold!"', target="said he. Then it snowed. All day.")]
+
+
+def test_what_cannot_be_trained_on_is_left_out_counted_and_named_by_line(tmp_path: Path) -> None:
+    good = [f'{{"task": "a", "input": "{SECRET} {i}", "target": "c"}}' for i in range(96)]
+    lines = [*good[:10], "{", *good[10:20], "", *good[20:], good[0],
+             '{"task": "a", "input": " ", "target": "c"}']
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    corpus = load(path)
+    assert len(corpus.examples) == 96
+    assert [str(flaw) for flaw in corpus.flaws] == [
+        "own.jsonl:11 malformed", "own.jsonl:22 blank", "own.jsonl:99 duplicate",
+        "own.jsonl:100 empty",
+    ]
+    assert corpus.count() == {"malformed": 1, "blank": 1, "duplicate": 1, "empty": 1}
+    with pytest.raises(DataError, match=r"Of 100 records 4 .*own\.jsonl:11 malformed") as caught:
+        load(path, tolerated=0.03)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_record_without_request_or_answer_is_refused_where_scores_are_made(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"task": "a", "input": "b", "target": "  "}')
+    with pytest.raises(DataError, match=r"Record 1 of own\.jsonl is empty"):
+        read(path)
+
+
+def test_repeated_requests_count_as_often_as_they_stand_where_scores_are_made(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"task": "a", "input": "b", "target": "c"}\n' * 3)
+    assert len(read(path)) == 3
+    assert len(load(path, tolerated=0.9).examples) == 1
+
+
+def test_evaluation_requests_in_the_training_data_are_found_however_they_are_spelled() -> None:
+    training = [Example(task="a", input="Play  some JAZZ, please!", target="x")]
+    same = Example(task="a", input="play some jazz please", target="y")
+    other = Example(task="b", input="play some jazz please", target="y")
+    assert normalized("\uff30lay ca\u0301fe") == normalized("play c\u00e1fe")
+    assert overlap(training, [same, same, other]) == 2
+    refuse_overlap(training, [other])
+    with pytest.raises(OverlapError, match="2 of 3 evaluation requests") as caught:
+        refuse_overlap(training, [same, same, other])
+    assert "jazz" not in str(caught.value)
+
+
+def test_the_published_clinc_and_fairytale_files_are_read_whole() -> None:
+    folder = Settings.from_environment().data
+    if folder is None:
+        pytest.skip("CLOISTER_DATA is not set")
+    intents = read(folder / "clinc150")
+    assert len(intents) == 18_200
+    assert len({example.target for example in intents}) == 151
+    tales = read(folder / "fairytaleqa" / "stories_train.jsonl")
+    assert len(tales) > 3000
+    assert sum(len(example.target) for example in tales) > 2_000_000

@@ -6,6 +6,7 @@ Shapes: T positions, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,37 +26,56 @@ class Divergence:
     mean_kld_se: float  # standard error of the mean
     median_kld: float
     p99_kld: float
+    p999_kld: float
     max_kld: float
     top1: float  # share of positions with the same most likely token
+    top1_se: float
+    ppl_ratio: float | None  # perplexity on the true tokens, candidate over reference
+    ppl_ratio_se: float | None
     relative_error: float  # norm of the logit difference over the norm of the reference's logits
 
     def to_dict(self) -> dict[str, float | int]:
-        """JSON-ready."""
-        return dict(vars(self))
+        """JSON-ready, without what was not measured."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def compare(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Divergence:
+def compare(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    labels: Iterable[torch.Tensor] | None = None,
+) -> Divergence:
     """Divergence over pairs of logits (reference, candidate), float32[T, V] each.
 
+    `labels`, int64[T] for each pair, are the true next tokens; without them there is no perplexity.
     Pairs are consumed one by one, so that the logits of a whole text are never held at once.
     """
-    klds, same = [], 0
+    klds, same, surprise = [], [], []
     difference = norm = 0.0
-    for reference, candidate in pairs:
+    truths = repeat(None) if labels is None else iter(labels)
+    for (reference, candidate), truth in zip(pairs, truths, strict=False):
         log_p, log_q = reference.double().log_softmax(-1), candidate.double().log_softmax(-1)
         klds.append((log_p.exp() * (log_p - log_q)).sum(-1))
-        same += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
+        same.append(reference.argmax(-1) == candidate.argmax(-1))
+        if truth is not None:
+            surprise.append((log_p - log_q).gather(-1, truth[:, None])[:, 0])
         difference += float((reference.double() - candidate.double()).square().sum())
         norm += float(reference.double().square().sum())
-    kld = torch.cat(klds)
-    n = kld.numel()
+    kld, top1 = torch.cat(klds), torch.cat(same).double()
+    quantiles = kld.quantile(torch.tensor([0.5, 0.99, 0.999], dtype=kld.dtype)).tolist()
+    ratio = ratio_se = None
+    if surprise:
+        log_ratio = torch.cat(surprise)
+        ratio = float(log_ratio.mean().exp())
+        ratio_se = ratio * _error(log_ratio)
     return Divergence(
-        n=n,
-        mean_kld=float(kld.mean()),
-        mean_kld_se=float(kld.std() / n**0.5) if n > 1 else 0.0,
-        median_kld=float(kld.median()),
-        p99_kld=float(kld.quantile(0.99)),
-        max_kld=float(kld.max()),
-        top1=same / n,
+        n=kld.numel(), mean_kld=float(kld.mean()), mean_kld_se=_error(kld),
+        median_kld=quantiles[0], p99_kld=quantiles[1], p999_kld=quantiles[2],
+        max_kld=float(kld.max()), top1=float(top1.mean()), top1_se=_error(top1),
+        ppl_ratio=ratio, ppl_ratio_se=ratio_se,
         relative_error=(difference / norm) ** 0.5 if norm else 0.0,
     )
+
+
+def _error(values: torch.Tensor) -> float:
+    """Standard error of the mean."""
+    n = values.numel()
+    return float(values.std()) / n**0.5 if n > 1 else 0.0

@@ -99,3 +99,10 @@ class KVCache:
     def advance(self, positions: int) -> None:
         """Count `positions` as held, once every layer has appended them."""
         self.start += positions
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop every sequence of the batch but `rows`."""
+        self._layers = {
+            layer: (k_BSGD[rows], v_BSGD[rows])
+            for layer, (k_BSGD, v_BSGD) in self._layers.items()
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
@@ -33,7 +34,8 @@ class RopeScaling:
     over the original context and also scales the cosines and sines by `attention_factor`.
 
     Raises:
-        SettingError: an unknown kind or a factor below 1.
+        SettingError: an unknown kind, a factor below 1, another number that is not finite and
+            above 0, or a ramp (from low to high, from slow to fast) that does not rise.
     """
 
     kind: str
@@ -51,8 +53,15 @@ class RopeScaling:
             raise SettingError(
                 f"Rotary scaling {self.kind!r} is not known; use linear, llama3 or yarn."
             )
-        if not self.factor >= 1.0:
+        if not 1.0 <= self.factor < math.inf:
             raise SettingError(f"Rotary scaling factor is {self.factor}; it must be at least 1.")
+        for name in (
+            "low_freq_factor", "high_freq_factor", "original_context", "beta_fast", "beta_slow",
+            "attention_factor",
+        ):
+            _check_above(0.0, name, getattr(self, name))
+        _check_above(self.low_freq_factor, "high_freq_factor", self.high_freq_factor)
+        _check_above(self.beta_slow, "beta_fast", self.beta_fast)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +93,14 @@ class ModelConfig:
     no_rope_layers: tuple[int, ...] = ()  # layers without rotary embedding (SmolLM3)
 
     def __post_init__(self) -> None:
+        for name in ("norm_eps", "embedding_scale"):
+            _check_above(0.0, name, getattr(self, name))
+        _check_above(1.0, "rope_theta", self.rope_theta)
+        if self.local_rope_theta is not None:
+            _check_above(1.0, "local_rope_theta", self.local_rope_theta)
+        for name in ("query_scale", "attention_softcap", "final_softcap"):
+            if getattr(self, name) is not None:
+                _check_above(0.0, name, getattr(self, name))
         for name in ("windowed_layers", "no_rope_layers"):
             bad = [i for i in getattr(self, name) if not 0 <= i < self.shape.layers]
             if bad:
@@ -133,7 +150,7 @@ class ModelConfig:
                 ):
                     raise TypeError(name)
                 values[name] = tuple(layers)
-            _check_types(values)
+            _check_types(cls, values)
             return cls(**values)  # type: ignore[arg-type]  # checked just above
         except SettingError:
             raise
@@ -144,21 +161,27 @@ class ModelConfig:
             ) from error
 
 
+def _check_above(bound: float, name: str, value: float) -> None:
+    if not bound < value < math.inf:  # false for NaN, too
+        raise SettingError(f"{name} is {value}; it must be a finite number above {bound:g}.")
+
+
 def _record(kind: type[_T], value: object) -> _T:
     if not isinstance(value, dict):
         raise TypeError(kind.__name__)
+    _check_types(kind, value)
     return kind(**value)
 
 
-def _check_types(values: Mapping[str, object]) -> None:
-    booleans = {"norm_offset", "post_norms", "qk_norm", "qkv_bias", "output_bias", "mlp_bias"}
-    records = {"shape", "activation", "rope_scaling", "windowed_layers", "no_rope_layers"}
-    for name, value in values.items():
-        if name in records:
-            continue
-        if name in booleans:
-            good = type(value) is bool
-        else:
-            good = value is None or type(value) in (int, float)
-        if not good:
-            raise TypeError(name)
+_KINDS: dict[object, tuple[type, ...]] = {  # by annotation; JSON writes 1.0 as 1.0, people as 1
+    "bool": (bool,), "float": (float, int), "int": (int,), "str": (str,),
+    "float | None": (float, int, type(None)), "int | None": (int, type(None)),
+}
+
+
+def _check_types(kind: type, values: Mapping[str, object]) -> None:
+    """Refuse plain values of another type than `kind` annotates; records are built elsewhere."""
+    for field in fields(kind):
+        allowed = _KINDS.get(field.type)
+        if allowed and field.name in values and type(values[field.name]) not in allowed:
+            raise TypeError(field.name)

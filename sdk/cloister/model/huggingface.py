@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from cloister.errors import (
     CheckpointError,
@@ -37,25 +39,67 @@ from cloister.model.config import Activation, ModelConfig, RopeScaling
 from cloister.tiers import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["ARCHITECTURES", "import_huggingface", "read_config"]
 
-ARCHITECTURES = (
-    "Gemma2ForCausalLM", "Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM",
-    "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
-)
-# Of training, bookkeeping, or output format; none changes the logits of inference.
+# Of training, bookkeeping or output format, or (the last line) read by some architectures, which
+# take them first: where they are left over, none changes the logits of inference.
 _HARMLESS = frozenset({
-    "_name_or_path", "add_cross_attention", "attention_dropout", "auto_map", "bad_words_ids",
-    "cache_implementation", "chunk_size_feed_forward", "cross_attention_hidden_size", "dtype",
-    "finetuning_task", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
-    "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id",
-    "prefix", "pretraining_tp", "problem_type", "return_dict", "sep_token_id",
-    "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
-    "transformers_version", "unsloth_fixed", "use_cache",
+    "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "attention_dropout",
+    "auto_map", "bad_words_ids", "cache_implementation", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "dtype", "finetuning_task", "id2label", "initializer_range",
+    "is_decoder", "is_encoder_decoder", "is_llama_config", "label2id", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "pretraining_tp",
+    "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class",
+    "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
+    "unsloth_fixed", "use_cache",
+    "_sliding_window_pattern", "hidden_act", "max_window_layers", "use_sliding_window",
 })
+_NEUTRAL = {"partial_rotary_factor": 1.0}  # fields that ask for nothing with this value
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+# What transformers 5.23 takes for a field that is missing (models/*/configuration_*.py), for the
+# fields that an architecture reads. Sizes without an entry must be there.
+_COMMON: dict[str, Any] = {
+    "head_dim": None, "hidden_act": "silu", "layer_types": None, "num_key_value_heads": None,
+    "rms_norm_eps": 1e-6, "rope_parameters": None, "rope_scaling": None, "rope_theta": 10_000.0,
+    "sliding_window": None, "tie_word_embeddings": False,
+}
+_BIASES = {"attention_bias": False, "mlp_bias": False}
+_QWEN = {
+    "num_key_value_heads": 32, "sliding_window": 4096, "use_sliding_window": False,
+    "max_window_layers": 28,
+}
+_GEMMA = _COMMON | {
+    "attention_bias": False, "final_logit_softcapping": None, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256.0, "sliding_window": 4096, "tie_word_embeddings": True,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "Gemma2ForCausalLM": _GEMMA | {
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    },
+    "Gemma3ForCausalLM": _GEMMA | {
+        "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
+    },
+    "LlamaForCausalLM": _COMMON | _BIASES,
+    "MistralForCausalLM": _COMMON | {"num_key_value_heads": 8, "sliding_window": 4096},
+    "Qwen2ForCausalLM": _COMMON | _QWEN,
+    "Qwen3ForCausalLM": _COMMON | _QWEN | {"attention_bias": False, "head_dim": 128},
+    "SmolLM3ForCausalLM": _COMMON | _BIASES | {
+        "no_rope_layer_interval": 4, "no_rope_layers": None, "num_key_value_heads": 4,
+        "rope_theta": 2_000_000.0, "tie_word_embeddings": True, "use_sliding_window": False,
+    },
+}
+ARCHITECTURES = tuple(_DEFAULTS)
+_NULLABLE = frozenset({  # beside those whose default is None
+    "attn_logit_softcapping", "final_logit_softcapping", "num_key_value_heads", "sliding_window",
+})
+_MUST_BE = {
+    bool: "true or false", str: "a text", list: "a list", dict: "an object",
+    int: "a whole number from {least} to 2**24", float: "a finite number above 0",
+}
 
 
 @dataclass
@@ -63,51 +107,57 @@ class _Fields:
     """The fields of a configuration, each taken once; what is left over is refused."""
 
     values: dict[str, Any]
+    defaults: dict[str, Any]
     path: Path
     taken: set[str] = field(default_factory=set)
 
-    def take(self, name: str, kinds: tuple[type, ...], default: Any = ...) -> Any:
+    def take(self, name: str, kind: type, *, least: int = 1) -> Any:
+        """The value of `name`, or its default if it is missing; null only where that is a value."""
         self.taken.add(name)
-        value = self.values.get(name)
-        if value is None:
-            if default is ...:
-                raise CheckpointError(
-                    f"The configuration of {self.path.name} lacks {name}; copy it again."
-                )
-            return default
-        if type(value) not in kinds and not (float in kinds and type(value) is int):
+        if name not in self.values:
+            if name in self.defaults:
+                return self.defaults[name]
             raise CheckpointError(
-                f"Field {name} of the configuration of {self.path.name} is of the wrong type; "
-                "copy it again."
+                f"The configuration of {self.path.name} lacks {name}; copy it again."
             )
-        return value
+        value = self.values[name]
+        if value is None and (self.defaults.get(name, ...) is None or name in _NULLABLE):
+            return None
+        good = type(value) is kind
+        if kind is int:  # within what a tensor can have
+            good = good and least <= value <= 2**24
+        elif kind is float:  # JSON may hold NaN, and whole numbers that are too large for a float
+            good = type(value) in (int, float) and 0 < value <= sys.float_info.max
+        if not good:
+            raise CheckpointError(
+                f"Field {name} of the configuration of {self.path.name} must be "
+                f"{_MUST_BE[kind].format(least=least)}; copy it again."
+            )
+        return float(value) if kind is float else value
 
-    def refuse(self, name: str, *allowed: Any) -> None:
-        """Refuse the feature `name` unless its value is one of `allowed` or none."""
-        self.taken.add(name)
-        if self.values.get(name) not in (None, *allowed):
-            raise UnsupportedFeature(
-                f"{self.path.name} uses {name}, which Cloister does not implement; choose another "
-                "model."
-            )
+    def part(self, name: str) -> _Fields:
+        """The fields of the object `name`, without defaults; none where it is missing or null."""
+        return _Fields(self.take(name, dict) or {}, {}, self.path)
+
+    def unsupported(self, what: str) -> UnsupportedFeature:
+        return UnsupportedFeature(f"{self.path.name} {what}; choose another model.")
 
     def done(self) -> None:
         for name in sorted(set(self.values) - self.taken - _HARMLESS):
-            if self.values[name] not in (None, False):
-                raise UnsupportedFeature(
-                    f"The configuration of {self.path.name} has a field {name}, which Cloister "
-                    "does not know; choose another model."
-                )
+            if self.values[name] not in (None, False, _NEUTRAL.get(name)):
+                raise self.unsupported(f"uses {name}, which Cloister does not implement")
 
 
 def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
     """The configuration of the Hugging Face directory `path`, as ours.
 
-    `context` shortens the context, since a program's KV buffers take its whole length.
+    A field that is missing has the architecture's own default. `context` shortens the context,
+    since a program's KV buffers take its whole length.
 
     Raises:
         UnsupportedArchitecture, UnsupportedFeature: see the module.
-        CheckpointError: a field is missing or of the wrong type.
+        CheckpointError: a field without a default is missing, or one is not what it must be.
+        SettingError: a value, or `context`, is out of bounds.
     """
     record = read_json(path / "config.json")
     names = record.get("architectures")
@@ -116,156 +166,159 @@ def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
         raise UnsupportedArchitecture(
             f"{path.name} has the architecture {name}; Cloister reads {', '.join(ARCHITECTURES)}."
         )
-    fields = _Fields(dict(record), path, {"architectures", "bos_token_id", "eos_token_id"})
-    fields.refuse("quantization_config")
-    fields.refuse("partial_rotary_factor", 1.0)
-    fields.refuse("use_bidirectional_attention", False)
-    fields.refuse("head_dim_override")
-    gemma = name in ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
-    hidden, heads = fields.take("hidden_size", (int,)), fields.take("num_attention_heads", (int,))
-    longest = fields.take("max_position_embeddings", (int,))
+    fields = _Fields(
+        record, _DEFAULTS[name], path, {"architectures", "bos_token_id", "eos_token_id"}
+    )
+    hidden, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
+    longest = fields.take("max_position_embeddings", int)
     if context is not None and not 1 <= context <= longest:
         raise SettingError(f"The context is {context}; {path.name} allows 1 to {longest} tokens.")
     shape = Shape(
-        vocab_size=fields.take("vocab_size", (int,)),
+        vocab_size=fields.take("vocab_size", int),
         hidden_size=hidden,
-        layers=fields.take("num_hidden_layers", (int,)),
+        layers=fields.take("num_hidden_layers", int),
         heads=heads,
-        kv_heads=fields.take("num_key_value_heads", (int,), heads),
-        head_size=fields.take("head_dim", (int,), hidden // max(heads, 1)),
-        feed_forward=fields.take("intermediate_size", (int,)),
+        kv_heads=fields.take("num_key_value_heads", int) or heads,
+        head_size=fields.take("head_dim", int) or hidden // heads,
+        feed_forward=fields.take("intermediate_size", int),
         context=context or longest,
-        tied=fields.take("tie_word_embeddings", (bool,), gemma or name == "SmolLM3ForCausalLM"),
+        tied=fields.take("tie_word_embeddings", bool),
     )
-    bias = fields.take("attention_bias", (bool,), False)
-    rotary = _rotary(fields, longest)
+    bias, mlp_bias = (key in fields.defaults and fields.take(key, bool) for key in _BIASES)
+    no_rope = _no_rope(fields, shape.layers) if name == "SmolLM3ForCausalLM" else ()
     config = ModelConfig(
         shape=shape,
-        activation=_activation(fields),
-        norm_eps=fields.take("rms_norm_eps", (float,), 1e-6),
-        norm_offset=gemma,
-        post_norms=gemma,
+        norm_eps=fields.take("rms_norm_eps", float),
         qk_norm=name in ("Qwen3ForCausalLM", "Gemma3ForCausalLM"),
         qkv_bias=bias or name == "Qwen2ForCausalLM",
         output_bias=bias,
-        mlp_bias=fields.take("mlp_bias", (bool,), False),
-        embedding_scale=hidden**0.5 if gemma else 1.0,
-        query_scale=fields.take("query_pre_attn_scalar", (float,)) ** -0.5 if gemma else None,
-        attention_softcap=fields.take("attn_logit_softcapping", (float,), None),
-        final_softcap=fields.take("final_logit_softcapping", (float,), None),
-        **rotary,
-        **_windows(fields, name, shape.layers),
-        no_rope_layers=_no_rope(fields, name, shape.layers),
+        mlp_bias=mlp_bias,
+        no_rope_layers=no_rope,
+        **_family(fields, hidden),
+        **_rotary(fields, longest),
+        **_windows(fields, name, shape.layers, no_rope),
     )
     fields.done()
     return config
 
 
-def _activation(fields: _Fields) -> Activation:
-    # Gemma writes hidden_activation and, in old files, a hidden_act that it does not use.
-    named = fields.take("hidden_act", (str,), None)
-    named = fields.take("hidden_activation", (str,), named)
+def _family(fields: _Fields, hidden: int) -> dict[str, Any]:
+    """The activation, and what sets Gemma apart."""
+    gemma = "hidden_activation" in fields.defaults  # its old files have an unused hidden_act too
+    named = fields.take("hidden_activation" if gemma else "hidden_act", str)
     known = {"silu": Activation.SILU, "gelu_pytorch_tanh": Activation.GELU_TANH}
     if named not in known:
-        raise UnsupportedFeature(
-            f"{fields.path.name} uses the activation {named}; Cloister has {', '.join(known)}."
+        raise fields.unsupported(
+            f"uses the activation {named}, and Cloister has {' and '.join(known)}"
         )
-    return known[named]
+    if not gemma:
+        return {"activation": known[named]}
+    cap = "attn_logit_softcapping"  # Gemma 3 has the field, and does not use it
+    return {
+        "activation": known[named],
+        "norm_offset": True,
+        "post_norms": True,
+        "embedding_scale": hidden**0.5,
+        "query_scale": fields.take("query_pre_attn_scalar", float) ** -0.5,
+        "attention_softcap": fields.take(cap, float) if cap in fields.defaults else None,
+        "final_softcap": fields.take("final_logit_softcapping", float),
+    }
 
 
 def _rotary(fields: _Fields, longest: int) -> dict[str, Any]:
     """Base and scaling, in the spelling of transformers 4 (rope_scaling) or 5 (rope_parameters)."""
-    theta = fields.take("rope_theta", (float,), 10_000.0)
-    local = fields.take("rope_local_base_freq", (float,), None)
-    plain = fields.take("rope_scaling", (dict,), {})
-    parameters = fields.take("rope_parameters", (dict,), {})
-    if "full_attention" in parameters:
-        local = parameters.get("sliding_attention", {}).get("rope_theta", local)
-        if parameters.get("sliding_attention", {}).get("rope_type", "default") != "default":
-            raise UnsupportedFeature(
-                f"{fields.path.name} scales the rotary embedding of its windowed layers; Cloister "
-                "does not implement that."
-            )
-        parameters = parameters["full_attention"]
-    scaling = dict(parameters or plain)
-    theta = scaling.pop("rope_theta", theta)
-    scaling.pop("type", None) if "rope_type" in scaling else None
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    return {
-        "rope_theta": float(theta),
-        "local_rope_theta": local,
-        "rope_scaling": None if kind == "default" else _scaling(kind, scaling, fields, longest),
+    theta, local = fields.take("rope_theta", float), None
+    old, new = fields.part("rope_scaling"), fields.part("rope_parameters")
+    if old.values and new.values:
+        raise fields.unsupported("has both rope_scaling and rope_parameters")
+    if "rope_local_base_freq" in fields.defaults:  # Gemma 3 nests them by the type of layer
+        local = fields.take("rope_local_base_freq", float)
+        new.defaults = {"full_attention": None, "sliding_attention": None}
+        local, scaling = _scaling(new.part("sliding_attention"), local, longest)
+        full = new.part("full_attention")
+        new.done()
+        new = full
+        if scaling is not None:
+            raise fields.unsupported("scales its windowed layers' rotary embedding")
+    theta, scaling = _scaling(old if old.values else new, theta, longest)
+    return {"rope_theta": theta, "local_rope_theta": local, "rope_scaling": scaling}
+
+
+def _scaling(fields: _Fields, theta: float, longest: int) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of one set of rotary parameters."""
+    fields.defaults = {
+        "rope_theta": theta, "type": "default", "original_max_position_embeddings": longest,
+        "beta_fast": None, "beta_slow": None, "attention_factor": None, "truncate": True,
     }
-
-
-def _scaling(
-    kind: str, values: dict[str, Any], fields: _Fields, longest: int
-) -> RopeScaling:
-    factor = float(values.pop("factor", 1.0))
-    trained = values.pop("original_max_position_embeddings", None) or longest
-    known: dict[str, Any] = {}
-    if kind == "llama3":
-        known = {
-            "low_freq_factor": values.pop("low_freq_factor", 1.0),
-            "high_freq_factor": values.pop("high_freq_factor", 4.0),
-        }
-    elif kind == "yarn":
-        attention = values.pop("attention_factor", None)
-        known = {
-            "beta_fast": values.pop("beta_fast", None) or 32.0,
-            "beta_slow": values.pop("beta_slow", None) or 1.0,
-            "truncate": values.pop("truncate", True),
-            "attention_factor": attention or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0),
-        }
-    unknown = [name for name, value in values.items() if value is not None]
-    if kind not in ("linear", "llama3", "yarn") or unknown:
-        what = f"{kind} with {unknown[0]}" if unknown else kind
-        raise UnsupportedFeature(
-            f"{fields.path.name} scales its rotary embedding by {what}; Cloister has linear, "
-            "llama3 and yarn."
+    fields.defaults["rope_type"] = fields.take("type", str)
+    theta, kind = fields.take("rope_theta", float), fields.take("rope_type", str)
+    if kind == "default":
+        fields.done()
+        return theta, None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise fields.unsupported(
+            f"scales its rotary embedding by {kind}, and Cloister has linear, llama3 and yarn"
         )
-    return RopeScaling(kind=kind, factor=factor, original_context=trained, **known)
+    known: dict[str, Any] = {
+        "factor": fields.take("factor", float),
+        "original_context": fields.take("original_max_position_embeddings", int),
+    }
+    if kind == "llama3":
+        for name in ("low_freq_factor", "high_freq_factor"):
+            known[name] = fields.take(name, float)
+    elif kind == "yarn":
+        own = 0.1 * math.log(known["factor"]) + 1.0
+        known |= {
+            "beta_fast": fields.take("beta_fast", float) or 32.0,
+            "beta_slow": fields.take("beta_slow", float) or 1.0,
+            "attention_factor": fields.take("attention_factor", float) or own,
+            "truncate": fields.take("truncate", bool),
+        }
+    fields.done()
+    return theta, RopeScaling(kind=kind, **known)
 
 
-def _windows(fields: _Fields, name: str, layers: int) -> dict[str, Any]:
+def _windows(
+    fields: _Fields, name: str, layers: int, no_rope: tuple[int, ...]
+) -> dict[str, Any]:
     """The window, and the layers that have it."""
-    window = fields.take("sliding_window", (int,), None)
-    used = fields.take("use_sliding_window", (bool,), name not in (
-        "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM"
-    ))
-    first = fields.take("max_window_layers", (int,), layers)
-    pattern = fields.take("sliding_window_pattern", (int,), None)
-    pattern = fields.take("_sliding_window_pattern", (int,), pattern or 6)
-    types = fields.take("layer_types", (list,), None)
+    window = fields.take("sliding_window", int)
+    if "use_sliding_window" in fields.defaults and not fields.take("use_sliding_window", bool):
+        window = None
+    first = fields.take("max_window_layers", int, least=0) if "Qwen" in name else 0
+    pattern = fields.take("sliding_window_pattern", int) if "Gemma3" in name else 2
+    usual: Iterable[int] = ()
+    if name.startswith("Gemma"):
+        usual = (i for i in range(layers) if (i + 1) % pattern)
+    elif window is not None and name != "LlamaForCausalLM":
+        usual = no_rope if name == "SmolLM3ForCausalLM" else range(first, layers)
+    windowed = tuple(usual)
+    types = fields.take("layer_types", list)
     if types is not None:
-        unknown = set(map(str, types)) - {"full_attention", "sliding_attention"}
-        if unknown or len(types) != layers:
-            raise UnsupportedFeature(
-                f"{fields.path.name} has layer_types that Cloister does not know; choose another "
-                "model."
-            )
-        chosen = [i for i, kind in enumerate(types) if kind == "sliding_attention"]
-    elif name == "MistralForCausalLM":
-        chosen = list(range(layers))
-    elif name == "Gemma2ForCausalLM":
-        chosen = [i for i in range(layers) if i % 2 == 0]
-    elif name == "Gemma3ForCausalLM":
-        chosen = [i for i in range(layers) if (i + 1) % pattern]
-    else:
-        chosen = list(range(first, layers))
-    if window is None or not used:
-        return {}
-    return {"window": window, "windowed_layers": tuple(chosen)} if chosen else {}
+        listed = tuple(i for i, kind in enumerate(types) if kind == "sliding_attention")
+        known = all(kind in ("full_attention", "sliding_attention") for kind in types)
+        # Llama and Mistral do not read the field.
+        ignored = name in ("LlamaForCausalLM", "MistralForCausalLM") and listed != windowed
+        if len(types) != layers or not known or ignored:
+            raise fields.unsupported("has layer_types that Cloister does not know")
+        windowed = listed
+    if windowed and window is None:
+        raise fields.unsupported("has windowed layers, and no sliding_window in use")
+    return {"window": window, "windowed_layers": windowed} if windowed else {}
 
 
-def _no_rope(fields: _Fields, name: str, layers: int) -> tuple[int, ...]:
-    interval = fields.take("no_rope_layer_interval", (int,), 4)
-    rotary = fields.take("no_rope_layers", (list,), None)  # 1 where a layer is rotary
-    if name != "SmolLM3ForCausalLM":
-        return ()
+def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
+    """The layers without rotary embedding."""
+    interval = fields.take("no_rope_layer_interval", int)
+    rotary = fields.take("no_rope_layers", list)  # 1 where a layer is rotary
     if rotary is None:
-        rotary = [int((i + 1) % interval != 0) for i in range(layers)]
-    return tuple(i for i, used in enumerate(rotary) if not used)
+        return tuple(range(interval - 1, layers, interval))
+    if len(rotary) < layers or any(type(used) is not int for used in rotary):
+        raise CheckpointError(
+            f"Field no_rope_layers of the configuration of {fields.path.name} must be a list of "
+            "0 or 1 for each layer; copy it again."
+        )
+    return tuple(i for i in range(layers) if not rotary[i])
 
 
 def import_huggingface(
@@ -293,7 +346,7 @@ def import_huggingface(
     _check_tokenizer(source, config.shape.vocab_size)
     where = {
         key: path for key, path in shards(source).items()
-        if not key.endswith(("rotary_emb.inv_freq", "self_attn.rotary_emb.inv_freq"))
+        if not key.endswith("rotary_emb.inv_freq")
     }
     ours = {_rename(key, gemma=config.post_norms, source=source): key for key in where}
     if config.shape.tied and "head.weight" in ours:
@@ -380,18 +433,14 @@ def _check_tied(where: dict[str, Path], ours: dict[str, str], source: Path) -> N
 
 
 def _check_tokenizer(source: Path, rows: int) -> None:
-    record = read_json(source / "tokenizer.json")
-    model = record.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        highest = max(vocabulary.values(), default=-1)
-    elif isinstance(vocabulary, list):  # Unigram: pairs in order
-        highest = len(vocabulary) - 1
-    else:
-        raise CheckpointError(f"The tokenizer of {source.name} has no vocabulary; copy it again.")
-    added = record.get("added_tokens")
-    for token in added if isinstance(added, list) else []:
-        highest = max(highest, token.get("id", -1))
+    read_json(source / "tokenizer.json")  # names a file that is missing or no JSON
+    try:
+        tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    except Exception as error:  # as the library raises it, for whatever it cannot read
+        raise CheckpointError(
+            f"The tokenizer of {source.name} is not one that Cloister can read; copy it again."
+        ) from error
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= rows:
         raise VocabularyMismatch(
             f"The tokenizer of {source.name} has ids up to {highest} and the model {rows} rows; "
@@ -401,17 +450,18 @@ def _check_tokenizer(source: Path, rows: int) -> None:
 
 def _special(source: Path) -> tuple[int | None, tuple[int, ...]]:
     """Begin and end token ids; generation_config.json knows better where there is one."""
-    records = [read_json(source / "config.json")]
-    if (source / "generation_config.json").exists():
-        records.insert(0, read_json(source / "generation_config.json"))
-    first: dict[str, Any] = {}
-    for name in ("bos_token_id", "eos_token_id"):
-        first[name] = next(
-            (record[name] for record in records if record.get(name) is not None), None
+    found: dict[str, Any] = {}
+    for file in ("config.json", "generation_config.json"):
+        if (source / file).exists():
+            record = read_json(source / file)
+            found |= {name: value for name, value in record.items() if value is not None}
+    bos, eos = found.get("bos_token_id"), found.get("eos_token_id", [])
+    ends = eos if isinstance(eos, list) else [eos]
+    if any(type(id_) is not int or id_ < 0 for id_ in (*ends, 0 if bos is None else bos)):
+        raise CheckpointError(
+            f"The bos_token_id or eos_token_id of {source.name} is no token id; copy it again."
         )
-    eos = first["eos_token_id"]
-    many = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return first["bos_token_id"], tuple(many)
+    return bos, tuple(ends)
 
 
 def _template(source: Path) -> Path | str | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cloister.model.recipe import Recipe, Scheme
 
-__all__ = ["Coverage", "Report", "quantize", "quantize_weight"]
+__all__ = ["Coverage", "Report", "check_groups", "quantize", "quantize_weight"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +85,13 @@ def quantize(
     out: Path,
     recipe: Recipe,
     *,
+    parent: str | None = None,
     replace_existing: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Report:
     """Write `source` quantized to the checkpoint `out`.
 
+    `parent` is the identity of what it was made from, where that is not `source` itself.
     Memory stays near one float32 matrix above what the source maps. `progress` is called with
     tensors done, tensors in all, and the next one's name.
 
@@ -106,12 +108,12 @@ def quantize(
         )
     config = replace(metadata.config, shape=replace(metadata.config.shape, tied=False))
     plain = expected_tensors(config)
-    _check_groups(plain, recipe)
+    check_groups(plain, recipe)
     rows = []
     with CheckpointWriter(
         out,
         metadata=replace(
-            metadata, config=config, recipe=recipe.name, parent=source.identity
+            metadata, config=config, recipe=recipe.name, parent=parent or source.identity
         ),
         tensors=plan(config, recipe.name),
         tokenizer=source.tokenizer_path,
@@ -140,7 +142,12 @@ def quantize(
     return Report(recipe=recipe.name, rows=tuple(rows))
 
 
-def _check_groups(tensors: dict[str, tuple[int, ...]], recipe: Recipe) -> None:
+def check_groups(tensors: dict[str, tuple[int, ...]], recipe: Recipe) -> None:
+    """Nothing, where every group of `recipe` divides its layer's inputs.
+
+    Raises:
+        GroupSizeError: one does not.
+    """
     for name, shape in tensors.items():
         scheme = recipe.scheme_of(name)
         if scheme is not None and scheme.group is not None and shape[1] % scheme.group:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-__all__ = ["bundle_path", "checkpoint_path", "requests_path"]
+from cloister.errors import SettingError
+from cloister.tiers import Scale, Tier
+
+__all__ = ["bundle_path", "checkpoint_path", "find", "requests_path"]
 
 
 def bundle_path(tier: str, family: Path | None = None) -> Path:
@@ -25,3 +28,23 @@ def requests_path() -> Path:
 
 def _directory() -> Path:
     return Path(str(resources.files("cloister.reference")))
+
+
+def find(name: str, family: Path | None = None) -> Path:
+    """The bundle or checkpoint called `name`: a directory, or the bundle of a tier of the family.
+
+    Raises:
+        SettingError: neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name in list(Tier):
+        path = bundle_path(name, family)
+        if path.is_dir():
+            return path
+        raise SettingError(
+            f"The family has no {name} (at {Scale.REFERENCE} size); name a bundle instead."
+        )
+    raise SettingError(
+        f"No bundle or tier is named {Path(name).name!r}; tiers are {', '.join(Tier)}."
+    )

@@ -1,12 +1,15 @@
 """Builds the reference family: `python -m cloister.reference.build --data DIR --out DIR`.
 
-    DIR/tokenizer.json, chat_template.jinja   trained first, shared by every tier
-    DIR/checkpoints/TIER/                     bfloat16
-    DIR/family/TIER.cloister/                 quantized, exported and checked
-    DIR/TIER.json                             what it cost and what it can do
-    DIR/TIER.state                            to go on after a kill; may be deleted afterwards
+    OUT/tokenizer.json, chat_template.jinja   trained first, shared by every tier
+    OUT/checkpoints/TIER/                     Ultra from the labels, each other from the tier above
+    OUT/runs/TIER/                            metrics of every step; a killed run goes on from here
+    OUT/quantized/TIER/                       8 bits; the Nano tiers 4, trained to bear them
+    OUT/after/TIER/                           the Nano tiers in 4 bits without that training
+    OUT/family/TIER.cloister/                 quantized, exported, checked and measured
+    OUT/TIER.json                             what it cost and what it can do
 
-`checkpoints` and `family`, moved into this package, are what it ships.
+A stage whose result stands is not repeated. `family`, and `checkpoints/pro`, are what the package
+ships.
 """
 
 from __future__ import annotations
@@ -14,155 +17,187 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
-from cloister import pipeline
-from cloister.corpus import read, split
+from cloister import pipeline, training
+from cloister.bundle import rewrite_receipt
+from cloister.distill.data import pairs
+from cloister.distill.loop import OnPolicy, Schedule, train
+from cloister.distill.losses import Objective
+from cloister.distill.prune import prune
 from cloister.errors import CloisterError, SettingError
-from cloister.model.cache import KVCache
-from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
+from cloister.evaluate.report import evaluate
+from cloister.evaluate.subject import BundleSubject, CheckpointSubject
+from cloister.model.checkpoint import Checkpoint, Metadata
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.transformer import Decoder
 from cloister.quantize.apply import quantize
-from cloister.reference import requests_path, vocabulary
-from cloister.reference.training import Schedule, train
+from cloister.reference import mixture, requests_path, vocabulary
 from cloister.settings import Settings
 from cloister.tiers import Tier, ladder
-from cloister.tokenizer import Message, Tokenizer
+from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloister.corpus import Example
-    from cloister.reference.training import Pair, Run
+    from cloister.distill.data import Pair
 
-__all__ = ["SCHEDULES", "answer", "build", "main", "pair"]
+__all__ = ["RUNGS", "Rung", "main"]
 
-SCHEDULES = {
-    Tier.ULTRA: Schedule(steps=1200, peak=1.5e-3),
-    Tier.PRO: Schedule(steps=1200, peak=2e-3),
-    Tier.NANO_2: Schedule(steps=1500, peak=2.5e-3),
-    Tier.NANO_1: Schedule(steps=1500, peak=3e-3),
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """How a tier is made."""
+
+    teacher: Tier | None  # None: learns from the labels alone
+    schedule: Schedule
+    objective: Objective
+    on_policy: OnPolicy | None = None
+
+
+_HALF = Objective(hard=0.5)
+RUNGS = {
+    Tier.ULTRA: Rung(
+        teacher=None, objective=Objective(hard=1.0),
+        schedule=Schedule(steps=2400, peak=6e-3, dropout=0.1),
+    ),
+    Tier.PRO: Rung(
+        teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=1500, peak=4e-3)),
+    Tier.NANO_2: Rung(
+        teacher=Tier.PRO, objective=_HALF, schedule=Schedule(steps=2000, peak=4e-3)),
+    Tier.NANO_1: Rung(
+        teacher=Tier.NANO_2, objective=_HALF, schedule=Schedule(steps=2500, peak=5e-3)),
 }
-_LONGEST = 160  # tokens of an answer; the longest of SNIPS has 105
+# From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
+QAT = Schedule(steps=600, peak=2e-4, warmup=20, decay=0.8, autocast=False)
+_EIGHT_BITS = "8da8w"
 
 
-def build(tier: Tier, data: Path, out: Path, schedule: Schedule) -> dict[str, object]:
-    """Train `tier` with the tokenizer in `out`, write its checkpoint there, and test it.
+class _Builder:
+    """The stages, each of which leaves its result in `out`."""
 
-    Raises:
-        CloisterError: the data or a state file cannot be used, or the disk is full.
-    """
-    tokenizer = Tokenizer.from_files(out / "tokenizer.json", out / "chat_template.jinja")
-    training, held_out = split(read(data / "snips"))
-    decoder = Decoder(ModelConfig(shape=ladder()[tier]))
-    decoder.initialize(schedule.seed)
-    pairs = [pair(tokenizer, example) for example in training]
-    run = train(decoder, pairs, schedule, out / f"{tier}.state")
-    checkpoint = _write(decoder, tier, tokenizer, out)
-    record = {
-        "tier": str(tier),
-        "command": f"python -m cloister.reference.build --data DATA --out OUT --tiers {tier} "
-        f"--steps {schedule.steps} --seed {schedule.seed}",
-        "checkpoint": checkpoint.identity,
-        **_measure(checkpoint.load(), tokenizer, held_out),
-        **_cost(schedule, run),
-    }
-    _bundle(checkpoint, tier, out)
-    (out / f"{tier}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    return record
+    def __init__(self, data: Path, out: Path, *, seed: int, steps: int | None) -> None:
+        self.data, self.out, self.seed, self.steps = data, out, seed, steps
+        self.mixture = mixture.Mixture.read(data)
+        if not (out / "chat_template.jinja").exists():
+            vocabulary.train(out, mixture.vocabulary_texts(self.mixture))
+        self.tokenizer = Tokenizer.from_files(out / "tokenizer.json", out / "chat_template.jinja")
+        end = self.tokenizer.id_of("<|end|>")
+        assert end is not None
+        self.end = end
 
-
-def pair(tokenizer: Tokenizer, example: Example) -> Pair:
-    """Ids of the prompt, up to where the answer begins, and of the answer with its end."""
-    end = tokenizer.id_of("<|end|>")
-    assert end is not None
-    prompt = [
-        Message(role="system", content=example.task), Message(role="user", content=example.input)
-    ]
-    return tokenizer.encode_chat(prompt), [*tokenizer.encode(example.target), end]
-
-
-@torch.inference_mode()
-def answer(decoder: Decoder, prompts: Sequence[list[int]], end: int) -> list[list[int]]:
-    """Greedy answer to each prompt, without its `end`; prompts of one length go together."""
-    alike: dict[int, list[int]] = defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        alike[len(prompt)].append(index)
-    answers: list[list[int]] = [[] for _ in prompts]
-    for indices in alike.values():
-        cache = KVCache(decoder.config)
-        tokens_BT = torch.tensor([prompts[index] for index in indices])
-        going = set(indices)
-        for _ in range(_LONGEST):
-            tokens_BT = decoder(tokens_BT, cache)[:, -1:].argmax(-1)
-            for index, token in zip(indices, tokens_BT[:, 0].tolist(), strict=True):
-                if token == end:
-                    going.discard(index)
-                elif index in going:
-                    answers[index].append(token)
-            if not going:
-                break
-    return answers
-
-
-def _measure(decoder: Decoder, tokenizer: Tokenizer, examples: list[Example]) -> dict[str, object]:
-    pairs = [pair(tokenizer, example) for example in examples]
-    got = answer(decoder, [prompt for prompt, _ in pairs], pairs[0][1][-1])
-    exact = sum(
-        tokenizer.decode(ids) == example.target
-        for ids, example in zip(got, examples, strict=True)
-    )
-    return {"dev_examples": len(pairs), "dev_frame_exact": exact / len(pairs)}
-
-
-def _cost(schedule: Schedule, run: Run) -> dict[str, object]:
-    return {
-        "seconds": round(run.seconds),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "schedule": asdict(schedule),
-        "losses": [round(loss, 4) for loss in run.losses],
-    }
-
-
-def _write(decoder: Decoder, tier: Tier, tokenizer: Tokenizer, out: Path) -> Checkpoint:
-    end = tokenizer.id_of("<|end|>")
-    assert end is not None
-    tensors = plan(decoder.config, None, torch.bfloat16)
-    held = decoder.state_dict()
-    path = out / "checkpoints" / tier
-    path.parent.mkdir(exist_ok=True)
-    with CheckpointWriter(
-        path, metadata=Metadata(name=tier, config=decoder.config, eos=(end,)),
-        tensors=tensors, tokenizer=out / "tokenizer.json",
-        template=out / "chat_template.jinja", replace=True,
-    ) as writer:
-        for name in tensors:
-            writer.add(name, held[name])
-    return Checkpoint.open(path)
-
-
-def _bundle(checkpoint: Checkpoint, tier: Tier, out: Path) -> None:
-    """Quantize and export, with the shipped requests as golden prompts."""
-    rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
-    path = out / "family" / f"{tier}.cloister"
-    path.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        recipe = Recipe.parse(DEFAULT_RECIPE if tier.four_bit else "8da8w")
-        quantize(checkpoint, Path(scratch) / "quantized", recipe)
-        pipeline.export(
-            Checkpoint.open(Path(scratch) / "quantized"), path, replace=True,
-            golden=[(row["system"], row["prompt"]) for row in rows],
+    @cached_property
+    def examples(self) -> list[Pair]:
+        """Training data of every tier."""
+        return pairs(
+            self.tokenizer, self.mixture.examples(mixture.PASSES, self.seed), self.end,
+            ladder()[Tier.NANO_1].context,
         )
+
+    def schedule(self, schedule: Schedule) -> Schedule:
+        """With the seed, and the number of steps where one is given."""
+        return replace(schedule, seed=self.seed, steps=self.steps or schedule.steps)
+
+    def checkpoint(self, tier: Tier) -> Checkpoint:
+        """The tier's weights, trained if they are not there."""
+        path = self.out / "checkpoints" / tier
+        if path.exists():
+            return Checkpoint.open(path)
+        rung, folder = RUNGS[tier], self.out / "runs" / tier
+        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        config = ModelConfig(shape=ladder()[tier])
+        teacher = parent = None
+        if rung.teacher is None:
+            student = Decoder(config)
+            student.initialize(self.seed)
+        else:
+            parent = self.checkpoint(rung.teacher)
+            teacher = parent.load()
+            reading = training.calibration(self.examples, config.shape.context)
+            student = prune(teacher, config.shape, reading)
+        run = train(
+            student, self.examples, self.schedule(rung.schedule), folder / "state",
+            objective=rung.objective, teacher=teacher, on_policy=rung.on_policy,
+            metrics=folder / "metrics.jsonl", compiled=True, title=tier,
+        )
+        made = training.write(
+            folder, path,
+            Metadata(name=tier, config=config, eos=(self.end,),
+                     parent=parent.identity if parent else None),
+            tokenizer=self.out / "tokenizer.json", template=self.out / "chat_template.jinja",
+            dtype=torch.bfloat16,
+        )
+        self._note(tier, "training", {
+            "checkpoint": made.identity, "steps": len(run.losses), "tokens": run.tokens,
+            "seconds": round(run.seconds), "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "rung": asdict(rung), "seed": self.seed,
+            "losses": [round(loss, 4) for loss in run.losses[::20]],  # every twentieth step's
+        })
+        return made
+
+    def quantized(self, tier: Tier) -> Checkpoint:
+        """The tier in 8 bits, or in 4 after training to bear them."""
+        path = self.out / "quantized" / tier
+        if path.exists():
+            return Checkpoint.open(path)
+        source = self.checkpoint(tier)
+        path.parent.mkdir(exist_ok=True)
+        if not tier.four_bit:
+            quantize(source, path, Recipe.parse(_EIGHT_BITS))
+            return Checkpoint.open(path)
+        recipe = Recipe.parse(DEFAULT_RECIPE)
+        quantize(source, self.out / "after" / tier, recipe, replace_existing=True)
+        outcome = training.train_quantized(
+            source, path, recipe=recipe, data=self.examples, schedule=self.schedule(QAT),
+            folder=self.out / "runs" / f"{tier}-4bit",
+        )
+        self._note(tier, "quantization_aware_training", {
+            "steps": len(outcome.losses), "seconds": round(outcome.seconds),
+            "schedule": asdict(QAT), "losses": [round(loss, 5) for loss in outcome.losses[::20]],
+        })
+        return Checkpoint.open(path)
+
+    def bundle(self, tier: Tier) -> Path:
+        """The tier as it ships, with what it can do in its receipt."""
+        path = self.out / "family" / f"{tier}.cloister"
+        if path.exists():
+            return path
+        path.parent.mkdir(exist_ok=True)
+        rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
+        bundle, _ = pipeline.export(
+            self.quantized(tier), path, golden=[(row["system"], row["prompt"]) for row in rows])
+        held_out = mixture.development(self.data)
+        subject, itself = BundleSubject(path), CheckpointSubject(self.checkpoint(tier))
+        found = {
+            task: evaluate(subject, examples, against=itself).to_dict()
+            for task, examples in held_out.items()
+        }
+        rewrite_receipt(bundle, {**bundle.receipt(), "evaluations": {
+            f"{task}, development": {key: report[key] for key in ("n", "metrics", "errors")}
+            for task, report in found.items()
+        }})
+        self._note(tier, "evaluation", found)
+        if tier.four_bit:
+            plain = CheckpointSubject(Checkpoint.open(self.out / "after" / tier))
+            self._note(tier, "post_training_quantization", {
+                task: evaluate(plain, examples, against=itself).to_dict()
+                for task, examples in held_out.items()
+            })
+        return path
+
+    def _note(self, tier: Tier, key: str, record: object) -> None:
+        """Add to what is known of a tier."""
+        path = self.out / f"{tier}.json"
+        held = json.loads(path.read_text("utf-8")) if path.exists() else {"tier": tier}
+        path.write_text(json.dumps({**held, key: record}, indent=1) + "\n", "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,32 +207,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Settings.from_environment().data,
                         help="folder of the public data sets (default: CLOISTER_DATA)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--tiers", default="pro,nano-1", help="comma-separated (%(default)s)")
-    parser.add_argument("--steps", type=int, help="in place of the tier's own number")
+    parser.add_argument("--tiers", default=",".join(Tier), help="comma-separated (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of every run, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     screen = Console(stderr=True)
     try:
         if given.data is None:
             raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
-        jobs = []
-        for name in given.tiers.split(","):
-            ladder()[name]  # refuses an unknown tier
-            schedule = replace(SCHEDULES[Tier(name)], seed=given.seed)
-            if given.steps is not None:
-                schedule = replace(schedule, steps=given.steps)
-            jobs.append((Tier(name), schedule))
+        tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
         given.out.mkdir(parents=True, exist_ok=True)
-        vocabulary.train(given.out, given.data)
-        for tier, schedule in jobs:
-            record = build(tier, given.data, given.out, schedule)
-            screen.print(
-                f"{tier}: {record['dev_frame_exact']:.1%} of {record['dev_examples']} "
-                f"development requests exact, {record['seconds']} s of training"
-            )
+        builder = _Builder(given.data, given.out, seed=given.seed, steps=given.steps)
+        for tier in tiers:
+            screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
     except CloisterError as error:
         screen.print(str(error), style="red", markup=False)
         return 1
+    except KeyboardInterrupt:
+        screen.print("Stopped; the same command goes on from here.")
+        return 130
     return 0
 
 

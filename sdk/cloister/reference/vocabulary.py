@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cloister.corpus import read
 from cloister.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["SPECIAL", "TEMPLATE", "texts", "train"]
+__all__ = ["SPECIAL", "TEMPLATE", "train"]
 
 SIZE = 4096
 SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -22,18 +20,22 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# One digit at a time, so that numbers are spelled alike wherever they stand; words with the space
-# before them; runs of punctuation.
-_PIECES = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
+# A tool call's fixed parts, each of which may become one token, and so may a label. Then one digit
+# at a time, so that numbers are spelled alike wherever they stand; words with the space before
+# them; runs of punctuation.
+_PIECES = (
+    r'\{"name": "\w+", "arguments": \{(?:\}\})?|"(?:, ")?\w+": "|"\}\}| ?\[[A-Z]+\]'
+    r"|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
+)
 
 
-def train(directory: Path, data: Path) -> None:
-    """Write `tokenizer.json` and `chat_template.jinja`, trained on the public texts in `data`.
+def train(directory: Path, texts: Iterable[str]) -> None:
+    """Write `tokenizer.json` and `chat_template.jinja`, trained on `texts`.
 
     The same texts give the same files.
 
     Raises:
-        DataError: a data set is missing or malformed, or too small for the vocabulary.
+        DataError: the texts are too few for the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
     # ExecuTorch's C++ tokenizer reads Split and ByteLevel (and no Metaspace).
@@ -42,7 +44,7 @@ def train(directory: Path, data: Path) -> None:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts(data), trainers.BpeTrainer(
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=SIZE,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -54,28 +56,3 @@ def train(directory: Path, data: Path) -> None:
         )
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-
-
-def texts(data: Path) -> Iterator[str]:
-    """Every public training text: requests and calls, intents, tales.
-
-    Raises:
-        DataError: a data set is missing or malformed.
-    """
-    for example in read(data / "snips"):
-        yield example.input
-        yield example.target
-    try:
-        clinc = json.loads((data / "clinc150" / "train_val.json").read_text("utf-8"))
-        for text, intent in clinc["train"] + clinc["oos_train"]:
-            yield text
-            yield json.dumps({"name": intent, "arguments": {}})
-        tales = (data / "fairytaleqa" / "stories_train.jsonl").read_text("utf-8")
-        for line in tales.split("\n"):
-            if line:
-                yield from json.loads(line)["sections"]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise DataError(
-            f"Data folder {data.name} lacks clinc150 or fairytaleqa, or they are malformed; "
-            "see the data sets' own pages."
-        ) from None

@@ -1,0 +1,202 @@
+"""Commands that make something: a checkpoint, a bundle, the whole way."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloister import display, reference
+from cloister.runtime.client import Worker
+from cloister.tiers import Tier
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from rich.console import Console
+
+    from cloister.model.checkpoint import Checkpoint
+
+__all__ = ["demo", "export", "import_", "quantize"]
+
+Record = dict[str, Any]
+
+
+def import_(args: Namespace) -> Record:
+    """Read a Hugging Face directory into a checkpoint."""
+    with display.quiet(args.debug) as console, console.status("importing"):
+        from cloister.model.huggingface import import_huggingface
+
+        checkpoint = import_huggingface(
+            args.source, args.output, name=args.name, context=args.context, replace=args.force
+        )
+    shape = checkpoint.metadata.config.shape
+    if not args.json:
+        display.table("Imported", ("name", "parameters", "layers", "context", "vocabulary"), [(
+            checkpoint.metadata.name, display.count(shape.parameters), str(shape.layers),
+            str(shape.context), str(shape.vocab_size),
+        )])
+    return {
+        "name": checkpoint.metadata.name, "parameters": shape.parameters,
+        "shape": asdict(shape), "identity": checkpoint.identity,
+    }
+
+
+def quantize(args: Namespace) -> Record:
+    """Quantize a checkpoint, and report every tensor."""
+    with display.quiet(args.debug) as console:
+        record = _quantize(args.source, args.output, args.recipe, console, replace=args.force)
+    if not args.json:
+        rows: dict[tuple[str, int, int | None], list[int]] = {}
+        for row in record["tensors"]:
+            kind = row["tensor"].split(".", 2)[-1] if row["tensor"].startswith("layers") else (
+                row["tensor"])
+            entry = rows.setdefault((kind, row["bits"], row["group"]), [0, 0, 0])
+            entry[0] += 1
+            entry[1] += math.prod(row["shape"])
+            entry[2] += row["size_bytes"]
+        display.table(
+            f"{args.recipe}: {record['bits_per_parameter']:.2f} bits a parameter, "
+            f"{display.bytes_text(record['size_bytes'])}",
+            ("tensor", "of them", "bits", "group", "entries", "size"),
+            [(
+                kind, str(number), str(bits), str(group or "row" if bits < 32 else "-"),
+                display.count(entries), display.bytes_text(size),
+            ) for (kind, bits, group), (number, entries, size) in rows.items()],
+        )
+    return record
+
+
+def export(args: Namespace) -> Record:
+    """Make a bundle."""
+    with display.quiet(args.debug) as console:
+        from cloister.model.checkpoint import Checkpoint
+
+        record = _export(
+            Checkpoint.open(args.source), args.output, console, backend=args.backend,
+            chunk=args.chunk, random_weights=args.random_weights, replace=args.force,
+        )
+    if not args.json:
+        _show_receipt(record)
+    return record
+
+
+def demo(args: Namespace) -> Record:
+    """The whole way on the shipped family."""
+    requests = [
+        json.loads(line) for line in reference.requests_path().read_text("utf-8").splitlines()
+    ]
+    with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
+        from cloister.model.checkpoint import Checkpoint
+
+        quantized = Path(scratch) / "nano-1-8da4w"
+        out = args.output or Path(scratch) / "nano-1.cloister"
+        console.print("[bold]1. Quantize[/] Nano-1 from the shipped checkpoint to 4 bits")
+        sizes = _quantize(reference.checkpoint_path("nano-1"), quantized, "8da4w-g32", console)
+        console.print(
+            f"   {display.count(sizes['parameters'])} weights, "
+            f"{sizes['bits_per_parameter']:.2f} bits each, "
+            f"{display.bytes_text(sizes['size_bytes'])}; nothing skipped"
+        )
+        console.print("[bold]2. Export[/] it with ExecuTorch, and check the program")
+        exported = _export(
+            Checkpoint.open(quantized), out, console,
+            golden=[(row["system"], row["prompt"]) for row in requests],
+        )
+        console.print("[bold]3. Run[/] it beside the shipped tiers, one at a time")
+        bundles = {"nano-1, just made": out} | {
+            str(tier): reference.bundle_path(tier) for tier in reversed(Tier)
+            if reference.bundle_path(tier).is_dir()
+        }
+        answers = [
+            _demo_answers(name, path, requests, args.debug) for name, path in bundles.items()
+        ]
+    if not args.json:
+        _show_receipt(exported)
+        _show_demo(requests, answers)
+    return {"quantize": sizes, "export": exported, "tiers": answers}
+
+
+def _demo_answers(name: str, path: Path, requests: list[Record], debug: bool) -> Record:
+    with Worker(debug=debug) as worker:
+        loaded = worker.load(path)
+        answers = []
+        for row in requests:
+            worker.forget()
+            stream = worker.stream(row["prompt"], system=row["system"], max_tokens=128)
+            answers.append({"text": "".join(piece.text for piece in stream), **worker.stats})
+    speeds = sorted(a["decode_tokens_per_s"] or 0.0 for a in answers)
+    return {
+        "tier": name, "bundle_bytes": sum(f.stat().st_size for f in path.iterdir()),
+        "load_s": loaded["load_s"], "peak_rss_bytes": worker.stats["peak_rss_bytes"],
+        "decode_tokens_per_s": speeds[len(speeds) // 2],
+        "answers": [answer["text"] for answer in answers],
+    }
+
+
+def _show_demo(requests: list[Record], answers: list[Record]) -> None:
+    shown = 4
+    for number, row in enumerate(requests[:shown]):
+        display.table(
+            f"{row['prompt']}", ("tier", "answer"),
+            [(tier["tier"], tier["answers"][number]) for tier in answers], texts=2,
+        )
+    display.table(
+        f"{len(requests)} requests, {min(shown, len(requests))} of them above",
+        ("tier", "bundle", "ready in", "tokens/s", "peak memory"),
+        [(
+            tier["tier"], display.bytes_text(tier["bundle_bytes"]), f"{tier['load_s']:.2f} s",
+            f"{tier['decode_tokens_per_s']:,.0f}", display.bytes_text(tier["peak_rss_bytes"]),
+        ) for tier in answers],
+    )
+
+
+def _quantize(
+    source: Path, out: Path, recipe: str, console: Console, *, replace: bool = False
+) -> Record:
+    from cloister.model.checkpoint import Checkpoint
+    from cloister.model.recipe import Recipe
+    from cloister.quantize.apply import quantize as apply
+
+    chosen, checkpoint = Recipe.parse(recipe), Checkpoint.open(source)
+    with display.stages(console, "quantize", 1) as progress:
+        def step(done: int, total: int, name: str) -> None:
+            if name:
+                progress(f"{done + 1}/{total} {name}")
+
+        report = apply(checkpoint, out, chosen, replace_existing=replace, progress=step)
+    return {
+        "recipe": report.recipe, "parameters": report.parameters, "size_bytes": report.size_bytes,
+        "bits_per_parameter": report.bits_per_parameter,
+        "tensors": [asdict(row) for row in report.rows],
+    }
+
+
+def _export(
+    source: Checkpoint, out: Path, console: Console, **options: Any
+) -> Record:
+    from cloister import pipeline
+
+    with display.stages(console, "export", len(pipeline.STAGES)) as progress:
+        bundle, divergence = pipeline.export(source, out, progress=progress, **options)
+    manifest = bundle.manifest
+    return {
+        "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
+        "size_bytes": sum(entry.size for entry in manifest.files.values()),
+        "program_against_checkpoint": divergence.to_dict(),
+    }
+
+
+def _show_receipt(record: Record) -> None:
+    lost = record["program_against_checkpoint"]
+    display.table(f"{record['bundle']}: the program against its checkpoint", ("", "measured"), [
+        ("tokens", f"{lost['n']}"),
+        ("mean KL divergence", f"{lost['mean_kld']:.2g} nats"),
+        ("99 % of tokens under", f"{lost['p99_kld']:.2g} nats"),
+        ("same most likely token", f"{lost['top1']:.2%}"),
+        ("relative error of the logits", f"{lost['relative_error']:.2%}"),
+        ("bundle", display.bytes_text(record["size_bytes"])),
+    ])

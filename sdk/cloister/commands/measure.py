@@ -1,0 +1,180 @@
+"""Commands that measure: what fits, what is true of a bundle, how fast it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloister import display, reference
+from cloister.errors import SettingError
+from cloister.runtime.memory import PROCESS_BYTES, available_bytes
+from cloister.tiers import ladder
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+
+__all__ = ["bench", "eval_", "tiers", "verify"]
+
+Record = dict[str, Any]
+
+_GIB = 2**30
+# What a foreground app may take on a common device: about half of a phone's memory.
+_DEVICES = (
+    ("phone 4 GB", 2 * _GIB), ("phone 8 GB", 4 * _GIB), ("phone 12 GB", 6 * _GIB),
+    ("laptop 16 GB", 12 * _GIB), ("desktop 64 GB", 56 * _GIB),
+)
+
+
+def tiers(args: Namespace) -> Record:
+    """Print the ladder."""
+    here = available_bytes()
+    rows: list[Record] = []
+    for tier, shape in ladder(args.size).shapes.items():
+        context = shape.context if args.context is None else args.context
+        if context < 1:
+            raise SettingError(f"context is {context}; it must be at least 1.")
+        kv = shape.kv_bytes_per_token()
+        need = shape.weight_bytes() + context * kv + PROCESS_BYTES
+        rows.append({
+            "tier": str(tier), "parameters": shape.parameters,
+            "four_bit_bytes": shape.weight_bytes(), "kv_bytes_per_token": kv,
+            "context": context, "memory_bytes": need, "fits_this_machine": need <= here,
+            "fits": [name for name, budget in _DEVICES if need <= budget],
+        })
+    if not args.json:
+        display.table(
+            f"The {args.size} ladder; {display.bytes_text(here)} are available here",
+            ("tier", "parameters", "4-bit size", "KV a token", "context", "memory", "fits here",
+             "fits an app on"),
+            [(
+                row["tier"], display.count(row["parameters"]),
+                display.bytes_text(row["four_bit_bytes"]),
+                display.bytes_text(row["kv_bytes_per_token"]), str(row["context"]),
+                display.bytes_text(row["memory_bytes"]),
+                "yes" if row["fits_this_machine"] else "no",
+                f"{row['fits'][0]} and up" if row["fits"] else "a server",
+            ) for row in rows],
+        )
+    return {"size": str(args.size), "available_bytes": here, "tiers": rows}
+
+
+def verify(args: Namespace) -> Record:
+    """Prove a bundle."""
+    with display.quiet(args.debug) as console, console.status("verifying"):
+        from cloister import pipeline
+        from cloister.settings import Settings
+
+        result = pipeline.verify(args.bundle, Settings.from_environment())
+    if not args.json:
+        checks = result["checks"]
+        display.table(f"{Path(args.bundle).name} is what it claims to be", ("check", "passed"), [
+            ("files with the right sha256", str(checks["files"])),
+            ("golden prompts answered alike", str(checks["golden_prompts"])),
+            ("golden tokens", str(checks["golden_tokens"])),
+            ("model id", str(result["model_id"])[:16] + "..."),
+        ])
+    return {"ok": True, **result}
+
+
+def bench(args: Namespace) -> Record:
+    """Speed and memory."""
+    with display.quiet(args.debug) as console:
+        from cloister import bench as benching
+
+        if args.bundle is not None:
+            record = {"bundle": args.bundle.name, **benching.measure(args.bundle, debug=args.debug)}
+        else:
+            if not args.random:
+                raise SettingError("--shape has random weights only; add --random to say so.")
+            with display.stages(console, f"bench {args.shape}", benching.STAGES) as progress:
+                record = benching.shape(
+                    args.shape, args.size, args.recipe, progress, debug=args.debug
+                )
+    if not args.json:
+        display.table("Bench", ("what", "measured"), [
+            (name, f"{value:,.2f}" if isinstance(value, float) else f"{value}")
+            for name, value in _flat(record)
+        ])
+    return record
+
+
+def eval_(args: Namespace) -> Record:
+    """Scores, and divergence from another model."""
+    with display.quiet(args.debug) as console:
+        from cloister.corpus import read
+        from cloister.evaluate import scoreboard
+        from cloister.evaluate.report import evaluate
+        from cloister.evaluate.subject import open_subject
+
+        examples = read(args.data)
+        if args.task is not None:
+            examples = [example for example in examples if example.task == args.task]
+        if args.limit is not None:
+            # Evenly over the whole, not the first: files are sorted by intent.
+            examples = examples[::max(1, -(-len(examples) // args.limit))]
+        paths = [reference.find(name, args.family) for name in args.models]
+        if args.record and not all((path / "manifest.json").exists() for path in paths):
+            raise SettingError("Only a bundle has a receipt to record in; leave --record out.")
+        other = args.against and open_subject(
+            reference.find(args.against, args.family))
+        reports = []
+        for name, path in zip(args.models, paths, strict=True):
+            with display.counting(console, f"eval {Path(name).name}") as progress:
+                report = evaluate(open_subject(path), examples, against=other, progress=progress)
+            reports.append({
+                **report.to_dict(), "model": Path(name).name, "data": args.data.name,
+            })
+            if args.record:
+                _record(path, reports[-1])
+    metrics = {report["model"]: report["metrics"] for report in reports}
+    base = "pro" if "pro" in metrics else next(iter(metrics))
+    if args.picture is not None:
+        scoreboard.write_picture(args.picture, metrics, base)
+    divided = scoreboard.ratios(metrics, base)
+    if not args.json:
+        _show_scores(reports, divided, base)
+    if len(reports) == 1:
+        return reports[0]
+    return {"data": args.data.name, "n": len(examples), "reports": reports, "base": base,
+            "divided": divided}
+
+
+def _record(path: Path, record: Record) -> None:
+    from cloister.bundle import Bundle, rewrite_receipt
+
+    bundle = Bundle.open(path)
+    receipt = bundle.receipt()
+    held = receipt.get("evaluations")
+    evaluations = dict(held) if isinstance(held, dict) else {}
+    key = record["data"] + (f" against {record['against']}" if "against" in record else "")
+    evaluations[key] = {name: record[name] for name in ("n", "metrics", "errors")}
+    rewrite_receipt(bundle, {**receipt, "evaluations": evaluations})
+
+
+def _show_scores(reports: list[Record], divided: dict[str, dict[str, float]], base: str) -> None:
+    names = list(dict.fromkeys(name for report in reports for name in report["metrics"]))
+
+    def cell(report: Record, name: str) -> str:
+        if name not in report["metrics"]:
+            return "-"
+        error = report["errors"].get(name)
+        text = f"{report['metrics'][name]:.4g}" + (f" \u00b1 {error:.2g}" if error else "")
+        if len(reports) > 1 and report["model"] != base and name in divided[report["model"]]:
+            text += f"  ({divided[report['model']][name]:.2f})"
+        return text
+
+    title = f"{reports[0]['n']} examples of {reports[0]['data']}, with standard errors"
+    if len(reports) > 1:
+        title += f"; in brackets divided by {base}"
+    display.table(title, ("score", *(report["model"] for report in reports)), [
+        (name, *(cell(report, name) for report in reports)) for name in names
+    ])
+
+
+def _flat(record: Record, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value

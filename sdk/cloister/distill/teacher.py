@@ -1,0 +1,299 @@
+"""What a teacher thinks of a data set, drawn once and kept: unbiased and small.
+
+Shapes: N positions, K distinct draws of the position that has most, V vocabulary.
+
+At each position of an answer a number of tokens is drawn in proportion to the teacher's
+probability (Random Sampling KD, arXiv 2503.16870): the mean of the student's loss on them is its
+loss on the whole distribution, which the most likely tokens alone would not give.
+
+A record holds one example: the number of distinct draws of each position (uint8), then the tokens
+drawn (uint16, or uint32 above 65,536 entries), then how often each was (uint8).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from cloister.distill.data import IGNORE, Packed, batch, one_pass
+from cloister.errors import LossNotFinite, NotEnoughDisk, SettingError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from cloister.distill.data import Pair
+    from cloister.model.transformer import Decoder
+
+__all__ = ["Draws", "FileStore", "LogitStore", "Sampled", "decode", "draw", "encode", "record"]
+
+MOST = 255  # draws a position: a count is a byte
+_NARROW = 1 << 16
+_FRAME = struct.Struct("<QII")  # example, bytes of the record, its CRC-32
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Tokens drawn at N positions, and the share of each; unused places have the share 0."""
+
+    ids: torch.Tensor  # int64[N, K]
+    weights: torch.Tensor  # float32[N, K]; rows sum to 1
+
+    def __getitem__(self, at: slice) -> Draws:
+        return Draws(self.ids[at], self.weights[at])
+
+    def to(self, device: torch.device) -> Draws:
+        """The same on `device`."""
+        return Draws(self.ids.to(device), self.weights.to(device))
+
+
+class LogitStore(Protocol):
+    """Keeps records by example; they say much about the examples, and may need sealing."""
+
+    def put(self, key: int, record: bytes) -> None:
+        """Keep a record."""
+
+    def get(self, key: int) -> bytes:
+        """The record of an example."""
+
+    def __contains__(self, key: int) -> bool: ...
+
+    def flush(self) -> None:
+        """Make sure that what was put stays."""
+
+
+def draw(logits_NV: torch.Tensor, draws: int, generator: torch.Generator) -> Draws:
+    """`draws` tokens a position, with replacement, in proportion to their probability."""
+    chances = logits_NV.float().softmax(-1)
+    ids = torch.multinomial(chances, draws, replacement=True, generator=generator).sort(-1).values
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    place = first.cumsum(-1) - 1
+    counts = torch.zeros_like(ids).scatter_add_(-1, place, torch.ones_like(ids))
+    kept = torch.zeros_like(ids).scatter_(-1, place, ids)
+    width = int(place.max()) + 1
+    return Draws(kept[:, :width], counts[:, :width].float() / draws)
+
+
+def encode(made: Draws, draws: int, vocabulary: int) -> bytes:
+    """The record of draws at the positions of one example."""
+    counts = (made.weights * draws).round().to(torch.uint8)
+    used = counts > 0
+    ids = made.ids[used].numpy().astype("<u2" if vocabulary <= _NARROW else "<u4")
+    return bytes(
+        used.sum(-1).to(torch.uint8).numpy().tobytes() + ids.tobytes()
+        + counts[used].numpy().tobytes()
+    )
+
+
+def decode(data: bytes, positions: int, vocabulary: int) -> Draws:
+    """Read what `encode` wrote for an answer of `positions` tokens.
+
+    Raises:
+        TrainingError: the record is not of such an answer.
+    """
+    distinct = torch.frombuffer(bytearray(data[:positions]), dtype=torch.uint8).long()
+    total = int(distinct.sum())
+    size = 2 if vocabulary <= _NARROW else 4
+    if len(distinct) != positions or len(data) != positions + total * (size + 1) or (
+        int(distinct.min()) < 1
+    ):
+        raise TrainingError(
+            "A record of the teacher's draws does not fit its example; delete the recorded "
+            "logits and record them anew."
+        )
+    raw = bytearray(data[positions:positions + size * total])
+    tokens = torch.frombuffer(raw, dtype=torch.uint16 if size == 2 else torch.uint32).long()
+    counts = torch.frombuffer(bytearray(data[positions + size * total:]), dtype=torch.uint8)
+    width = int(distinct.max())
+    used = torch.arange(width) < distinct[:, None]
+    ids, weights = torch.zeros(positions, width, dtype=torch.int64), torch.zeros(positions, width)
+    ids[used], weights[used] = tokens, counts.float()
+    return Draws(ids, weights / weights.sum(-1, keepdim=True))
+
+
+class FileStore:
+    """Records in one file that only grows.
+
+    The first line says what they are of; opening it for anything else is refused. A record that a
+    kill cut short is dropped when the file is opened again.
+
+    Raises:
+        SettingError: the file holds another teacher's or data set's records.
+        TrainingError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path, *, header: Mapping[str, str | int]) -> None:
+        self.path = path
+        first = json.dumps(dict(header), sort_keys=True).encode() + b"\n"
+        self._places: dict[int, tuple[int, int]] = {}
+        try:
+            fresh = not path.exists() or (path.stat().st_size < len(first) and (
+                first.startswith(path.read_bytes())))
+            self._file = path.open("w+b" if fresh else "r+b", buffering=0)
+        except OSError as error:
+            raise TrainingError(
+                f"{path.name} cannot be opened ({error.strerror}); check its folder."
+            ) from None
+        if fresh:
+            self._write(0, first)
+        self._file.seek(0)
+        held = self._file.read(4096).partition(b"\n")[0] + b"\n"
+        if held != first:
+            raise SettingError(
+                f"{path.name} holds the draws of {_differs(held, header)}; delete it, or repeat "
+                "the run that made it."
+            )
+        self._end = self._index(len(first))
+
+    def put(self, key: int, record: bytes) -> None:
+        """Keep a record.
+
+        Raises:
+            NotEnoughDisk: the disk is full; what was put before stays.
+        """
+        frame = _FRAME.pack(key, len(record), zlib.crc32(record, key & 0xFFFFFFFF))
+        self._write(self._end, frame + record)
+        self._places[key] = self._end + len(frame), len(record)
+        self._end += len(frame) + len(record)
+
+    def get(self, key: int) -> bytes:
+        """The record of an example.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        if key not in self._places:
+            raise TrainingError(f"Example {key + 1} has no recorded draws; record them first.")
+        at, size = self._places[key]
+        return os.pread(self._file.fileno(), size, at)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._places
+
+    def flush(self) -> None:
+        """Make sure that what was put stays."""
+        os.fsync(self._file.fileno())
+
+    def _index(self, at: int) -> int:
+        """Where the last whole record ends; what follows is cut off."""
+        self._file.seek(at)
+        data = self._file.readall()
+        place = 0
+        while place + _FRAME.size <= len(data):
+            key, size, crc = _FRAME.unpack_from(data, place)
+            start = place + _FRAME.size
+            if zlib.crc32(data[start:start + size], key & 0xFFFFFFFF) != crc or (
+                start + size > len(data)
+            ):
+                break
+            self._places[key] = at + start, size
+            place = start + size
+        self._file.truncate(at + place)
+        return at + place
+
+    def _write(self, at: int, data: bytes) -> None:
+        try:
+            self._file.seek(at)
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view):]
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise NotEnoughDisk(
+                    f"The disk filled while {self.path.name} was written; make room and run again "
+                    "to go on, or take fewer draws."
+                ) from None
+            raise
+
+
+class Sampled:
+    """A teacher whose draws are kept, in place of the teacher itself."""
+
+    def __init__(self, store: LogitStore, data: Sequence[Pair], vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        self._store, self._data = store, data
+
+    def targets(self, keys: Sequence[int]) -> Draws:
+        """The draws at the answers of examples, one after the other.
+
+        Raises:
+            TrainingError: an example has none.
+        """
+        parts = [
+            decode(self._store.get(key), len(self._data[key][1]), self.vocabulary) for key in keys
+        ]
+        width = max(part.ids.shape[1] for part in parts)
+        return Draws(*(
+            torch.cat([
+                torch.nn.functional.pad(getattr(part, name), (0, width - part.ids.shape[1]))
+                for part in parts
+            ]) for name in ("ids", "weights")
+        ))
+
+
+@torch.no_grad()
+def record(
+    teacher: Decoder,
+    data: Sequence[Pair],
+    store: LogitStore,
+    *,
+    draws: int = 16,
+    seed: int = 0,
+    tokens: int = 4096,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> None:
+    """Let `teacher` read every example that `store` does not have, `tokens` positions at a time.
+
+    The draws of an example depend on the seed and its number alone, so a recording that was cut
+    short goes on to the same records.
+
+    Raises:
+        SettingError: draws out of bounds.
+        LossNotFinite: the teacher gives NaN or infinity.
+        NotEnoughDisk: the disk is full; the recording goes on when it is repeated.
+    """
+    if not 1 <= draws <= MOST:
+        raise SettingError(f"draws is {draws}; it must lie between 1 and {MOST}.")
+    shape, device = teacher.config.shape, teacher.embed.weight.device
+    done = 0
+    for length, rows in one_pass(data, tokens, 0, shape.context):
+        part = batch(data, length, [row for row in rows if row]).to(device)
+        done += len(part.keys)
+        if all(key in store for key in part.keys):
+            continue
+        learnt_BT = part.labels_BT != IGNORE
+        rows_ND = teacher.hidden(
+            part.tokens_BT, 0, Packed(teacher.config, part.segments_BT))[learnt_BT]
+        logits_NV = teacher.logits(rows_ND).float().cpu()
+        if not logits_NV.isfinite().all():
+            raise LossNotFinite(
+                f"The teacher's logits are not finite on a batch of {len(part.keys)} examples "
+                f"(first number {part.keys[0] + 1}); check its weights."
+            )
+        at = 0
+        for key in part.keys:
+            size = len(data[key][1])
+            if key not in store:
+                generator = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
+                made = draw(logits_NV[at:at + size], draws, generator)
+                store.put(key, encode(made, draws, shape.vocab_size))
+            at += size
+        progress(done, len(data), "recording the teacher")
+    store.flush()
+
+
+def _differs(held: bytes, header: Mapping[str, str | int]) -> str:
+    try:
+        other = json.loads(held)
+        names = [name for name in header if other.get(name) != header[name]]
+    except (ValueError, AttributeError):
+        names = []
+    return f"another {' and '.join(names)}" if names else "something else"

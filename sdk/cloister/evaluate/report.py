@@ -1,0 +1,192 @@
+"""One model on one data set: its scores, and how far it is from another model."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from cloister.errors import ContextExceeded, SettingError, VocabularyMismatch
+from cloister.evaluate.divergence import Divergence, compare
+from cloister.evaluate.tasks import Score, correct, flips, scores
+from cloister.tokenizer import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cloister.corpus import Example
+    from cloister.evaluate.subject import Pair, Subject
+
+__all__ = ["Report", "evaluate"]
+
+LONGEST = 512  # tokens of a generated answer
+_TEXTS = ("story",)  # tasks with no one right answer: how well the text is predicted counts
+_RESAMPLES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Scores by task, and divergence from another model where one was given."""
+
+    model: str
+    n: int
+    tasks: dict[str, dict[str, Score]]
+    against: str | None = None
+    divergence: Divergence | None = None
+    flips: Score | None = None
+    answers: dict[str, list[bool]] = field(default_factory=dict, repr=False)  # right or not
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every value by its name; with several tasks, `TASK.NAME`."""
+        return {name: score.value for name, score in self._scores()} | self._apart()
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Standard errors, by the same names."""
+        found = {name: score.error for name, score in self._scores()}
+        if self.divergence:
+            found |= {"mean_kld": self.divergence.mean_kld_se, "top1": self.divergence.top1_se}
+            if self.divergence.ppl_ratio_se is not None:
+                found["ppl_ratio"] = self.divergence.ppl_ratio_se
+        return found | ({"flips": self.flips.error} if self.flips else {})
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        record: dict[str, object] = {
+            "model": self.model, "n": self.n, "metrics": self.metrics, "errors": self.errors}
+        if self.against is not None:
+            record["against"] = self.against
+        return record
+
+    def _scores(self) -> Iterator[tuple[str, Score]]:
+        for task, held in self.tasks.items():
+            for name, score in held.items():
+                yield (name if len(self.tasks) == 1 else f"{task}.{name}"), score
+
+    def _apart(self) -> dict[str, float]:
+        found = dict(self.divergence.to_dict()) if self.divergence else {}
+        found.pop("n", None)
+        found = {name: value for name, value in found.items() if not name.endswith("_se")}
+        return found | ({"flips": self.flips.value} if self.flips else {})
+
+
+def evaluate(
+    subject: Subject,
+    examples: Sequence[Example],
+    *,
+    against: Subject | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Report:
+    """Score `subject` on `examples`, and measure its divergence from `against`.
+
+    Answers are greedy. Divergence and bits a byte are those of the given answers' tokens, each
+    predicted from the request and the answer so far.
+
+    Raises:
+        ContextExceeded: an example does not fit, named by its number.
+        VocabularyMismatch: the two models have different tokenizers.
+        SettingError: there is nothing to evaluate, or a model names no end of an answer.
+    """
+    if not examples:
+        raise SettingError("There are no examples to evaluate; name other data.")
+    if against is not None:
+        _check_alike(subject, against)
+    pairs = list(_pairs(subject, examples))
+    by_task: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        by_task.setdefault(example.task, []).append(number)
+    tasks, right, other_right = {}, {}, []
+    for task, numbers in by_task.items():
+        chosen = [examples[number] for number in numbers]
+        if task in _TEXTS:
+            given = [pairs[number] for number in numbers]
+            tasks[task] = {"bits_per_byte": _bits(subject, given, chosen, progress)}
+            continue
+        texts = _answers(subject, [pairs[number] for number in numbers], progress)
+        tasks[task], right[task] = scores(chosen, texts), correct(chosen, texts)
+        if against is not None:
+            theirs = _answers(against, [pairs[number] for number in numbers], progress)
+            other_right += correct(chosen, theirs)
+    apart = None
+    if against is not None:
+        def watched() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            both = zip(against.logits(pairs), subject.logits(pairs), strict=True)
+            for done, found in enumerate(both, start=1):
+                progress("divergence", done, len(pairs))
+                yield found
+
+        apart = compare(watched(), (torch.tensor(answer) for _, answer in pairs))
+    mine = [hit for hits in right.values() for hit in hits]
+    return Report(
+        model=subject.name, n=len(examples), tasks=tasks, answers=right,
+        against=against.name if against else None, divergence=apart,
+        flips=flips(other_right, mine) if other_right else None,
+    )
+
+
+def _check_alike(subject: Subject, against: Subject) -> None:
+    if subject.vocabulary != against.vocabulary or (
+        subject.tokenizer.fingerprint != against.tokenizer.fingerprint
+    ):
+        raise VocabularyMismatch(
+            f"{subject.name} and {against.name} have different tokenizers, so their "
+            "distributions cannot be compared; name another model."
+        )
+
+
+def _pairs(subject: Subject, examples: Sequence[Example]) -> Iterator[Pair]:
+    if not subject.eos:
+        raise SettingError(
+            f"{subject.name} names no token that ends an answer; import or export it anew.")
+    for number, example in enumerate(examples, start=1):
+        prompt = subject.tokenizer.encode_chat([
+            Message(role="system", content=example.task),
+            Message(role="user", content=example.input),
+        ])
+        answer = [*subject.tokenizer.encode(example.target), subject.eos[0]]
+        if len(prompt) + len(answer) > subject.context:
+            raise ContextExceeded(
+                f"Example {number} has {len(prompt) + len(answer)} tokens and the context of "
+                f"{subject.name} holds {subject.context}; shorten it or leave it out."
+            )
+        yield prompt, answer
+
+
+def _answers(
+    subject: Subject, pairs: Sequence[Pair], progress: Callable[[str, int, int], None]
+) -> list[str]:
+    """No answer is cut off that could still be right."""
+    limit = min(LONGEST, 2 * max(len(answer) for _, answer in pairs) + 16)
+    texts = []
+    for ids in subject.answers([prompt for prompt, _ in pairs], limit):
+        texts.append(subject.tokenizer.decode(ids))
+        progress("answers", len(texts), len(pairs))
+    return texts
+
+
+def _bits(
+    subject: Subject, pairs: Sequence[Pair], examples: Sequence[Example],
+    progress: Callable[[str, int, int], None],
+) -> Score:
+    """Bits that predicting the answers' text takes, for each byte of it; the end is not text."""
+    rows = []
+    for logits_NV, (_, answer), example in zip(
+        subject.logits(pairs), pairs, examples, strict=True
+    ):
+        chosen = torch.tensor(answer[:-1])[:, None]
+        log_p = logits_NV[:-1].double().log_softmax(-1).gather(-1, chosen)
+        rows.append((-float(log_p.sum()) / math.log(2), len(example.target.encode())))
+        progress("text", len(rows), len(pairs))
+
+    def rate(chosen: Sequence[tuple[float, int]]) -> float:
+        return sum(bits for bits, _ in chosen) / sum(size for _, size in chosen)
+
+    chance = random.Random(0)
+    draws = [rate(chance.choices(rows, k=len(rows))) for _ in range(_RESAMPLES)]
+    mean = sum(draws) / _RESAMPLES
+    error = (sum((draw - mean) ** 2 for draw in draws) / (_RESAMPLES - 1)) ** 0.5
+    return Score(value=rate(rows), error=error, n=len(rows))

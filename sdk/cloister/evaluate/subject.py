@@ -1,0 +1,131 @@
+"""What can be evaluated: a checkpoint in eager mode, or a bundle through its program.
+
+Shapes: N positions of an answer, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from cloister.errors import SettingError
+from cloister.model.checkpoint import Checkpoint
+from cloister.model.generate import generate
+from cloister.runtime.engine import Engine
+from cloister.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+__all__ = ["BundleSubject", "CheckpointSubject", "Pair", "Subject", "open_subject"]
+
+_BATCH_BYTES = 256 << 20  # of logits at a time
+
+Pair = tuple[list[int], list[int]]
+"""Ids of a prompt and of its answer."""
+
+
+class Subject(Protocol):
+    """A model under evaluation."""
+
+    name: str
+    tokenizer: Tokenizer
+    eos: tuple[int, ...]
+    context: int
+    vocabulary: int
+
+    def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
+        """Of each pair, what predicts the answer's tokens, float32[N, V]."""
+        ...
+
+    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+        """The greedy answer to each prompt, in order, without its end."""
+        ...
+
+
+class CheckpointSubject:
+    """A checkpoint, quantized or not, in eager mode."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        metadata = checkpoint.metadata
+        self.name = checkpoint.path.name
+        self.tokenizer = Tokenizer.from_files(checkpoint.tokenizer_path, checkpoint.template_path)
+        self.eos, self.context = metadata.eos, metadata.config.shape.context
+        self.vocabulary = metadata.config.shape.vocab_size
+        self._decoder = checkpoint.load()
+
+    @torch.no_grad()
+    def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
+        """Of each pair, what predicts the answer's tokens, float32[N, V]."""
+        group: list[Pair] = []
+        for pair in pairs:
+            longest = max(len(prompt) + len(answer) for prompt, answer in [*group, pair])
+            if group and longest * (len(group) + 1) * self.vocabulary * 4 > _BATCH_BYTES:
+                yield from self._group(group)
+                group = []
+            group.append(pair)
+        yield from self._group(group)
+
+    def _group(self, group: list[Pair]) -> Iterator[torch.Tensor]:
+        if not group:
+            return
+        tokens_BT = torch.zeros(
+            len(group), max(len(prompt) + len(answer) for prompt, answer in group),
+            dtype=torch.int64)
+        for row, (prompt, answer) in zip(tokens_BT, group, strict=True):
+            row[:len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        logits_BTV = self._decoder(tokens_BT).float()  # what follows a row changes nothing in it
+        for rows, (prompt, answer) in zip(logits_BTV, group, strict=True):
+            yield rows[len(prompt) - 1:len(prompt) + len(answer) - 1]
+
+    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+        """The greedy answer to each prompt, in order, without its end."""
+        yield from generate(self._decoder, prompts, end=self.eos, limit=limit)
+
+
+class BundleSubject:
+    """A bundle, through the program that it ships."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = Engine(path)
+        manifest = self._engine.bundle.manifest
+        self.name, self.tokenizer = path.name, self._engine.tokenizer
+        self.eos, self.context = manifest.eos, manifest.context
+        self.vocabulary = manifest.shape.vocab_size
+
+    def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
+        """Of each pair, what predicts the answer's tokens, float32[N, V]."""
+        for prompt, answer in pairs:
+            rows = torch.cat([part.clone() for part in self._engine.score([*prompt, *answer])])
+            yield rows[len(prompt) - 1:-1]
+
+    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+        """The greedy answer to each prompt, in order, without its end."""
+        for prompt in prompts:
+            ids: list[int] = []
+            while len(ids) < limit and len(prompt) + len(ids) < self.context:
+                logits = self._engine.logits([*prompt, *ids])
+                assert logits is not None
+                token = int(logits.argmax())
+                if token in self.eos:
+                    break
+                ids.append(token)
+            yield ids
+
+
+def open_subject(path: Path) -> Subject:
+    """The bundle or checkpoint at `path`.
+
+    Raises:
+        SettingError: it is neither.
+        BundleError, CheckpointError: it is one, and cannot be used.
+    """
+    if (path / "manifest.json").exists():
+        return BundleSubject(path)
+    if (path / "config.json").exists():
+        return CheckpointSubject(Checkpoint.open(path))
+    raise SettingError(
+        f"{path.name} is neither a bundle nor a checkpoint; name a directory that is one."
+    )

@@ -1,0 +1,155 @@
+"""What a model's answers are worth: scores of each task, from the texts alone.
+
+| task | scores |
+|---|---|
+| `call` | `frame_exact`, `intent_accuracy`, `slot_f1` |
+| `intent` | `intent_accuracy` (of what is in scope), `oos_recall` |
+| any other | `exact` |
+
+A tool call that is no JSON is a wrong answer, never an error.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloister.corpus import NONE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloister.corpus import Example
+
+__all__ = ["Score", "correct", "flips", "scores", "spans"]
+
+_RESAMPLES = 200
+
+Span = tuple[str, int, int]
+"""A slot, and where its value begins and ends in the request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A share between 0 and 1, of `n` things counted."""
+
+    value: float
+    error: float  # standard error
+    n: int
+
+    @classmethod
+    def of(cls, hits: Sequence[bool]) -> Score:
+        """The share of hits."""
+        n = len(hits)
+        value = sum(hits) / n
+        return cls(value=value, error=(value * (1 - value) / n) ** 0.5, n=n)
+
+
+def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:
+    """Every score that applies to `examples`, all of one task, and the texts they were answered
+    with."""
+    task = examples[0].task
+    right = correct(examples, answers)
+    if task == "call":
+        names = [
+            (_call(answer) or ("", {}))[0] == _target(example)[0]
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+        return {
+            "frame_exact": Score.of(right), "intent_accuracy": Score.of(names),
+            "slot_f1": _slot_f1(examples, answers),
+        }
+    if task == "intent":
+        inside = [_target(example)[0] != NONE for example in examples]
+        parts = {
+            "intent_accuracy": [hit for hit, scope in zip(right, inside, strict=True) if scope],
+            "oos_recall": [hit for hit, scope in zip(right, inside, strict=True) if not scope],
+        }
+        return {name: Score.of(hits) for name, hits in parts.items() if hits}
+    return {"exact": Score.of(right)}
+
+
+def correct(examples: Sequence[Example], answers: Sequence[str]) -> list[bool]:
+    """Whether each answer is right: a call with the same name and arguments, or the same text."""
+    return [
+        _call(answer) == _target(example) if example.task in ("call", "intent")
+        else answer.strip() == example.target.strip()
+        for example, answer in zip(examples, answers, strict=True)
+    ]
+
+
+def flips(before: Sequence[bool], after: Sequence[bool]) -> Score:
+    """Answers that became right or wrong (arXiv 2407.09141)."""
+    return Score.of([one != other for one, other in zip(before, after, strict=True)])
+
+
+def spans(request: str, arguments: dict[str, list[str]]) -> list[Span]:
+    """Where each value stands: at its first occurrence that no earlier value has taken.
+
+    A value that stands nowhere is given a place of its own outside the request: it counts as
+    predicted, and is never right.
+    """
+    found: list[Span] = []
+    outside = -1
+    for slot, values in arguments.items():
+        for value in values:
+            start = request.find(value)
+            while start >= 0 and any(
+                start < end and begin < start + len(value) for _, begin, end in found
+            ):
+                start = request.find(value, start + 1)
+            if start < 0 or not value:
+                start = outside = outside - 1
+                found.append((slot, start, start))
+            else:
+                found.append((slot, start, start + len(value)))
+    return found
+
+
+def _slot_f1(examples: Sequence[Example], answers: Sequence[str]) -> Score:
+    """Micro F1 over spans (the CoNLL rule), its error by resampling requests."""
+    rows = []
+    for example, answer in zip(examples, answers, strict=True):
+        wanted = set(spans(example.input, _target(example)[1]))
+        call = _call(answer)
+        got = set(spans(example.input, call[1])) if call else set()
+        hits = len({span for span in wanted & got if span[1] >= 0})
+        rows.append((hits, len(wanted), len(got)))
+    chance = random.Random(0)
+    draws = [_f1(chance.choices(rows, k=len(rows))) for _ in range(_RESAMPLES)]
+    mean = sum(draws) / _RESAMPLES
+    error = (sum((draw - mean) ** 2 for draw in draws) / (_RESAMPLES - 1)) ** 0.5
+    return Score(value=_f1(rows), error=error, n=sum(row[1] for row in rows))
+
+
+def _f1(rows: Sequence[tuple[int, int, int]]) -> float:
+    hits, wanted, got = (sum(column) for column in zip(*rows, strict=True))
+    return 2 * hits / (wanted + got) if wanted + got else 1.0
+
+
+Call = tuple[str, dict[str, list[str]]]
+"""Name and arguments; every argument a list."""
+
+
+def _call(text: str) -> Call | None:
+    """The tool call that `text` is, if it is one."""
+    try:
+        held = json.loads(text)
+        name, arguments = held["name"], held["arguments"]
+        lists = {
+            slot: values if isinstance(values, list) else [values]
+            for slot, values in arguments.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    good = isinstance(name, str) and len(held) == 2 and all(
+        isinstance(value, str) for values in lists.values() for value in values
+    )
+    return (name, lists) if good else None
+
+
+def _target(example: Example) -> Call:
+    call = _call(example.target)
+    return call if call is not None else ("", {})

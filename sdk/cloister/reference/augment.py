@@ -1,0 +1,159 @@
+"""More requests out of the ones there are: slot values swapped, casing, typos, filler words.
+
+Every change is made to request and answer alike, so that the answer stays right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from cloister.corpus import Example, tool_call
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable
+
+__all__ = ["Augmenter", "Piece", "pieces"]
+
+Piece = tuple[str, str | None]
+"""Text, and the slot it fills."""
+
+# Slots of works: each may bear any title. What a request says elsewhere tells them apart.
+_TITLES = ("album", "entity_name", "movie_name", "object_name", "track")
+# Slots whose few values mean something to the rest of the request.
+_FIXED = ("best_rating", "music_item", "object_type", "object_location_type", "movie_type",
+          "object_part_of_series_type", "playlist_owner", "rating_unit")
+_BEFORE = ("please ", "hey, ", "ok, ", "can you ", "could you please ", "um ", "hi, ", "now ",
+           "I need you to ", "I'd like you to ", "so ", "alright, ")
+_AFTER = (" please", " thanks", ", thank you", " right now", ", ok?", " for me")
+
+
+class Augmenter:
+    """Varies requests with the values that other requests of the training set hold."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        values: dict[str, dict[str, None]] = {}
+        for example in examples:
+            for text, slot in pieces(example) or ():
+                if slot is not None and slot not in _FIXED:
+                    values.setdefault(slot, {})[text] = None
+        self.values = {slot: list(texts) for slot, texts in values.items()}
+        self.titles = [text for slot in _TITLES for text in self.values.get(slot, ())]
+
+    def call(self, example: Example, chance: random.Random) -> Example:
+        """A variant of a request that is answered by a tool call with slots."""
+        parts = pieces(example)
+        if parts is None:
+            return example
+        swapping = chance.choice((0.0, 0.4, 0.8))
+        varied: list[Piece] = []
+        for text, slot in parts:
+            if slot is None:
+                varied.append((_typo(text, chance) if chance.random() < 0.05 else text, slot))
+            elif slot in self.values and chance.random() < swapping:
+                varied.append((self._value(slot, chance), slot))
+            else:
+                varied.append((text, slot))
+        if chance.random() < 0.06:
+            varied.insert(0, (chance.choice(_BEFORE), None))
+        if chance.random() < 0.04:
+            varied.append((chance.choice(_AFTER), None))
+        if chance.random() < 0.1:
+            varied = [(text.lower(), slot) for text, slot in varied]
+        name = json.loads(example.target)["name"]
+        return Example(
+            task=example.task, input="".join(text for text, _ in varied).strip(),
+            target=tool_call(name, [(slot, text) for text, slot in varied if slot is not None]),
+        )
+
+    def intent(self, example: Example, chance: random.Random) -> Example:
+        """A variant of a request that is answered by a name alone."""
+        words = example.input.split()
+        if len(words) > 3 and chance.random() < 0.15:
+            del words[chance.randrange(len(words))]
+        text = " ".join(words)
+        if chance.random() < 0.08:
+            text = _typo(text, chance)
+        draw = chance.random()
+        if draw < 0.06:
+            text = chance.choice(_BEFORE) + text
+        elif draw < 0.1:
+            text += chance.choice(_AFTER)
+        elif draw < 0.2:
+            text = text.capitalize() + chance.choice(("", ".", "?"))
+        return Example(task=example.task, input=text, target=example.target)
+
+    def _value(self, slot: str, chance: random.Random) -> str:
+        if slot in _TITLES:
+            pool = self.titles if chance.random() < 0.25 else self.values[slot]
+            first = chance.choice(pool)
+            if chance.random() < 0.15:  # a title that nobody has heard of
+                return _crossed(first, chance.choice(self.titles), chance)
+            return first
+        first = chance.choice(self.values[slot])
+        if slot == "artist" and chance.random() < 0.3:
+            return _crossed(first, chance.choice(self.values[slot]), chance)
+        return first
+
+
+def pieces(example: Example) -> list[Piece] | None:
+    """The request of a tool call, cut at its slots; None where a value does not stand there.
+
+    A value's place is its first occurrence that no other value has taken.
+    """
+    arguments = json.loads(example.target)["arguments"]
+    pairs = [
+        (slot, value)
+        for slot, held in arguments.items()
+        for value in (held if isinstance(held, list) else [held])
+    ]
+    found: list[tuple[int, int, str]] = []
+    for slot, value in pairs:
+        free = [
+            match.span() for match in re.finditer(re.escape(value), example.input)
+            if not any(match.start() < end and match.end() > begin for begin, end, _ in found)
+        ]
+        if not free:
+            return None
+        # Whole words before parts of words: the 1 of "rate it 1", not of "in 2019".
+        found.append((*min(free, key=lambda span: not _whole(example.input, *span)), slot))
+    result: list[Piece] = []
+    end = 0
+    for start, stop, slot in sorted(found):
+        if start > end:
+            result.append((example.input[end:start], None))
+        result.append((example.input[start:stop], slot))
+        end = stop
+    if end < len(example.input):
+        result.append((example.input[end:], None))
+    return result
+
+
+def _whole(text: str, start: int, end: int) -> bool:
+    return not (text[start - 1:start].isalnum() or text[end:end + 1].isalnum())
+
+
+def _crossed(one: str, other: str, chance: random.Random) -> str:
+    """The beginning of one value and the end of another."""
+    first, second = one.split(), other.split()
+    head = first[:chance.randint(1, len(first))]
+    return " ".join(head + second[len(second) - chance.randint(1, len(second)):])
+
+
+def _typo(text: str, chance: random.Random) -> str:
+    """One letter dropped, doubled or swapped with the next, in a word of at least four."""
+    places = [
+        place for place in range(1, len(text) - 2)
+        if text[place - 1:place + 3].isalpha()
+    ]
+    if not places:
+        return text
+    at = chance.choice(places)
+    kind = chance.randrange(3)
+    if kind == 0:
+        return text[:at] + text[at + 1:]
+    if kind == 1:
+        return text[:at] + text[at] + text[at:]
+    return text[:at] + text[at + 1] + text[at] + text[at + 2:]

@@ -1,0 +1,142 @@
+"""What the reference family learns: four tasks in one stream, and what is held out of it.
+
+| task | training | development |
+|---|---|---|
+| `call` | SNIPS, 95 %, varied (augment.py) | the other 5 %, by hash of the request |
+| `intent` | CLINC150 `train`, `oos_train`, varied; questions on tales, out of scope | its `val`s |
+| `redact` | redaction.py | redaction.py with names, streets and hosts of its own |
+| `story` | FairytaleQA, training tales | validation tales |
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloister.corpus import NONE, Example, normalized, read, refuse_overlap, split, tool_call
+from cloister.errors import DataError
+from cloister.reference import redaction
+from cloister.reference.augment import Augmenter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["PASSES", "Mixture", "development", "vocabulary_texts"]
+
+PASSES = 11  # variants of each request
+_REDACTED = 4_000  # examples a pass
+_OUTSIDE = 6  # times that each request outside every intent is seen a pass
+_QUESTIONS = 600  # a pass, out of scope
+_TALES = 6  # passes in which the tales come once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The public training data, read once."""
+
+    calls: list[Example]
+    intents: list[Example]
+    tales: list[Example]
+    questions: list[str]
+    held: frozenset[str]  # inputs that no variant may fall on, normalised
+
+    @classmethod
+    def read(cls, data: Path) -> Mixture:
+        """Read the data sets in the folder `data`.
+
+        Raises:
+            DataError: a data set is missing or malformed, or shares requests with what is held out.
+        """
+        calls, held_calls = split(read(data / "snips"))
+        clinc = data / "clinc150" / "train_val.json"
+        intents = _apart(
+            read(clinc, parts=("train", "oos_train")), read(clinc, parts=("val", "oos_val"))
+        )
+        tales = _apart(
+            read(data / "fairytaleqa" / "stories_train.jsonl"),
+            read(data / "fairytaleqa" / "stories_val.jsonl"),
+        )
+        refuse_overlap([*calls, *intents, *tales], held_calls)
+        held = [*held_calls, *read(clinc, parts=("val", "oos_val")), *_redacted()]
+        return cls(
+            held=frozenset(normalized(example.input) for example in held),
+            calls=calls, intents=intents, tales=tales,
+            questions=_questions(data / "fairytaleqa" / "questions_train.jsonl"),
+        )
+
+    def examples(self, passes: int, seed: int) -> Iterator[Example]:
+        """`passes` over everything, each in an order and with variants of its own."""
+        augmenter = Augmenter(self.calls)
+        outside = tool_call(NONE)
+        for number in range(passes):
+            chance = random.Random(f"mixture {seed} {number}")
+            made = [
+                self._apart(augmenter.call(example, chance), example) for example in self.calls
+            ]
+            for example in self.intents:
+                made += [
+                    self._apart(augmenter.intent(example, chance), example)
+                    for _ in range(_OUTSIDE if example.target == outside else 1)
+                ]
+            made += [
+                Example(task="intent", input=question, target=outside)
+                for question in chance.sample(self.questions, min(_QUESTIONS, len(self.questions)))
+            ]
+            made += [
+                example for example in redaction.generate(_REDACTED, seed=chance.randrange(2**32))
+                if normalized(example.input) not in self.held
+            ]
+            made += self.tales[number % _TALES::_TALES]
+            chance.shuffle(made)
+            yield from made
+
+    def _apart(self, variant: Example, example: Example) -> Example:
+        """The variant, or where it fell on a held-out request, what it was made from."""
+        return example if normalized(variant.input) in self.held else variant
+
+
+def development(data: Path) -> dict[str, list[Example]]:
+    """By task, what no tier learns.
+
+    Raises:
+        DataError: a data set is missing or malformed.
+    """
+    return {
+        "call": split(read(data / "snips"))[1],
+        "intent": read(data / "clinc150" / "train_val.json", parts=("val", "oos_val")),
+        "redact": _redacted(),
+        "story": read(data / "fairytaleqa" / "stories_val.jsonl"),
+    }
+
+
+def vocabulary_texts(mixture: Mixture) -> Iterator[str]:
+    """What the tokenizer is trained on; answers that are one token are given their weight."""
+    for example in (*mixture.calls, *mixture.tales, *redaction.generate(4000, seed=0)):
+        yield example.input
+        yield example.target
+    for example in mixture.intents:
+        yield example.input
+        yield from [example.target] * 2
+
+
+def _redacted() -> list[Example]:
+    return list(redaction.generate(1000, seed=1, development=True))
+
+
+def _apart(training: list[Example], held: list[Example]) -> list[Example]:
+    """Training examples without the few that the data set's own validation part repeats."""
+    inputs = {normalized(example.input) for example in held}
+    return [example for example in training if normalized(example.input) not in inputs]
+
+
+def _questions(path: Path) -> list[str]:
+    try:
+        rows = path.read_text("utf-8").split("\n")
+        return list(dict.fromkeys(json.loads(row)["question"] for row in rows if row.strip()))
+    except (OSError, ValueError, LookupError, TypeError):
+        raise DataError(
+            f"Data file {path.name} is missing or malformed; see the data sets' own pages."
+        ) from None

@@ -1,0 +1,315 @@
+"""Seeded examples of the task `redact`: personal data becomes `[NAME]`, `[PHONE]`, `[EMAIL]`,
+`[ADDRESS]`, `[DATE]`, `[CARD]` or `[ACCOUNT]`, and every other character stays.
+
+The rules that the data follows:
+- a name is redacted without its title and without a possessive 's; a street named after somebody
+  is part of an address, and a word that is also a name (Rose, Will, May) stays where it is a word;
+- a date has a day and a month, whatever its spelling; a weekday, a month or a year alone stays;
+- a number is redacted only as a phone, a card or a bank account (IBAN): orders, prices, flights,
+  rooms, scores, versions and times stay.
+
+Development examples draw their names, streets and mail hosts from lists of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from cloister.corpus import Example
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LABELS", "generate"]
+
+LABELS = ("NAME", "PHONE", "EMAIL", "ADDRESS", "DATE", "CARD", "ACCOUNT")
+
+_KINDS = ("Street", "Road", "Avenue", "Lane", "Drive", "Court", "Way", "Place", "St", "Rd", "Ave",
+          "Blvd", "Close", "Terrace")
+_FOREIGN = ("Rue de Lyon", "Rue Victor Hugo", "Avenue Foch", "Calle Mayor", "Calle de Alcalá",
+            "Via Roma", "Via Garibaldi", "Rua Augusta", "Boulevard Voltaire", "Plaza del Sol")
+_GERMAN = ("Hauptstraße", "Bahnhofstraße", "Gartenweg", "Schillerstraße", "Lindenallee",
+           "Goethestraße", "Bergstrasse", "Kirchweg")
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September",
+           "October", "November", "December")
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_THINGS = ("lamp", "printer", "jacket", "blender", "keyboard", "sofa", "bike", "phone case",
+           "kettle", "book", "tent", "monitor", "suitcase", "guitar", "coffee machine")
+
+_OPENINGS = ("Hello,", "Hi there,", "Good morning,", "Hey,", "Quick note:", "FYI:", "Sorry,")
+_LETTERS = "ABDEFGHJLNPQRSTUWXYZ"  # of British postcodes
+_PLACE = re.compile(r"\{(\w+)\}")
+
+
+def generate(count: int, *, seed: int, development: bool = False) -> Iterator[Example]:
+    """`count` examples; the same arguments give the same ones."""
+    chance = random.Random(f"redact {seed} {development}")
+    people = _People(chance, development)
+    for _ in range(count):
+        yield people.example()
+
+
+class _People:
+    """Draws invented personal data, and text around it."""
+
+    def __init__(self, chance: random.Random, development: bool) -> None:
+        self.chance = chance
+        # Templates have a kind of personal data, or of what only looks like it, in braces.
+        text = resources.files("cloister.reference").joinpath("redaction.json").read_text("utf-8")
+        self.lists: dict[str, list[str]] = json.loads(text)
+        def ours(kind: str) -> list[str]:
+            return [name for name in self.lists[kind] if (_number(name) % 8 == 0) == development]
+
+        self.first, self.last = ours("first"), ours("last")
+        self.streets, self.hosts = ours("streets"), ours("hosts")
+
+    def example(self) -> Example:
+        chance = self.chance
+        source, target = [], []
+        if chance.random() < 0.15:
+            opening = chance.choice(_OPENINGS)
+            source.append(opening)
+            target.append(opening)
+        for _ in range(chance.choice((1, 1, 1, 2, 2, 3))):
+            text, redacted = self.sentence(chance.choice(self.lists["templates"]))
+            source.append(text)
+            target.append(redacted)
+        return self.cased(" ".join(source), " ".join(target))
+
+    def cased(self, source: str, target: str) -> Example:
+        """Now and then without capitals, as people type."""
+        if self.chance.random() < 0.12:
+            source = source.lower()
+            target = re.sub(r"\[(\w+)\]", lambda m: f"[{m[1].upper()}]", target.lower())
+        return Example(task="redact", input=source, target=target)
+
+    def sentence(self, template: str) -> tuple[str, str]:
+        """A filled template, and the same redacted."""
+        source, target, end = "", "", 0
+        for match in _PLACE.finditer(template):
+            plain = template[end:match.start()]
+            kind = match[1]
+            value = getattr(self, f"_{kind}")()
+            label = "NAME" if kind in ("FIRST", "LAST", "WORD") else kind
+            source += plain + value
+            target += plain + (f"[{label}]" if label in LABELS else value)
+            end = match.end()
+        target = target.replace("[NAME] [NAME]", "[NAME]")  # a given name, then a surname
+        return source + template[end:], target + template[end:]
+
+    def digits(self, pattern: str) -> str:
+        """`pattern` with each # a digit and each * a digit from 1."""
+        chance = self.chance
+        return "".join(
+            str(chance.randrange(10)) if c == "#" else str(chance.randint(1, 9)) if c == "*" else c
+            for c in pattern
+        )
+
+    def surname(self) -> str:
+        """From the lists, or invented."""
+        draw = self.chance.random()
+        if draw < 0.25:
+            return self.chance.choice(self.lists["last_words"])
+        if draw < 0.5:
+            return _invented(self.chance)
+        return self.chance.choice(self.last)
+
+    def given(self) -> str:
+        """From the list, or invented."""
+        if self.chance.random() < 0.2:
+            return _invented(self.chance)
+        return self.chance.choice(self.first)
+
+    def _NAME(self) -> str:  # noqa: N802  # named after their places in the templates
+        draw = self.chance.random()
+        if draw < 0.3:
+            return self.given()
+        if draw < 0.4:
+            return f"{self._WORD()} {self.surname()}"
+        if draw < 0.5:
+            return f"{self.given()} {self.chance.choice('ABCDEFGHJKLMNPRSTW')}. {self.surname()}"
+        if draw < 0.55:
+            return f"{self.given()} {self.surname()}-{self.surname()}"
+        return f"{self.given()} {self.surname()}"
+
+    def _FIRST(self) -> str:  # noqa: N802
+        return self.given()
+
+    def _LAST(self) -> str:  # noqa: N802
+        return self.surname()
+
+    def _WORD(self) -> str:  # noqa: N802
+        return self.chance.choice(self.lists["words"])
+
+    def _PHONE(self) -> str:  # noqa: N802
+        return self.digits(self.chance.choice((
+            "+44 20 *### ####", "+44 7### ######", "0*## ### ####", "(*##) *##-####",
+            "*##-*##-####", "*##.*##.####", "+1 *## *## ####", "+1-*##-*##-####",
+            "+49 *# *######", "0*## ########", "07### ######", "+33 * ## ## ## ##",
+            "0* ## ## ## ##", "+91 *#### #####", "555-####", "+39 0# #### ####", "*#########",
+        )))
+
+    def _EMAIL(self) -> str:  # noqa: N802
+        chance = self.chance
+        first, last = _ascii(self.given()), _ascii(self.surname())
+        name = chance.choice((
+            f"{first}.{last}", f"{first}{last}", f"{first[0]}{last}", f"{first}_{last}",
+            f"{first}{self.digits('##')}", f"{last}.{first[0]}", f"{first}", f"info+{last}",
+        ))
+        return f"{name}@{chance.choice(self.hosts)}"
+
+    def _ADDRESS(self) -> str:  # noqa: N802
+        chance = self.chance
+        number = str(chance.choice((chance.randint(1, 99), chance.randint(1, 2500))))
+        city = chance.choice(self.lists["cities"])
+        draw = chance.random()
+        if draw < 0.12:
+            return f"{number} {chance.choice(_FOREIGN)}, {self.digits('#####')} {city}"
+        if draw < 0.24:
+            return f"{chance.choice(_GERMAN)} {number}, {self.digits('#####')} {city}"
+        name = chance.choice(self.streets) if chance.random() < 0.7 else self.surname()
+        number += chance.choice(("", "", "", "", "A", "B"))
+        street = f"{number} {name} {chance.choice(_KINDS)}"
+        after = [
+            "", "", f", {city}", f", {city} {self.digits('#####')}", f", Apt {self.digits('*#')}",
+        ]
+        state = chance.choice(("TX", "CA", "NY", "WA", "OR", "MA"))
+        after.append(f", {city}, {state} {self.digits('#####')}")
+        quarter = chance.choice(("NW", "SE", "E", "W")) + self.digits("* *")
+        after.append(f", {city} {quarter}" + "".join(chance.choices(_LETTERS, k=2)))
+        return street + chance.choice(after)
+
+    def _DATE(self) -> str:  # noqa: N802
+        chance = self.chance
+        month, day, year = chance.randint(1, 12), chance.randint(1, 28), chance.randint(1940, 2035)
+        name = _MONTHS[month - 1]
+        ending = "th" if 10 < day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+        ordinal = f"{day}{ending}"
+        return chance.choice((
+            f"{day} {name} {year}", f"{name} {day}, {year}", f"{name} {ordinal}", f"{day} {name}",
+            f"{year}-{month:02}-{day:02}", f"{day:02}/{month:02}/{year}", f"{month}/{day}/{year}",
+            f"{day}.{month}.{year}", f"the {ordinal} of {name}", f"{name[:3]} {day}",
+            f"{ordinal} {name} {year}", f"{day:02}/{month:02}/{year % 100:02}",
+        ))
+
+    def _CARD(self) -> str:  # noqa: N802
+        """Sixteen digits that pass the check of ISO/IEC 7812."""
+        body = self.chance.choice("45") + self.digits("#" * 14)
+        total = sum(
+            sum(divmod(int(c) * (2 - i % 2), 10)) for i, c in enumerate(body)
+        )
+        number = body + str(-total % 10)
+        mark = self.chance.choice((" ", " ", "-", ""))
+        return mark.join(number[i:i + 4] for i in range(0, 16, 4))
+
+    def _ACCOUNT(self) -> str:  # noqa: N802
+        return self.chance.choice((
+            self.digits("DE## #### #### #### #### ##"), self.digits("DE####################"),
+            self.digits("FR## #### #### #### #### #### ###"),
+            self.digits("NL## ABNA #### #### ##"), self.digits("GB## BARC #### #### #### ##"),
+            self.digits("ES## #### #### #### #### ####"),
+        ))
+
+    # What stays.
+
+    def _order(self) -> str:
+        return self.digits(self.chance.choice((
+            "*######", "#*##-####", "*####", "A-*####", "20##-0###", "PO*####", "*#########-*",
+        )))
+
+    def _serial(self) -> str:
+        return self.digits(self.chance.choice(("SN-####-####", "X*##K###", "####-##-A")))
+
+    def _tracking(self) -> str:
+        return self.digits(self.chance.choice((
+            "9400 #### #### #### #### ##", "1Z### ### ## #### ####", "RR#########DE",
+        )))
+
+    def _price(self) -> str:
+        return self.digits(self.chance.choice(
+            ("$*#", "$*,###.00", "*## euros", "€*#.##", "£*##", "*# dollars", "$*##.##")
+        ))
+
+    def _count(self) -> str:
+        return str(self.chance.randint(2, 90))
+
+    def _small(self) -> str:
+        return str(self.chance.randint(1, 12))
+
+    def _people(self) -> str:
+        return self.digits(self.chance.choice(("*##", "*,###", "*#,###", "*## ###")))
+
+    def _score(self) -> str:
+        return f"{self.chance.randint(0, 40)}-{self.chance.randint(0, 40)}"
+
+    def _room(self) -> str:
+        return self.digits(self.chance.choice(("*##", "*###", "B*#")))
+
+    def _gate(self) -> str:
+        return self.digits(self.chance.choice(("*#", "A*", "C*#")))
+
+    def _flight(self) -> str:
+        return self.digits(self.chance.choice(("BA *##", "LH*###", "UA *###", "AF*###")))
+
+    def _version(self) -> str:
+        return self.digits(self.chance.choice(("*.#", "*.#.#", "*.*#.#")))
+
+    def _ip(self) -> str:
+        return ".".join(str(self.chance.randint(1, 254)) for _ in range(4))
+
+    def _pin(self) -> str:
+        return self.digits(self.chance.choice(("####", "######", "### ###")))
+
+    def _time(self) -> str:
+        hour, minute = self.chance.randint(1, 12), self.chance.choice((0, 15, 20, 30, 45))
+        return self.chance.choice((f"{hour} pm", f"{hour}:{minute:02}", f"{hour}:{minute:02} am",
+                                   f"{hour} o'clock", "noon"))
+
+    def _day(self) -> str:
+        return self.chance.choice(_DAYS)
+
+    def _month(self) -> str:
+        return self.chance.choice(_MONTHS)
+
+    def _year(self) -> str:
+        return str(self.chance.randint(1950, 2035))
+
+    def _city(self) -> str:
+        return self.chance.choice(self.lists["cities"])
+
+    def _thing(self) -> str:
+        return self.chance.choice(_THINGS)
+
+    def _title(self) -> str:
+        return self.chance.choice(("Mr.", "Mrs.", "Ms.", "Dr.", "Mr", "Mrs", "Professor"))
+
+    def _will(self) -> str:
+        return self.chance.choice(("Will", "May", "Can"))
+
+    def _will_low(self) -> str:
+        return self.chance.choice(("will", "may", "hope to"))
+
+
+def _number(text: str) -> int:
+    return hashlib.sha256(text.encode()).digest()[0]
+
+
+def _ascii(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
+
+
+def _invented(chance: random.Random) -> str:
+    """A pronounceable name that no list has."""
+    start = ("B", "Br", "C", "Ch", "D", "Dr", "F", "G", "Gr", "H", "J", "K", "Kr", "L", "M", "N",
+             "P", "R", "S", "Sh", "St", "T", "Tr", "V", "W", "Y", "Z")
+    middle = ("a", "e", "i", "o", "u", "ai", "ee", "ia", "ou")
+    joint = ("l", "n", "r", "s", "t", "v", "m", "d", "k", "nd", "rt", "ll", "nn", "sh")
+    end = ("a", "o", "en", "er", "in", "is", "ov", "ski", "son", "ez", "ini", "y", "as", "el")
+    return (chance.choice(start) + chance.choice(middle) + chance.choice(joint)
+            + (chance.choice(middle) + chance.choice(joint) if chance.random() < 0.4 else "")
+            + chance.choice(end))

@@ -1,0 +1,241 @@
+"""Joins data, checkpoints and the training loop: a checkpoint becomes a smaller one, or one that
+bears quantization.
+
+Everything that `distill` imports runs without torchao and ExecuTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cloister.distill import loop
+from cloister.distill.data import pairs
+from cloister.distill.losses import Objective
+from cloister.distill.measure import cross_entropy
+from cloister.distill.parallel import Parallel
+from cloister.distill.prune import prune
+from cloister.distill.state import read_state
+from cloister.distill.teacher import FileStore, Sampled, record
+from cloister.errors import QuantizationError, TokenizerError
+from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
+from cloister.model.transformer import Decoder
+from cloister.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from cloister.corpus import Example
+    from cloister.distill.data import Pair
+    from cloister.distill.loop import OnPolicy, Run, Schedule
+    from cloister.model.recipe import Recipe
+    from cloister.tiers import Shape
+
+__all__ = ["Outcome", "calibration", "distill", "encode", "run_folder",
+           "train_quantized", "write"]
+
+CALIBRATION = 512  # examples that decide what is pruned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a student became; cross-entropies are nats a token of held-out answers."""
+
+    checkpoint: Checkpoint
+    run: Run
+    teacher: float
+    before: float
+    after: float
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "identity": self.checkpoint.identity, "steps": len(self.run.losses),
+            "tokens": self.run.tokens, "seconds": round(self.run.seconds, 1),
+            "loss": self.run.losses[-1],
+            "held_out_cross_entropy": {
+                "teacher": self.teacher, "before": self.before, "after": self.after,
+            },
+        }
+
+
+def encode(source: Checkpoint, examples: Iterable[Example], context: int) -> list[Pair]:
+    """Examples in the ids of a checkpoint's tokenizer and chat template.
+
+    Raises:
+        TokenizerError: the checkpoint names no token that ends an answer.
+        ContextExceeded: an example does not fit.
+    """
+    if not source.metadata.eos:
+        raise TokenizerError(
+            f"Checkpoint {source.path.name} names no token that ends an answer; import it anew "
+            "from a directory whose generation_config.json does."
+        )
+    tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path)
+    return pairs(tokenizer, examples, source.metadata.eos[0], context)
+
+
+def run_folder(out: Path) -> Path:
+    """Where a run keeps what it needs to go on, and its metrics."""
+    return out.with_name(f"{out.name}.run")
+
+
+def distill(
+    source: Checkpoint,
+    out: Path,
+    *,
+    shape: Shape,
+    name: str,
+    data: Sequence[Pair],
+    held_out: Sequence[Pair],
+    schedule: Schedule,
+    objective: Objective | None = None,
+    on_policy: OnPolicy | None = None,
+    draws: int | None = None,
+    from_scratch: bool = False,
+    compiled: bool = False,
+    replace_existing: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Outcome:
+    """Teach a student of `shape` what `source` knows, and write it to the checkpoint `out`.
+
+    The student begins as a pruned teacher, or with `from_scratch` as noise. With `draws` the
+    teacher reads the data once, and the student learns from that many draws a token, kept in
+    `run_folder(out)`; without, the teacher reads along. A run that is killed goes on when it is
+    repeated.
+
+    Raises:
+        QuantizationError: the teacher is quantized.
+        SettingError: settings do not fit together.
+        VocabularyMismatch: the shape has another vocabulary than the teacher.
+        TrainingError, NotEnoughDisk: see `cloister.distill.loop.train`.
+        OutputExists: `out` is taken, and `replace_existing` is not set.
+    """
+    if source.metadata.recipe is not None:
+        raise _quantized(source)
+    parallel = Parallel()
+    teacher = source.load().to(parallel.device)
+    if from_scratch:
+        student = Decoder(replace(teacher.config, shape=shape))
+        student.initialize(schedule.seed)
+    else:
+        student = prune(teacher, shape, calibration(data, shape.context))
+    student.to(parallel.device)
+    losses = [cross_entropy(decoder, held_out) for decoder in (teacher, student)]
+    folder = run_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    guide: Decoder | Sampled = teacher
+    if draws is not None:
+        guide = _recorded(source, teacher, data, folder, draws, schedule.seed, progress)
+    run = loop.train(
+        student, data, schedule, folder / "state", objective=objective or Objective(),
+        teacher=guide, on_policy=on_policy, metrics=folder / "metrics.jsonl", parallel=parallel,
+        compiled=compiled, title=name,
+    )
+    metadata = replace(
+        source.metadata, name=name, config=student.config, parent=source.identity)
+    checkpoint = write(
+        folder, out, metadata, tokenizer=source.tokenizer_path, template=source.template_path,
+        replace_existing=replace_existing,
+    )
+    return Outcome(
+        checkpoint=checkpoint, run=run, teacher=losses[0], before=losses[1],
+        after=cross_entropy(checkpoint.load().to(parallel.device), held_out),
+    )
+
+
+def train_quantized(
+    source: Checkpoint,
+    out: Path,
+    *,
+    recipe: Recipe,
+    data: Sequence[Pair],
+    schedule: Schedule,
+    folder: Path,
+    compiled: bool = False,
+    replace_existing: bool = False,
+) -> Run:
+    """Quantize `source` to `out` after training it to bear that, by its unquantized self.
+
+    `folder` keeps what a killed run goes on from.
+
+    Raises:
+        QuantizationError, GroupSizeError: see `cloister.quantize.apply.quantize`.
+        TrainingError, NotEnoughDisk: see `cloister.distill.loop.train`.
+        OutputExists: `out` is taken, and `replace_existing` is not set.
+    """
+    from cloister.quantize.apply import quantize
+    from cloister.quantize.qat import prepare
+
+    if source.metadata.recipe is not None:
+        raise _quantized(source)
+    parallel = Parallel()
+    teacher = source.load().to(parallel.device)
+    student = prepare(teacher, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = loop.train(
+        student, data, replace(schedule, autocast=False), folder / "state",
+        objective=Objective(hard=0.0), teacher=teacher, metrics=folder / "metrics.jsonl",
+        parallel=parallel, compiled=compiled, title=recipe.name,
+    )
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        plain = write(
+            folder, Path(scratch) / "plain", replace(source.metadata, config=student.config),
+            tokenizer=source.tokenizer_path, template=source.template_path,
+        )
+        quantize(plain, out, recipe, parent=source.identity, replace_existing=replace_existing)
+    return run
+
+
+def _quantized(source: Checkpoint) -> QuantizationError:
+    return QuantizationError(
+        f"Checkpoint {source.path.name} is quantized ({source.metadata.recipe}); name the one it "
+        "was made from."
+    )
+
+
+def write(
+    folder: Path, out: Path, metadata: Metadata, *, tokenizer: Path, template: Path | None,
+    dtype: torch.dtype = torch.float32, replace_existing: bool = False,
+) -> Checkpoint:
+    """The weights of the run in `folder` as a checkpoint of plain tensors.
+
+    Raises:
+        OutputExists, NotEnoughDisk, CheckpointError: see `CheckpointWriter`.
+    """
+    weights = read_state(folder / "state")["weights"]
+    tensors = plan(metadata.config, None, dtype)
+    with CheckpointWriter(
+        out, metadata=metadata, tensors=tensors, tokenizer=tokenizer, template=template,
+        replace=replace_existing,
+    ) as writer:
+        for name in tensors:
+            writer.add(name, weights[name])
+    return Checkpoint.open(out)
+
+
+def calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
+    """Tokens int64[1, T] of the first CALIBRATION examples, each alone."""
+    for prompt, answer in data[:CALIBRATION]:
+        yield torch.tensor([[*prompt, *answer][:context]])
+
+
+def _recorded(
+    source: Checkpoint, teacher: Decoder, data: Sequence[Pair], folder: Path, draws: int,
+    seed: int, progress: Callable[[int, int, str], None],
+) -> Sampled:
+    """The teacher's draws on `data`, made or completed in `folder`."""
+    digest = hashlib.sha256()
+    for prompt, answer in data:
+        digest.update(repr((prompt, answer)).encode())
+    store = FileStore(folder / "logits", header={
+        "teacher": source.identity, "vocabulary": teacher.config.shape.vocab_size,
+        "draws": draws, "seed": seed, "data": digest.hexdigest(),
+    })
+    record(teacher, data, store, draws=draws, seed=seed, progress=progress)
+    return Sampled(store, data, teacher.config.shape.vocab_size)
