@@ -79,9 +79,32 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("--name", help="of the model (default: the directory's)")
     importer.add_argument("--context", type=int, help="shorten the context to this many tokens")
 
+    distill = add("distill", "teach a smaller student what a teacher knows")
+    distill.add_argument("--teacher", type=Path, required=True, metavar="CKPT")
+    distill.add_argument("--tier", choices=list(Tier), type=Tier, required=True,
+                         help="the student's shape, with the teacher's vocabulary")
+    distill.add_argument("--size", choices=list(Scale), default=Scale.REFERENCE, type=Scale,
+                         help="scale of the ladder (default: %(default)s)")
+    distill.add_argument("--from-scratch", action="store_true",
+                         help="begin from noise, not from the pruned teacher")
+    distill.add_argument("--hard", type=float, default=0.5,
+                         help="share of the loss on the labels (default: %(default)s)")
+    distill.add_argument("--divergence", choices=("forward_kl", "reverse_kl", "js"),
+                         default="forward_kl", help="(default: %(default)s)")
+    distill.add_argument("--temperature", type=float, default=1.0)
+    distill.add_argument("--draws", type=int, metavar="N",
+                         help="let the teacher read once, and keep N draws a token")
+    distill.add_argument("--own-answers", type=float, default=0.0, metavar="SHARE",
+                         help="share of the steps, the last ones, on the student's own answers")
+    _training(distill, rate=4e-3)
+    _output(distill)
+
     quantize = add("quantize", "quantize a checkpoint, and report every tensor")
     quantize.add_argument("source", type=Path, metavar="CKPT")
     quantize.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
+    quantize.add_argument("--qat", action="store_true",
+                          help="train the checkpoint to bear it first, taught by itself")
+    _training(quantize, rate=2e-4, required=False)
     _output(quantize)
 
     export = add("export", "make a bundle of a quantized checkpoint, checked against it")
@@ -90,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
     export.add_argument("--random-weights", action="store_true",
                         help="the weights were never trained: check the divergence only")
+    export.add_argument("--gate", metavar="BOUNDS",
+                        help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")
+    export.add_argument("--gate-data", type=Path, metavar="PATH", help="what the gate measures on")
+    export.add_argument("--gate-against", type=Path, metavar="CKPT",
+                        help="what the gate measures divergence from")
     _output(export)
 
     verify = add("verify", "prove a bundle: hashes, golden prompts, receipt")
@@ -148,6 +176,28 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = True) -> None:
+    parser.add_argument("--data", type=Path, required=required, metavar="PATH",
+                        help="SNIPS, CLINC150, FairytaleQA or JSON lines; a file or a directory")
+    parser.add_argument("--held-out", type=Path, metavar="PATH",
+                        help="what is measured on (default: 5 %% of the data, kept apart)")
+    parser.add_argument("--allow-overlap", action="store_true",
+                        help="train even if held-out requests are in the data")
+    parser.add_argument("--tolerate", type=float, default=0.05, metavar="SHARE",
+                        help="of the data that may be malformed, empty or repeated")
+    parser.add_argument("--passes", type=float, default=3.0, help="over the data (default: 3)")
+    parser.add_argument("--steps", type=_positive, help="in place of --passes")
+    parser.add_argument("--tokens", type=_positive, default=4096, help="a step (default: 4096)")
+    parser.add_argument("--micro", type=_positive, default=1024,
+                        help="tokens at a time, which bounds the memory (default: 1024)")
+    parser.add_argument("--rate", type=float, default=rate, help="learning rate (%(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float32", action="store_true", help="no products in bfloat16")
+    parser.add_argument("--compile", action="store_true",
+                        help="faster steps after a minute of compilation, for long runs")
 
 
 def _output(parser: argparse.ArgumentParser) -> None:

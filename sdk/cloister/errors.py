@@ -10,7 +10,8 @@
     ├── QuantizationError           a layer that the recipe cannot quantize
     │   └── GroupSizeError              the group size does not divide the layer's inputs
     ├── ExportError                 a program that cannot be built
-    │   └── ExportMismatch              the program does not compute what the model computes
+    │   ├── ExportMismatch              the program does not compute what the model computes
+    │   └── GateFailed                  a bundle worse than the bounds it was given
     ├── BundleError                 a bundle directory that cannot be used
     │   ├── ManifestInvalid             the manifest is not what the format says
     │   ├── BundleVersionError          a format version this release does not know
@@ -49,6 +50,7 @@ __all__ = [
     "EmptyPrompt",
     "ExportError",
     "ExportMismatch",
+    "GateFailed",
     "GroupSizeError",
     "IncompatibleProgram",
     "InvalidText",
@@ -117,6 +119,10 @@ class ExportError(CloisterError):
 
 class ExportMismatch(ExportError):
     """The program does not compute what the model computes."""
+
+
+class GateFailed(ExportError):
+    """A bundle worse than the bounds it was given."""
 
 
 class BundleError(CloisterError):

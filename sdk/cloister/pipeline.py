@@ -71,6 +71,7 @@ def export(
     chunk: int = write.DEFAULT_CHUNK,
     golden: Sequence[tuple[str | None, str]] | None = None,
     random_weights: bool = False,
+    gate: Callable[[Path], None] = lambda directory: None,
     replace: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Bundle, Divergence]:
@@ -78,9 +79,11 @@ def export(
 
     `golden` are public prompts (system, prompt) of which those with a clear winner at every step
     go into the bundle. With `random_weights` only the divergence bounds the result: their logits
-    have no winners. `progress` is called with each of STAGES as it begins.
+    have no winners. `gate` is given the finished bundle before it takes its place, and refuses it
+    by raising. `progress` is called with each of STAGES as it begins.
 
     Raises:
+        GateFailed: what `gate` raises.
         ExportMismatch: the program does not compute what the checkpoint computes.
         ExportError, SettingError: see `cloister.export.write.program`.
         VocabularyMismatch: the tokenizer has ids beyond the model's rows.
@@ -125,6 +128,8 @@ def export(
             weight_bytes=planned.size_bytes, kv_bytes=planned.kv_bytes,
             arena_bytes=planned.arena_bytes, parent=source.identity,
         ))
+        del program  # the gate loads one of its own
+        gate(directory)
     return Bundle.open(out), divergence
 
 

@@ -28,7 +28,7 @@ from cloister.model.transformer import Decoder
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from cloister.corpus import Example
     from cloister.distill.data import Pair
@@ -100,7 +100,6 @@ def distill(
     from_scratch: bool = False,
     compiled: bool = False,
     replace_existing: bool = False,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Outcome:
     """Teach a student of `shape` what `source` knows, and write it to the checkpoint `out`.
 
@@ -131,7 +130,7 @@ def distill(
     folder.mkdir(parents=True, exist_ok=True)
     guide: Decoder | Sampled = teacher
     if draws is not None:
-        guide = _recorded(source, teacher, data, folder, draws, schedule.seed, progress)
+        guide = _recorded(source, teacher, data, folder, draws, schedule.seed)
     run = loop.train(
         student, data, schedule, folder / "state", objective=objective or Objective(),
         teacher=guide, on_policy=on_policy, metrics=folder / "metrics.jsonl", parallel=parallel,
@@ -227,7 +226,7 @@ def calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
 
 def _recorded(
     source: Checkpoint, teacher: Decoder, data: Sequence[Pair], folder: Path, draws: int,
-    seed: int, progress: Callable[[int, int, str], None],
+    seed: int,
 ) -> Sampled:
     """The teacher's draws on `data`, made or completed in `folder`."""
     digest = hashlib.sha256()
@@ -237,5 +236,5 @@ def _recorded(
         "teacher": source.identity, "vocabulary": teacher.config.shape.vocab_size,
         "draws": draws, "seed": seed, "data": digest.hexdigest(),
     })
-    record(teacher, data, store, draws=draws, seed=seed, progress=progress)
+    record(teacher, data, store, draws=draws, seed=seed)
     return Sampled(store, data, teacher.config.shape.vocab_size)

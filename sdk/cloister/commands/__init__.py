@@ -3,9 +3,10 @@ given, and gives the record that `--json` prints."""
 
 from cloister.commands.make import demo, export, import_, quantize
 from cloister.commands.measure import bench, eval_, tiers, verify
+from cloister.commands.teach import distill
 from cloister.commands.use import chat, compare, replay, run
 
 __all__ = [
-    "bench", "chat", "compare", "demo", "eval_", "export", "import_", "quantize", "replay", "run",
-    "tiers", "verify",
+    "bench", "chat", "compare", "demo", "distill", "eval_", "export", "import_", "quantize",
+    "replay", "run", "tiers", "verify",
 ]

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloister import display, reference
+from cloister.commands.teach import quantize_aware
+from cloister.errors import SettingError
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable
 
     from rich.console import Console
 
@@ -47,6 +50,8 @@ def import_(args: Namespace) -> Record:
 
 def quantize(args: Namespace) -> Record:
     """Quantize a checkpoint, and report every tensor."""
+    if args.qat:
+        return quantize_aware(args)
     with display.quiet(args.debug) as console:
         record = _quantize(args.source, args.output, args.recipe, console, replace=args.force)
     if not args.json:
@@ -78,6 +83,7 @@ def export(args: Namespace) -> Record:
         record = _export(
             Checkpoint.open(args.source), args.output, console, backend=args.backend,
             chunk=args.chunk, random_weights=args.random_weights, replace=args.force,
+            gate=_gate(args),
         )
     if not args.json:
         _show_receipt(record)
@@ -188,6 +194,29 @@ def _export(
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
         "program_against_checkpoint": divergence.to_dict(),
     }
+
+
+def _gate(args: Namespace) -> Callable[[Path], None]:
+    """What refuses a bundle that is worse than asked for."""
+    if args.gate is None:
+        if args.gate_data or args.gate_against:
+            raise SettingError("A gate needs bounds; name them with --gate.")
+        return lambda directory: None
+    if args.gate_data is None:
+        raise SettingError("A gate needs data to measure on; name some with --gate-data.")
+    from cloister.corpus import read
+    from cloister.evaluate import gate
+    from cloister.evaluate.report import evaluate
+    from cloister.evaluate.subject import BundleSubject, open_subject
+
+    bounds, examples = gate.parse(args.gate), read(args.gate_data)
+    against = open_subject(args.gate_against) if args.gate_against else None
+
+    def measure(directory: Path) -> None:
+        report = evaluate(BundleSubject(directory), examples, against=against)
+        gate.check(bounds, report.metrics)
+
+    return measure
 
 
 def _show_receipt(record: Record) -> None:

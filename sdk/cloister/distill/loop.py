@@ -12,21 +12,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import nn
 from torch.nn import functional
 
@@ -35,6 +25,7 @@ from cloister.distill.data import IGNORE, Batch, Packed, Pair, batch, one_pass, 
 from cloister.distill.losses import Objective
 from cloister.distill.optimizer import Kind, Optimizer
 from cloister.distill.parallel import Parallel
+from cloister.distill.progress import bar
 from cloister.distill.state import read_state, write_state
 from cloister.distill.teacher import Sampled
 from cloister.errors import LossNotFinite, SettingError, VocabularyMismatch
@@ -256,7 +247,9 @@ class _Loop:
         done = len(self.run_.losses)
         dropping = self._dropout()
         try:
-            with self._progress() as bar, torch.random.fork_rng(parallel.random_devices):
+            with bar(
+                self.title, schedule.steps, done=done, shown=parallel.rank == 0
+            ) as show, torch.random.fork_rng(parallel.random_devices):
                 for number, plan in enumerate(self._plans()):
                     if number == schedule.steps:
                         break
@@ -264,7 +257,7 @@ class _Loop:
                         continue
                     self._learn(number, plan)
                     self.run_.seconds = time.perf_counter() - began
-                    bar(number + 1)
+                    show(number + 1, self._note())
                     if (number + 1) % schedule.save_every == 0 or number + 1 == schedule.steps:
                         self._save()
         except KeyboardInterrupt:
@@ -377,24 +370,10 @@ class _Loop:
             if isinstance(module, Attention | FeedForward)
         ]
 
-    @contextmanager
-    def _progress(self) -> Iterator[Callable[[int], None]]:
-        """A bar with loss, speed and time left; only the first process shows it."""
-        console = Console(stderr=True, quiet=self.parallel.rank != 0)
-        with Progress(
-            TextColumn(self.title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
-        ) as bar:
-            task = bar.add_task(
-                "", total=self.schedule.steps, completed=len(self.run_.losses), note="")
-
-            def show(step: int) -> None:
-                recent = self.run_.losses[-20:]
-                speed = self.run_.tokens / max(self.run_.seconds, 1e-9)
-                note = f"loss {sum(recent) / len(recent):.4f}, {speed:,.0f} tokens/s"
-                bar.update(task, completed=step, note=note)
-
-            yield show
+    def _note(self) -> str:
+        recent = self.run_.losses[-20:]
+        speed = self.run_.tokens / max(self.run_.seconds, 1e-9)
+        return f"loss {sum(recent) / len(recent):.4f}, {speed:,.0f} tokens/s"
 
     def _record(self, line: dict[str, object]) -> None:
         if self.metrics is not None and self.parallel.rank == 0:

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from cloister.distill.data import IGNORE, Packed, batch, one_pass
+from cloister.distill.progress import bar
 from cloister.errors import LossNotFinite, NotEnoughDisk, SettingError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from cloister.distill.data import Pair
+    from cloister.distill.data import Batch, Pair
     from cloister.model.transformer import Decoder
 
 __all__ = ["Draws", "FileStore", "LogitStore", "Sampled", "decode", "draw", "encode", "record"]
@@ -248,7 +249,6 @@ def record(
     draws: int = 16,
     seed: int = 0,
     tokens: int = 4096,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> None:
     """Let `teacher` read every example that `store` does not have, `tokens` positions at a time.
 
@@ -264,30 +264,37 @@ def record(
         raise SettingError(f"draws is {draws}; it must lie between 1 and {MOST}.")
     shape, device = teacher.config.shape, teacher.embed.weight.device
     done = 0
-    for length, rows in one_pass(data, tokens, 0, shape.context):
-        part = batch(data, length, [row for row in rows if row]).to(device)
-        done += len(part.keys)
-        if all(key in store for key in part.keys):
-            continue
-        learnt_BT = part.labels_BT != IGNORE
-        rows_ND = teacher.hidden(
-            part.tokens_BT, 0, Packed(teacher.config, part.segments_BT))[learnt_BT]
-        logits_NV = teacher.logits(rows_ND).float().cpu()
-        if not logits_NV.isfinite().all():
-            raise LossNotFinite(
-                f"The teacher's logits are not finite on a batch of {len(part.keys)} examples "
-                f"(first number {part.keys[0] + 1}); check its weights."
-            )
-        at = 0
-        for key in part.keys:
-            size = len(data[key][1])
-            if key not in store:
-                generator = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
-                made = draw(logits_NV[at:at + size], draws, generator)
-                store.put(key, encode(made, draws, shape.vocab_size))
-            at += size
-        progress(done, len(data), "recording the teacher")
+    with bar("teacher", len(data)) as show:
+        for length, rows in one_pass(data, tokens, 0, shape.context):
+            part = batch(data, length, [row for row in rows if row]).to(device)
+            if not all(key in store for key in part.keys):
+                _record(teacher, data, part, store, draws, seed)
+            done += len(part.keys)
+            show(done, "examples")
     store.flush()
+
+
+def _record(
+    teacher: Decoder, data: Sequence[Pair], part: Batch, store: LogitStore, draws: int, seed: int
+) -> None:
+    """Draw at the answers of one batch."""
+    learnt_BT = part.labels_BT != IGNORE
+    attend = Packed(teacher.config, part.segments_BT)
+    rows_ND = teacher.hidden(part.tokens_BT, 0, attend)[learnt_BT]
+    logits_NV = teacher.logits(rows_ND).float().cpu()
+    if not logits_NV.isfinite().all():
+        raise LossNotFinite(
+            f"The teacher's logits are not finite on a batch of {len(part.keys)} examples "
+            f"(first number {part.keys[0] + 1}); check its weights."
+        )
+    at = 0
+    for key in part.keys:
+        size = len(data[key][1])
+        if key not in store:
+            generator = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
+            made = draw(logits_NV[at:at + size], draws, generator)
+            store.put(key, encode(made, draws, teacher.config.shape.vocab_size))
+        at += size
 
 
 def _differs(held: bytes, header: Mapping[str, str | int]) -> str:

@@ -24,9 +24,10 @@ def ratios(
         divided[model] = {}
         for name, value in scores.items():
             reference = metrics[base].get(name)
-            if reference and value:
-                lower = name.rpartition(".")[2] in LOWER_IS_BETTER
-                divided[model][name] = reference / value if lower else value / reference
+            lower = name.rpartition(".")[2] in LOWER_IS_BETTER
+            above, below = (reference, value) if lower else (value, reference)
+            if above is not None and below:
+                divided[model][name] = above / below
     return divided
 
 

@@ -43,7 +43,7 @@ def generate(
         cache = KVCache(decoder.config)
         room = decoder.config.shape.context - len(prompts[going[0]])
         tokens_BT = torch.tensor(
-            [prompts[index] for index in going], device=decoder.embed.weight.device)
+            [prompts[index] for index in going], device=decoder.cos.device)
         for _ in range(min(limit, room)):
             next_B = _pick(decoder(tokens_BT, cache)[:, -1].float(), temperature, generator)
             rows = [row for row, token in enumerate(next_B.tolist()) if token not in end]

@@ -1,0 +1,135 @@
+"""Commands that train: a student from its teacher, and a checkpoint to bear 4 bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from cloister import display
+from cloister.errors import SettingError
+from cloister.tiers import ladder
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from rich.console import Console
+
+    from cloister.corpus import Example
+    from cloister.distill.data import Pair
+    from cloister.distill.loop import Schedule
+    from cloister.model.checkpoint import Checkpoint
+
+__all__ = ["distill", "quantize_aware"]
+
+Record = dict[str, Any]
+
+
+def distill(args: Namespace) -> Record:
+    """Teach a student what a teacher knows."""
+    console = display.errors()
+    from cloister import training
+    from cloister.distill.loop import OnPolicy
+    from cloister.distill.losses import Divergence, Objective
+    from cloister.model.checkpoint import Checkpoint
+
+    teacher = Checkpoint.open(args.teacher)
+    config = teacher.metadata.config
+    shape = replace(
+        ladder(args.size)[args.tier], vocab_size=config.shape.vocab_size,
+        context=min(config.shape.context, ladder(args.size)[args.tier].context),
+        tied=config.shape.tied,
+    )
+    data, held_out = _examples(args, teacher, shape.context, console)
+    schedule = _schedule(args, data, shape.context)
+    objective = Objective(
+        hard=args.hard, divergence=Divergence(args.divergence), temperature=args.temperature)
+    outcome = training.distill(
+        teacher, args.output, shape=shape, name=args.tier, data=data, held_out=held_out,
+        schedule=schedule, objective=objective, draws=args.draws,
+        on_policy=OnPolicy(share=args.own_answers) if args.own_answers else None,
+        from_scratch=args.from_scratch, compiled=args.compile, replace_existing=args.force,
+    )
+    record = outcome.to_dict()
+    if not args.json:
+        run = outcome.run
+        display.table(f"{args.output.name}: what the student learnt", ("", "measured"), [
+            ("parameters", display.count(shape.parameters)),
+            ("steps", str(len(run.losses))),
+            ("tokens", display.count(run.tokens)),
+            ("time", f"{run.seconds:.0f} s"),
+            ("held-out cross-entropy: teacher", f"{outcome.teacher:.4f} nats a token"),
+            ("student, before", f"{outcome.before:.4f}"),
+            ("student, after", f"{outcome.after:.4f}"),
+        ])
+    return record
+
+
+def quantize_aware(args: Namespace) -> Record:
+    """Quantize a checkpoint after training it to bear that."""
+    console = display.errors()
+    from cloister import training
+    from cloister.model.checkpoint import Checkpoint
+    from cloister.model.recipe import Recipe
+
+    if args.data is None:
+        raise SettingError("Training needs data; name some with --data, or leave --qat out.")
+    source = Checkpoint.open(args.source)
+    data, _ = _examples(args, source, source.metadata.config.shape.context, console)
+    run = training.train_quantized(
+        source, args.output, recipe=Recipe.parse(args.recipe), data=data,
+        schedule=_schedule(args, data, source.metadata.config.shape.context),
+        folder=training.run_folder(args.output), compiled=args.compile,
+        replace_existing=args.force,
+    )
+    if not args.json:
+        display.table(f"{args.output.name}: trained to bear {args.recipe}", ("", "measured"), [
+            ("steps", str(len(run.losses))), ("time", f"{run.seconds:.0f} s"),
+            ("divergence, first step", f"{run.losses[0]:.2g} nats a token"),
+            ("divergence, last step", f"{run.losses[-1]:.2g}"),
+        ])
+    return {
+        "recipe": args.recipe, "identity": Checkpoint.open(args.output).identity,
+        "steps": len(run.losses), "seconds": round(run.seconds, 1), "loss": run.losses[-1],
+    }
+
+
+def _examples(
+    args: Namespace, source: Checkpoint, context: int, console: Console
+) -> tuple[list[Pair], list[Pair]]:
+    """Training and held-out data as ids, and word of what had to be left out."""
+    from cloister import training
+    from cloister.corpus import load, read, refuse_overlap, split
+
+    corpus = load(args.data, tolerated=args.tolerate)
+    if corpus.flaws:
+        counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
+        places = ", ".join(map(str, corpus.flaws[:5]))
+        console.print(f"Left out of {args.data.name}: {counts} (first {places}).", markup=False)
+    examples: list[Example] = list(corpus.examples)
+    if args.held_out is None:
+        examples, held_out = split(examples)
+    else:
+        held_out = read(args.held_out)
+        if not args.allow_overlap:
+            refuse_overlap(examples, held_out)
+    if not examples or not held_out:
+        raise SettingError(
+            f"{args.data.name} has too few examples to hold some out; add data, or name other "
+            "examples with --held-out."
+        )
+    return training.encode(source, examples, context), training.encode(source, held_out, context)
+
+
+def _schedule(args: Namespace, data: list[Pair], context: int) -> Schedule:
+    from cloister.distill.data import one_pass
+    from cloister.distill.loop import Schedule
+
+    plain = Schedule(
+        steps=1, tokens=args.tokens, micro=min(args.tokens, args.micro), peak=args.rate,
+        seed=args.seed, dropout=args.dropout, autocast=not args.float32,
+    )
+    steps = args.steps
+    if steps is None:
+        a_pass = len(one_pass(data, plain.micro, args.seed, context))
+        steps = max(1, round(args.passes * a_pass / max(1, plain.tokens // plain.micro)))
+    return replace(plain, steps=steps, warmup=min(plain.warmup, steps // 10))

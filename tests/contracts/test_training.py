@@ -1,0 +1,242 @@
+"""A student is made, quantized, gated and measured; bad input costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister import reference
+from cloister.bundle import Bundle
+from cloister.cli import main
+from cloister.model.checkpoint import Checkpoint
+
+TEACHER = reference.checkpoint_path("pro")
+NANO = reference.checkpoint_path("nano-1")
+SECRET = "zebra"
+QUICK = ("--steps", "3", "--tokens", "512", "--micro", "256")
+
+
+def lines(path: Path, count: int = 120, first: int = 0) -> Path:
+    """Requests and calls as JSON lines."""
+    rows = [
+        {"task": "call", "input": f"play {SECRET} number {i}", "target": json.dumps(
+            {"name": "PlayMusic", "arguments": {"track": f"{SECRET} number {i}"}})}
+        for i in range(first, first + count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lines(tmp_path_factory.mktemp("data") / "own.jsonl")
+
+
+def done(capfd: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    """The record of a command that succeeds."""
+    code = main([*map(str, arguments), "--json"])
+    out, said = capfd.readouterr()
+    assert code == 0, said
+    assert SECRET not in said
+    return json.loads(out)
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The sentence of a command that is refused."""
+    assert main(list(map(str, arguments))) == 1
+    said = capfd.readouterr().err
+    assert SECRET not in said
+    assert "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    student, four_bit, bundle = (tmp_path / name for name in ("s", "q", "n.cloister"))
+    found = done(capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data,
+                 "-o", student, *QUICK)
+    checkpoint = Checkpoint.open(student)
+    assert found["identity"] == checkpoint.identity
+    assert checkpoint.metadata.parent == Checkpoint.open(TEACHER).identity
+    held_out = found["held_out_cross_entropy"]
+    assert held_out["after"] < held_out["before"]
+    steps = (tmp_path / "s.run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [0, 1, 2]
+    assert SECRET not in "".join(steps)
+
+    found = done(capfd, "quantize", student, "--qat", "--data", data, "-o", four_bit, *QUICK)
+    assert found["identity"] == Checkpoint.open(four_bit).identity
+    assert Checkpoint.open(four_bit).metadata.parent == checkpoint.identity
+    assert Checkpoint.open(four_bit).metadata.recipe == "8da4w-g32"
+
+    done(capfd, "export", four_bit, "-o", bundle, "--random-weights", "--gate", "mean_kld<=0.5",
+         "--gate-data", data, "--gate-against", student)
+    before = Bundle.open(bundle)
+    measured = done(capfd, "eval", bundle, "--data", data, "--limit", "20",
+                    "--against", student, "--record")
+    assert measured["n"] == 20
+    assert {"frame_exact", "intent_accuracy", "slot_f1", "mean_kld", "top1", "ppl_ratio",
+            "flips"} <= set(measured["metrics"])
+    after = Bundle.open(bundle)
+    after.verify()
+    (kept,) = after.receipt()["evaluations"].values()
+    assert kept["metrics"] == measured["metrics"]
+    ids = [each.model_id(each.manifest.programs[0]) for each in (before, after)]
+    assert ids[0] == ids[1]
+
+
+def test_a_bundle_and_its_checkpoint_have_the_same_scores(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done(capfd, "quantize", NANO, "-o", tmp_path / "q")
+    eager, program = (
+        done(capfd, "eval", subject, "--data", data, "--limit", "30", "--against", NANO)["metrics"]
+        for subject in (tmp_path / "q", "nano-1")
+    )
+    for name in ("frame_exact", "intent_accuracy", "slot_f1"):
+        assert eager[name] == pytest.approx(program[name], abs=0.04)
+    assert eager["mean_kld"] == pytest.approx(program["mean_kld"], rel=0.2)
+
+
+def test_several_models_make_a_scoreboard_and_a_picture(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = done(capfd, "eval", "nano-1", "pro", "--data", data, "--limit", "10",
+                 "--picture", tmp_path / "board.png")
+    assert [report["model"] for report in found["reports"]] == ["nano-1", "pro"]
+    assert found["base"] == "pro"
+    nano, pro = (report["metrics"]["intent_accuracy"] for report in found["reports"])
+    assert found["divided"]["nano-1"]["intent_accuracy"] == pytest.approx(nano / pro)
+    assert found["divided"]["pro"]["intent_accuracy"] == 1
+    assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["eval", "nano-1", "pro", "--data", str(data), "--limit", "10"]) == 0
+    shown = capfd.readouterr().out
+    assert "divided by pro" in " ".join(shown.split())
+
+
+def test_an_evaluation_knows_every_task_by_the_format_of_its_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.json").write_text(json.dumps(
+        {"test": [["how much", "balance"]], "oos_test": [["why", "oos"]]}))
+    (tmp_path / "data" / "b.jsonl").write_text(json.dumps(
+        {"story": "x", "sections": ["It snowed. The king was cold. He slept."]}))
+    lines(tmp_path / "data" / "c.jsonl", 3)
+    found = done(capfd, "eval", "nano-1", "--data", tmp_path / "data")
+    assert set(found["metrics"]) == {
+        "intent.intent_accuracy", "intent.oos_recall", "story.bits_per_byte", "call.frame_exact",
+        "call.intent_accuracy", "call.slot_f1",
+    }
+    assert set(found["errors"]) == set(found["metrics"])
+    only = done(capfd, "eval", "nano-1", "--data", tmp_path / "data", "--task", "story")
+    assert list(only["metrics"]) == ["bits_per_byte"]
+    assert 0.5 < only["metrics"]["bits_per_byte"] < 20
+
+
+def test_a_gate_that_is_not_kept_leaves_no_bundle(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done(capfd, "quantize", NANO, "-o", tmp_path / "q")
+    said = refused(capfd, "export", tmp_path / "q", "-o", tmp_path / "n.cloister",
+                   "--gate", "frame_exact>=1.1", "--gate-data", data)
+    assert "frame_exact is" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q"]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("eval", "nano-1", "--data", "absent"), "absent"),
+    (("eval", "nowhere", "--data", "DATA"), "nowhere"),
+    (("eval", "nano-1", "--data", "DATA", "--task", "other"), "no examples"),
+    (("eval", NANO, "--data", "DATA", "--record"), "Only a bundle"),
+    (("eval", "nano-1", "--data", "LONG"), "Example 1 has"),
+    (("eval", "nano-1", "--data", "DATA", "--limit", "4", "--picture", "x.docx"), "no picture"),
+    (("export", NANO, "-o", "OUT", "--gate", "top1"), "needs data"),
+    (("export", NANO, "-o", "OUT", "--gate-data", "DATA"), "needs bounds"),
+    (("export", NANO, "-o", "OUT", "--gate", "top1", "--gate-data", "DATA"), "list of bounds"),
+    (("quantize", NANO, "-o", "OUT", "--qat"), "needs data"),
+    (("distill", "--teacher", "absent", "--tier", "nano-1", "--data", "DATA", "-o", "OUT"),
+     "absent"),
+    (("distill", "--teacher", NANO, "--tier", "pro", "--data", "DATA", "-o", "OUT"),
+     "larger anywhere"),
+    (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT", "--hard",
+      "2"), "hard is 2"),
+    (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT", "--draws",
+      "0"), "draws is 0"),
+    (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "FLAWED", "-o", "OUT"),
+     "flawed.jsonl:2 malformed"),
+    (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT",
+      "--held-out", "DATA"), "evaluation requests occur in the training data"),
+    (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "LONG", "--held-out", "DATA",
+      "-o", "OUT"), "Example 1 has"),
+])
+def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
+    arguments: tuple[object, ...], said: str, tmp_path: Path, data: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    flawed, long = tmp_path / "flawed.jsonl", tmp_path / "long.jsonl"
+    flawed.write_text(data.read_text().replace("\n", f'\n{{"task": "{SECRET}"\n', 20))
+    long.write_text(json.dumps({"task": "call", "input": f"{SECRET} " * 2000, "target": "x"}))
+    places = {"DATA": data, "FLAWED": flawed, "LONG": long, "OUT": tmp_path / "out"}
+    assert said in refused(capfd, *(places.get(str(a), a) for a in arguments))
+    assert {path.name for path in tmp_path.iterdir()} <= {"flawed.jsonl", "long.jsonl", "out.run"}
+
+
+def test_overlap_may_be_allowed_in_so_many_words(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done(capfd, "distill", "--teacher", NANO, "--tier", "nano-1", "--data", data, "--held-out",
+         data, "--allow-overlap", "-o", tmp_path / "s", *QUICK)
+
+
+def test_teachers_of_other_vocabularies_cannot_be_compared(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(NANO, other)
+    text = (other / "tokenizer.json").read_text("utf-8")
+    (other / "tokenizer.json").write_text(text.replace('"<|user|>"', '"<|usee|>"'), "utf-8")
+    (other / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    said = refused(capfd, "eval", "nano-1", "--data", data, "--against", other, "--limit", "5")
+    assert "different tokenizers" in said
+
+
+def test_an_interrupted_distillation_goes_on_where_it_stopped(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also with draws on disk, and whenever the signal comes."""
+    command = ("distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data, "--draws", "8",
+               "-o", tmp_path / "s", "--steps", "40", "--tokens", "512", "--micro", "256")
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cloister.cli", *map(str, command)], env=environment,
+        stderr=subprocess.PIPE,
+    )
+    metrics = tmp_path / "s.run" / "metrics.jsonl"
+    began = time.monotonic()
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        assert time.monotonic() - began < 120
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+    made = len(metrics.read_text().splitlines())
+    assert 3 <= made < 40
+    assert not (tmp_path / "s").exists()
+    first = metrics.read_text().splitlines()[:made]
+    done(capfd, *command)
+    whole = metrics.read_text().splitlines()
+    assert len(whole) == 40
+    assert whole[:made] == first
