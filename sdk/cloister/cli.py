@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from cloister import commands
 
         result = getattr(commands, _FUNCTIONS.get(parsed.command, parsed.command))(parsed)
-        if parsed.json:
+        if parsed.json and not getattr(parsed, "silent", False):
             print(json.dumps(result))  # noqa: T201
     except CloisterError as error:
         if parsed.debug:

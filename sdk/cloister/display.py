@@ -45,9 +45,9 @@ def count(number: float) -> str:
     return str(number)
 
 
-def errors() -> Console:
+def errors(*, quiet: bool = False) -> Console:
     """A console on the standard error."""
-    return Console(stderr=True)
+    return Console(stderr=True, quiet=quiet)
 
 
 def table(

@@ -22,7 +22,7 @@ from cloister.distill.parallel import Parallel
 from cloister.distill.prune import prune
 from cloister.distill.state import read_state
 from cloister.distill.teacher import FileStore, Sampled, record
-from cloister.errors import QuantizationError, TokenizerError
+from cloister.errors import QuantizationError, SettingError, TokenizerError
 from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
 from cloister.model.transformer import Decoder
 from cloister.tokenizer import Tokenizer
@@ -130,6 +130,9 @@ def distill(
     folder.mkdir(parents=True, exist_ok=True)
     guide: Decoder | Sampled = teacher
     if draws is not None:
+        if parallel.world > 1:
+            raise SettingError(
+                "Recorded draws serve one process; run without torchrun, or without --draws.")
         guide = _recorded(source, teacher, data, folder, draws, schedule.seed)
     run = loop.train(
         student, data, schedule, folder / "state", objective=objective or Objective(),
@@ -138,10 +141,13 @@ def distill(
     )
     metadata = replace(
         source.metadata, name=name, config=student.config, parent=source.identity)
-    checkpoint = write(
-        folder, out, metadata, tokenizer=source.tokenizer_path, template=source.template_path,
-        replace_existing=replace_existing,
-    )
+    if parallel.rank == 0:
+        write(
+            folder, out, metadata, tokenizer=source.tokenizer_path, template=source.template_path,
+            replace_existing=replace_existing,
+        )
+    parallel.wait()
+    checkpoint = Checkpoint.open(out)
     return Outcome(
         checkpoint=checkpoint, run=run, teacher=losses[0], before=losses[1],
         after=cross_entropy(checkpoint.load().to(parallel.device), held_out),
@@ -182,12 +188,15 @@ def train_quantized(
         objective=Objective(hard=0.0), teacher=teacher, metrics=folder / "metrics.jsonl",
         parallel=parallel, compiled=compiled, title=recipe.name,
     )
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        plain = write(
-            folder, Path(scratch) / "plain", replace(source.metadata, config=student.config),
-            tokenizer=source.tokenizer_path, template=source.template_path,
-        )
-        quantize(plain, out, recipe, parent=source.identity, replace_existing=replace_existing)
+    if parallel.rank == 0:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            plain = write(
+                folder, Path(scratch) / "plain", replace(source.metadata, config=student.config),
+                tokenizer=source.tokenizer_path, template=source.template_path,
+            )
+            quantize(
+                plain, out, recipe, parent=source.identity, replace_existing=replace_existing)
+    parallel.wait()
     return run
 
 

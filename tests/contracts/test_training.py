@@ -240,3 +240,21 @@ def test_an_interrupted_distillation_goes_on_where_it_stopped(
     whole = metrics.read_text().splitlines()
     assert len(whole) == 40
     assert whole[:made] == first
+
+
+def test_two_processes_of_torchrun_make_one_student(tmp_path: Path, data: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+                "--standalone", "-m", "cloister.cli"]
+    command = ["distill", "--teacher", str(NANO), "--tier", "nano-1", "--data", str(data), "--json",
+               "--float32", "-o", *QUICK]
+    losses = []
+    for name, runner in (("two", torchrun), ("one", [sys.executable, "-m", "cloister.cli"])):
+        found = subprocess.run(
+            [*runner, *command[:-len(QUICK)], str(tmp_path / name), *QUICK], env=environment,
+            stdout=subprocess.PIPE, check=True,
+        )
+        record = json.loads(found.stdout)  # one object, from one process
+        assert record["identity"] == Checkpoint.open(tmp_path / name).identity
+        losses.append(record["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)

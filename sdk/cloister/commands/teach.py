@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 def distill(args: Namespace) -> Record:
     """Teach a student what a teacher knows."""
-    console = display.errors()
+    console = _lead(args)
     from cloister import training
     from cloister.distill.loop import OnPolicy
     from cloister.distill.losses import Divergence, Objective
@@ -50,7 +50,7 @@ def distill(args: Namespace) -> Record:
         from_scratch=args.from_scratch, compiled=args.compile, replace_existing=args.force,
     )
     record = outcome.to_dict()
-    if not args.json:
+    if not args.json and not args.silent:
         run = outcome.run
         display.table(f"{args.output.name}: what the student learnt", ("", "measured"), [
             ("parameters", display.count(shape.parameters)),
@@ -66,7 +66,7 @@ def distill(args: Namespace) -> Record:
 
 def quantize_aware(args: Namespace) -> Record:
     """Quantize a checkpoint after training it to bear that."""
-    console = display.errors()
+    console = _lead(args)
     from cloister import training
     from cloister.model.checkpoint import Checkpoint
     from cloister.model.recipe import Recipe
@@ -81,7 +81,7 @@ def quantize_aware(args: Namespace) -> Record:
         folder=training.run_folder(args.output), compiled=args.compile,
         replace_existing=args.force,
     )
-    if not args.json:
+    if not args.json and not args.silent:
         display.table(f"{args.output.name}: trained to bear {args.recipe}", ("", "measured"), [
             ("steps", str(len(run.losses))), ("time", f"{run.seconds:.0f} s"),
             ("divergence, first step", f"{run.losses[0]:.2g} nats a token"),
@@ -91,6 +91,14 @@ def quantize_aware(args: Namespace) -> Record:
         "recipe": args.recipe, "identity": Checkpoint.open(args.output).identity,
         "steps": len(run.losses), "seconds": round(run.seconds, 1), "loss": run.losses[-1],
     }
+
+
+def _lead(args: Namespace) -> Console:
+    """Where word is given; of several processes only the first gives it."""
+    from cloister.distill.parallel import Parallel
+
+    args.silent = Parallel().rank > 0
+    return display.errors(quiet=args.silent)
 
 
 def _examples(

@@ -58,6 +58,11 @@ class Parallel:
             dist.all_reduce(values)
         return [float(value) for value in values]
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self._mesh is not None:
+            dist.barrier()
+
     def full(self, tensor: torch.Tensor) -> torch.Tensor:
         """The whole of a tensor that may be spread over processes."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
