@@ -66,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
-    demo = add("demo", "the whole way on the shipped family: quantize, export, run, compare")
+    demo = add(
+        "demo", "the whole way on the shipped family: distil, quantize, export, run, compare")
     demo.add_argument("-o", "--output", type=Path, help="keep the bundle that is made here")
+    demo.add_argument("--force", action="store_true", help="replace the bundle that is there")
 
     tiers = add("tiers", "the ladder: parameters, sizes, memory, and what fits this machine")
     tiers.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)

@@ -25,7 +25,7 @@ from cloister.runtime.memory import peak_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["bytes_text", "count", "counting", "errors", "quiet", "stages", "table"]
+__all__ = ["bytes_text", "count", "counting", "quiet", "stages", "table"]
 
 
 def bytes_text(size: float) -> str:
@@ -43,11 +43,6 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number / size:.2f} {unit}"
     return str(number)
-
-
-def errors(*, quiet: bool = False) -> Console:
-    """A console on the standard error."""
-    return Console(stderr=True, quiet=quiet)
 
 
 def table(

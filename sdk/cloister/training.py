@@ -30,6 +30,8 @@ from cloister.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from rich.console import Console
+
     from cloister.corpus import Example
     from cloister.distill.data import Pair
     from cloister.distill.loop import OnPolicy, Run, Schedule
@@ -100,6 +102,7 @@ def distill(
     from_scratch: bool = False,
     compiled: bool = False,
     replace_existing: bool = False,
+    console: Console | None = None,
 ) -> Outcome:
     """Teach a student of `shape` what `source` knows, and write it to the checkpoint `out`.
 
@@ -133,11 +136,11 @@ def distill(
         if parallel.world > 1:
             raise SettingError(
                 "Recorded draws serve one process; run without torchrun, or without --draws.")
-        guide = _recorded(source, teacher, data, folder, draws, schedule.seed)
+        guide = _recorded(source, teacher, data, folder, draws, schedule.seed, console)
     run = loop.train(
         student, data, schedule, folder / "state", objective=objective or Objective(),
         teacher=guide, on_policy=on_policy, metrics=folder / "metrics.jsonl", parallel=parallel,
-        compiled=compiled, title=name,
+        compiled=compiled, title=name, console=console,
     )
     metadata = replace(
         source.metadata, name=name, config=student.config, parent=source.identity)
@@ -164,6 +167,7 @@ def train_quantized(
     folder: Path,
     compiled: bool = False,
     replace_existing: bool = False,
+    console: Console | None = None,
 ) -> Run:
     """Quantize `source` to `out` after training it to bear that, by its unquantized self.
 
@@ -186,7 +190,7 @@ def train_quantized(
     run = loop.train(
         student, data, replace(schedule, autocast=False), folder / "state",
         objective=Objective(hard=0.0), teacher=teacher, metrics=folder / "metrics.jsonl",
-        parallel=parallel, compiled=compiled, title=recipe.name,
+        parallel=parallel, compiled=compiled, title=recipe.name, console=console,
     )
     if parallel.rank == 0:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -235,7 +239,7 @@ def calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
 
 def _recorded(
     source: Checkpoint, teacher: Decoder, data: Sequence[Pair], folder: Path, draws: int,
-    seed: int,
+    seed: int, console: Console | None,
 ) -> Sampled:
     """The teacher's draws on `data`, made or completed in `folder`."""
     digest = hashlib.sha256()
@@ -245,5 +249,5 @@ def _recorded(
         "teacher": source.identity, "vocabulary": teacher.config.shape.vocab_size,
         "draws": draws, "seed": seed, "data": digest.hexdigest(),
     })
-    record(teacher, data, store, draws=draws, seed=seed)
+    record(teacher, data, store, draws=draws, seed=seed, console=console)
     return Sampled(store, data, teacher.config.shape.vocab_size)

@@ -1,7 +1,8 @@
 """What each command does. Each takes parsed arguments, shows people a result unless `--json` is
 given, and gives the record that `--json` prints."""
 
-from cloister.commands.make import demo, export, import_, quantize
+from cloister.commands.demo import demo
+from cloister.commands.make import export, import_, quantize
 from cloister.commands.measure import bench, eval_, tiers, verify
 from cloister.commands.teach import distill
 from cloister.commands.use import chat, compare, replay, run

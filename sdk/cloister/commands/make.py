@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloister import display, reference
+from cloister import display
 from cloister.commands.teach import quantize_aware
 from cloister.errors import SettingError
-from cloister.runtime.client import Worker
-from cloister.tiers import Tier
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
+    from pathlib import Path
 
     from rich.console import Console
 
     from cloister.model.checkpoint import Checkpoint
 
-__all__ = ["demo", "export", "import_", "quantize"]
+__all__ = ["export", "export_bundle", "import_", "quantize", "show_receipt"]
 
 Record = dict[str, Any]
 
@@ -80,84 +76,14 @@ def export(args: Namespace) -> Record:
     with display.quiet(args.debug) as console:
         from cloister.model.checkpoint import Checkpoint
 
-        record = _export(
+        record = export_bundle(
             Checkpoint.open(args.source), args.output, console, backend=args.backend,
             chunk=args.chunk, random_weights=args.random_weights, replace=args.force,
             gate=_gate(args),
         )
     if not args.json:
-        _show_receipt(record)
+        show_receipt(record)
     return record
-
-
-def demo(args: Namespace) -> Record:
-    """The whole way on the shipped family."""
-    requests = [
-        json.loads(line) for line in reference.requests_path().read_text("utf-8").splitlines()
-    ]
-    with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
-        from cloister.model.checkpoint import Checkpoint
-
-        quantized = Path(scratch) / "nano-1-8da4w"
-        out = args.output or Path(scratch) / "nano-1.cloister"
-        console.print("[bold]1. Quantize[/] Nano-1 from the shipped checkpoint to 4 bits")
-        sizes = _quantize(reference.checkpoint_path("nano-1"), quantized, "8da4w-g32", console)
-        console.print(
-            f"   {display.count(sizes['parameters'])} weights, "
-            f"{sizes['bits_per_parameter']:.2f} bits each, "
-            f"{display.bytes_text(sizes['size_bytes'])}; nothing skipped"
-        )
-        console.print("[bold]2. Export[/] it with ExecuTorch, and check the program")
-        exported = _export(
-            Checkpoint.open(quantized), out, console,
-            golden=[(row["system"], row["prompt"]) for row in requests],
-        )
-        console.print("[bold]3. Run[/] it beside the shipped tiers, one at a time")
-        bundles = {"nano-1, just made": out} | {
-            str(tier): reference.bundle_path(tier) for tier in reversed(Tier)
-            if reference.bundle_path(tier).is_dir()
-        }
-        answers = [
-            _demo_answers(name, path, requests, args.debug) for name, path in bundles.items()
-        ]
-    if not args.json:
-        _show_receipt(exported)
-        _show_demo(requests, answers)
-    return {"quantize": sizes, "export": exported, "tiers": answers}
-
-
-def _demo_answers(name: str, path: Path, requests: list[Record], debug: bool) -> Record:
-    with Worker(debug=debug) as worker:
-        loaded = worker.load(path)
-        answers = []
-        for row in requests:
-            worker.forget()
-            stream = worker.stream(row["prompt"], system=row["system"], max_tokens=128)
-            answers.append({"text": "".join(piece.text for piece in stream), **worker.stats})
-    speeds = sorted(a["decode_tokens_per_s"] or 0.0 for a in answers)
-    return {
-        "tier": name, "bundle_bytes": sum(f.stat().st_size for f in path.iterdir()),
-        "load_s": loaded["load_s"], "peak_rss_bytes": worker.stats["peak_rss_bytes"],
-        "decode_tokens_per_s": speeds[len(speeds) // 2],
-        "answers": [answer["text"] for answer in answers],
-    }
-
-
-def _show_demo(requests: list[Record], answers: list[Record]) -> None:
-    shown = 4
-    for number, row in enumerate(requests[:shown]):
-        display.table(
-            f"{row['prompt']}", ("tier", "answer"),
-            [(tier["tier"], tier["answers"][number]) for tier in answers], texts=2,
-        )
-    display.table(
-        f"{len(requests)} requests, {min(shown, len(requests))} of them above",
-        ("tier", "bundle", "ready in", "tokens/s", "peak memory"),
-        [(
-            tier["tier"], display.bytes_text(tier["bundle_bytes"]), f"{tier['load_s']:.2f} s",
-            f"{tier['decode_tokens_per_s']:,.0f}", display.bytes_text(tier["peak_rss_bytes"]),
-        ) for tier in answers],
-    )
 
 
 def _quantize(
@@ -181,9 +107,10 @@ def _quantize(
     }
 
 
-def _export(
+def export_bundle(
     source: Checkpoint, out: Path, console: Console, **options: Any
 ) -> Record:
+    """Export with a bar over its stages."""
     from cloister import pipeline
 
     with display.stages(console, "export", len(pipeline.STAGES)) as progress:
@@ -219,7 +146,8 @@ def _gate(args: Namespace) -> Callable[[Path], None]:
     return measure
 
 
-def _show_receipt(record: Record) -> None:
+def show_receipt(record: Record) -> None:
+    """Print what a program lost against its checkpoint."""
     lost = record["program_against_checkpoint"]
     display.table(f"{record['bundle']}: the program against its checkpoint", ("", "measured"), [
         ("tokens", f"{lost['n']}"),

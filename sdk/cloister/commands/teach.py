@@ -26,7 +26,12 @@ Record = dict[str, Any]
 
 def distill(args: Namespace) -> Record:
     """Teach a student what a teacher knows."""
-    console = _lead(args)
+    with display.quiet(args.debug) as console:
+        _lead(args, console)
+        return _distill(args, console)
+
+
+def _distill(args: Namespace, console: Console) -> Record:
     from cloister import training
     from cloister.distill.loop import OnPolicy
     from cloister.distill.losses import Divergence, Objective
@@ -48,6 +53,7 @@ def distill(args: Namespace) -> Record:
         schedule=schedule, objective=objective, draws=args.draws,
         on_policy=OnPolicy(share=args.own_answers) if args.own_answers else None,
         from_scratch=args.from_scratch, compiled=args.compile, replace_existing=args.force,
+        console=console,
     )
     record = outcome.to_dict()
     if not args.json and not args.silent:
@@ -66,7 +72,12 @@ def distill(args: Namespace) -> Record:
 
 def quantize_aware(args: Namespace) -> Record:
     """Quantize a checkpoint after training it to bear that."""
-    console = _lead(args)
+    with display.quiet(args.debug) as console:
+        _lead(args, console)
+        return _quantize_aware(args, console)
+
+
+def _quantize_aware(args: Namespace, console: Console) -> Record:
     from cloister import training
     from cloister.model.checkpoint import Checkpoint
     from cloister.model.recipe import Recipe
@@ -79,7 +90,7 @@ def quantize_aware(args: Namespace) -> Record:
         source, args.output, recipe=Recipe.parse(args.recipe), data=data,
         schedule=_schedule(args, data, source.metadata.config.shape.context),
         folder=training.run_folder(args.output), compiled=args.compile,
-        replace_existing=args.force,
+        replace_existing=args.force, console=console,
     )
     if not args.json and not args.silent:
         display.table(f"{args.output.name}: trained to bear {args.recipe}", ("", "measured"), [
@@ -93,12 +104,11 @@ def quantize_aware(args: Namespace) -> Record:
     }
 
 
-def _lead(args: Namespace) -> Console:
-    """Where word is given; of several processes only the first gives it."""
+def _lead(args: Namespace, console: Console) -> None:
+    """Of several processes only the first gives word."""
     from cloister.distill.parallel import Parallel
 
-    args.silent = Parallel().rank > 0
-    return display.errors(quiet=args.silent)
+    args.silent = console.quiet = Parallel().rank > 0
 
 
 def _examples(

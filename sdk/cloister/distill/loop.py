@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
@@ -137,12 +138,14 @@ def train(
     parallel: Parallel | None = None,
     compiled: bool = False,
     title: str = "training",
+    console: Console | None = None,
 ) -> Run:
     """Train `student` in place.
 
     The file `state` holds what is needed to go on after a kill: the same losses follow. `metrics`
-    gets a JSON object a line and step. With `compiled`, torch.compile makes the steps faster, after
-    half a minute or more of compilation. Without a teacher all is cross-entropy on the labels.
+    gets a JSON object a line and step; `console` (or the standard error) shows a bar. With
+    `compiled`, torch.compile makes the steps faster, after half a minute or more of compilation.
+    Without a teacher all is cross-entropy on the labels.
 
     Raises:
         SettingError: settings that do not fit together, or `state` is another run's.
@@ -154,7 +157,7 @@ def train(
     _check(student, objective, teacher, on_policy)
     return _Loop(
         student, data, schedule, state, objective, teacher, on_policy, metrics,
-        parallel or Parallel(), compiled, title,
+        parallel or Parallel(), compiled, title, console,
     ).run()
 
 
@@ -222,11 +225,14 @@ class _Loop:
         self, student: Decoder, data: Sequence[Pair], schedule: Schedule, state: Path,
         objective: Objective, teacher: Decoder | Sampled | None, on_policy: OnPolicy | None,
         metrics: Path | None, parallel: Parallel, compiled: bool, title: str,
+        console: Console | None,
     ) -> None:
         self.data, self.schedule, self.state, self.objective = data, schedule, state, objective
         self.on_policy, self.metrics, self.parallel, self.title = (
             on_policy, metrics, parallel, title)
         self.student, self.teacher = student, teacher
+        # Of several processes only the first shows what they do.
+        self.console = console if parallel.rank == 0 else Console(quiet=True)
         self.step = _Step(student, teacher, compiled=compiled)
         parallel.shard(self.step, student.layers)
         self.optimizer = Optimizer(student, schedule)
@@ -248,7 +254,7 @@ class _Loop:
         dropping = self._dropout()
         try:
             with bar(
-                self.title, schedule.steps, done=done, shown=parallel.rank == 0
+                self.title, schedule.steps, done=done, console=self.console
             ) as show, torch.random.fork_rng(parallel.random_devices):
                 for number, plan in enumerate(self._plans()):
                     if number == schedule.steps:

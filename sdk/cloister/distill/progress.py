@@ -23,13 +23,13 @@ __all__ = ["bar"]
 
 @contextmanager
 def bar(
-    title: str, total: int, *, done: int = 0, shown: bool = True
+    title: str, total: int, *, done: int = 0, console: Console | None = None
 ) -> Iterator[Callable[[int, str], None]]:
     """Call what it gives with how many are done, and a note."""
     with Progress(
         TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True, quiet=not shown),
+        console=console or Console(stderr=True),
     ) as progress:
         task = progress.add_task("", total=total, completed=done, note="")
         yield lambda now, note: progress.update(task, completed=now, note=note)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from rich.console import Console
+
     from cloister.distill.data import Batch, Pair
     from cloister.model.transformer import Decoder
 
@@ -249,6 +251,7 @@ def record(
     draws: int = 16,
     seed: int = 0,
     tokens: int = 4096,
+    console: Console | None = None,
 ) -> None:
     """Let `teacher` read every example that `store` does not have, `tokens` positions at a time.
 
@@ -264,7 +267,7 @@ def record(
         raise SettingError(f"draws is {draws}; it must lie between 1 and {MOST}.")
     shape, device = teacher.config.shape, teacher.embed.weight.device
     done = 0
-    with bar("teacher", len(data)) as show:
+    with bar("teacher", len(data), console=console) as show:
         for length, rows in one_pass(data, tokens, 0, shape.context):
             part = batch(data, length, [row for row in rows if row]).to(device)
             if not all(key in store for key in part.keys):

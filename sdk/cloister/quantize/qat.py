@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn import functional
 
 from cloister.model.checkpoint import expected_tensors
-from cloister.model.quantized import scale_dtype
 from cloister.model.transformer import Decoder
 from cloister.quantize.apply import check_groups
 
@@ -97,11 +96,11 @@ def round_weight(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     with torch.no_grad():
         low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
         scale = (torch.maximum(-low, high) / (half - 0.5)).clamp(min=_LEAST)
-        # The inverse, too, is rounded to the type of the scales before anything is divided.
-        scale = scale.to(scale_dtype(scheme))
         inverse = 1.0 / scale
-    rounded = _round(groups, inverse.float(), scale.float(), None, -half, half - 1)
-    return rounded.view_as(weight)
+        if scheme.scale_bits == 16:  # then torchao's inverse has 16 bits, too
+            scale = _bfloat16(scale)
+            inverse = _bfloat16(1.0 / scale)
+    return _round(groups, inverse, scale, None, -half, half - 1).view_as(weight)
 
 
 def round_rows(x: torch.Tensor) -> torch.Tensor:
@@ -116,6 +115,16 @@ def round_rows(x: torch.Tensor) -> torch.Tensor:
         scale = ((high - low) / 255).clamp(min=_LEAST)
         zero = (-128 - (low / scale).round()).clamp(-128, 127)
     return _round(x, 1.0 / scale, scale, zero, -128.0, 127.0)
+
+
+def _bfloat16(x: torch.Tensor) -> torch.Tensor:
+    """Positive float32 rounded to the nearest bfloat16, ties to even, still float32.
+
+    By its bits: what torch.compile makes of a cast to bfloat16 and back leaves the rounding out
+    (torch/_inductor/config.py: emulate_precision_casts), and then every weight is another.
+    """
+    bits = x.view(torch.int32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & -0x10000).view(torch.float32)
 
 
 def _round(
