@@ -1,11 +1,21 @@
 """What is trained is what is quantized, bit for bit."""
 
 import copy
+import functools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torchao.quantization import (
+    Int8DynamicActivationIntxWeightConfig,
+    IntxWeightOnlyConfig,
+    quantize_,
+)
+from torchao.quantization.granularity import PerAxis, PerGroup
+from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer, QATConfig
 
 from cloister.distill.data import Pair
 from cloister.distill.loop import Schedule, train
@@ -13,16 +23,24 @@ from cloister.distill.losses import Objective
 from cloister.errors import GroupSizeError
 from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
 from cloister.model.config import ModelConfig
-from cloister.model.recipe import RECIPES, Recipe
+from cloister.model.quantized import scale_dtype
+from cloister.model.recipe import RECIPES, Recipe, Scheme
 from cloister.model.transformer import Decoder
 from cloister.quantize.apply import quantize
-from cloister.quantize.qat import prepare
+from cloister.quantize.qat import prepare, round_rows, round_weight
 from cloister.tiers import Shape
 
 SHAPE = Shape(vocab_size=300, hidden_size=128, layers=2, heads=4, kv_heads=2, head_size=32,
               feed_forward=128, context=64, tied=True)
 TOKENS = torch.randint(300, (3, 20), generator=torch.Generator().manual_seed(0))
 DATA: list[Pair] = [([1, i, 2], [i, i, 3]) for i in range(4, 200)]
+SCHEMES = (
+    Scheme(bits=8, group=None), *(Scheme(bits=4, group=group) for group in (32, 64, 128))
+)
+ACTIVATIONS = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+COMPILES = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a compiler"
+)
 
 
 def model(**changes: object) -> Decoder:
@@ -46,6 +64,116 @@ def quantized(prepared: Decoder, recipe: str, folder: Path, tokenizer_dir: Path)
             writer.add(name, weights[name])
     quantize(Checkpoint.open(folder / "plain"), folder / "quantized", Recipe.parse(recipe))
     return Checkpoint.open(folder / "quantized").load()
+
+
+def weight_config(scheme: Scheme) -> IntxFakeQuantizeConfig:
+    if scheme.group is None:
+        return IntxFakeQuantizeConfig(torch.int8, "per_channel")
+    return IntxFakeQuantizeConfig(
+        torch.int4, group_size=scheme.group, is_symmetric=True, scale_precision=torch.bfloat16
+    )
+
+
+def convert_config(
+    scheme: Scheme, *, linear: bool
+) -> Int8DynamicActivationIntxWeightConfig | IntxWeightOnlyConfig:
+    dtype = torch.int8 if scheme.group is None else torch.int4
+    granularity = PerAxis(0) if scheme.group is None else PerGroup(scheme.group)
+    if linear:
+        return Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=dtype, weight_granularity=granularity,
+            weight_scale_dtype=scale_dtype(scheme),
+        )
+    return IntxWeightOnlyConfig(
+        weight_dtype=dtype, granularity=granularity, scale_dtype=scale_dtype(scheme)
+    )
+
+
+def awkward(rows: int, inputs: int) -> torch.Tensor:
+    """Random rows of every size, some of zeros, of one sign, of ties, of one large entry."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(rows, inputs, generator=generator)
+    x *= 10 ** torch.empty(rows, 1).uniform_(-9, 4, generator=generator)
+    x[0] = 0
+    x[1] = x[1].abs()
+    x[2] = -x[2].abs()
+    x[3] = torch.arange(inputs) % 16 - 7.5
+    x[4, 0] = 1e4
+    return x
+
+
+@pytest.mark.parametrize("scheme", [None, *SCHEMES], ids=str)
+def test_rounding_is_that_of_torchao_to_the_bit(scheme: Scheme | None) -> None:
+    ours = round_rows if scheme is None else functools.partial(round_weight, scheme=scheme)
+    theirs = IntxFakeQuantizer(ACTIVATIONS if scheme is None else weight_config(scheme))
+    sides = [awkward(400, 256).requires_grad_() for _ in range(2)]
+    rounded = [side(x) for side, x in zip((ours, theirs), sides, strict=True)]
+    assert torch.equal(*rounded)
+    upstream = torch.randn(400, 256, generator=torch.Generator().manual_seed(8))
+    for x in rounded:
+        x.backward(upstream)
+    mine, reference = (x.grad for x in sides)
+    assert mine is not None and reference is not None
+    # Theirs is multiplied by a scale and by its rounded inverse, which is not quite one.
+    torch.testing.assert_close(mine, reference, rtol=2 ** -7, atol=0)
+    assert torch.equal(mine, torch.where(reference == 0, 0, upstream))
+    assert scheme is None or (reference == 0).any()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_integers_and_scales_are_those_of_torchaos_own_conversion(
+    recipe: str, tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    plain, chosen = model(), Recipe.parse(recipe)
+    prepared = prepare(plain, chosen)
+    train(
+        prepared, DATA, Schedule(steps=5, tokens=512, micro=256, peak=1e-3, autocast=False),
+        tmp_path / "state", teacher=plain, objective=Objective(hard=0.0),
+    )
+    held = quantized(prepared, recipe, tmp_path, tokenizer_dir).state_dict()
+    compared = 0
+    for name, module in prepared.named_modules():
+        scheme = chosen.scheme_of(f"{name}.weight")
+        if scheme is None or not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        rows, inputs = module.weight.shape
+        linear = isinstance(module, nn.Linear)
+        layer = nn.Linear(inputs, rows, bias=False) if linear else nn.Embedding(rows, inputs)
+        layer.weight = nn.Parameter(module.weight.detach().clone())
+        holder = nn.Sequential(layer)
+        quantize_(holder, QATConfig(
+            activation_config=ACTIVATIONS if linear else None,
+            weight_config=weight_config(scheme), step="prepare",
+        ), filter_fn=lambda module, name: name == "0")
+        quantize_(
+            holder, QATConfig(convert_config(scheme, linear=linear), step="convert"),
+            filter_fn=lambda module, name: name == "0",
+        )
+        converted = holder[0].weight
+        assert torch.equal(converted.qdata, held[f"{name}.weight.q"]), name
+        assert torch.equal(
+            converted.scale.view(rows, -1), held[f"{name}.weight.scale"].view(rows, -1)), name
+        compared += 1
+    assert compared == 2 + 7 * SHAPE.layers
+
+
+@COMPILES
+@pytest.mark.parametrize("scheme", [None, SCHEMES[0], SCHEMES[1]], ids=str)
+def test_compiled_rounding_is_the_same_rounding(scheme: Scheme | None) -> None:
+    ours = round_rows if scheme is None else functools.partial(round_weight, scheme=scheme)
+    x = awkward(64, 128)
+    assert torch.equal(torch.compile(ours, dynamic=False)(x), ours(x))
+
+
+def test_autocast_rounds_other_numbers(tmp_path: Path, tokenizer_dir: Path) -> None:
+    prepared = prepare(model(), Recipe.parse("8da4w-g32")).eval()
+    after = quantized(prepared, "8da4w-g32", tmp_path, tokenizer_dir)
+    with torch.no_grad():
+        wide, ran = prepared(TOKENS), after(TOKENS)
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = prepared(TOKENS).float()
+    assert torch.equal(wide, ran)
+    assert (narrow - ran).abs().max() > 1e-2 * ran.std()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
