@@ -49,6 +49,20 @@ def test_an_engine_runs_without_training_or_export_code(tmp_path: Path) -> None:
     assert not [name for name in modules if name.startswith(unwanted)]
 
 
+def test_training_runs_where_no_exporter_is_installed() -> None:
+    modules = modules_after(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torchao', 'executorch', 'transformers', 'lm_eval'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import cloister.training\n"
+        "print()"
+    )
+    assert "cloister.distill.loop" in modules
+
+
 def test_the_public_names_are_these_and_each_can_be_had() -> None:
     assert cloister.__all__ == sorted(cloister.__all__)
     assert dir(cloister) == cloister.__all__
