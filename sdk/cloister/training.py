@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from cloister.corpus import Example
     from cloister.distill.data import Pair
-    from cloister.distill.loop import OnPolicy, Run, Schedule
+    from cloister.distill.loop import Run
+    from cloister.distill.schedule import OnPolicy, Schedule
     from cloister.model.recipe import Recipe
     from cloister.tiers import Shape
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cloister import display, training
-from cloister.distill.loop import Schedule
 from cloister.distill.losses import Objective
+from cloister.distill.schedule import Schedule
 from cloister.model.checkpoint import Checkpoint
 from cloister.reference import mixture
 from cloister.tiers import ladder

@@ -55,7 +55,7 @@ def _make(
     scratch: Path, out: Path, requests: list[Record], console: Console, *, force: bool
 ) -> Record:
     from cloister import training
-    from cloister.distill.loop import Schedule
+    from cloister.distill.schedule import Schedule
     from cloister.evaluate.report import evaluate
     from cloister.evaluate.subject import BundleSubject, CheckpointSubject
     from cloister.model.checkpoint import Checkpoint

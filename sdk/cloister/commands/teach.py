@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cloister.corpus import Example
     from cloister.distill.data import Pair
-    from cloister.distill.loop import Schedule
+    from cloister.distill.schedule import Schedule
     from cloister.model.checkpoint import Checkpoint
 
 __all__ = ["distill", "quantize_aware"]
@@ -33,8 +33,8 @@ def distill(args: Namespace) -> Record:
 
 def _distill(args: Namespace, console: Console) -> Record:
     from cloister import training
-    from cloister.distill.loop import OnPolicy
     from cloister.distill.losses import Divergence, Objective
+    from cloister.distill.schedule import OnPolicy
     from cloister.model.checkpoint import Checkpoint
 
     teacher = Checkpoint.open(args.teacher)
@@ -140,7 +140,7 @@ def _examples(
 
 def _schedule(args: Namespace, data: list[Pair], context: int) -> Schedule:
     from cloister.distill.data import one_pass
-    from cloister.distill.loop import Schedule
+    from cloister.distill.schedule import Schedule
 
     plain = Schedule(
         steps=1, tokens=args.tokens, micro=min(args.tokens, args.micro), peak=args.rate,

@@ -6,6 +6,8 @@ Shapes: B rows, T positions.
 from __future__ import annotations
 
 import random
+import zlib
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.tokenizer import Tokenizer
 
-__all__ = ["IGNORE", "Batch", "Packed", "Pair", "batch", "one_pass", "pair", "pairs",
+__all__ = ["IGNORE", "Batch", "Packed", "Pair", "batch", "fingerprint", "one_pass", "pair", "pairs",
            "schedule_rows"]
 
 IGNORE = -100  # label of a token that is not to be learnt
@@ -141,6 +143,14 @@ def pairs(
             )
         made.append((prompt, answer))
     return made
+
+
+def fingerprint(data: Sequence[Pair]) -> str:
+    """Differs between data sets: their lengths and a checksum of every id."""
+    crc = 0
+    for prompt, answer in data:
+        crc = zlib.crc32(array("q", [len(prompt), *prompt, *answer]).tobytes(), crc)
+    return f"{len(data)} {crc:08x}"
 
 
 def schedule_rows(

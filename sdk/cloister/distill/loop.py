@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
+import zlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -22,9 +26,18 @@ from torch import nn
 from torch.nn import functional
 
 from cloister.distill import losses
-from cloister.distill.data import IGNORE, Batch, Packed, Pair, batch, one_pass, schedule_rows
+from cloister.distill.data import (
+    IGNORE,
+    Batch,
+    Packed,
+    Pair,
+    batch,
+    fingerprint,
+    one_pass,
+    schedule_rows,
+)
 from cloister.distill.losses import Objective
-from cloister.distill.optimizer import Kind, Optimizer
+from cloister.distill.optimizer import Optimizer
 from cloister.distill.parallel import Parallel
 from cloister.distill.progress import bar
 from cloister.distill.state import read_state, write_state
@@ -39,81 +52,12 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
+    from cloister.distill.schedule import OnPolicy, Schedule
     from cloister.model.transformer import Decoder
 
-__all__ = ["OnPolicy", "Run", "Schedule", "train"]
+__all__ = ["Run", "train"]
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long and how fast to train.
-
-    Raises:
-        SettingError: a value outside its bound.
-    """
-
-    steps: int
-    tokens: int = 4096  # positions a step, over all processes
-    micro: int = 1024  # positions a pass, of which a step has several
-    optimizer: Kind = Kind.MUON
-    peak: float = 5e-3  # learning rate
-    warmup: int = 50  # steps
-    decay: float = 0.4  # share of the steps, the last ones
-    final: float = 0.02  # share of the peak that the decay ends at
-    weight_decay: float = 0.05
-    dropout: float = 0.0  # share of each block's outputs
-    clip: float = 1.0  # norm of the gradient
-    autocast: bool = True  # products in bfloat16
-    seed: int = 0
-    save_every: int = 100  # steps
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("tokens", 1), ("micro", 1), ("save_every", 1),
-                            ("warmup", 0), ("weight_decay", 0), ("final", 0), ("decay", 0),
-                            ("dropout", 0)):
-            if not getattr(self, name) >= least:
-                raise SettingError(
-                    f"{name} is {getattr(self, name)}; it must be at least {least}."
-                )
-        for name in ("peak", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("dropout", "decay", "final"):
-            if not getattr(self, name) <= 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be at most 1.")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of `step`: linear warm-up, the peak, linear decay to the final share."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return self.peak * (self.final + (1 - self.final) * min(1.0, left))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnPolicy:
-    """A last phase on answers that the student itself samples (GKD, arXiv 2306.13649).
-
-    Raises:
-        SettingError: a value outside its bound.
-    """
-
-    share: float = 0.1  # of the steps
-    objective: Objective = field(default_factory=lambda: Objective(
-        hard=0.0, divergence=losses.Divergence.JENSEN_SHANNON
-    ))
-    temperature: float = 1.0  # of the sampling
-    limit: int = 96  # tokens of an answer
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise SettingError(f"share is {self.share}; it must lie above 0 and up to 1.")
-        if self.objective.hard:
-            raise SettingError("A student's own answers are no labels; set hard to 0.")
-        if self.limit < 1:
-            raise SettingError(f"limit is {self.limit}; it must be at least 1.")
 
 
 @dataclass(kw_only=True)
@@ -154,10 +98,11 @@ def train(
         LossNotFinite: a loss is NaN or infinite; `state` holds the last good weights.
     """
     objective = objective or Objective(hard=1.0)
-    _check(student, objective, teacher, on_policy)
+    parallel = parallel or Parallel()
+    _check(student, objective, teacher, on_policy, parallel, compiled=compiled)
     return _Loop(
         student, data, schedule, state, objective, teacher, on_policy, metrics,
-        parallel or Parallel(), compiled, title, console,
+        parallel, compiled, title, console,
     ).run()
 
 
@@ -218,6 +163,34 @@ def _hidden(
     return decoder.hidden(tokens_BT, 0, Packed(decoder.config, segments_BT))
 
 
+@contextmanager
+def _patience() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: the step at hand is ended first; pressed again, it is not."""
+    pressed: list[bool] = []
+
+    def note(*_: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _fingerprint(teacher: Decoder | Sampled | None) -> str:
+    """Differs between teachers: a little of every weight."""
+    if teacher is None or isinstance(teacher, Sampled):
+        return type(teacher).__name__
+    some = [parameter.detach().flatten()[:64].float().cpu() for parameter in teacher.parameters()]
+    return f"{zlib.crc32(torch.cat(some).numpy().tobytes()):08x}"
+
+
 class _Loop:
     """One run of `train`."""
 
@@ -239,7 +212,7 @@ class _Loop:
         self.run_ = Run()
         self.identity = json.dumps([
             asdict(replace(schedule, steps=1)), asdict(objective),
-            on_policy and asdict(on_policy), len(data), type(teacher).__name__,
+            on_policy and asdict(on_policy), fingerprint(data), _fingerprint(teacher),
         ])
 
     def run(self) -> Run:
@@ -255,7 +228,7 @@ class _Loop:
         try:
             with bar(
                 self.title, schedule.steps, done=done, console=self.console
-            ) as show, torch.random.fork_rng(parallel.random_devices):
+            ) as show, torch.random.fork_rng(parallel.random_devices), _patience() as asked:
                 for number, plan in enumerate(self._plans()):
                     if number == schedule.steps:
                         break
@@ -264,11 +237,11 @@ class _Loop:
                     self._learn(number, plan)
                     self.run_.seconds = time.perf_counter() - began
                     show(number + 1, self._note())
-                    if (number + 1) % schedule.save_every == 0 or number + 1 == schedule.steps:
+                    last = number + 1 == schedule.steps
+                    if (number + 1) % schedule.save_every == 0 or last or asked():
                         self._save()
-        except KeyboardInterrupt:
-            self._save()
-            raise
+                    if asked():
+                        raise KeyboardInterrupt
         finally:
             for hook in dropping:
                 hook.remove()
@@ -418,8 +391,10 @@ class _Loop:
 
 def _check(
     student: Decoder, objective: Objective, teacher: Decoder | Sampled | None,
-    on_policy: OnPolicy | None,
+    on_policy: OnPolicy | None, parallel: Parallel, *, compiled: bool,
 ) -> None:
+    if compiled and parallel.world > 1:
+        raise SettingError("Compiled steps serve one process; leave --compile out.")
     if objective.hard < 1 and teacher is None:
         raise SettingError("There is no teacher to learn from; name one, or set hard to 1.")
     if isinstance(teacher, Sampled):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from cloister.distill.loop import Schedule
+    from cloister.distill.schedule import Schedule
     from cloister.model.transformer import Decoder
 
 __all__ = ["Kind", "Optimizer"]

@@ -28,9 +28,10 @@ from rich.console import Console
 from cloister import pipeline, training
 from cloister.bundle import rewrite_receipt
 from cloister.distill.data import pairs
-from cloister.distill.loop import OnPolicy, Schedule, train
+from cloister.distill.loop import train
 from cloister.distill.losses import Objective
 from cloister.distill.prune import prune
+from cloister.distill.schedule import OnPolicy, Schedule
 from cloister.errors import CloisterError, SettingError
 from cloister.evaluate.report import evaluate
 from cloister.evaluate.subject import BundleSubject, CheckpointSubject

@@ -14,9 +14,10 @@ import torch
 
 from cloister.distill import loop
 from cloister.distill.data import Pair
-from cloister.distill.loop import OnPolicy, Schedule, train
+from cloister.distill.loop import train
 from cloister.distill.losses import Objective
 from cloister.distill.optimizer import Kind
+from cloister.distill.schedule import OnPolicy, Schedule
 from cloister.distill.state import read_state, write_state
 from cloister.errors import (
     DataError,
@@ -90,13 +91,17 @@ def test_an_interrupted_run_keeps_every_step_it_made(
 
     def interrupted(self: object, number: int, *rest: object) -> None:
         if number == 7:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         learn(self, number, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop._Loop, "_learn", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(fresh(), DATA, SCHEDULE, tmp_path / "state")
-    assert len(read_state(tmp_path / "state")["losses"]) == 7
+    whole = train(fresh(), DATA, SCHEDULE, tmp_path / "whole").losses
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_learn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(fresh(), DATA, SCHEDULE, tmp_path / "state")
+    assert read_state(tmp_path / "state")["losses"] == whole[:8]
+    assert train(fresh(), DATA, SCHEDULE, tmp_path / "state").losses == whole
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def child(*arguments: str, torchrun: int = 0) -> list[str]:
@@ -224,8 +229,13 @@ def test_a_run_may_be_made_longer_before_its_decay_but_not_otherwise_changed(
     for other in (replace(longer, peak=1e-3), replace(longer, seed=1), replace(longer, decay=0.9)):
         with pytest.raises(SettingError, match="other settings"):
             train(fresh(), DATA, other, tmp_path / "state")
+    for data in (DATA[1:], [*DATA[:-1], ([1, 2], [3])], DATA[::-1]):
+        with pytest.raises(SettingError, match="other settings"):
+            train(fresh(), data, longer, tmp_path / "state")
+    taught = {"objective": Objective(hard=0.5)}
+    train(fresh(), DATA, flat, tmp_path / "taught", teacher=fresh(7), **taught)
     with pytest.raises(SettingError, match="other settings"):
-        train(fresh(), DATA[1:], longer, tmp_path / "state")
+        train(fresh(), DATA, flat, tmp_path / "taught", teacher=fresh(8), **taught)
 
 
 def test_a_full_disk_leaves_the_state_as_it_was(

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from cloister.distill.data import Pair, batch
-from cloister.distill.loop import OnPolicy, Schedule, train
+from cloister.distill.loop import train
 from cloister.distill.losses import Objective, forward_kl, sampled_cross_entropy
+from cloister.distill.schedule import OnPolicy, Schedule
 from cloister.distill.teacher import Draws, FileStore, Sampled, decode, draw, encode, record
 from cloister.errors import LossNotFinite, NotEnoughDisk, SettingError, TrainingError
 from cloister.model.config import ModelConfig

@@ -18,8 +18,9 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer, QATConfig
 
 from cloister.distill.data import Pair
-from cloister.distill.loop import Schedule, train
+from cloister.distill.loop import train
 from cloister.distill.losses import Objective
+from cloister.distill.schedule import Schedule
 from cloister.errors import GroupSizeError
 from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
 from cloister.model.config import ModelConfig

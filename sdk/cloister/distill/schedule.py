@@ -1,0 +1,82 @@
+"""How long, how fast and on what a student is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from cloister.distill.losses import Divergence, Objective
+from cloister.distill.optimizer import Kind
+from cloister.errors import SettingError
+
+__all__ = ["OnPolicy", "Schedule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Raises:
+        SettingError: a value outside its bound.
+    """
+
+    steps: int
+    tokens: int = 4096  # positions a step, over all processes
+    micro: int = 1024  # positions a pass, of which a step has several
+    optimizer: Kind = Kind.MUON
+    peak: float = 5e-3  # learning rate
+    warmup: int = 50  # steps
+    decay: float = 0.4  # share of the steps, the last ones
+    final: float = 0.02  # share of the peak that the decay ends at
+    weight_decay: float = 0.05
+    dropout: float = 0.0  # share of each block's outputs
+    clip: float = 1.0  # norm of the gradient
+    autocast: bool = True  # products in bfloat16
+    seed: int = 0
+    save_every: int = 100  # steps
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("tokens", 1), ("micro", 1), ("save_every", 1),
+                            ("warmup", 0), ("weight_decay", 0), ("final", 0), ("decay", 0),
+                            ("dropout", 0)):
+            if not getattr(self, name) >= least:
+                raise SettingError(
+                    f"{name} is {getattr(self, name)}; it must be at least {least}."
+                )
+        for name in ("peak", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        for name in ("dropout", "decay", "final"):
+            if not getattr(self, name) <= 1:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be at most 1.")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`: linear warm-up, the peak, linear decay to the final share."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.peak * (self.final + (1 - self.final) * min(1.0, left))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """A last phase on answers that the student itself samples (GKD, arXiv 2306.13649).
+
+    Raises:
+        SettingError: a value outside its bound.
+    """
+
+    share: float = 0.1  # of the steps
+    objective: Objective = field(default_factory=lambda: Objective(
+        hard=0.0, divergence=Divergence.JENSEN_SHANNON
+    ))
+    temperature: float = 1.0  # of the sampling
+    limit: int = 96  # tokens of an answer
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise SettingError(f"share is {self.share}; it must lie above 0 and up to 1.")
+        if self.objective.hard:
+            raise SettingError("A student's own answers are no labels; set hard to 0.")
+        if self.limit < 1:
+            raise SettingError(f"limit is {self.limit}; it must be at least 1.")
