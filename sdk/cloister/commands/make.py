@@ -137,10 +137,17 @@ def _gate(args: Namespace) -> Callable[[Path], None]:
     from cloister.evaluate.subject import BundleSubject, open_subject
 
     bounds, examples = gate.parse(args.gate), read(args.gate_data)
+    for bound in bounds:  # not only after the export, which may take minutes
+        if bound.between_two and args.gate_against is None:
+            raise SettingError(
+                f"{bound.metric} compares two models; name the other with --gate-against."
+            )
     against = open_subject(args.gate_against) if args.gate_against else None
 
     def measure(directory: Path) -> None:
-        report = evaluate(BundleSubject(directory), examples, against=against)
+        subject = BundleSubject(directory)
+        subject.name = args.output.name  # the directory has a name of its own until it is accepted
+        report = evaluate(subject, examples, against=against)
         gate.check(bounds, report.metrics)
 
     return measure

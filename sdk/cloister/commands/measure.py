@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cloister import display, reference
 from cloister.errors import SettingError
 from cloister.runtime.memory import PROCESS_BYTES, available_bytes
-from cloister.tiers import ladder
+from cloister.tiers import Tier, ladder
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -107,28 +107,32 @@ def eval_(args: Namespace) -> Record:
         from cloister.evaluate.report import evaluate
         from cloister.evaluate.subject import open_subject
 
-        examples = read(args.data)
-        if args.task is not None:
-            examples = [example for example in examples if example.task == args.task]
-        if args.limit is not None:
-            # Evenly over the whole, not the first: files are sorted by intent.
-            examples = examples[::max(1, -(-len(examples) // args.limit))]
         paths = [reference.find(name, args.family) for name in args.models]
+        names = _names(args.models)
+        if args.picture is not None:
+            scoreboard.check_picture(args.picture)
+        whole = read(args.data)
+        if args.task is not None:
+            whole = [example for example in whole if example.task == args.task]
+        # Evenly over the whole, not the first: files are sorted by intent.
+        step = 1 if args.limit is None else max(1, -(-len(whole) // args.limit))
+        examples = whole[::step]
         if args.record and not all((path / "manifest.json").exists() for path in paths):
             raise SettingError("Only a bundle has a receipt to record in; leave --record out.")
         other = args.against and open_subject(
             reference.find(args.against, args.family))
         reports = []
-        for name, path in zip(args.models, paths, strict=True):
-            with display.counting(console, f"eval {Path(name).name}") as progress:
+        for name, path in zip(names, paths, strict=True):
+            with display.counting(console, f"eval {name}") as progress:
                 report = evaluate(open_subject(path), examples, against=other, progress=progress)
             reports.append({
-                **report.to_dict(), "model": Path(name).name, "data": args.data.name,
+                **report.to_dict(), "model": name, "data": args.data.resolve().name,
             })
             if args.record:
-                _record(path, reports[-1])
+                part = f"{len(examples)} of {len(whole)}" if step > 1 else None
+                _record(path, reports[-1], args.task, part)
     metrics = {report["model"]: report["metrics"] for report in reports}
-    base = "pro" if "pro" in metrics else next(iter(metrics))
+    base = next((name for name in metrics if Path(name).stem == Tier.PRO), next(iter(metrics)))
     if args.picture is not None:
         scoreboard.write_picture(args.picture, metrics, base)
     divided = scoreboard.ratios(metrics, base)
@@ -136,18 +140,35 @@ def eval_(args: Namespace) -> Record:
         _show_scores(reports, divided, base)
     if len(reports) == 1:
         return reports[0]
-    return {"data": args.data.name, "n": len(examples), "reports": reports, "base": base,
+    return {"data": args.data.resolve().name, "n": len(examples), "reports": reports, "base": base,
             "divided": divided}
 
 
-def _record(path: Path, record: Record) -> None:
+def _names(models: list[str]) -> list[str]:
+    """What to call each of the models: its directory, with the one around it where two are alike.
+
+    Raises:
+        SettingError: that does not tell them apart.
+    """
+    names = [Path(model).name for model in models]
+    if len(set(names)) < len(names):
+        full = [Path(model).resolve() for model in models]
+        names = [f"{path.parent.name}/{path.name}" for path in full]
+    if len(set(names)) < len(names):
+        raise SettingError("Two of the models have one name; evaluate them one at a time.")
+    return names
+
+
+def _record(path: Path, record: Record, task: str | None, part: str | None) -> None:
+    """Put `record` into the bundle's receipt; what was measured on less never replaces more."""
     from cloister.bundle import Bundle, rewrite_receipt
 
     bundle = Bundle.open(path)
     receipt = bundle.receipt()
     held = receipt.get("evaluations")
     evaluations = dict(held) if isinstance(held, dict) else {}
-    key = record["data"] + (f" against {record['against']}" if "against" in record else "")
+    key = ", ".join(filter(None, (record["data"], task, part)))
+    key += f" against {record['against']}" if "against" in record else ""
     evaluations[key] = {name: record[name] for name in ("n", "metrics", "errors")}
     rewrite_receipt(bundle, {**receipt, "evaluations": evaluations})
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Divergence", "compare"]
+
+_ROWS = 128  # positions at a time, since a large vocabulary in float64 takes a megabyte each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +48,12 @@ def compare(
     """Divergence over pairs of logits (reference, candidate), float32[T, V] each.
 
     `labels`, int64[T] for each pair, are the true next tokens; without them there is no perplexity.
-    Pairs are consumed one by one, so that the logits of a whole text are never held at once.
+    Pairs are consumed one by one, a few positions at a time: of each only numbers are kept.
     """
     klds, same, surprise = [], [], []
     difference = norm = 0.0
     truths = repeat(None) if labels is None else iter(labels)
-    for (reference, candidate), truth in zip(pairs, truths, strict=False):
+    for reference, candidate, truth in _parts(pairs, truths):
         log_p, log_q = reference.double().log_softmax(-1), candidate.double().log_softmax(-1)
         klds.append((log_p.exp() * (log_p - log_q)).sum(-1))
         same.append(reference.argmax(-1) == candidate.argmax(-1))
@@ -73,6 +75,15 @@ def compare(
         ppl_ratio=ratio, ppl_ratio_se=ratio_se,
         relative_error=(difference / norm) ** 0.5 if norm else 0.0,
     )
+
+
+def _parts(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], truths: Iterable[torch.Tensor | None]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    for (reference, candidate), truth in zip(pairs, truths, strict=False):
+        for at in range(0, len(reference), _ROWS):
+            rows = slice(at, at + _ROWS)
+            yield reference[rows], candidate[rows], None if truth is None else truth[rows]
 
 
 def _error(values: torch.Tensor) -> float:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from cloister.errors import GateFailed, SettingError
+from cloister.evaluate.divergence import Divergence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = ["Bound", "check", "parse"]
+
+_BETWEEN_TWO = {field.name for field in fields(Divergence)} | {"flips"}
 
 _OPERATORS = {"<=": operator.le, ">=": operator.ge}
 _BOUND = re.compile(r"\s*([a-z0-9_.]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*")
@@ -26,6 +29,11 @@ class Bound:
     metric: str
     kind: str  # <= or >=
     value: float
+
+    @property
+    def between_two(self) -> bool:
+        """Whether the metric compares a model with another."""
+        return self.metric in _BETWEEN_TWO
 
 
 def parse(text: str) -> tuple[Bound, ...]:

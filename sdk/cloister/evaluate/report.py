@@ -11,7 +11,7 @@ import torch
 
 from cloister.errors import ContextExceeded, SettingError, VocabularyMismatch
 from cloister.evaluate.divergence import Divergence, compare
-from cloister.evaluate.tasks import Score, correct, flips, scores
+from cloister.evaluate.tasks import Score, check, correct, flips, scores
 from cloister.tokenizer import Message
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "evaluate"]
 
-LONGEST = 512  # tokens of a generated answer
 _TEXTS = ("story",)  # tasks with no one right answer: how well the text is predicted counts
 _RESAMPLES = 200
 
@@ -87,7 +86,8 @@ def evaluate(
     predicted from the request and the answer so far.
 
     Raises:
-        ContextExceeded: an example does not fit, named by its number.
+        ContextExceeded: an example does not fit one of the models, named by its number.
+        DataError: a target is not what its task asks for (see `tasks.check`).
         VocabularyMismatch: the two models have different tokenizers.
         SettingError: there is nothing to evaluate, or a model names no end of an answer.
     """
@@ -95,7 +95,8 @@ def evaluate(
         raise SettingError("There are no examples to evaluate; name other data.")
     if against is not None:
         _check_alike(subject, against)
-    pairs = list(_pairs(subject, examples))
+    pairs = list(_pairs(subject, examples, against or subject))
+    check(examples)
     by_task: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
         by_task.setdefault(example.task, []).append(number)
@@ -138,7 +139,9 @@ def _check_alike(subject: Subject, against: Subject) -> None:
         )
 
 
-def _pairs(subject: Subject, examples: Sequence[Example]) -> Iterator[Pair]:
+def _pairs(subject: Subject, examples: Sequence[Example], other: Subject) -> Iterator[Pair]:
+    """Ids of every request and its answer, which both models can hold."""
+    narrow = min(subject, other, key=lambda model: model.context)
     if not subject.eos:
         raise SettingError(
             f"{subject.name} names no token that ends an answer; import or export it anew.")
@@ -148,10 +151,10 @@ def _pairs(subject: Subject, examples: Sequence[Example]) -> Iterator[Pair]:
             Message(role="user", content=example.input),
         ])
         answer = [*subject.tokenizer.encode(example.target), subject.eos[0]]
-        if len(prompt) + len(answer) > subject.context:
+        if len(prompt) + len(answer) > narrow.context:
             raise ContextExceeded(
                 f"Example {number} has {len(prompt) + len(answer)} tokens and the context of "
-                f"{subject.name} holds {subject.context}; shorten it or leave it out."
+                f"{narrow.name} holds {narrow.context}; shorten it or leave it out."
             )
         yield prompt, answer
 
@@ -159,8 +162,8 @@ def _pairs(subject: Subject, examples: Sequence[Example]) -> Iterator[Pair]:
 def _answers(
     subject: Subject, pairs: Sequence[Pair], progress: Callable[[str, int, int], None]
 ) -> list[str]:
-    """No answer is cut off that could still be right."""
-    limit = min(LONGEST, 2 * max(len(answer) for _, answer in pairs) + 16)
+    """Greedy answers; none is cut off that could still be right."""
+    limit = 2 * max(len(answer) for _, answer in pairs) + 16
     texts = []
     for ids in subject.answers([prompt for prompt, _ in pairs], limit):
         texts.append(subject.tokenizer.decode(ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from cloister.errors import SettingError
@@ -10,9 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["ratios", "write_picture"]
+__all__ = ["check_picture", "ratios", "write_picture"]
 
+# What is divided; divergences are not scores, and have no meaning as shares of another's.
+HIGHER_IS_BETTER = ("exact", "frame_exact", "intent_accuracy", "oos_recall", "slot_f1")
 LOWER_IS_BETTER = ("bits_per_byte",)
+KINDS = (".png", ".svg")
 
 
 def ratios(
@@ -23,12 +27,31 @@ def ratios(
     for model, scores in metrics.items():
         divided[model] = {}
         for name, value in scores.items():
+            score = name.rpartition(".")[2]
+            lower = score in LOWER_IS_BETTER
+            if not lower and score not in HIGHER_IS_BETTER:
+                continue
             reference = metrics[base].get(name)
-            lower = name.rpartition(".")[2] in LOWER_IS_BETTER
             above, below = (reference, value) if lower else (value, reference)
             if above is not None and below:
                 divided[model][name] = above / below
     return divided
+
+
+def check_picture(path: Path) -> None:
+    """Nothing, where a picture can be drawn into `path`; to be asked before long work.
+
+    Raises:
+        SettingError: matplotlib is not installed, or the file cannot be such a picture.
+    """
+    if find_spec("matplotlib") is None:
+        raise SettingError('Pictures need matplotlib; run pip install "cloister[train]".')
+    if path.suffix.lower() not in KINDS:
+        raise SettingError(f"{path.name} is no picture file; use {' or '.join(KINDS)}.")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise SettingError(
+            f"Picture {path.name} has no directory to lie in, or is one; name another file."
+        )
 
 
 def write_picture(
@@ -37,14 +60,11 @@ def write_picture(
     """Draw `ratios` as groups of bars, into a file of the kind that its name says.
 
     Raises:
-        SettingError: matplotlib is not installed, or knows no such kind of file.
+        SettingError: see `check_picture`; or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SettingError(
-            'Pictures need matplotlib; run pip install "cloister[train]".'
-        ) from None
+    check_picture(path)
+    from matplotlib.figure import Figure
+
     divided = ratios(metrics, base)
     names = list(dict.fromkeys(name for scores in divided.values() for name in scores))
     figure = Figure(figsize=(2 + 1.6 * len(names), 4), layout="constrained")
@@ -62,7 +82,7 @@ def write_picture(
     axes.legend(loc="lower left", fontsize=8)
     try:
         figure.savefig(path, dpi=150)
-    except ValueError:
+    except OSError as error:
         raise SettingError(
-            f"{path.name} is no picture file that matplotlib knows; use .png or .svg."
+            f"Picture {path.name} cannot be written ({error.strerror}); name another file."
         ) from None

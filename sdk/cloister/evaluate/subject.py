@@ -98,8 +98,12 @@ class BundleSubject:
     def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
         """Of each pair, what predicts the answer's tokens, float32[N, V]."""
         for prompt, answer in pairs:
-            rows = torch.cat([part.clone() for part in self._engine.score([*prompt, *answer])])
-            yield rows[len(prompt) - 1:-1]
+            ids = [*prompt, *answer[:-1]]  # what follows the last token is not asked for
+            rows, start = [], 0
+            for part in self._engine.score(ids):
+                rows.append(part[max(0, len(prompt) - 1 - start):].clone())
+                start += len(part)
+            yield torch.cat(rows)
 
     def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
         """The greedy answer to each prompt, in order, without its end."""

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cloister.corpus import NONE
+from cloister.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloister.corpus import Example
 
-__all__ = ["Score", "correct", "flips", "scores", "spans"]
+__all__ = ["Score", "check", "correct", "flips", "scores", "spans"]
 
+_CALLS = ("call", "intent")  # tasks whose answer is a tool call
 _RESAMPLES = 200
 
 Span = tuple[str, int, int]
@@ -33,7 +35,7 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A share between 0 and 1, of `n` things counted."""
+    """A share between 0 and 1 of `n` things counted, or bits a byte of `n` texts."""
 
     value: float
     error: float  # standard error
@@ -47,14 +49,29 @@ class Score:
         return cls(value=value, error=(value * (1 - value) / n) ** 0.5, n=n)
 
 
+def check(examples: Sequence[Example]) -> None:
+    """Nothing, where every answer that is wanted can be given.
+
+    Raises:
+        DataError: one that should be a tool call is none; it is named by its number.
+    """
+    for number, example in enumerate(examples, start=1):
+        if example.task in _CALLS and _call(example.target) is None:
+            raise DataError(
+                f"The target of example {number} of task {example.task} is no tool call, "
+                '{"name": ..., "arguments": {...}} with strings; correct it or name the task '
+                "otherwise."
+            )
+
+
 def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:
     """Every score that applies to `examples`, all of one task, and the texts they were answered
-    with."""
+    with; `check` lets the examples through."""
     task = examples[0].task
     right = correct(examples, answers)
     if task == "call":
         names = [
-            (_call(answer) or ("", {}))[0] == _target(example)[0]
+            (_call(answer) or (None, {}))[0] == _target(example)[0]
             for example, answer in zip(examples, answers, strict=True)
         ]
         return {
@@ -74,7 +91,7 @@ def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Sco
 def correct(examples: Sequence[Example], answers: Sequence[str]) -> list[bool]:
     """Whether each answer is right: a call with the same name and arguments, or the same text."""
     return [
-        _call(answer) == _target(example) if example.task in ("call", "intent")
+        _call(answer) == _target(example) if example.task in _CALLS
         else answer.strip() == example.target.strip()
         for example, answer in zip(examples, answers, strict=True)
     ]
@@ -152,4 +169,5 @@ def _call(text: str) -> Call | None:
 
 def _target(example: Example) -> Call:
     call = _call(example.target)
-    return call if call is not None else ("", {})
+    assert call is not None, "see check()"
+    return call

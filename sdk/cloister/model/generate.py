@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from cloister.model.transformer import Decoder
+    from cloister.tiers import Shape
 
 __all__ = ["generate"]
 
-BATCH = 256  # prompts at a time
+BATCH = 256  # most prompts at a time
+BATCH_BYTES = 512 << 20  # of their logits while they are read, and of their keys and values
 
 
 @torch.no_grad()  # not inference mode, whose tensors no later training could use
@@ -35,10 +37,11 @@ def generate(
     """The answer to each prompt, without the token of `end` that closed it.
 
     Greedy at temperature 0, else sampled with `generator`. An answer stops at `limit` tokens, or
-    where the context is full. Prompts of one length go together, since rows are never padded.
+    where the context is full. Prompts of one length go together, since rows are never padded; as
+    many of them as BATCH_BYTES allow.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for indices in _alike(prompts):
+    for indices in _alike(prompts, decoder.config.shape, limit):
         going = list(indices)
         cache = KVCache(decoder.config)
         room = decoder.config.shape.context - len(prompts[going[0]])
@@ -58,14 +61,17 @@ def generate(
     return answers
 
 
-def _alike(prompts: Sequence[list[int]]) -> Iterator[list[int]]:
-    """Numbers of prompts of one length, at most BATCH at a time."""
+def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[list[int]]:
+    """Numbers of prompts of one length, as many as go at a time."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         groups[len(prompt)].append(index)
-    for group in groups.values():
-        for at in range(0, len(group), BATCH):
-            yield group[at:at + BATCH]
+    for length, group in groups.items():
+        positions = min(length + limit, shape.context)
+        row_bytes = length * shape.vocab_size * 4 + positions * shape.kv_bytes_per_token()
+        rows = max(1, min(BATCH, BATCH_BYTES // row_bytes))
+        for at in range(0, len(group), rows):
+            yield group[at:at + rows]
 
 
 def _pick(

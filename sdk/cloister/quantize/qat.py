@@ -36,7 +36,7 @@ def prepare(decoder: Decoder, recipe: Recipe) -> Decoder:
     Embedding and head have weights of their own in it, tied or not, since they are quantized
     apart. Parameters keep their names, so that the trained ones can be written to a checkpoint and
     quantized. Train it in float32: under autocast the activations that are rounded, and with them
-    the logits, are others.
+    the logits, are others. torch.compile may be used: weights are rounded alike.
 
     Raises:
         GroupSizeError: a group does not divide a layer's inputs.
@@ -113,7 +113,7 @@ def round_rows(x: torch.Tensor) -> torch.Tensor:
         low = x.amin(-1, keepdim=True).clamp(max=0)
         high = x.amax(-1, keepdim=True).clamp(min=0)
         scale = ((high - low) / 255).clamp(min=_LEAST)
-        zero = (-128 - (low / scale).round()).clamp(-128, 127)
+        zero = -128 - (low / scale).round()
     return _round(x, 1.0 / scale, scale, zero, -128.0, 127.0)
 
 

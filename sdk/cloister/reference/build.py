@@ -6,10 +6,10 @@
     OUT/quantized/TIER/                       8 bits; the Nano tiers 4, trained to bear them
     OUT/after/TIER/                           the Nano tiers in 4 bits without that training
     OUT/family/TIER.cloister/                 quantized, exported, checked and measured
-    OUT/TIER.json                             what it cost and what it can do
+    OUT/TIER.json, MODEL_CARD.md              what it cost and what it can do
 
-A stage whose result stands is not repeated. `family`, and `checkpoints/pro`, are what the package
-ships.
+A stage whose result stands is not repeated. `family`, `checkpoints/pro`, the records
+and the model card made of them are what the package ships.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.transformer import Decoder
 from cloister.quantize.apply import quantize
 from cloister.reference import mixture, requests_path, vocabulary
+from cloister.reference.card import card
 from cloister.settings import Settings
 from cloister.tiers import Tier, ladder
 from cloister.tokenizer import Tokenizer
@@ -84,8 +85,12 @@ _EIGHT_BITS = "8da8w"
 class _Builder:
     """The stages, each of which leaves its result in `out`."""
 
-    def __init__(self, data: Path, out: Path, *, seed: int, steps: int | None) -> None:
+    def __init__(
+        self, data: Path, out: Path, *, seed: int = 0, steps: int | None = None,
+        compiled: bool = True,
+    ) -> None:
         self.data, self.out, self.seed, self.steps = data, out, seed, steps
+        self.compiled = compiled
         self.mixture = mixture.Mixture.read(data)
         if not (out / "chat_template.jinja").exists():
             vocabulary.train(out, mixture.vocabulary_texts(self.mixture))
@@ -127,7 +132,7 @@ class _Builder:
         run = train(
             student, self.examples, self.schedule(rung.schedule), folder / "state",
             objective=rung.objective, teacher=teacher, on_policy=rung.on_policy,
-            metrics=folder / "metrics.jsonl", compiled=True, title=tier,
+            metrics=folder / "metrics.jsonl", compiled=self.compiled, title=tier,
         )
         made = training.write(
             folder, path,
@@ -138,8 +143,8 @@ class _Builder:
         )
         self._note(tier, "training", {
             "checkpoint": made.identity, "steps": len(run.losses), "tokens": run.tokens,
-            "seconds": round(run.seconds), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "rung": asdict(rung), "seed": self.seed,
+            "seconds": round(run.seconds), "device": _device(), "torch": torch.__version__,
+            "rung": asdict(rung), "seed": self.seed,
             "losses": [round(loss, 4) for loss in run.losses[::20]],  # every twentieth step's
         })
         return made
@@ -155,7 +160,9 @@ class _Builder:
             quantize(source, path, Recipe.parse(_EIGHT_BITS))
             return Checkpoint.open(path)
         recipe = Recipe.parse(DEFAULT_RECIPE)
-        quantize(source, self.out / "after" / tier, recipe, replace_existing=True)
+        after = self.out / "after" / tier
+        after.parent.mkdir(exist_ok=True)
+        quantize(source, after, recipe, replace_existing=True)
         outcome = training.train_quantized(
             source, path, recipe=recipe, data=self.examples, schedule=self.schedule(QAT),
             folder=self.out / "runs" / f"{tier}-4bit",
@@ -201,6 +208,12 @@ class _Builder:
         path.write_text(json.dumps({**held, key: record}, indent=1) + "\n", "utf-8")
 
 
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} processor cores"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0, or 1 with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m cloister.reference.build", description=__doc__,
@@ -211,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiers", default=",".join(Tier), help="comma-separated (%(default)s)")
     parser.add_argument("--steps", type=int, help="of every run, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eager", action="store_true", help="compile nothing: for short runs")
     given = parser.parse_args(arguments)
     screen = Console(stderr=True)
     try:
@@ -218,9 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
         tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
         given.out.mkdir(parents=True, exist_ok=True)
-        builder = _Builder(given.data, given.out, seed=given.seed, steps=given.steps)
+        builder = _Builder(
+            given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager)
         for tier in tiers:
             screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
+        (given.out / "MODEL_CARD.md").write_text(card(given.out), "utf-8")
     except CloisterError as error:
         screen.print(str(error), style="red", markup=False)
         return 1

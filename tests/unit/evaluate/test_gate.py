@@ -43,3 +43,8 @@ def test_a_gate_of_another_form_is_refused(text: str) -> None:
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are() -> None:
     with pytest.raises(SettingError, match=r"top5 .* call\.frame_exact, mean_kld, top1"):
         check(parse("top5>=0.9"), METRICS)
+
+
+def test_a_bound_knows_whether_it_needs_another_model() -> None:
+    bounds = parse("mean_kld<=1,ppl_ratio<=1,flips<=1,top1>=0,call.frame_exact>=0,exact>=0")
+    assert [bound.between_two for bound in bounds] == [True] * 4 + [False] * 2

@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import SettingError
-from cloister.evaluate.scoreboard import ratios, write_picture
+from cloister.evaluate.scoreboard import check_picture, ratios, write_picture
 
 METRICS = {
-    "pro": {"exact": 0.8, "story.bits_per_byte": 1.5, "new": 0.0},
-    "nano": {"exact": 0.6, "story.bits_per_byte": 2.0, "new": 0.5, "own": 1.0},
+    "pro": {"exact": 0.8, "story.bits_per_byte": 1.5, "oos_recall": 0.0, "mean_kld": 0.1},
+    "nano": {"exact": 0.6, "story.bits_per_byte": 2.0, "oos_recall": 0.5, "slot_f1": 1.0,
+             "mean_kld": 0.2, "top1": 0.9, "flips": 0.1},
     "bad": {"exact": 0.0, "story.bits_per_byte": 0.0},
 }
 
 
-def test_scores_are_divided_and_bits_the_other_way_round() -> None:
+def test_scores_are_divided_bits_the_other_way_round_and_divergences_not_at_all() -> None:
     divided = ratios(METRICS, "pro")
     assert divided["pro"] == {"exact": 1, "story.bits_per_byte": 1}
     assert divided["nano"] == {"exact": pytest.approx(0.75), "story.bits_per_byte": 0.75}
@@ -30,15 +31,20 @@ def test_the_picture_shows_every_model(tmp_path: Path, kind: str) -> None:
         assert all(f"<!-- {name} -->".encode() in content for name in METRICS)
 
 
-def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"board\.docx"):
-        write_picture(tmp_path / "board.docx", METRICS, "pro")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", ["board.docx", "board", "absent/board.png", "folder.png"])
+def test_a_file_that_no_picture_can_be_is_refused_before_any_work(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for refuse in (check_picture, lambda path: write_picture(path, METRICS, "pro")):
+        with pytest.raises(SettingError, match=Path(name).name):
+            refuse(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
 def test_without_matplotlib_it_is_said_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(SettingError, match=r"cloister\[train\]"):
-        write_picture(tmp_path / "board.png", METRICS, "pro")
+        check_picture(tmp_path / "board.png")

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from cloister.corpus import Example, tool_call
-from cloister.evaluate.tasks import correct, flips, scores, spans
+from cloister.errors import DataError
+from cloister.evaluate.tasks import check, correct, flips, scores, spans
 
 
 def call(text: str, name: str, *slots: tuple[str, str]) -> Example:
@@ -88,3 +89,12 @@ def test_other_tasks_count_texts_that_are_the_same() -> None:
 
 def test_flips_count_both_ways() -> None:
     assert flips([True, True, False, False], [True, False, True, False]).value == 0.5
+
+
+@pytest.mark.parametrize("task", ["call", "intent"])
+def test_a_wanted_call_that_is_none_is_refused_by_its_number(task: str) -> None:
+    """No answer could be right, and a malformed one would look so."""
+    check([PLAY, ASK, OUT, Example(task="redact", input="a", target="zebra")])
+    with pytest.raises(DataError, match=f"example 2 of task {task}") as refused:
+        check([PLAY, Example(task=task, input="zebra", target="zebra")])
+    assert "zebra" not in str(refused.value)

@@ -91,7 +91,7 @@ def convert_config(
 
 
 def awkward(rows: int, inputs: int) -> torch.Tensor:
-    """Random rows of every size, some of zeros, of one sign, of ties, of one large entry."""
+    """Random rows of every size, some of zeros, of one sign, of ties, of a large entry."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(rows, inputs, generator=generator)
     x *= 10 ** torch.empty(rows, 1).uniform_(-9, 4, generator=generator)
@@ -100,6 +100,7 @@ def awkward(rows: int, inputs: int) -> torch.Tensor:
     x[2] = -x[2].abs()
     x[3] = torch.arange(inputs) % 16 - 7.5
     x[4, 0] = 1e4
+    x[5] = x[3] * (1 + 2 ** -8)  # the scale lies between two of bfloat16
     return x
 
 

@@ -1,13 +1,20 @@
 """One command makes the family from the public data sets."""
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from pytorch_tokenizers import CppHFTokenizer
 
+from cloister import pipeline
+from cloister.bundle import Bundle
 from cloister.errors import DataError
+from cloister.model.checkpoint import Checkpoint
 from cloister.reference import build, mixture, vocabulary
 from cloister.settings import Settings
+from cloister.tiers import Tier
 from cloister.tokenizer import Message, Tokenizer
 
 SHIPPED_TEXT = Path(build.__file__).parents[1] / "export" / "check.jsonl"
@@ -90,3 +97,46 @@ def test_wrong_usage_of_the_builder_ends_in_one_sentence(
     assert build.main(given) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From Ultra to a Nano bundle with its receipt, on a few examples and steps."""
+    few = list(mixture.Mixture.read(data).examples(1, 0))[:300]
+    monkeypatch.setattr(mixture.Mixture, "examples", lambda *_: iter(few))
+    held = {task: rows[:3] for task, rows in mixture.development(data).items()}
+    monkeypatch.setattr(mixture, "development", lambda _: held)
+    monkeypatch.setattr(pipeline, "MIN_TOP1", 0.0)  # what was hardly trained has no winners
+    given = ["--data", str(data), "--out", str(tmp_path), "--steps", "2", "--eager"]
+    assert build.main([*given, "--tiers", "nano-1"]) == 0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "nano-1", "nano-2", "pro", "ultra"]
+    checkpoints = {
+        tier: Checkpoint.open(tmp_path / "checkpoints" / tier) for tier in Tier
+    }
+    for above, below in itertools.pairwise(Tier):
+        assert checkpoints[below].metadata.parent == checkpoints[above].identity
+    assert checkpoints[Tier.NANO_1].tensor("embed.weight").dtype is torch.bfloat16
+    bundle = Bundle.open(tmp_path / "family" / "nano-1.cloister")
+    bundle.verify()
+    assert bundle.manifest.recipe == "8da4w-g32"
+    assert bundle.manifest.eos == (0,)
+    assert set(bundle.receipt()["evaluations"]) == {
+        f"{task}, development" for task in ("call", "intent", "redact", "story")}
+    record = json.loads((tmp_path / "nano-1.json").read_text())
+    assert set(record) == {"tier", "training", "quantization_aware_training", "evaluation",
+                           "post_training_quantization"}
+    assert record["training"]["checkpoint"] == checkpoints[Tier.NANO_1].identity
+    assert "evaluation" not in json.loads((tmp_path / "ultra.json").read_text())
+    for path in tmp_path.glob("*.json"):
+        assert str(tmp_path) not in path.read_text()
+    text = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "nano-1, post-training" in text
+    assert "CC BY 3.0" in text
+
+    monkeypatch.delattr(build, "train")  # nothing is trained again
+    before = (tmp_path / "nano-1.json").read_bytes()
+    assert build.main([*given, "--tiers", "nano-1"]) == 0
+    assert (tmp_path / "nano-1.json").read_bytes() == before
+    assert "nano-1.cloister is ready" in capsys.readouterr().err
