@@ -109,7 +109,9 @@ def test_an_answer_has_room_for_the_longest_that_is_wanted(tokenizer: Tokenizer)
     long = Example(task="redact", input="x", target="the quick brown fox " * 400)
     subject = Fixed(tokenizer, [long.target], context=10_000)
     assert evaluate(subject, [long]).metrics["exact"] == 1
-    assert subject.limits[0] > len(tokenizer.encode(long.target)) > 512
+    wanted = len(tokenizer.encode(long.target))
+    assert wanted > 512
+    assert subject.limits[0] >= 2 * wanted, "a right call may be spelled in more tokens"
 
 
 def test_an_example_must_fit_both_models(tokenizer: Tokenizer) -> None:
