@@ -151,10 +151,10 @@ _FULL = Ladder(scale=Scale.FULL, shapes={
 # Every width of Nano-1 and Pro is a multiple of 128, of Nano-2 a multiple of 64, so that each
 # group size of the recipes can be tried on them.
 _REFERENCE = Ladder(scale=Scale.REFERENCE, shapes={
-    Tier.ULTRA: Shape(vocab_size=4096, hidden_size=320, layers=8, heads=10, kv_heads=5,
-                      head_size=32, feed_forward=1024, context=1024, tied=True),
+    Tier.ULTRA: Shape(vocab_size=4096, hidden_size=320, layers=6, heads=10, kv_heads=5,
+                      head_size=32, feed_forward=896, context=1024, tied=True),
     Tier.PRO: Shape(vocab_size=4096, hidden_size=256, layers=6, heads=8, kv_heads=4,
-                    head_size=32, feed_forward=1024, context=1024, tied=True),
+                    head_size=32, feed_forward=640, context=1024, tied=True),
     Tier.NANO_2: Shape(vocab_size=4096, hidden_size=192, layers=6, heads=8, kv_heads=4,
                        head_size=32, feed_forward=448, context=1024, tied=True),
     Tier.NANO_1: Shape(vocab_size=4096, hidden_size=128, layers=6, heads=4, kv_heads=4,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import zlib
 from array import array
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -172,8 +173,8 @@ def one_pass(
 ) -> list[tuple[int, list[Row]]]:
     """The row length of each batch, and its rows of example numbers.
 
-    Every example comes once, in a row of the shortest length that holds it. A batch has rows of
-    one length, `tokens` positions in all (one row at least); the last ones may be empty.
+    Every example comes once, in a row that holds it whole. A batch has rows of one length,
+    `tokens` positions in all (one row at least); the last ones may be empty.
 
     Raises:
         DataError: there are no examples.
@@ -195,22 +196,24 @@ def one_pass(
 
 
 def _packed(order: list[int], sizes: list[int], lengths: list[int]) -> dict[int, list[Row]]:
-    """Rows by length, filled first-fit among the last few that are open."""
+    """Rows by length: long examples first, then short ones where they leave the least room."""
+    least = min(sizes)
     rows: dict[int, list[Row]] = {length: [] for length in lengths}
-    free: dict[int, list[tuple[int, Row]]] = {length: [] for length in lengths}
-    for number in order:
+    free: list[tuple[int, int, Row]] = []  # room, number of the row, the row; by room
+    opened = 0
+    fitting = [lengths[bisect_left(lengths, size)] for size in sizes]
+    for number in sorted(order, key=lambda number: -fitting[number]):
         size = sizes[number]
-        length = next(length for length in lengths if size <= length)
-        for at, (room, row) in enumerate(free[length]):
-            if size <= room:
-                row.append(number)
-                free[length][at] = room - size, row
-                break
+        at = bisect_left(free, (size,))
+        if at < len(free):
+            room, place, row = free.pop(at)
         else:
-            row = [number]
-            rows[length].append(row)
-            # Eight open rows lose a few per cent to padding; more would cost time.
-            free[length] = [(length - size, row), *free[length]][:8]
+            room, place, row = fitting[number], opened, []
+            rows[room].append(row)
+            opened += 1
+        row.append(number)
+        if room - size >= least:
+            insort(free, (room - size, place, row))
     return rows
 
 

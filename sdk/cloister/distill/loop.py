@@ -38,7 +38,7 @@ from cloister.distill.data import (
 )
 from cloister.distill.losses import Objective
 from cloister.distill.optimizer import Optimizer
-from cloister.distill.parallel import Parallel
+from cloister.distill.parallel import Parallel, multiplies_bfloat16
 from cloister.distill.progress import bar
 from cloister.distill.state import read_state, write_state
 from cloister.distill.teacher import Sampled
@@ -208,6 +208,7 @@ class _Loop:
         self.console = console if parallel.rank == 0 else Console(quiet=True)
         self.step = _Step(student, teacher, compiled=compiled)
         parallel.shard(self.step, student.layers)
+        self.narrow = schedule.autocast and multiplies_bfloat16(parallel.device)
         self.optimizer = Optimizer(student, schedule)
         self.run_ = Run()
         self.identity = json.dumps([
@@ -271,7 +272,7 @@ class _Loop:
         sums = torch.zeros(3, device=parallel.device)
         for whole in batches:
             part = whole.part(parallel.rank, parallel.world).to(parallel.device)
-            with torch.autocast(parallel.device.type, torch.bfloat16, enabled=schedule.autocast):
+            with torch.autocast(parallel.device.type, torch.bfloat16, enabled=self.narrow):
                 entropy, apart = self.step(lambda part=part: self.step.losses(part, objective))
             loss = (objective.hard * entropy + (1 - objective.hard) * apart) / count
             # Gradients are averaged over processes, and the loss is a sum over them.
@@ -309,7 +310,7 @@ class _Loop:
             self.schedule.seed * 1_000_003 + number)
         self.student.eval()
         with torch.autocast(
-            self.parallel.device.type, torch.bfloat16, enabled=self.schedule.autocast
+            self.parallel.device.type, torch.bfloat16, enabled=self.narrow
         ):
             answers = self.step(lambda: generate(
                 self.student, [self.data[number][0] for number in numbers], end=(end,),

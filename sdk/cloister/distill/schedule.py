@@ -31,7 +31,7 @@ class Schedule:
     weight_decay: float = 0.05
     dropout: float = 0.0  # share of each block's outputs
     clip: float = 1.0  # norm of the gradient
-    autocast: bool = True  # products in bfloat16
+    autocast: bool = True  # products in bfloat16, on a device that has them
     seed: int = 0
     save_every: int = 100  # steps
 

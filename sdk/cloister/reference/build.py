@@ -30,6 +30,7 @@ from cloister.bundle import rewrite_receipt
 from cloister.distill.data import pairs
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
+from cloister.distill.parallel import multiplies_bfloat16
 from cloister.distill.prune import prune
 from cloister.distill.schedule import OnPolicy, Schedule
 from cloister.errors import CloisterError, SettingError
@@ -68,14 +69,14 @@ _HALF = Objective(hard=0.5)
 RUNGS = {
     Tier.ULTRA: Rung(
         teacher=None, objective=Objective(hard=1.0),
-        schedule=Schedule(steps=2400, peak=6e-3, dropout=0.1),
+        schedule=Schedule(steps=1500, peak=5e-3),
     ),
     Tier.PRO: Rung(
-        teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=1500, peak=4e-3)),
+        teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=900, peak=4e-3)),
     Tier.NANO_2: Rung(
-        teacher=Tier.PRO, objective=_HALF, schedule=Schedule(steps=2000, peak=4e-3)),
+        teacher=Tier.PRO, objective=_HALF, schedule=Schedule(steps=1200, peak=4e-3)),
     Tier.NANO_1: Rung(
-        teacher=Tier.NANO_2, objective=_HALF, schedule=Schedule(steps=2500, peak=5e-3)),
+        teacher=Tier.NANO_2, objective=_HALF, schedule=Schedule(steps=1500, peak=5e-3)),
 }
 # From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
 QAT = Schedule(steps=600, peak=2e-4, warmup=20, decay=0.8, autocast=False)
@@ -209,9 +210,12 @@ class _Builder:
 
 
 def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} processor cores"
+    """What trained, and in which numbers."""
+    cuda = torch.cuda.is_available()
+    numbers = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")) else (
+        "float32")
+    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} processor cores"
+    return f"{name}, {numbers}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

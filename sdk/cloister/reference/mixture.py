@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PASSES", "Mixture", "development", "vocabulary_texts"]
 
-PASSES = 11  # variants of each request
+PASSES = 8  # variants of each request
 _REDACTED = 4_000  # examples a pass
 _OUTSIDE = 6  # times that each request outside every intent is seen a pass
 _QUESTIONS = 600  # a pass, out of scope
