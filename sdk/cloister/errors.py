@@ -33,6 +33,14 @@
     │   └── OverlapError                evaluation data among the training data
     ├── TrainingError               a training run that cannot go on
     │   └── LossNotFinite               a loss or gradient that is NaN or infinite
+    ├── VaultError                  a vault that cannot be used
+    │   ├── WrongPassphrase             the passphrase is not the vault's
+    │   ├── KeyMissing                  the key store or key file does not hold the vault's key
+    │   ├── KeyDamaged                  a record of keys is not what was written
+    │   ├── VaultDamaged                content is not what was written, or not where it was
+    │   ├── VaultRolledBack             an older state than the one that was last closed
+    │   ├── VaultUnsafe                 others could read or replace it, or it lies on a network
+    │   └── VaultVersionError           written by a release with another format
     └── WorkerError                 the worker process ended or broke its protocol
 
 A message says what happened, to which object, and what to do now, in one sentence, and never
@@ -54,6 +62,8 @@ __all__ = [
     "GroupSizeError",
     "IncompatibleProgram",
     "InvalidText",
+    "KeyDamaged",
+    "KeyMissing",
     "LossNotFinite",
     "ManifestInvalid",
     "NonFiniteTensor",
@@ -72,8 +82,14 @@ __all__ = [
     "TrainingError",
     "UnsupportedArchitecture",
     "UnsupportedFeature",
+    "VaultDamaged",
+    "VaultError",
+    "VaultRolledBack",
+    "VaultUnsafe",
+    "VaultVersionError",
     "VocabularyMismatch",
     "WorkerError",
+    "WrongPassphrase",
 ]
 
 
@@ -207,6 +223,38 @@ class TrainingError(CloisterError):
 
 class LossNotFinite(TrainingError):
     """A loss or gradient that is NaN or infinite."""
+
+
+class VaultError(CloisterError):
+    """A vault that cannot be used."""
+
+
+class WrongPassphrase(VaultError):
+    """The passphrase is not the vault's."""
+
+
+class KeyMissing(VaultError):
+    """The key store or key file does not hold the vault's key."""
+
+
+class KeyDamaged(VaultError):
+    """A record of keys is not what was written."""
+
+
+class VaultDamaged(VaultError):
+    """Content is not what was written, or not where it was."""
+
+
+class VaultRolledBack(VaultError):
+    """An older state than the one that was last closed."""
+
+
+class VaultUnsafe(VaultError):
+    """Others could read or replace the vault, or it lies on a network."""
+
+
+class VaultVersionError(VaultError):
+    """Written by a release with another format."""
 
 
 class WorkerError(CloisterError):

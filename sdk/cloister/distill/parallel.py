@@ -22,7 +22,7 @@ __all__ = ["Parallel", "multiplies_bfloat16"]
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether `device` has products in bfloat16; a processor without is 100 times slower in it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

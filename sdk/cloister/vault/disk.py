@@ -1,0 +1,75 @@
+"""Where a vault may lie: a directory of this user alone, on a disk of this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from cloister.errors import VaultError, VaultUnsafe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["check_place", "file_system", "sync_directory"]
+
+# linux/magic.h. On these SQLite's shared memory and locks do not hold between machines
+# (sqlite.org/wal.html), and what is written is seen by who runs the server.
+_NETWORKS = {
+    0x6969: "NFS", 0x517B: "SMB", 0xFF534D42: "CIFS", 0xFE534D42: "SMB2", 0x5346414F: "AFS",
+    0x73757245: "Coda", 0x00C36400: "Ceph", 0x0BD00BD0: "Lustre", 0x01021997: "9P",
+    0x564C: "NCP",
+}
+
+
+def file_system(path: Path) -> int:
+    """The kind of file system that holds `path`, as statfs(2) says."""
+    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+    buffer = (ctypes.c_long * 32)()  # f_type comes first; the structure takes 120 bytes
+    if libc.statfs(os.fsencode(path), buffer):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return buffer[0] & 0xFFFFFFFF
+
+
+def check_place(directory: Path, *, system: Callable[[Path], int] = file_system) -> None:
+    """Nothing, where `directory` is fit for a vault.
+
+    Raises:
+        VaultUnsafe: it belongs to somebody else, others can enter it, or it lies on a network.
+        VaultError: it cannot be looked at.
+    """
+    try:
+        status = directory.stat(follow_symlinks=False)
+        network = _NETWORKS.get(system(directory))
+    except OSError as error:
+        raise VaultError(
+            f"Vault directory {directory} cannot be read ({error.strerror}); check its path and "
+            "owner."
+        ) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise VaultUnsafe(f"{directory} is no directory; move it away.")
+    if status.st_uid != os.geteuid():
+        raise VaultUnsafe(
+            f"{directory} belongs to user {status.st_uid}; run as that user, or name another "
+            "directory with CLOISTER_HOME."
+        )
+    if status.st_mode & 0o077:
+        raise VaultUnsafe(f"Others can enter {directory}; run: chmod 700 {directory}")
+    if network is not None:
+        raise VaultUnsafe(
+            f"{directory} lies on a network file system ({network}); name a directory on a local "
+            "disk with CLOISTER_HOME."
+        )
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` last."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

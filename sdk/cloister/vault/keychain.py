@@ -1,0 +1,184 @@
+"""The keys of an open vault, and what only they can make: tags, leaves, the signed state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloister.errors import KeyDamaged, VaultDamaged
+from cloister.vault.keys import Header
+from cloister.vault.seal import InvalidTag, context, derive, mac, new_key, unwrap, wrap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloister.vault.database import Database, Row
+    from cloister.vault.keys import Keyholder
+    from cloister.vault.seal import Field
+
+__all__ = ["Keychain", "add"]
+
+_ROOT, _INDEX = b"root", b"index"
+_SUM = 1 << 256
+
+
+def add(root: int, leaf: int) -> int:
+    """The root with one more leaf, or with a negative one, one less."""
+    return (root + leaf) % _SUM
+
+
+class Keychain:
+    """Unwrapped keys, of the header that was read last."""
+
+    def __init__(self, db: Database, keyholder: Keyholder) -> None:
+        self.keyholder = keyholder
+        self._db = db
+        self._known: bytes | None = None  # the header, as it was read
+        self._data_keys: dict[tuple[bytes, int, int], tuple[bytes, bytes]] = {}
+
+    @staticmethod
+    def create(header: Header, kek: bytes) -> tuple[list[Row], dict[str, bytes]]:
+        """Rows of `keys` and `meta` of a new vault."""
+        root_key, index_key = new_key(), new_key()
+        keys: list[Row] = [
+            (name, 0, 0, wrap(_wrapping(kek, header.vault, name), key))
+            for name, key in ((_ROOT, root_key), (_INDEX, index_key))
+        ]
+        root = 0
+        for row in keys:
+            root = add(root, _leaf(root_key, "keys", row))
+        known = header.encode()
+        return keys, {"header": known, "state": _state(root_key, known, 0, root)}
+
+    @property
+    def header(self) -> Header:
+        """What is known without a key."""
+        assert self._known is not None, "state() comes first"
+        return Header.decode(self._known)
+
+    def state(self) -> tuple[int, int]:
+        """Generation and root; a rotation by another process is taken up first.
+
+        Raises:
+            VaultDamaged: they are not what was written.
+            KeyDamaged, KeyMissing, WrongPassphrase: see `Keyholder.fetch`.
+        """
+        meta: dict[str, bytes] = dict(self._db.rows("SELECT name, value FROM meta"))
+        known, state = meta.get("header", b""), meta.get("state", b"")
+        if known != self._known:
+            self.adopt(known, self.keyholder.fetch(Header.decode(known)))
+        generation, root = (int.from_bytes(state[at], "big") for at in (slice(8), slice(8, 40)))
+        if state != _state(self._root_key, known, generation, root):
+            raise VaultDamaged(
+                "The vault's state is not what was written; put back a copy of the vault, or leave "
+                "it as it is and begin an empty one: cloister vault init --beside"
+            )
+        return generation, root
+
+    def signed(self, generation: int, root: int, known: bytes | None = None) -> bytes:
+        """The state to be written, under the header that there is, or another."""
+        return _state(self._root_key, known or self._known or b"", generation, root)
+
+    def adopt(self, known: bytes, kek: bytes) -> None:
+        """Take `known` as the header, and what `kek` unwraps."""
+        self.vault, self._kek = Header.decode(known).vault, kek
+        self._root_key, self._index_key = (
+            _unwrap(_wrapping(kek, self.vault, name), self._wrapped(name, 0, 0))
+            for name in (_ROOT, _INDEX)
+        )
+        self._known = known
+
+    def forget(self) -> None:
+        """Hold no data key any longer."""
+        self._data_keys.clear()
+
+    def tag(self, label: str, *fields: Field) -> bytes:
+        """What a row is found by, 32 bytes."""
+        return mac(self._index_key, context(label, *fields))
+
+    def names_key(self) -> bytes:
+        """What seals the names of namespaces."""
+        return derive(self._root_key, self.vault, context("names"))
+
+    def leaf(self, table: str, row: Sequence[Field]) -> int:
+        """A row's share of the root."""
+        return _leaf(self._root_key, table, row)
+
+    def data_key(self, namespace: bytes, kind: int, epoch: int) -> bytes:
+        """The data key of a namespace's kind at an epoch.
+
+        Raises:
+            KeyDamaged: it is missing, or not what was written.
+        """
+        place = (namespace, kind, epoch)
+        wrapped = self._wrapped(*place)
+        # Held beside what it was unwrapped from: other processes may shred, rotate and begin anew.
+        known, key = self._data_keys.get(place, (b"", b""))
+        if not wrapped or known != wrapped:
+            self.state()  # after a rotation, the wrapping key is another
+            wrapped = self._wrapped(*place)
+            key = _unwrap(_wrapping(self._kek, self.vault, b"data", *place), wrapped)
+            self._data_keys[place] = wrapped, key
+        return key
+
+    def holds(self, namespace: bytes, kind: int, epoch: int) -> bool:
+        """Whether there is such a data key."""
+        return bool(self._wrapped(namespace, kind, epoch))
+
+    def new_data_key(
+        self, namespace: bytes, kind: int, epoch: int, kek: bytes | None = None
+    ) -> Row:
+        """A row of `keys`, under the key-encryption key that there is, or another."""
+        return self._data_row(kek or self._kek, (namespace, kind, epoch), new_key())
+
+    def rewrapped(self, kek: bytes, row: Row) -> Row:
+        """A row of `keys` under another key-encryption key."""
+        namespace, kind, epoch, _ = row
+        if kind:
+            return self._data_row(
+                kek, (namespace, kind, epoch), self.data_key(namespace, kind, epoch))
+        key = self._root_key if namespace == _ROOT else self._index_key
+        return namespace, kind, epoch, wrap(_wrapping(kek, self.vault, namespace), key)
+
+    def object_wrapping(self, namespace: bytes, kind: int, epoch: int, tag: bytes) -> bytes:
+        """The key that wraps an object's."""
+        return derive(
+            self.data_key(namespace, kind, epoch), self.vault, context("wrap", "object", tag))
+
+    def _data_row(self, kek: bytes, place: tuple[bytes, int, int], key: bytes) -> Row:
+        return *place, wrap(_wrapping(kek, self.vault, b"data", *place), key)
+
+    def _wrapped(self, namespace: bytes, kind: int, epoch: int) -> bytes:
+        """As it stands in the database; nothing where it does not."""
+        rows = self._db.rows(
+            "SELECT wrapped FROM keys WHERE namespace = ? AND kind = ? AND epoch = ?",
+            namespace, kind, epoch)
+        return rows[0][0] if rows else b""
+
+
+def _unwrap(wrapping: bytes, wrapped: bytes) -> bytes:
+    try:
+        return unwrap(wrapping, wrapped)
+    except InvalidTag:
+        raise key_damaged() from None
+
+
+def key_damaged() -> KeyDamaged:
+    """What is said where a wrapped key does not open."""
+    return KeyDamaged(
+        "A key record of the vault is not what was written; put back a copy of the vault, or leave "
+        "it as it is and begin an empty one: cloister vault init --beside"
+    )
+
+
+def _wrapping(kek: bytes, vault: bytes, *name: Field) -> bytes:
+    """The key that wraps a root, index or data key."""
+    return derive(kek, vault, context("wrap", *name))
+
+
+def _leaf(root_key: bytes, table: str, row: Sequence[Field]) -> int:
+    return int.from_bytes(mac(root_key, context("leaf", table, *row)), "big")
+
+
+def _state(root_key: bytes, known: bytes, generation: int, root: int) -> bytes:
+    held = generation.to_bytes(8, "big") + root.to_bytes(32, "big")
+    return held + mac(root_key, context("state", known, held))

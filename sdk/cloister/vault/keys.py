@@ -1,0 +1,344 @@
+"""Where the key-encryption key comes from: the system's key store, a passphrase, or a file.
+
+A *keyholder* knows all three and asks for what it needs; a *header* says which one a vault uses.
+FORMAT.md has the layout of what is derived.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shlex
+import stat
+import unicodedata
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from cloister.errors import (
+    KeyDamaged,
+    KeyMissing,
+    SettingError,
+    VaultError,
+    VaultUnsafe,
+    VaultVersionError,
+    WrongPassphrase,
+)
+from cloister.vault.seal import KEY_BYTES, context, derive, new_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["FORMAT", "Header", "KeyStore", "Keyholder", "Provider", "check_private", "system_keys"]
+
+FORMAT = 1
+_SERVICE = "cloister"
+# Argon2id's second recommended option (RFC 9106, section 4): 64 MiB, 3 passes, 4 lanes.
+_MEMORY_KIB, _PASSES, _LANES = 65536, 3, 4
+_MOST_KIB = 4 << 20  # of a header that asks for more, nothing is believed
+_LEAST_PRIORITY = 1  # keyring's own mark of a backend that is fit for use; plain text has less
+
+
+class Provider(StrEnum):
+    """Who holds the key-encryption key."""
+
+    KEYRING = "keyring"
+    PASSPHRASE = "passphrase"
+    KEYFILE = "keyfile"
+
+
+class KeyStore(Protocol):
+    """The system's key store, as the package `keyring` gives it."""
+
+    def get_password(self, service: str, username: str) -> str | None:
+        """The secret of that name."""
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        """Keep a secret."""
+
+    def delete_password(self, service: str, username: str) -> None:
+        """Forget a secret."""
+
+
+def system_keys() -> KeyStore | None:
+    """The system's key store; None where there is none that is fit for secrets."""
+    import keyring
+
+    backend = keyring.get_keyring()
+    return backend if backend.priority >= _LEAST_PRIORITY else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What can be known of a vault without its key."""
+
+    vault: bytes  # 16 random bytes
+    provider: Provider
+    key_id: bytes  # of the key-encryption key, 16 bytes
+    epoch: int  # from 1
+    parameters: dict[str, int | str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def encode(self) -> bytes:
+        """JSON and its SHA-256."""
+        text = json.dumps({
+            "epoch": self.epoch, "format": self.format, "key_id": self.key_id.hex(),
+            "parameters": self.parameters, "provider": self.provider, "vault": self.vault.hex(),
+        }, sort_keys=True).encode()
+        return text + hashlib.sha256(text).digest()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Header:
+        """Read what `encode` wrote.
+
+        Raises:
+            KeyDamaged: it has changed.
+            VaultVersionError: a format that this release does not know.
+        """
+        text, digest = data[:-32], data[-32:]
+        if hashlib.sha256(text).digest() != digest:
+            raise _damaged()
+        try:
+            held = json.loads(text)
+            if held["format"] != FORMAT:
+                raise VaultVersionError(
+                    f"The vault has format {held['format']} and this release knows {FORMAT}; "
+                    "use the release that wrote it."
+                )
+            return cls(
+                vault=bytes.fromhex(held["vault"]), provider=Provider(held["provider"]),
+                key_id=bytes.fromhex(held["key_id"]), epoch=held["epoch"],
+                parameters=held["parameters"],
+            )
+        except (ValueError, KeyError, TypeError):
+            raise _damaged() from None
+
+
+def key_id(key: bytes, vault: bytes) -> bytes:
+    """What tells one key-encryption key from another, 16 bytes."""
+    return derive(key, vault, context("key id"))[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keyholder:
+    """The three providers, and how to reach them."""
+
+    keyfile: Path
+    passphrase: Callable[[], str] | None = None  # asked when it is needed
+    keys: KeyStore | None = None
+
+    def choose(self) -> Provider:
+        """The first provider that there is."""
+        if self.keys is not None:
+            return Provider.KEYRING
+        return Provider.KEYFILE if self.passphrase is None else Provider.PASSPHRASE
+
+    def create(self, provider: Provider, vault: bytes, *, epoch: int) -> tuple[Header, bytes]:
+        """A new key-encryption key, kept where `provider` keeps it, and the header that says so.
+
+        Raises:
+            SettingError: the provider is not there, or the passphrase is empty.
+            VaultError: the key store or the disk refuses the key.
+        """
+        if provider is Provider.PASSPHRASE:
+            parameters: dict[str, int | str] = {
+                "salt": os.urandom(16).hex(), "memory_kib": _MEMORY_KIB, "passes": _PASSES,
+                "lanes": _LANES,
+            }
+            key = self._stretch(parameters)
+        else:
+            key, parameters = new_key(), {}
+        header = Header(
+            vault=vault, provider=provider, key_id=key_id(key, vault), epoch=epoch,
+            parameters=parameters,
+        )
+        text = base64.b64encode(key).decode()
+        if provider is Provider.KEYRING:
+            keys = self._store()
+            try:
+                keys.set_password(_SERVICE, _user(header), text)
+            except Exception as error:  # every backend has errors of its own
+                raise VaultError(
+                    f"The system's key store refused the key ({type(error).__name__}); unlock it, "
+                    "or choose another provider."
+                ) from None
+        elif provider is Provider.KEYFILE:
+            self._write(_user(header), text)
+        return header, key
+
+    def fetch(self, header: Header) -> bytes:
+        """The key-encryption key of the vault that has `header`.
+
+        Raises:
+            WrongPassphrase, KeyMissing, KeyDamaged: each what it says.
+            VaultUnsafe: others can read the key file.
+            SettingError: no passphrase can be asked for, or there is no key store.
+        """
+        if header.provider is Provider.PASSPHRASE:
+            key = self._stretch(header.parameters)
+            if key_id(key, header.vault) != header.key_id:
+                raise WrongPassphrase("The passphrase is not the vault's; try again.")
+            return key
+        name = _user(header)
+        if header.provider is Provider.KEYRING:
+            where = "the system's key store"
+            try:
+                text = self._store().get_password(_SERVICE, name)
+            except SettingError:
+                raise
+            except Exception as error:
+                raise VaultError(
+                    f"The system's key store did not answer ({type(error).__name__}); unlock it."
+                ) from None
+        else:
+            where = f"key file {self.keyfile.name}"
+            text = self._read().get(name)
+        if text is None:
+            raise KeyMissing(
+                f"The vault's key is not in {where}; put it back, or leave this vault as it is "
+                "and begin an empty one with `cloister vault init --beside`."
+            )
+        try:
+            key = base64.b64decode(text, validate=True)
+        except ValueError:
+            key = b""
+        if len(key) != KEY_BYTES or key_id(key, header.vault) != header.key_id:
+            raise KeyDamaged(
+                f"The vault's key in {where} is not the one that was put there; put that back.")
+        return key
+
+    def drop(self, header: Header) -> None:
+        """Forget the key of an earlier header, as far as it is kept anywhere."""
+        name = _user(header)
+        if header.provider is Provider.KEYRING and self.keys is not None:
+            if self.keys.get_password(_SERVICE, name) is not None:
+                self.keys.delete_password(_SERVICE, name)
+        elif header.provider is Provider.KEYFILE:
+            held = self._read()
+            if held.pop(name, None) is not None:
+                self._replace(held)
+
+    def anchor(self, header: Header) -> int | None:
+        """The generation that was last closed; None where nothing outside the vault knows it."""
+        if header.provider is not Provider.KEYRING:
+            return None
+        text = self._store().get_password(_SERVICE, _anchor(header))
+        return int(text) if text is not None and text.isdecimal() else None
+
+    def set_anchor(self, header: Header, generation: int) -> None:
+        """Note outside the vault that it has come to `generation`."""
+        if header.provider is Provider.KEYRING and (self.anchor(header) or -1) < generation:
+            self._store().set_password(_SERVICE, _anchor(header), str(generation))
+
+    def _store(self) -> KeyStore:
+        if self.keys is None:
+            raise SettingError(
+                "This machine has no key store that is fit for secrets; choose the provider "
+                "passphrase or keyfile."
+            )
+        return self.keys
+
+    def _stretch(self, parameters: dict[str, int | str]) -> bytes:
+        if self.passphrase is None:
+            raise SettingError(
+                "The vault needs its passphrase; run this in a terminal, or set "
+                "CLOISTER_PASSPHRASE."
+            )
+        try:
+            salt = bytes.fromhex(str(parameters["salt"]))
+            memory, passes, lanes = (
+                int(parameters[name]) for name in ("memory_kib", "passes", "lanes"))
+            if memory > _MOST_KIB or passes > 100:
+                raise ValueError
+            stretcher = Argon2id(
+                salt=salt, length=KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory)
+        except (KeyError, ValueError):
+            raise _damaged() from None
+        text = unicodedata.normalize("NFC", self.passphrase())
+        if not text:
+            raise SettingError("The passphrase is empty; choose another.")
+        return stretcher.derive(text.encode("utf-8", "surrogatepass"))
+
+    # The key file is JSON, a name and a key in base64 for each vault.
+
+    def _read(self) -> dict[str, str]:
+        try:
+            with open(self.keyfile, "rb", opener=_no_links) as file:
+                check_private(os.fstat(file.fileno()), self.keyfile)
+                held = json.loads(file.read())
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise VaultUnsafe(
+                f"Key file {self.keyfile.name} cannot be read ({error.strerror}); make it a "
+                "regular file of yours with mode 0600."
+            ) from None
+        except ValueError:
+            held = None
+        if not isinstance(held, dict) or not all(isinstance(text, str) for text in held.values()):
+            raise KeyDamaged(
+                f"Key file {self.keyfile.name} is not what was written; put back a copy of it.")
+        return held
+
+    def _write(self, name: str, text: str) -> None:
+        self._replace({**self._read(), name: text})
+
+    def _replace(self, held: dict[str, str]) -> None:
+        part = self.keyfile.with_name(f"{self.keyfile.name}.part")
+        part.unlink(missing_ok=True)
+        try:
+            with open(part, "xb", opener=_private) as file:
+                file.write(json.dumps(held).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.keyfile)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise VaultError(
+                f"Key file {self.keyfile.name} cannot be written ({error.strerror}); make room, "
+                "or choose another place."
+            ) from None
+
+
+def check_private(status: os.stat_result, path: Path) -> None:
+    """Nothing, where a file is a regular one of this user that nobody else can read.
+
+    Raises:
+        VaultUnsafe: it is not.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise VaultUnsafe(f"{path} is no regular file; remove it.")
+    if status.st_uid != os.geteuid():
+        raise VaultUnsafe(
+            f"{path} belongs to user {status.st_uid}; run as that user, or chown it to yours.")
+    if status.st_mode & 0o077:
+        raise VaultUnsafe(
+            f"Others can read or write {path}; run: chmod 600 {shlex.quote(str(path))}")
+
+
+def _no_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _user(header: Header) -> str:
+    return f"{header.vault.hex()}/{header.key_id.hex()}"
+
+
+def _anchor(header: Header) -> str:
+    return f"{header.vault.hex()}/generation"
+
+
+def _damaged() -> KeyDamaged:
+    return KeyDamaged(
+        "The vault's header is not what was written; put back a copy of the vault, or leave it "
+        "as it is and begin an empty one with `cloister vault init --beside`."
+    )

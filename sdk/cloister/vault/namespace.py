@@ -1,0 +1,298 @@
+"""The objects of one owner: written, read and forgotten one by one."""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from cloister.errors import VaultDamaged
+from cloister.vault.database import LEAVES, SALTED_BYTES
+from cloister.vault.keychain import key_damaged
+from cloister.vault.seal import (
+    InvalidTag,
+    context,
+    new_key,
+    open_record,
+    seal_record,
+    unwrap,
+    wrap,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cloister.vault.database import Row
+    from cloister.vault.seal import Buffer, Field
+    from cloister.vault.store import Change, Vault
+
+__all__ = ["Kind", "Namespace"]
+
+_BYTES = (
+    "size + coalesce((SELECT sum(length(sealed)) FROM records WHERE object = objects.tag), 0)")
+
+
+class Kind(IntEnum):
+    """What an object is."""
+
+    HISTORY = 1
+    PREFIX = 2
+    RESPONSES = 3
+    DISTILL = 4
+
+    @property
+    def durable(self) -> bool:
+        """Whether a write must outlive a power cut; caches need not."""
+        return self is Kind.HISTORY
+
+
+class Namespace:
+    """The objects of one owner. Names of objects are bytes, and never reach the disk."""
+
+    def __init__(self, vault: Vault, name: str, tag: bytes) -> None:
+        self.vault, self.name, self.tag = vault, name, tag
+
+    def __repr__(self) -> str:
+        return f"Namespace({self.name!r})"
+
+    def put(self, kind: Kind, name: bytes, content: bytes) -> None:
+        """Keep `content` as the one record of an object.
+
+        Raises:
+            NotEnoughDisk: the disk is full; what was there still is.
+            VaultError: see `Vault.change`.
+        """
+        self._write(kind, name, [content], after=False)
+
+    def append(self, kind: Kind, name: bytes, contents: Sequence[bytes]) -> None:
+        """Keep more records of an object, after those that there are: all of them, or none.
+
+        Raises:
+            NotEnoughDisk, VaultError: see `put`.
+        """
+        self._write(kind, name, contents, after=True)
+
+    def get(self, kind: Kind, name: bytes) -> bytes | None:
+        """The first record of an object; None where there is none.
+
+        Raises:
+            VaultDamaged, KeyDamaged: it is not what was written.
+        """
+        found = self._read(kind, name, "AND number = 0")
+        return found[0] if found else None
+
+    def records(self, kind: Kind, name: bytes) -> list[bytes]:
+        """All records of an object, in order.
+
+        Raises:
+            VaultDamaged, KeyDamaged: they are not what was written.
+        """
+        return self._read(kind, name, "ORDER BY number")
+
+    def put_large(
+        self, kind: Kind, name: bytes, parts: Iterable[Buffer], *, bound: bytes = b""
+    ) -> None:
+        """Keep `parts`, one after the other, as an object of one file, sealed for `bound`.
+
+        Raises:
+            NotEnoughDisk, VaultError: see `put`.
+        """
+        vault, tag, key = self.vault, self._tag(kind, name), new_key()
+        epoch = vault.header.epoch
+        file, size = vault.segments.write(
+            key, self._place("segment", kind, epoch, tag, bound), parts, durable=kind.durable)
+        try:
+            with vault.change(durable=kind.durable) as change:
+                self._remove(change, tag)
+                self._insert(change, kind, epoch, tag, key, file, size)
+        except BaseException:
+            vault.segments.remove(file)
+            raise
+
+    def get_large(self, kind: Kind, name: bytes, *, bound: bytes = b"") -> bytearray | None:
+        """The content of an object of one file; None where there is none.
+
+        Raises:
+            VaultDamaged, KeyDamaged: it is not what was written, or for another `bound`.
+        """
+        vault, tag = self.vault, self._tag(kind, name)
+        query = "SELECT epoch, wrapped, file, size FROM objects WHERE tag = ? AND file NOT NULL"
+        rows = vault.db.rows(query, tag)
+        while rows:
+            (epoch, wrapped, file, size), = rows
+            key = self._object_key(kind, epoch, tag, wrapped)
+            try:
+                content = vault.segments.read(
+                    file, key, self._place("segment", kind, epoch, tag, bound), size)
+            except VaultDamaged:
+                again = vault.db.rows(query, tag)
+                if again == rows:
+                    raise
+                rows = again  # another process replaced it between the row and the file
+            else:
+                vault.used.add(tag)
+                return content
+        return None
+
+    def has(self, kind: Kind, name: bytes) -> bool:
+        """Whether there is an object of that name."""
+        return bool(self.vault.db.rows(
+            "SELECT 1 FROM objects WHERE tag = ?", self._tag(kind, name)))
+
+    def forget(self, kind: Kind, name: bytes) -> bool:
+        """Delete an object and its key; False where there was none.
+
+        Raises:
+            NotEnoughDisk, VaultError: see `put`.
+        """
+        with self.vault.change(durable=True) as change:
+            found = self._remove(change, self._tag(kind, name))
+        self.vault.db.truncate()
+        return found
+
+    def shred(self, kind: Kind | None = None) -> int:
+        """Delete the keys of all objects, or of those of one kind, and the objects: how many.
+
+        Raises:
+            NotEnoughDisk, VaultError: see `put`.
+        """
+        db = self.vault.db
+        which = "namespace = ?" + ("" if kind is None else f" AND kind = {int(kind)}")
+        with self.vault.change(durable=True) as change:
+            tags = [row[0] for row in db.rows(f"SELECT tag FROM objects WHERE {which}", self.tag)]
+            self._delete(change, "keys", which, self.tag)
+            self.vault.keys.forget()
+            for tag in tags:
+                self._remove(change, tag)
+            if not db.rows("SELECT 1 FROM keys WHERE namespace = ?", self.tag):
+                self._delete(change, "namespaces", "tag = ?", self.tag)
+        db.truncate()
+        return len(tags)
+
+    def trim(self, kind: Kind, *, most_bytes: int | None = None, hours: int | None = None) -> int:
+        """Delete what was written more than `hours` ago, and then what was used least recently
+        until at most `most_bytes` are left: how many objects went.
+
+        Raises:
+            NotEnoughDisk, VaultError: see `put`.
+        """
+        now, left, gone = _hour(), 0, 0
+        with self.vault.change(durable=False) as change:
+            for tag, hour, size in self.vault.db.rows(
+                f"SELECT tag, hour, {_BYTES} FROM objects WHERE namespace = ? AND kind = ? "
+                "ORDER BY used DESC", self.tag, kind,
+            ):
+                # Where the clock went backwards, `now - hour` is negative, and nothing is old.
+                old = hours is not None and now - hour > hours
+                if old or (most_bytes is not None and left + size > most_bytes):
+                    gone += self._remove(change, tag)
+                else:
+                    left += size
+        return gone
+
+    def sizes(self) -> dict[Kind, tuple[int, int]]:
+        """Of each kind, how many objects there are, and their bytes on disk."""
+        return {Kind(kind): (count, size) for kind, count, size in self.vault.db.rows(
+            f"SELECT kind, count(*), sum({_BYTES}) FROM objects WHERE namespace = ? GROUP BY kind",
+            self.tag)}
+
+    def _tag(self, kind: Kind, name: bytes) -> bytes:
+        return self.vault.keys.tag("object", self.tag, kind, name)
+
+    def _place(self, label: str, kind: int, epoch: int, tag: bytes, *more: Field) -> bytes:
+        return context(label, self.vault.keys.vault, self.tag, kind, epoch, tag, *more)
+
+    def _object_key(self, kind: int, epoch: int, tag: bytes, wrapped: bytes) -> bytes:
+        try:
+            return unwrap(self.vault.keys.object_wrapping(self.tag, kind, epoch, tag), wrapped)
+        except InvalidTag:
+            raise key_damaged() from None
+
+    def _read(self, kind: Kind, name: bytes, which: str) -> list[bytes]:
+        vault, tag = self.vault, self._tag(kind, name)
+        rows = vault.db.rows(
+            "SELECT epoch, wrapped, number, version, sealed FROM records JOIN objects "
+            f"ON object = tag WHERE object = ? {which}", tag)
+        if not rows:
+            return []
+        epoch, wrapped = rows[0][:2]
+        key, found = self._object_key(kind, epoch, tag, wrapped), []
+        for _, _, number, version, sealed in rows:
+            place = self._place("record", kind, epoch, tag, number, version)
+            try:
+                found.append(open_record(key, place, sealed))
+            except InvalidTag:
+                raise VaultDamaged(
+                    f"Record {number} of an object of kind {kind.name.lower()} is not what was "
+                    "written; forget that object, or put back a copy of the vault."
+                ) from None
+        vault.used.add(tag)
+        return found
+
+    def _write(self, kind: Kind, name: bytes, contents: Sequence[bytes], *, after: bool) -> None:
+        db, tag = self.vault.db, self._tag(kind, name)
+        with self.vault.change(durable=kind.durable) as change:
+            rows = db.rows("SELECT epoch, wrapped FROM objects WHERE tag = ?", tag)
+            held: dict[int, Row] = {}
+            first = 0
+            if rows:
+                (epoch, wrapped), = rows
+                key = self._object_key(kind, epoch, tag, wrapped)
+                db.rows("UPDATE objects SET used = ?, hour = ? WHERE tag = ?",
+                        change.generation, _hour(), tag)
+                query = f"SELECT {LEAVES['records']} FROM records WHERE object = ?"
+                if after:
+                    (first,), = db.rows("SELECT count(*) FROM records WHERE object = ?", tag)
+                else:
+                    held = {row[1]: row for row in db.rows(query, tag)}
+            else:
+                epoch, key = self.vault.header.epoch, new_key()
+                self._insert(change, kind, epoch, tag, key, None, 0)
+            for number, content in enumerate(contents, start=first):
+                old = held.get(number)
+                version = old[2] + 1 if old else 1
+                sealed = seal_record(
+                    key, self._place("record", kind, epoch, tag, number, version), content)
+                db.rows("REPLACE INTO records VALUES (?, ?, ?, ?)", tag, number, version, sealed)
+                change.count("records", old, (tag, number, version, sealed[:SALTED_BYTES]))
+
+    def _insert(
+        self, change: Change, kind: Kind, epoch: int, tag: bytes, key: bytes, file: str | None,
+        size: int,
+    ) -> None:
+        """A row for a new object, and the data key that it needs."""
+        vault = self.vault
+        if not vault.keys.holds(self.tag, kind, epoch):
+            row = vault.keys.new_data_key(self.tag, kind, epoch)
+            vault.db.rows("INSERT INTO keys VALUES (?, ?, ?, ?)", *row)
+            change.count("keys", None, row)
+            if not vault.db.rows("SELECT 1 FROM namespaces WHERE tag = ?", self.tag):
+                sealed = seal_record(
+                    vault.keys.names_key(), context("name", vault.keys.vault, self.tag),
+                    self.name.encode())
+                vault.db.rows("INSERT INTO namespaces VALUES (?, ?)", self.tag, sealed)
+                change.count("namespaces", None, (self.tag, sealed[:SALTED_BYTES]))
+        wrapped = wrap(vault.keys.object_wrapping(self.tag, kind, epoch, tag), key)
+        vault.db.rows(
+            "INSERT INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            tag, self.tag, kind, epoch, wrapped, file, size, change.generation, _hour())
+        change.count("objects", None, (tag, self.tag, kind, epoch, wrapped, file or "", size))
+
+    def _remove(self, change: Change, tag: bytes) -> bool:
+        self._delete(change, "records", "object = ?", tag)
+        rows = self._delete(change, "objects", "tag = ?", tag)
+        change.files += [row[5] for row in rows if row[5]]
+        self.vault.used.discard(tag)
+        return bool(rows)
+
+    def _delete(self, change: Change, table: str, which: str, *values: object) -> list[Row]:
+        db = self.vault.db
+        rows = db.rows(f"SELECT {LEAVES[table]} FROM {table} WHERE {which}", *values)
+        for row in rows:
+            change.count(table, row, None)
+        db.rows(f"DELETE FROM {table} WHERE {which}", *values)
+        return rows
+
+
+def _hour() -> int:
+    return int(time.time()) // 3600

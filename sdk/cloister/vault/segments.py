@@ -1,0 +1,122 @@
+"""Segments: sealed files that are written once, for what is too large for the database."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from cloister.errors import NotEnoughDisk, VaultDamaged, VaultError
+from cloister.vault.disk import sync_directory
+from cloister.vault.keys import check_private
+from cloister.vault.seal import PIECE_BYTES, InvalidTag, open_into, seal_parts, sealed_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from io import FileIO
+    from pathlib import Path
+
+    from cloister.vault.seal import Buffer
+
+__all__ = ["Segments"]
+
+_NAME = re.compile(r"[0-9a-f]{32}(\.part)?")
+
+
+class Segments:
+    """The files of one directory. Which of them count is the database's to say."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(
+        self, key: bytes, place: bytes, parts: Iterable[Buffer], *, durable: bool
+    ) -> tuple[str, int]:
+        """Seal `parts`, one after the other, into a new file; its name, and their bytes.
+
+        Raises:
+            NotEnoughDisk: the disk is full; nothing is left behind.
+            VaultError: the file cannot be written.
+        """
+        name = secrets.token_hex(16)
+        part = self.directory / f"{name}.part"
+        size = 0
+
+        def counted() -> Iterable[Buffer]:
+            nonlocal size
+            for piece in parts:
+                size += memoryview(piece).nbytes
+                yield piece
+
+        try:
+            with open(part, "xb", buffering=0, opener=_private) as file:
+                for sealed in seal_parts(key, place, counted()):
+                    while sealed:
+                        sealed = sealed[file.write(sealed):]
+                if durable:
+                    os.fsync(file.fileno())
+            part.rename(self.directory / name)
+            if durable:
+                sync_directory(self.directory)
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise NotEnoughDisk(
+                    "The disk filled while a segment of the vault was written; make room."
+                ) from None
+            raise VaultError(
+                f"A segment of the vault cannot be written ({error.strerror}); check the disk."
+            ) from None
+        return name, size
+
+    def read(self, name: str, key: bytes, place: bytes, size: int) -> bytearray:
+        """The `size` bytes that were sealed into the file `name`.
+
+        Raises:
+            VaultDamaged: the file is missing, or not what was written for this place.
+            VaultUnsafe: others can read or replace it.
+        """
+        path = self.directory / name
+        try:
+            with open(path, "rb", buffering=0, opener=_no_links) as file:
+                status = os.fstat(file.fileno())
+                check_private(status, path)
+                if status.st_size != sealed_bytes(size):
+                    raise InvalidTag
+                content = bytearray(size)
+                open_into(key, place, _pieces(file), memoryview(content))
+        except (OSError, InvalidTag):
+            raise VaultDamaged(
+                f"Segment {name} of the vault is not what was written; what it held is made anew, "
+                "or lost."
+            ) from None
+        return content
+
+    def remove(self, name: str) -> None:
+        """Delete a file that no row names any more."""
+        (self.directory / name).unlink(missing_ok=True)
+
+    def strangers(self, known: Collection[str]) -> list[str]:
+        """Names of files that were begun here, and that are not among the `known`."""
+        return [
+            path.name for path in self.directory.iterdir()
+            if _NAME.fullmatch(path.name) and path.name not in known
+        ]
+
+
+def _pieces(file: FileIO) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    while count := file.readinto(buffer):
+        yield buffer[:count]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _no_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)

@@ -1,0 +1,298 @@
+"""The vault: a directory of sealed objects, for several processes at a time (see FORMAT.md)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cloister.errors import (
+    OutputExists,
+    SettingError,
+    VaultDamaged,
+    VaultError,
+    VaultRolledBack,
+)
+from cloister.vault.database import LEAVES, Database
+from cloister.vault.disk import check_place, file_system, sync_directory
+from cloister.vault.keychain import Keychain, add
+from cloister.vault.namespace import Namespace
+from cloister.vault.seal import InvalidTag, context, open_record
+from cloister.vault.segments import Segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from cloister.vault.keys import Header, Keyholder, Provider
+    from cloister.vault.seal import Field
+
+__all__ = ["Change", "Vault"]
+
+_DATABASE, _LOCK, _SEGMENTS = "vault.db", "lock", "segments"
+_NAMESPACE = re.compile(r"[a-z0-9._-]{1,64}")
+
+
+class Vault:
+    """An open vault; close it, or use it in a `with` statement.
+
+    Threads may share it, and processes may each open it; a fork may not go on with its parent's.
+    """
+
+    def __init__(
+        self, directory: Path, keyholder: Keyholder, *,
+        system: Callable[[Path], int] = file_system, accept_rollback: bool = False,
+    ) -> None:
+        """Open the vault in `directory`.
+
+        Raises:
+            VaultError: there is none, or it cannot be used: its subclasses say why.
+            SettingError: its key provider is not there.
+        """
+        if not os.path.lexists(directory):
+            raise VaultError(f"There is no vault at {directory}; make one: cloister vault init")
+        self.segments = Segments(directory / _SEGMENTS)
+        for place in (directory, self.segments.directory):
+            check_place(place, system=system)
+        self.directory = directory
+        self.db = Database(directory / _DATABASE)
+        self._lock = -1
+        try:
+            self.keys = Keychain(self.db, keyholder)
+            self._check(accept_rollback=accept_rollback)
+            self._lock = os.open(
+                directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._collect()
+        except BaseException:
+            self._let_go()
+            raise
+        self.used: set[bytes] = set()  # tags of objects that were read since the last write
+
+    @classmethod
+    def create(
+        cls, directory: Path, keyholder: Keyholder, provider: Provider | None = None, *,
+        system: Callable[[Path], int] = file_system,
+    ) -> Vault:
+        """A new, empty vault; without a `provider`, with the first that there is.
+
+        Raises:
+            OutputExists: something is there already.
+            VaultError, SettingError: see `Vault`.
+        """
+        taken = OutputExists(f"There is something at {directory} already; open that instead.")
+        if os.path.lexists(directory):
+            raise taken
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        part = directory.with_name(f"{directory.name}.part-{os.getpid()}")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(mode=0o700)
+        header = None
+        try:
+            check_place(part, system=system)
+            (part / _SEGMENTS).mkdir(mode=0o700)
+            header, kek = keyholder.create(
+                provider or keyholder.choose(), os.urandom(16), epoch=1)
+            Database.create(part / _DATABASE, *Keychain.create(header, kek))
+            sync_directory(part)
+            try:
+                part.rename(directory)
+            except OSError:
+                raise taken from None
+            sync_directory(directory.parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            if header is not None:
+                keyholder.drop(header)
+            raise
+        return cls(directory, keyholder, system=system)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Note what was used, and let go of files and keys; more than once does no harm."""
+        if self._lock < 0 or self.db.forked:
+            return
+        try:
+            if self.used:
+                with self.change(durable=False):
+                    pass
+            self.keys.keyholder.set_anchor(self.header, self.generation)
+        finally:
+            self._let_go()
+
+    @property
+    def header(self) -> Header:
+        """What is known without the key."""
+        return self.keys.header
+
+    @property
+    def generation(self) -> int:
+        """How many writes were committed."""
+        return self.keys.state()[0]
+
+    def namespace(self, name: str = "default") -> Namespace:
+        """The objects of one owner.
+
+        Raises:
+            SettingError: the name is not 1 to 64 of `a-z 0-9 . _ -`.
+        """
+        if not _NAMESPACE.fullmatch(name):
+            raise SettingError(
+                "A namespace's name is 1 to 64 of the characters a-z, 0-9, '.', '_' and '-'; "
+                "choose another."
+            )
+        return Namespace(self, name, self.keys.tag("namespace", name)[:16])
+
+    def namespaces(self) -> list[Namespace]:
+        """Those that hold anything, by name.
+
+        Raises:
+            VaultDamaged: a name is not what was written.
+        """
+        key, found = self.keys.names_key(), []
+        for tag, sealed in self.db.rows("SELECT tag, sealed FROM namespaces"):
+            try:
+                name = open_record(key, context("name", self.keys.vault, tag), sealed).decode()
+            except InvalidTag:
+                raise VaultDamaged(
+                    "A namespace's name is not what was written; put back a copy of the vault."
+                ) from None
+            found.append(Namespace(self, name, tag))
+        return sorted(found, key=lambda namespace: namespace.name)
+
+    def rotate(self, provider: Provider | None = None) -> Header:
+        """Take a new key-encryption key, of another provider if one is given.
+
+        Keys are wrapped anew; no content is written. New objects use a new epoch.
+
+        Raises:
+            VaultError, SettingError: the old key is not to be had, or the new one not to be kept.
+        """
+        keyholder = self.keys.keyholder
+        with self.db.lock:
+            self.keys.state()
+            old = self.header
+            new, kek = keyholder.create(provider or old.provider, old.vault, epoch=old.epoch + 1)
+            try:
+                with self.change(durable=True) as change:
+                    if self.header != old:
+                        raise VaultError("The vault was rotated by another process; try again.")
+                    self._rewrap(change, new, kek)
+            except BaseException:
+                keyholder.drop(new)
+                raise
+            self.keys.adopt(new.encode(), kek)
+            self.db.truncate()
+            keyholder.drop(old)
+        return new
+
+    @contextmanager
+    def change(self, *, durable: bool) -> Iterator[Change]:
+        """One write: all of it, or nothing.
+
+        Raises:
+            NotEnoughDisk: the disk is full; what was there still is.
+            VaultError: another process would not let go, or the disk failed.
+        """
+        with self.db.transaction(durable=durable):
+            change = Change(self)
+            yield change
+            change.finish()
+        self.used.clear()
+        for name in change.files:
+            self.segments.remove(name)
+
+    def _rewrap(self, change: Change, header: Header, kek: bytes) -> None:
+        rows = self.db.rows("SELECT namespace, kind, epoch, wrapped FROM keys")
+        for row in rows:
+            new = self.keys.rewrapped(kek, row)
+            change.count("keys", row, new)
+            self.db.rows("REPLACE INTO keys VALUES (?, ?, ?, ?)", *new)
+        # Made now, so that processes that cannot ask for the new key can go on writing.
+        for namespace, kind in {row[:2] for row in rows if row[1]}:
+            new = self.keys.new_data_key(namespace, kind, header.epoch, kek)
+            change.count("keys", None, new)
+            self.db.rows("INSERT INTO keys VALUES (?, ?, ?, ?)", *new)
+        change.header = header.encode()
+
+    def _check(self, *, accept_rollback: bool) -> None:
+        """See that every row is one that was written, and that none is missing."""
+        with self.db.transaction(write=False):  # one moment for state and rows
+            generation, root = self.keys.state()
+            total = 0
+            for table, columns in LEAVES.items():
+                for row in self.db.rows(f"SELECT {columns} FROM {table}"):
+                    total = add(total, self.keys.leaf(table, row))
+        if total != root:
+            raise VaultDamaged(
+                "Rows of the vault are missing, repeated or from another time; put back a copy of "
+                "it, or leave it as it is and begin an empty one: cloister vault init --beside"
+            )
+        last = self.keys.keyholder.anchor(self.header)
+        if last is not None and generation < last and not accept_rollback:
+            raise VaultRolledBack(
+                f"The vault is at write {generation} and was at {last} when it was last closed: it "
+                "has been put back to an earlier state; put back the newer one, or accept this "
+                "one: cloister vault status --accept-rollback"
+            )
+
+    def _collect(self) -> None:
+        """Where no other process has the vault open, delete files that no row names."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass
+        else:
+            rows = self.db.rows("SELECT file FROM objects WHERE file NOT NULL")
+            for name in self.segments.strangers({row[0] for row in rows}):
+                self.segments.remove(name)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def _let_go(self) -> None:
+        self.db.close()
+        self.keys.forget()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+class Change:
+    """What a write does to the vault's state."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        generation, self._root = vault.keys.state()
+        self.generation = generation + 1
+        self.header: bytes | None = None  # a new one
+        self.files: list[str] = []  # to be deleted once all is committed
+
+    def count(self, table: str, old: Sequence[Field] | None, new: Sequence[Field] | None) -> None:
+        """One row of `table` in place of another."""
+        leaf = self._vault.keys.leaf
+        if old is not None:
+            self._root = add(self._root, -leaf(table, old))
+        if new is not None:
+            self._root = add(self._root, leaf(table, new))
+
+    def finish(self) -> None:
+        """Write the new state."""
+        vault = self._vault
+        for tag in vault.used:
+            vault.db.rows("UPDATE objects SET used = ? WHERE tag = ?", self.generation, tag)
+        if self.header is not None:
+            vault.db.rows("UPDATE meta SET value = ? WHERE name = 'header'", self.header)
+        vault.db.rows(
+            "UPDATE meta SET value = ? WHERE name = 'state'",
+            vault.keys.signed(self.generation, self._root, self.header))
