@@ -82,7 +82,7 @@ def test_rows_are_filled_well() -> None:
     data = some(2000, 60)
     taken = list(itertools.islice(schedule_rows(data, 4096, seed=0, context=1024), 10))
     used = sum(len(data[n][0]) + len(data[n][1]) for _, rows in taken for row in rows for n in row)
-    assert used / sum(length * len(rows) for length, rows in taken) > 0.95
+    assert used / sum(length for length, rows in taken for row in rows if row) > 0.96
 
 
 def test_the_same_seed_plans_the_same_batches_and_passes_differ() -> None:
