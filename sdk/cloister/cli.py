@@ -132,10 +132,15 @@ def _parser() -> argparse.ArgumentParser:
                      help="show each token's log-probability, and the N likeliest")
     run.add_argument("--replay", type=Path, metavar="FILE",
                      help="also write prompt and answer to FILE, in plain text, to replay")
+    run.add_argument("--cached", action="store_true",
+                     help="answer out of the vault if it was asked before, and keep the answer")
+    _namespace(run)
     _asking(run)
 
-    chat = add("chat", "a conversation, kept in memory until you leave")
+    chat = add("chat", "a conversation, kept in memory until you leave, or sealed")
     chat.add_argument("bundle", metavar="BUNDLE|TIER")
+    chat.add_argument("--session", metavar="NAME", help="keep it under this name, and go on with it")
+    _namespace(chat)
     _asking(chat)
 
     compare = add("compare", "tiers side by side on one prompt, one at a time")
@@ -162,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
                           help="draw the scores divided by Pro's (.png or .svg)")
     evaluate.add_argument("--family", type=Path, metavar="DIR", help="where TIER names bundles")
 
+    _vault(add("vault", "what is kept of you: under which key, how much, and how to be rid of it"),
+           common)
+
     bench = add("bench", "speed and memory against the limits of this machine")
     which = bench.add_mutually_exclusive_group(required=True)
     which.add_argument("--shape", choices=list(Tier), type=Tier, help="a shape of the ladder")
@@ -171,6 +179,36 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)
     bench.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
     return parser
+
+
+def _vault(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, description=text, parents=[common])
+
+    providers = ("keyring", "passphrase", "keyfile")
+    init = add("init", "make a vault")
+    init.add_argument("--provider", choices=providers,
+                      help="who holds its key (default: the first of these that there is)")
+    init.add_argument("--beside", action="store_true",
+                      help="where one cannot be opened: move it aside as it is, and begin anew")
+    status = add("status", "who holds the key, what that protects from, and what is kept")
+    status.add_argument("--accept-rollback", action="store_true",
+                        help="go on with a vault that was put back to an earlier state")
+    rotate = add("rotate", "take a new key; no data is rewritten")
+    rotate.add_argument("--provider", choices=providers, help="who holds the new key")
+    forget = add("forget", "delete a conversation and its key")
+    forget.add_argument("conversation", metavar="CONVERSATION")
+    _namespace(forget)
+    shred = add("shred", "delete the keys of a namespace, and with them all that it holds")
+    shred.add_argument("namespace", metavar="NAMESPACE")
+    shred.add_argument("--kind", choices=("history", "prefix", "responses", "distill"))
+
+
+def _namespace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--namespace", default="default", metavar="NAME",
+                        help="whose it is (default: %(default)s)")
 
 
 def _positive(text: str) -> int:

@@ -37,6 +37,7 @@
     │   ├── WrongPassphrase             the passphrase is not the vault's
     │   ├── KeyMissing                  the key store or key file does not hold the vault's key
     │   ├── KeyDamaged                  a record of keys is not what was written
+    │   ├── SessionMismatch             a conversation with another model or system prompt
     │   ├── VaultDamaged                content is not what was written, or not where it was
     │   ├── VaultRolledBack             an older state than the one that was last closed
     │   ├── VaultUnsafe                 others could read or replace it, or it lies on a network
@@ -75,6 +76,7 @@ __all__ = [
     "QuantizationError",
     "ReplayError",
     "ResourceError",
+    "SessionMismatch",
     "SettingError",
     "SnapshotError",
     "TensorMismatch",
@@ -239,6 +241,10 @@ class KeyMissing(VaultError):
 
 class KeyDamaged(VaultError):
     """A record of keys is not what was written."""
+
+
+class SessionMismatch(VaultError):
+    """A conversation with another model or system prompt."""
 
 
 class VaultDamaged(VaultError):

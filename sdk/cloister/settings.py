@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -17,17 +17,27 @@ class Settings:
 
     home: Path  # user data: CLOISTER_HOME, else where the platform keeps it
     data: Path | None  # public data sets: CLOISTER_DATA
+    keyfile: Path | None = None  # of the vault: CLOISTER_KEYFILE, else beside the vault
+    passphrase: str | None = field(default=None, repr=False)  # CLOISTER_PASSPHRASE
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Read CLOISTER_HOME and CLOISTER_DATA now."""
-        home, data = os.environ.get("CLOISTER_HOME"), os.environ.get("CLOISTER_DATA")
+        """Read CLOISTER_HOME, CLOISTER_DATA, CLOISTER_KEYFILE and CLOISTER_PASSPHRASE now."""
+        home, data, keyfile = (
+            os.environ.get(f"CLOISTER_{name}") for name in ("HOME", "DATA", "KEYFILE"))
         return cls(
             home=Path(home) if home else platformdirs.user_data_path("cloister", appauthor=False),
             data=Path(data) if data else None,
+            keyfile=Path(keyfile) if keyfile else None,
+            passphrase=os.environ.get("CLOISTER_PASSPHRASE") or None,
         )
 
     @property
     def seen_programs(self) -> Path:
         """Hashes of programs that this machine has checked before."""
         return self.home / "programs.json"
+
+    @property
+    def vault(self) -> Path:
+        """The directory of what is kept of the user."""
+        return self.home / "vault"

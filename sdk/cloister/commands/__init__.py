@@ -6,8 +6,9 @@ from cloister.commands.make import export, import_, quantize
 from cloister.commands.measure import bench, eval_, tiers, verify
 from cloister.commands.teach import distill
 from cloister.commands.use import chat, compare, replay, run
+from cloister.commands.vault import vault
 
 __all__ = [
     "bench", "chat", "compare", "demo", "distill", "eval_", "export", "import_", "quantize",
-    "replay", "run", "tiers", "verify",
+    "replay", "run", "tiers", "vault", "verify",
 ]

@@ -22,8 +22,12 @@ def run(args: Namespace) -> Record:
     """One answer, streamed."""
     with Worker(debug=args.debug) as worker:
         loaded = worker.load(reference.find(args.bundle, args.family))
+        if args.cached:
+            _open(worker, args)
         text, ids, tokens = "", [], []
-        for piece in worker.stream(args.prompt, top=args.logprobs, **_request(args)):
+        for piece in worker.stream(
+            args.prompt, top=args.logprobs, cached=args.cached, **_request(args)
+        ):
             text += piece.text
             ids.append(piece.id)
             if args.logprobs:
@@ -52,7 +56,8 @@ def run(args: Namespace) -> Record:
         "text": text, "tokens": stats["tokens"], "finish": stats["finish"],
         "ttft_s": stats["ttft_s"], "decode_tokens_per_s": stats["decode_tokens_per_s"],
         "peak_rss_bytes": stats["peak_rss_bytes"], "guard_tier": stats["guard_tier"],
-        "prompt_tokens": stats["prompt_tokens"], "load_s": loaded["load_s"],
+        "prompt_tokens": stats["prompt_tokens"], "restored_tokens": stats["restored_tokens"],
+        "load_s": loaded["load_s"],
         "model_id": loaded["model_id"],
     }
     return {**record, "logprobs": tokens} if args.logprobs else record
@@ -63,11 +68,13 @@ def chat(args: Namespace) -> Record:
     turns = 0
     with Worker(debug=args.debug) as worker:
         worker.load(reference.find(args.bundle, args.family))
+        opened = {} if args.session is None else _open(
+            worker, args, session=args.session, system=args.system)
         if not args.json:
-            _say("Nothing is kept once you leave. /new begins again, an empty line leaves.")
+            _say(_greeting(opened))
         answers = []
         for prompt in _lines(prompts=not args.json):
-            if prompt == "/new":
+            if prompt == "/new" and not opened:
                 worker.forget()
                 continue
             text = ""
@@ -85,7 +92,7 @@ def chat(args: Namespace) -> Record:
             answers.append(text)
             if not args.json:
                 print()  # noqa: T201
-    return {"turns": turns, "answers": answers}
+    return {"turns": turns, "answers": answers, **opened}
 
 
 def compare(args: Namespace) -> Record:
@@ -137,6 +144,35 @@ def _side_by_side(rows: list[Record]) -> None:
             f"{1000 * row['ttft_s']:.0f} ms", f"{row['load_s']:.2f} s",
             display.bytes_text(row["peak_rss_bytes"]),
         ) for row in rows], texts=2,
+    )
+
+
+def _open(worker: Worker, args: Namespace, **session: str | None) -> Record:
+    """Open the vault in the worker, with the passphrase where it takes one."""
+    from cloister.commands.vault import asking
+    from cloister.settings import Settings
+    from cloister.vault.keys import Provider
+    from cloister.vault.local import header
+
+    settings = Settings.from_environment()
+    known, ask = header(settings), asking()
+    secret = None
+    if known and known.provider is Provider.PASSPHRASE and settings.passphrase is None and ask:
+        secret = ask()
+    opened = worker.open(namespace=args.namespace, passphrase=secret, **session)
+    if known is None:
+        _say(f"A vault was made, under a key in the {opened['provider']}; see cloister vault status")
+    return {name: value for name, value in opened.items() if name != "event"}
+
+
+def _greeting(opened: Record) -> str:
+    if not opened:
+        return "Nothing is kept once you leave. /new begins again, an empty line leaves."
+    if not opened["messages"]:
+        return "This conversation is kept, sealed. An empty line leaves."
+    return (
+        f"{opened['messages']} messages were kept; {opened['restored_tokens']} tokens of them need "
+        "not be read again. An empty line leaves."
     )
 
 

@@ -76,11 +76,27 @@ class Worker:
         self._send({"do": "load", "bundle": str(bundle), "threads": threads})
         return self._last()
 
+    def open(
+        self, *, namespace: str = "default", session: str | None = None,
+        system: str | None = None, passphrase: str | None = None,
+    ) -> dict[str, Any]:
+        """Open the vault, which is made where there is none; with `session`, go on with it.
+
+        Its `provider`, and what was done for `memory`; of a session, how many `messages` it has
+        and how many `restored_tokens` need not be read again.
+        """
+        self._send({
+            "do": "open", "namespace": namespace, "session": session, "system": system,
+            "passphrase": passphrase,
+        })
+        return self._last()
+
     def stream(
         self,
         prompt: str,
         *,
         system: str | None = None,
+        cached: bool = False,
         max_tokens: int | None = None,
         sampling: dict[str, Any] | None = None,
         top: int = 0,
@@ -88,11 +104,12 @@ class Worker:
         """Answer `prompt` in the running conversation; `stats` holds what it took, afterwards.
 
         A conversation keeps the system prompt it began with. `sampling` has the fields of
-        `cloister.runtime.sampling.Sampling`.
+        `cloister.runtime.sampling.Sampling`. With `cached`, in a conversation that is not kept,
+        what was read or answered before comes out of the vault.
         """
         self._send({
             "do": "ask", "prompt": prompt, "system": system, "max_tokens": max_tokens,
-            "sampling": sampling or {}, "top": top,
+            "sampling": sampling or {}, "top": top, "cached": cached,
         })
         try:
             for event in self._events():

@@ -141,6 +141,28 @@ class Engine:
             yield self._program.score(torch.tensor([part]), start)[0]
             self._held += part
 
+    @property
+    def held(self) -> list[int]:
+        """The ids whose keys and values the buffers hold."""
+        return list(self._held)
+
+    def rows(self, start: int, stop: int) -> list[torch.Tensor]:
+        """Live views of the keys and values of positions, float32[T, G, D] each, in one order."""
+        buffers = self._program.kv_buffers()
+        return [buffers[name][0, start:stop] for name in sorted(buffers)]
+
+    def hold(self, ids: Sequence[int]) -> None:
+        """Say whose keys and values were written through `rows`: those of `ids`, from the front.
+
+        Raises:
+            ContextExceeded: more ids than the context holds.
+        """
+        if len(ids) > self.context:
+            raise ContextExceeded(
+                f"The text has {len(ids)} tokens and the context holds {self.context}; shorten it."
+            )
+        self._held = list(ids)
+
     def snapshot(self) -> bytes:
         """The KV state so far, as safetensors with the ids it stands for and the model's id.
 

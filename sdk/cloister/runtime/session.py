@@ -14,7 +14,10 @@ from cloister.tokenizer import Message
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cloister.runtime.conversation import Conversation
     from cloister.runtime.engine import Engine
+    from cloister.runtime.prefix import PrefixCache
+    from cloister.runtime.responses import Answer, ResponseCache
 
 __all__ = ["Session", "Stats", "Token"]
 
@@ -34,6 +37,7 @@ class Stats:
     """What the last answer took."""
 
     prompt_tokens: int = 0
+    restored_tokens: int = 0  # of the prompt, out of the vault
     tokens: int = 0  # generated, the end token included
     finish: str = ""  # end, length, context, stop
     ttft_s: float = 0.0  # to the first token
@@ -51,11 +55,32 @@ class Session:
     `stop` may be called from any thread; everything else from one at a time.
     """
 
-    def __init__(self, engine: Engine, *, system: str | None = None) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        prefixes: PrefixCache | None = None,
+        responses: ResponseCache | None = None,
+        conversation: Conversation | None = None,
+    ) -> None:
+        """Begin a conversation, or with `conversation` go on with one that is kept.
+
+        `prefixes` spares reading what was read before, and `responses` answering what was answered.
+
+        Raises:
+            SettingError: `conversation` has a system prompt of its own.
+        """
+        self.engine, self.prefixes, self.responses = engine, prefixes, responses
+        self.conversation = conversation
+        if conversation is not None and system not in (None, conversation.system):
+            raise SettingError("A kept conversation has its own system prompt; name none.")
+        system = system if conversation is None else conversation.system
         self.messages: list[Message] = []
         if system is not None:
             self.messages.append(Message(role="system", content=system))
+        if conversation is not None:
+            self.messages += conversation.messages
         self.stats = Stats()
         self._stop = threading.Event()
 
@@ -97,48 +122,78 @@ class Session:
                 "them for the answer; shorten it."
             )
         self._stop.clear()
-        return self._generate(asked, ids, max_tokens, Sampler(sampling or Sampling()), top)
+        limit, sampling = max_tokens or engine.context, sampling or Sampling()
+        self.stats = Stats(prompt_tokens=len(ids))
+        known = self.responses and self.responses.get(ids, sampling, limit, top)
+        tokens = self._again(*known) if known else self._generate(ids, limit, sampling, top)
+        return self._said(asked, tokens)
 
-    def _generate(
-        self,
-        asked: list[Message],
-        ids: list[int],
-        max_tokens: int | None,
-        sampler: Sampler,
-        top: int,
-    ) -> Iterator[Token]:
-        engine, text = self.engine, self.engine.tokenizer.stream()
-        stats = self.stats = Stats(prompt_tokens=len(ids))
+    def _said(self, asked: list[Message], tokens: Iterator[Token]) -> Iterator[Token]:
+        """`tokens`, which become the answer to the last of `asked`."""
         said: list[str] = []
-        began = time.perf_counter()
-        first = began
-        limit = max_tokens or engine.context
-        stats.finish = "stop"
         try:
-            while True:
-                logits = engine.logits(ids, stopped=self._stop.is_set)
-                if logits is None:
-                    break
-                choice = sampler.choose(logits, ids[stats.prompt_tokens:], top=top)
-                ids.append(choice.id)
-                stats.tokens += 1
-                if stats.tokens == 1:
-                    first = time.perf_counter()
-                    stats.ttft_s = first - began
-                stats.decode_s = time.perf_counter() - first
-                ended = choice.id in engine.bundle.manifest.eos
-                last = ended or stats.tokens == limit or len(ids) == engine.context
-                piece = "" if ended else text.push(choice.id)
-                if last:
-                    piece += text.end()
-                    stats.finish = (
-                        "end" if ended else "length" if stats.tokens == limit else "context"
-                    )
-                said.append(piece)
-                yield Token(choice.id, piece, choice.logprob, choice.top)
-                if last:
-                    break
+            for token in tokens:
+                said.append(token.text)
+                yield token
         finally:
+            tokens.close()  # type: ignore[attr-defined]  # a generator: it settles its own affairs
             answer = "".join(said)
             if answer:
-                self.messages = [*asked, Message(role="assistant", content=answer)]
+                new = [asked[-1], Message(role="assistant", content=answer)]
+                self.messages = [*asked[:-1], *new]
+                if self.conversation is not None:
+                    self.conversation.add(new)
+                elif self.prefixes is not None:
+                    self.prefixes.keep()
+
+    def _again(self, answer: Answer, finish: str) -> Iterator[Token]:
+        """An answer that was given before."""
+        began = first = time.perf_counter()
+        self.stats.finish = "stop"
+        for id_, text, logprob, others in answer:
+            if self._stop.is_set():
+                return
+            self.stats.tokens += 1
+            if self.stats.tokens == 1:
+                first = time.perf_counter()
+                self.stats.ttft_s = first - began
+            self.stats.decode_s = time.perf_counter() - first
+            yield Token(id_, text, logprob, tuple((other, value) for other, value in others))
+        self.stats.finish = finish
+
+    def _generate(
+        self, ids: list[int], limit: int, sampling: Sampling, top: int
+    ) -> Iterator[Token]:
+        engine, text = self.engine, self.engine.tokenizer.stream()
+        stats, sampler = self.stats, Sampler(sampling)
+        prompt, answer = list(ids), []
+        began = first = time.perf_counter()
+        stats.finish = "stop"
+        if self.prefixes is not None:
+            stats.restored_tokens = self.prefixes.fetch(ids)
+        while True:
+            logits = engine.logits(ids, stopped=self._stop.is_set)
+            if logits is None:
+                return
+            choice = sampler.choose(logits, ids[stats.prompt_tokens:], top=top)
+            ids.append(choice.id)
+            stats.tokens += 1
+            if stats.tokens == 1:
+                first = time.perf_counter()
+                stats.ttft_s = first - began
+            stats.decode_s = time.perf_counter() - first
+            ended = choice.id in engine.bundle.manifest.eos
+            last = ended or stats.tokens == limit or len(ids) == engine.context
+            piece = "" if ended else text.push(choice.id)
+            if last:
+                piece += text.end()
+                stats.finish = (
+                    "end" if ended else "length" if stats.tokens == limit else "context"
+                )
+                if self.responses is not None:
+                    answer.append((choice.id, piece, choice.logprob, list(choice.top)))
+                    self.responses.put(prompt, sampling, limit, top, answer, stats.finish)
+            yield Token(choice.id, piece, choice.logprob, choice.top)
+            if last:
+                return
+            answer.append((choice.id, piece, choice.logprob, list(choice.top)))

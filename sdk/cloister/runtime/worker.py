@@ -1,6 +1,6 @@
 """The worker: a process that holds a model and answers over a pipe.
 
-One JSON object a line. Requests: `load`, `ask`, `stop`, `forget`, `close`; each is answered by
+One JSON object a line. Requests: `load`, `open`, `ask`, `stop`, `forget`; each is answered by
 events that end with `done` or `error`. Requests are read on a thread of their own, so that `stop`
 arrives while an answer is being made. Nothing that was said is logged, and the runtime's own
 messages, which it writes to the standard error from C++, are kept away from people's terminals.
@@ -28,8 +28,14 @@ if TYPE_CHECKING:
 
     from cloister.runtime.engine import Engine
     from cloister.runtime.session import Session
+    from cloister.vault.namespace import Namespace
+    from cloister.vault.store import Vault
 
 __all__ = ["Service", "main"]
+
+
+PREFIX_BYTES = 4 << 30  # most KV state that a namespace keeps; the least used goes first
+RESPONSE_BYTES = 64 << 20
 
 
 @dataclass
@@ -40,12 +46,15 @@ class Service:
     engine: Engine | None = None
     session: Session | None = None
     system: str | None = None  # of the session
+    vault: Vault | None = None
+    space: Namespace | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def handle(self, request: dict[str, Any]) -> None:
         """Answer one request with events; the last is `done` or `error`."""
         try:
-            handlers = {"load": self.load, "ask": self.ask, "forget": self.forget}
+            handlers = {
+                "load": self.load, "open": self.open, "ask": self.ask, "forget": self.forget}
             handler = handlers.get(str(request.get("do")))
             if handler is None:
                 raise WorkerError("The worker does not know that request; update both ends.")
@@ -65,8 +74,49 @@ class Service:
             "context": self.engine.context, "load_s": time.perf_counter() - began, **_memory(),
         }
 
+    def open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Open the vault at `namespace`, and where `session` is named, that conversation."""
+        from cloister.runtime.conversation import Conversation
+        from cloister.runtime.prefix import Precision, PrefixCache
+        from cloister.runtime.session import Session
+        from cloister.settings import Settings
+        from cloister.vault import hygiene
+        from cloister.vault.local import open_vault
+
+        if self.engine is None:
+            raise WorkerError("No bundle is loaded; load one first.")
+        self.close()
+        passphrase = request.get("passphrase")
+        memory = hygiene.keep_out_of_dumps()
+        self.vault = open_vault(
+            Settings.from_environment(), None if passphrase is None else lambda: passphrase,
+            create=True)
+        memory |= hygiene.lock_in_memory(self.vault.keys.secrets())
+        self.space = self.vault.namespace(request["namespace"])
+        opened = {"provider": str(self.vault.header.provider), "memory": memory}
+        name = request.get("session")
+        if name is None:
+            return opened
+        precision = Precision(request.get("precision", Precision.EXACT))
+        cache = PrefixCache(
+            self.engine, self.space, precision=precision, most_bytes=PREFIX_BYTES)
+        conversation = Conversation(cache, name, system=request.get("system"))
+        self.session = Session(self.engine, conversation=conversation)
+        self.system = conversation.system
+        return {**opened, "messages": len(conversation.messages), "restored_tokens":
+                conversation.restored}
+
+    def close(self) -> None:
+        """Let go of the vault."""
+        if self.vault is not None:
+            self.vault.close()
+        self.vault = self.space = self.session = None
+
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer `prompt` in the current conversation, or in a new one."""
+        """Answer `prompt` in the current conversation, or in a new one.
+
+        With `cached`, out of the vault where it was answered before.
+        """
         from cloister.runtime.sampling import Sampling
         from cloister.runtime.session import Session
 
@@ -79,9 +129,10 @@ class Service:
                 "The request names an unknown sampling setting; use the fields of Sampling."
             ) from None
         session, system = self.session, request.get("system")
+        kept = session is not None and session.conversation is not None
         if session is None:
-            session = Session(self.engine, system=system)
-        elif system != self.system:
+            session = Session(self.engine, system=system, **self._caches(request))
+        elif system != self.system and not (kept and system is None):
             raise SettingError(
                 "The conversation has another system prompt; begin a new one to change it."
             )
@@ -89,7 +140,9 @@ class Service:
             request["prompt"], max_tokens=request.get("max_tokens"), sampling=sampling,
             top=request.get("top", 0),
         )
-        self.session, self.system = session, system  # only now: a refusal begins nothing
+        self.session = session  # only now: a refusal begins nothing
+        if not kept:
+            self.system = system
         if self.stopping.is_set():  # the wish came before the answer could begin
             session.stop()
         for token in tokens:
@@ -99,9 +152,24 @@ class Service:
             })
         stats = session.stats
         return {
-            "prompt_tokens": stats.prompt_tokens, "tokens": stats.tokens, "finish": stats.finish,
+            "prompt_tokens": stats.prompt_tokens, "restored_tokens": stats.restored_tokens,
+            "tokens": stats.tokens, "finish": stats.finish,
             "ttft_s": stats.ttft_s, "decode_tokens_per_s": stats.decode_tokens_per_s,
             "guard_tier": 0, **_memory(),
+        }
+
+    def _caches(self, request: dict[str, Any]) -> dict[str, Any]:
+        if not request.get("cached"):
+            return {}
+        if self.engine is None or self.space is None:
+            raise WorkerError("No vault is open; open it first.")
+        from cloister.runtime.prefix import PrefixCache
+        from cloister.runtime.responses import ResponseCache
+
+        return {
+            "prefixes": PrefixCache(self.engine, self.space, most_bytes=PREFIX_BYTES),
+            "responses": ResponseCache(
+                self.space, self.engine.model_id, most_bytes=RESPONSE_BYTES),
         }
 
     def forget(self, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
@@ -138,6 +206,7 @@ def main() -> None:
     threading.Thread(target=_read, args=(requests, service), daemon=True).start()
     while (request := requests.get()) is not None:
         service.handle(request)
+    service.close()
 
 
 def _read(requests: queue.SimpleQueue[dict[str, Any] | None], service: Service) -> None:

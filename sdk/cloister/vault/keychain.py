@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cloister.vault.keys import Keyholder
     from cloister.vault.seal import Field
 
-__all__ = ["Keychain", "add"]
+__all__ = ["Keychain", "add", "key_damaged", "read_header"]
 
 _ROOT, _INDEX = b"root", b"index"
 _SUM = 1 << 256
@@ -86,6 +86,11 @@ class Keychain:
             for name in (_ROOT, _INDEX)
         )
         self._known = known
+
+    def secrets(self) -> list[bytes]:
+        """The keys that lie in memory."""
+        return [self._kek, self._root_key, self._index_key,
+                *(key for _, key in self._data_keys.values())]
 
     def forget(self) -> None:
         """Hold no data key any longer."""
@@ -160,6 +165,16 @@ def _unwrap(wrapping: bytes, wrapped: bytes) -> bytes:
         return unwrap(wrapping, wrapped)
     except InvalidTag:
         raise key_damaged() from None
+
+
+def read_header(db: Database) -> Header:
+    """What is known of a vault without its key.
+
+    Raises:
+        KeyDamaged, VaultVersionError: see `Header.decode`.
+    """
+    rows = db.rows("SELECT value FROM meta WHERE name = 'header'")
+    return Header.decode(rows[0][0] if rows else b"")
 
 
 def key_damaged() -> KeyDamaged:

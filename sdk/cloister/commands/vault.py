@@ -1,0 +1,173 @@
+"""`cloister vault`: what is kept of the user, under which key, and how to be rid of it."""
+
+from __future__ import annotations
+
+import sys
+from getpass import getpass
+from typing import TYPE_CHECKING, Any
+
+from cloister import display
+from cloister.errors import SettingError, VaultError
+from cloister.settings import Settings
+from cloister.vault import hygiene, local
+from cloister.vault.keys import Provider
+from cloister.vault.namespace import Kind
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+    from cloister.vault.store import Vault
+
+__all__ = ["asking", "vault"]
+
+Record = dict[str, Any]
+
+_PROTECTS = {
+    Provider.KEYRING: "whoever copies the disk learns nothing; programs of this user can ask the "
+                      "system's key store",
+    Provider.PASSPHRASE: "whoever copies the disk must guess the passphrase, at 64 MiB a guess",
+    Provider.KEYFILE: "whoever copies the vault alone learns nothing; whoever copies the key file "
+                      "too reads all of it",
+}
+_ROLLBACK = {
+    Provider.KEYRING: "an older copy of the whole vault is refused",
+}
+_NO_ROLLBACK = "an older copy of the whole vault cannot be told from the newest"
+_RESIDUE = (
+    "An SSD may hold the old page until it is reused, and a backup keeps what it copied: "
+    "`cloister vault rotate` makes both useless."
+)
+
+
+def vault(args: Namespace) -> Record:
+    """One of the vault's commands."""
+    provider = getattr(args, "provider", None)
+    args.provider = None if provider is None else Provider(provider)
+    commands: dict[str, Callable[[Namespace], Record]] = {
+        "init": _init, "status": _status, "rotate": _rotate, "forget": _forget, "shred": _shred,
+    }
+    return commands[args.action](args)
+
+
+def asking(*, new: bool = False) -> Callable[[], str] | None:
+    """Asks for the passphrase at the terminal, twice for a new one; None where there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+
+    def ask() -> str:
+        text = getpass("Passphrase: ", stream=sys.stderr)
+        if new and getpass("Again: ", stream=sys.stderr) != text:
+            raise SettingError("The two passphrases differ; begin again.")
+        return text
+
+    return ask
+
+
+def _open(args: Namespace) -> Vault:
+    return local.open_vault(
+        Settings.from_environment(), asking(),
+        accept_rollback=getattr(args, "accept_rollback", False))
+
+
+def _init(args: Namespace) -> Record:
+    settings, moved = Settings.from_environment(), None
+    if args.beside and settings.vault.exists():
+        try:
+            moved = local.aside(settings)
+        except OSError as error:
+            raise VaultError(
+                f"The vault cannot be moved aside ({error.strerror}); check its folder.") from None
+    from cloister.vault.store import Vault
+
+    ask = asking(new=True)
+    # A passphrase is not asked for where it was not asked for.
+    holder = local.keyholder(settings, ask if args.provider is Provider.PASSPHRASE else None)
+    with Vault.create(settings.vault, holder, args.provider) as made:
+        record = _facts(made)
+    if not args.json:
+        if moved is not None:
+            display.table("The vault that was there is as it was", ("",), [(f"now {moved}",)])
+        _show("A new vault", record)
+    return {**record, "moved": moved}
+
+
+def _status(args: Namespace) -> Record:
+    with _open(args) as held:
+        record = _facts(held)
+    if not args.json:
+        _show("The vault", record)
+        display.table("What it holds", ("namespace", "kind", "objects", "on disk"), [
+            (space["name"], kind, f"{each['objects']:,}", display.bytes_text(each["bytes"]))
+            for space in record["namespaces"] for kind, each in space["kinds"].items()
+        ], texts=2)
+    return record
+
+
+def _rotate(args: Namespace) -> Record:
+    settings = Settings.from_environment()
+    old = local.header(settings)
+    with _open(args) as held:
+        if (args.provider or held.header.provider) is Provider.PASSPHRASE:
+            ask = asking(new=True)
+            if ask is not None:
+                from dataclasses import replace
+
+                held.keys.keyholder = replace(held.keys.keyholder, passphrase=ask)
+            elif old is not None and old.provider is Provider.PASSPHRASE:
+                raise SettingError("A new passphrase is asked for at a terminal; run this in one.")
+        held.rotate(args.provider)
+        record = _facts(held)
+    if not args.json:
+        _show("The vault has a new key", record)
+    return record
+
+
+def _forget(args: Namespace) -> Record:
+    from cloister.runtime.conversation import forget
+
+    with _open(args) as held:
+        found = forget(held.namespace(args.namespace), args.conversation)
+    if not found:
+        raise VaultError(
+            "There is no conversation of that name in that namespace; see --namespace.")
+    if not args.json:
+        print(f"It is gone, and its key with it. {_RESIDUE}")  # noqa: T201
+    return {"forgotten": True, "residue": _RESIDUE}
+
+
+def _shred(args: Namespace) -> Record:
+    kind = None if args.kind is None else Kind[args.kind.upper()]
+    with _open(args) as held:
+        space = held.namespace(args.namespace)
+        if space.name not in [each.name for each in held.namespaces()]:
+            raise VaultError("There is no such namespace; see cloister vault status")
+        count = space.shred(kind)
+    if not args.json:
+        print(f"{count} objects are gone, and their keys with them. {_RESIDUE}")  # noqa: T201
+    return {"objects": count, "residue": _RESIDUE}
+
+
+def _facts(held: Vault) -> Record:
+    provider = held.header.provider
+    return {
+        "directory": str(held.directory), "provider": str(provider),
+        "protects": _PROTECTS[provider], "rollback": _ROLLBACK.get(provider, _NO_ROLLBACK),
+        "epoch": held.header.epoch, "writes": held.generation,
+        "memory": hygiene.keep_out_of_dumps() | hygiene.lock_in_memory(held.keys.secrets()),
+        "namespaces": [
+            {"name": space.name, "kinds": {
+                kind.name.lower(): {"objects": count, "bytes": size}
+                for kind, (count, size) in space.sizes().items()
+            }} for space in held.namespaces()
+        ],
+    }
+
+
+def _show(title: str, record: Record) -> None:
+    display.table(title, ("", ""), [
+        ("directory", record["directory"]), ("key provider", record["provider"]),
+        ("so", record["protects"]), ("rollback", record["rollback"]),
+        ("key rotations", str(record["epoch"] - 1)), ("writes", f"{record['writes']:,}"),
+        *((f"memory: {name}", how) for name, how in record["memory"].items()),
+    ], texts=2)
