@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--temperature", type=float, default=1.0)
     distill.add_argument("--draws", type=int, metavar="N",
                          help="let the teacher read once, and keep N draws a token")
+    distill.add_argument("--private", action="store_true",
+                         help="seal them in the vault: they tell what the data says")
+    _namespace(distill)
     distill.add_argument("--own-answers", type=float, default=0.0, metavar="SHARE",
                          help="share of the steps, the last ones, on the student's own answers")
     _training(distill, rate=4e-3)
@@ -139,7 +142,8 @@ def _parser() -> argparse.ArgumentParser:
 
     chat = add("chat", "a conversation, kept in memory until you leave, or sealed")
     chat.add_argument("bundle", metavar="BUNDLE|TIER")
-    chat.add_argument("--session", metavar="NAME", help="keep it under this name, and go on with it")
+    chat.add_argument("--session", metavar="NAME",
+                      help="keep it under this name, and go on with it")
     _namespace(chat)
     _asking(chat)
 
@@ -204,6 +208,12 @@ def _vault(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> 
     shred = add("shred", "delete the keys of a namespace, and with them all that it holds")
     shred.add_argument("namespace", metavar="NAMESPACE")
     shred.add_argument("--kind", choices=("history", "prefix", "responses", "distill"))
+
+
+    scan = add("scan", "plant texts in every way, and look for them in all that was written")
+    scan.add_argument("bundle", metavar="BUNDLE|TIER", nargs="?", default="nano-1")
+    scan.add_argument("--teacher", metavar="CKPT|TIER", default="pro",
+                      help="whose distillation is also looked at (default: %(default)s)")
 
 
 def _namespace(parser: argparse.ArgumentParser) -> None:

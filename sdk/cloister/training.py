@@ -7,6 +7,7 @@ Everything that `distill` imports runs without torchao and ExecuTorch.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +23,13 @@ from cloister.distill.parallel import Parallel
 from cloister.distill.prune import prune
 from cloister.distill.state import read_state
 from cloister.distill.teacher import FileStore, Sampled, record
-from cloister.errors import QuantizationError, SettingError, TokenizerError
+from cloister.errors import QuantizationError, SettingError, TokenizerError, TrainingError
 from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
 from cloister.model.transformer import Decoder
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from cloister.distill.data import Pair
     from cloister.distill.loop import Run
     from cloister.distill.schedule import OnPolicy, Schedule
+    from cloister.distill.teacher import LogitStore
     from cloister.model.recipe import Recipe
     from cloister.tiers import Shape
+    from cloister.vault.namespace import Namespace
 
 __all__ = ["Outcome", "calibration", "distill", "encode", "run_folder",
            "train_quantized", "write"]
@@ -100,6 +103,7 @@ def distill(
     objective: Objective | None = None,
     on_policy: OnPolicy | None = None,
     draws: int | None = None,
+    space: Namespace | None = None,
     from_scratch: bool = False,
     compiled: bool = False,
     replace_existing: bool = False,
@@ -109,8 +113,8 @@ def distill(
 
     The student begins as a pruned teacher, or with `from_scratch` as noise. With `draws` the
     teacher reads the data once, and the student learns from that many draws a token, kept in
-    `run_folder(out)`; without, the teacher reads along. A run that is killed goes on when it is
-    repeated.
+    `run_folder(out)`, or sealed in `space`: they tell what the data says. Without, the teacher
+    reads along. A run that is killed goes on when it is repeated.
 
     Raises:
         QuantizationError: the teacher is quantized.
@@ -137,7 +141,8 @@ def distill(
         if parallel.world > 1:
             raise SettingError(
                 "Recorded draws serve one process; run without torchrun, or without --draws.")
-        guide = _recorded(source, teacher, data, folder, draws, schedule.seed, console)
+        guide = _recorded(
+            source, teacher, data, folder, draws, schedule.seed, space, console)
     run = loop.train(
         student, data, schedule, folder / "state", objective=objective or Objective(),
         teacher=guide, on_policy=on_policy, metrics=folder / "metrics.jsonl", parallel=parallel,
@@ -240,15 +245,55 @@ def calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
 
 def _recorded(
     source: Checkpoint, teacher: Decoder, data: Sequence[Pair], folder: Path, draws: int,
-    seed: int, console: Console | None,
+    seed: int, space: Namespace | None, console: Console | None,
 ) -> Sampled:
-    """The teacher's draws on `data`, made or completed in `folder`."""
+    """The teacher's draws on `data`, made or completed in `folder`, or sealed in `space`."""
     digest = hashlib.sha256()
     for prompt, answer in data:
         digest.update(repr((prompt, answer)).encode())
-    store = FileStore(folder / "logits", header={
+    header = {
         "teacher": source.identity, "vocabulary": teacher.config.shape.vocab_size,
         "draws": draws, "seed": seed, "data": digest.hexdigest(),
-    })
+    }
+    store: LogitStore = FileStore(folder / "logits", header=header) if space is None else (
+        SealedStore(space, header))
     record(teacher, data, store, draws=draws, seed=seed, console=console)
     return Sampled(store, data, teacher.config.shape.vocab_size)
+
+
+class SealedStore:
+    """A teacher's draws in the vault, an object a run (see `distill.teacher.LogitStore`)."""
+
+    def __init__(self, space: Namespace, header: Mapping[str, str | int]) -> None:
+        from cloister.vault.namespace import Kind
+
+        self._space, self._kind = space, Kind.DISTILL
+        self._name = json.dumps(dict(header), sort_keys=True).encode()
+        self._held = set(space.numbers(self._kind, self._name))
+
+    def put(self, key: int, record: bytes) -> None:
+        """Keep a record.
+
+        Raises:
+            NotEnoughDisk, VaultError: see `Namespace.put`.
+        """
+        self._space.put(self._kind, self._name, record, number=key)
+        self._held.add(key)
+
+    def get(self, key: int) -> bytes:
+        """The record of an example.
+
+        Raises:
+            TrainingError: there is none.
+            VaultDamaged: it is not what was written.
+        """
+        record = self._space.get(self._kind, self._name, number=key)
+        if record is None:
+            raise TrainingError(f"Example {key + 1} has no recorded draws; record them first.")
+        return record
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._held
+
+    def flush(self) -> None:
+        """Nothing: every record that was put stays."""

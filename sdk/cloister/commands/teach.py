@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from cloister.tiers import ladder
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
 
     from rich.console import Console
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from cloister.distill.data import Pair
     from cloister.distill.schedule import Schedule
     from cloister.model.checkpoint import Checkpoint
+    from cloister.vault.namespace import Namespace as Space
 
 __all__ = ["distill", "quantize_aware"]
 
@@ -48,13 +51,14 @@ def _distill(args: Namespace, console: Console) -> Record:
     schedule = _schedule(args, data, shape.context)
     objective = Objective(
         hard=args.hard, divergence=Divergence(args.divergence), temperature=args.temperature)
-    outcome = training.distill(
-        teacher, args.output, shape=shape, name=args.tier, data=data, held_out=held_out,
-        schedule=schedule, objective=objective, draws=args.draws,
-        on_policy=OnPolicy(share=args.own_answers) if args.own_answers else None,
-        from_scratch=args.from_scratch, compiled=args.compile, replace_existing=args.force,
-        console=console,
-    )
+    with _private(args) as space:
+        outcome = training.distill(
+            teacher, args.output, shape=shape, name=args.tier, data=data, held_out=held_out,
+            schedule=schedule, objective=objective, draws=args.draws, space=space,
+            on_policy=OnPolicy(share=args.own_answers) if args.own_answers else None,
+            from_scratch=args.from_scratch, compiled=args.compile, replace_existing=args.force,
+            console=console,
+        )
     record = outcome.to_dict()
     if not args.json and not args.silent:
         run = outcome.run
@@ -68,6 +72,22 @@ def _distill(args: Namespace, console: Console) -> Record:
             ("student, after", f"{outcome.after:.4f}"),
         ])
     return record
+
+
+@contextmanager
+def _private(args: Namespace) -> Iterator[Space | None]:
+    """Where the teacher's draws are sealed, if they are to be."""
+    if not args.private:
+        yield None
+        return
+    if args.draws is None:
+        raise SettingError("Only recorded draws need sealing; add --draws, or leave --private out.")
+    from cloister.commands.vault import asking
+    from cloister.settings import Settings
+    from cloister.vault.local import open_vault
+
+    with open_vault(Settings.from_environment(), asking(), create=True) as vault:
+        yield vault.namespace(args.namespace)
 
 
 def quantize_aware(args: Namespace) -> Record:

@@ -161,7 +161,7 @@ def _open(worker: Worker, args: Namespace, **session: str | None) -> Record:
         secret = ask()
     opened = worker.open(namespace=args.namespace, passphrase=secret, **session)
     if known is None:
-        _say(f"A vault was made, under a key in the {opened['provider']}; see cloister vault status")
+        _say(f"A vault was made; {opened['provider']} holds its key: see cloister vault status")
     return {name: value for name, value in opened.items() if name != "event"}
 
 

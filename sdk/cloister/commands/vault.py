@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from getpass import getpass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloister import display
@@ -15,8 +17,9 @@ from cloister.vault.namespace import Kind
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from cloister.audit.canary import Find
     from cloister.vault.store import Vault
 
 __all__ = ["asking", "vault"]
@@ -46,6 +49,7 @@ def vault(args: Namespace) -> Record:
     args.provider = None if provider is None else Provider(provider)
     commands: dict[str, Callable[[Namespace], Record]] = {
         "init": _init, "status": _status, "rotate": _rotate, "forget": _forget, "shred": _shred,
+        "scan": _scan,
     }
     return commands[args.action](args)
 
@@ -141,11 +145,75 @@ def _shred(args: Namespace) -> Record:
     with _open(args) as held:
         space = held.namespace(args.namespace)
         if space.name not in [each.name for each in held.namespaces()]:
-            raise VaultError("There is no such namespace; see cloister vault status")
+            raise VaultError("There is no such namespace; see `cloister vault status`.")
         count = space.shred(kind)
     if not args.json:
         print(f"{count} objects are gone, and their keys with them. {_RESIDUE}")  # noqa: T201
     return {"objects": count, "residue": _RESIDUE}
+
+
+def _scan(args: Namespace) -> Record:
+    """Plant canaries, look for them in all that was written, and in the same unsealed."""
+    from cloister import reference
+    from cloister.audit import canary
+    from cloister.bundle import Bundle
+    from cloister.tokenizer import Tokenizer
+
+    bundle = reference.find(args.bundle)
+    held = Bundle.open(bundle)
+    tokenizer = Tokenizer.from_files(held.tokenizer_path, held.template_path)
+    teacher = None if args.teacher is None else reference.find_checkpoint(args.teacher)
+    with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
+        stage, apart = canary.Stage(Path(scratch) / "stage"), Path(scratch) / "apart"
+        stage.root.mkdir()
+        apart.mkdir()
+        with console.status("planting") as status:
+            planted = canary.plant(
+                stage, bundle, teacher, apart, lambda way: status.update(f"planting: {way}"))
+            status.update("looking")
+            finds = canary.search(stage.root, planted, tokenizer)
+            control = Path(scratch) / "control"
+            model = held.model_id(held.manifest.programs[0])
+            _unsealed(stage.home, control, bytes.fromhex(model))
+            found = canary.search(control, planted, tokenizer)
+        files = sum(path.is_file() for path in stage.root.rglob("*"))
+    # These the vault keeps word for word: a search that misses them unsealed would miss all.
+    missed = {"session name", "system prompt", "chat", "second turn", "resumed"} - {
+        find.way for find in found}
+    record = {
+        "ok": not finds and not missed, "planted": [each.way for each in planted], "files": files,
+        "found": [{"way": find.way, "form": find.form, "file": str(find.file)} for find in finds],
+        "control": sorted({f"{find.way}: {find.form}" for find in found}),
+    }
+    if not args.json:
+        display.table(
+            f"Canaries in {files} files", ("given as", "found", "found in the same, unsealed"), [(
+                way, _forms(finds, way) or "nowhere", _forms(found, way) or "-",
+            ) for way in record["planted"]], texts=3)
+    if finds:
+        raise VaultError(
+            f"User text lies open in {len({find.file for find in finds})} files; report this with "
+            "what --json prints."
+        )
+    if missed:
+        raise VaultError("The positive control found too little; the scan proves nothing.")
+    return record
+
+
+def _forms(finds: Sequence[Find], way: str) -> str:
+    return ", ".join(dict.fromkeys(find.form for find in finds if find.way == way))
+
+
+def _unsealed(home: Path, out: Path, model: bytes) -> None:
+    """What the vault in `home` holds, as it would lie there without sealing."""
+    from dataclasses import replace
+
+    out.mkdir()
+    settings = replace(Settings.from_environment(), home=home, keyfile=None, passphrase=None)
+    with local.open_vault(settings) as held:
+        for space in held.namespaces():
+            for number, content in enumerate(space.everything(model)):
+                (out / f"{space.name}-{number}").write_bytes(content)
 
 
 def _facts(held: Vault) -> Record:

@@ -8,7 +8,8 @@ from pathlib import Path
 from cloister.errors import SettingError
 from cloister.tiers import Scale, Tier
 
-__all__ = ["bundle_path", "checkpoint_path", "find", "requests_path"]
+__all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint",
+           "requests_path"]
 
 
 def bundle_path(tier: str, family: Path | None = None) -> Path:
@@ -19,6 +20,18 @@ def bundle_path(tier: str, family: Path | None = None) -> Path:
 def checkpoint_path(tier: str) -> Path:
     """Where the unquantized checkpoint of `tier` lies."""
     return _directory() / "checkpoints" / tier
+
+
+def find_checkpoint(name: str) -> Path:
+    """The checkpoint at `name`, or the one of that tier which the package ships.
+
+    Raises:
+        SettingError: neither.
+    """
+    for path in (Path(name), checkpoint_path(name)):
+        if path.is_dir():
+            return path
+    raise SettingError(f"No checkpoint is named {Path(name).name!r}; name a directory of one.")
 
 
 def requests_path() -> Path:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloister.runtime.engine import Engine
     from cloister.vault.namespace import Namespace
 
-__all__ = ["BLOCK", "PrefixCache", "Precision"]
+__all__ = ["BLOCK", "Precision", "PrefixCache"]
 
 BLOCK = 64  # positions
 _ID_BYTES = 4

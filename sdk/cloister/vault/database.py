@@ -164,6 +164,6 @@ class Database:
 
 def _damaged(what: str) -> VaultDamaged:
     return VaultDamaged(
-        f"{what}; put back a copy of it, or leave the vault as it is and begin an empty one: "
-        "cloister vault init --beside"
+        f"{what}; put back a copy of it, or leave the vault as it is and begin an empty one with "
+        "`cloister vault init --beside`."
     )

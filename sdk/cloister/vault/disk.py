@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+import shlex
 import stat
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ def check_place(directory: Path, *, system: Callable[[Path], int] = file_system)
             "directory with CLOISTER_HOME."
         )
     if status.st_mode & 0o077:
-        raise VaultUnsafe(f"Others can enter {directory}; run: chmod 700 {directory}")
+        raise VaultUnsafe(
+            f"Others can enter {directory}; run `chmod 700 {shlex.quote(str(directory))}`.")
     if network is not None:
         raise VaultUnsafe(
             f"{directory} lies on a network file system ({network}); name a directory on a local "

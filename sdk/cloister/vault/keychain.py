@@ -70,7 +70,7 @@ class Keychain:
         if state != _state(self._root_key, known, generation, root):
             raise VaultDamaged(
                 "The vault's state is not what was written; put back a copy of the vault, or leave "
-                "it as it is and begin an empty one: cloister vault init --beside"
+                "it as it is and begin an empty one with `cloister vault init --beside`."
             )
         return generation, root
 
@@ -181,7 +181,7 @@ def key_damaged() -> KeyDamaged:
     """What is said where a wrapped key does not open."""
     return KeyDamaged(
         "A key record of the vault is not what was written; put back a copy of the vault, or leave "
-        "it as it is and begin an empty one: cloister vault init --beside"
+        "it as it is and begin an empty one with `cloister vault init --beside`."
     )
 
 

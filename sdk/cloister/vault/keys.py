@@ -318,7 +318,7 @@ def check_private(status: os.stat_result, path: Path) -> None:
             f"{path} belongs to user {status.st_uid}; run as that user, or chown it to yours.")
     if status.st_mode & 0o077:
         raise VaultUnsafe(
-            f"Others can read or write {path}; run: chmod 600 {shlex.quote(str(path))}")
+            f"Others can read or write {path}; run `chmod 600 {shlex.quote(str(path))}`.")
 
 
 def _no_links(path: str, flags: int) -> int:

@@ -20,7 +20,7 @@ from cloister.vault.seal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator
 
     from cloister.vault.database import Row
     from cloister.vault.seal import Buffer, Field
@@ -55,30 +55,30 @@ class Namespace:
     def __repr__(self) -> str:
         return f"Namespace({self.name!r})"
 
-    def put(self, kind: Kind, name: bytes, content: bytes) -> None:
-        """Keep `content` as the one record of an object.
+    def put(self, kind: Kind, name: bytes, content: bytes, *, number: int = 0) -> None:
+        """Keep `content` as a record of an object, in place of the one that has its number.
 
         Raises:
             NotEnoughDisk: the disk is full; what was there still is.
             VaultError: see `Vault.change`.
         """
-        self._write(kind, name, [content], after=False)
+        self._write(kind, name, [content], number)
 
-    def append(self, kind: Kind, name: bytes, contents: Sequence[bytes]) -> None:
+    def append(self, kind: Kind, name: bytes, contents: Iterable[bytes]) -> None:
         """Keep more records of an object, after those that there are: all of them, or none.
 
         Raises:
             NotEnoughDisk, VaultError: see `put`.
         """
-        self._write(kind, name, contents, after=True)
+        self._write(kind, name, contents, None)
 
-    def get(self, kind: Kind, name: bytes) -> bytes | None:
-        """The first record of an object; None where there is none.
+    def get(self, kind: Kind, name: bytes, *, number: int = 0) -> bytes | None:
+        """A record of an object; None where there is none.
 
         Raises:
             VaultDamaged, KeyDamaged: it is not what was written.
         """
-        found = self._read(kind, name, "AND number = 0")
+        found = self._read(kind, name, f"AND number = {int(number)}")
         return found[0] if found else None
 
     def records(self, kind: Kind, name: bytes) -> list[bytes]:
@@ -88,6 +88,11 @@ class Namespace:
             VaultDamaged, KeyDamaged: they are not what was written.
         """
         return self._read(kind, name, "ORDER BY number")
+
+    def numbers(self, kind: Kind, name: bytes) -> list[int]:
+        """Of each record of an object, its number."""
+        return [row[0] for row in self.vault.db.rows(
+            "SELECT number FROM records WHERE object = ? ORDER BY number", self._tag(kind, name))]
 
     def put_large(
         self, kind: Kind, name: bytes, parts: Iterable[Buffer], *, bound: bytes = b""
@@ -196,6 +201,23 @@ class Namespace:
             f"SELECT kind, count(*), sum({_BYTES}) FROM objects WHERE namespace = ? GROUP BY kind",
             self.tag)}
 
+    def everything(self, bound: bytes = b"") -> Iterator[bytes]:
+        """The content of every record, and of every segment sealed for `bound`, unsealed."""
+        vault = self.vault
+        for tag, kind, epoch, wrapped, file, size in vault.db.rows(
+            "SELECT tag, kind, epoch, wrapped, file, size FROM objects WHERE namespace = ?",
+            self.tag,
+        ):
+            key = self._object_key(kind, epoch, tag, wrapped)
+            if file is not None:
+                place = self._place("segment", kind, epoch, tag, bound)
+                yield bytes(vault.segments.read(file, key, place, size))
+            for number, version, sealed in vault.db.rows(
+                "SELECT number, version, sealed FROM records WHERE object = ?", tag
+            ):
+                yield open_record(
+                    key, self._place("record", kind, epoch, tag, number, version), sealed)
+
     def _tag(self, kind: Kind, name: bytes) -> bytes:
         return self.vault.keys.tag("object", self.tag, kind, name)
 
@@ -229,32 +251,35 @@ class Namespace:
         vault.used.add(tag)
         return found
 
-    def _write(self, kind: Kind, name: bytes, contents: Sequence[bytes], *, after: bool) -> None:
+    def _write(
+        self, kind: Kind, name: bytes, contents: Iterable[bytes], number: int | None
+    ) -> None:
+        """Records from `number` on, in place of those that have it; None: after all others."""
         db, tag = self.vault.db, self._tag(kind, name)
         with self.vault.change(durable=kind.durable) as change:
             rows = db.rows("SELECT epoch, wrapped FROM objects WHERE tag = ?", tag)
-            held: dict[int, Row] = {}
-            first = 0
             if rows:
                 (epoch, wrapped), = rows
                 key = self._object_key(kind, epoch, tag, wrapped)
                 db.rows("UPDATE objects SET used = ?, hour = ? WHERE tag = ?",
                         change.generation, _hour(), tag)
-                query = f"SELECT {LEAVES['records']} FROM records WHERE object = ?"
-                if after:
-                    (first,), = db.rows("SELECT count(*) FROM records WHERE object = ?", tag)
-                else:
-                    held = {row[1]: row for row in db.rows(query, tag)}
             else:
                 epoch, key = self.vault.header.epoch, new_key()
                 self._insert(change, kind, epoch, tag, key, None, 0)
-            for number, content in enumerate(contents, start=first):
-                old = held.get(number)
-                version = old[2] + 1 if old else 1
+            if number is None:
+                (number,), = db.rows(
+                    "SELECT coalesce(max(number) + 1, 0) FROM records WHERE object = ?", tag)
+            for place, content in enumerate(contents, start=number):
+                old = db.rows(
+                    f"SELECT {LEAVES['records']} FROM records WHERE object = ? AND number = ?",
+                    tag, place) if rows else []
+                version = old[0][2] + 1 if old else 1
                 sealed = seal_record(
-                    key, self._place("record", kind, epoch, tag, number, version), content)
-                db.rows("REPLACE INTO records VALUES (?, ?, ?, ?)", tag, number, version, sealed)
-                change.count("records", old, (tag, number, version, sealed[:SALTED_BYTES]))
+                    key, self._place("record", kind, epoch, tag, place, version), content)
+                db.rows("REPLACE INTO records VALUES (?, ?, ?, ?)", tag, place, version, sealed)
+                change.count(
+                    "records", old[0] if old else None,
+                    (tag, place, version, sealed[:SALTED_BYTES]))
 
     def _insert(
         self, change: Change, kind: Kind, epoch: int, tag: bytes, key: bytes, file: str | None,

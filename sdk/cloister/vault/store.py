@@ -55,7 +55,8 @@ class Vault:
             SettingError: its key provider is not there.
         """
         if not os.path.lexists(directory):
-            raise VaultError(f"There is no vault at {directory}; make one: cloister vault init")
+            raise VaultError(
+                f"There is no vault at {directory}; make one with `cloister vault init`.")
         self.segments = Segments(directory / _SEGMENTS)
         for place in (directory, self.segments.directory):
             check_place(place, system=system)
@@ -185,14 +186,15 @@ class Vault:
             self.keys.state()
             old = self.header
             new, kek = keyholder.create(provider or old.provider, old.vault, epoch=old.epoch + 1)
-            try:
-                with self.change(durable=True) as change:
+            with self.change(durable=True) as change:
+                # From the commit on both keys stay: one that failed may yet be found in the log.
+                try:
                     if self.header != old:
                         raise VaultError("The vault was rotated by another process; try again.")
                     self._rewrap(change, new, kek)
-            except BaseException:
-                keyholder.drop(new)
-                raise
+                except BaseException:
+                    keyholder.drop(new)
+                    raise
             self.keys.adopt(new.encode(), kek)
             self.db.truncate()
             keyholder.drop(old)
@@ -238,14 +240,15 @@ class Vault:
         if total != root:
             raise VaultDamaged(
                 "Rows of the vault are missing, repeated or from another time; put back a copy of "
-                "it, or leave it as it is and begin an empty one: cloister vault init --beside"
+                "it, or leave it as it is and begin an empty one with "
+                "`cloister vault init --beside`."
             )
         last = self.keys.keyholder.anchor(self.header)
         if last is not None and generation < last and not accept_rollback:
             raise VaultRolledBack(
                 f"The vault is at write {generation} and was at {last} when it was last closed: it "
                 "has been put back to an earlier state; put back the newer one, or accept this "
-                "one: cloister vault status --accept-rollback"
+                "one with `cloister vault status --accept-rollback`."
             )
 
     def _collect(self) -> None:

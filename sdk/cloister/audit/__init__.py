@@ -1,0 +1,1 @@
+"""Evidence for what is claimed: that nothing of the user lies open."""

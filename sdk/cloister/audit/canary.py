@@ -1,0 +1,178 @@
+"""Canaries: unique texts that are given to the program, and then looked for in all it has written.
+
+The command line is driven as a subprocess with directories of its own for everything that it could
+write to: home, temporary files, caches, the working directory (where core files would fall), and
+histories. A text is looked for in each form in which a program could have written it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloister.errors import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from cloister.tokenizer import Tokenizer
+
+__all__ = ["Canary", "Find", "Stage", "forms", "plant", "search"]
+
+_WINDOW = 6  # ids in a row that are enough to tell a text; fewer might stand there by chance
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A text that stands nowhere else, and by which way it was given."""
+
+    way: str
+    text: str
+
+    @classmethod
+    def new(cls, way: str) -> Canary:
+        """Words that no program says, with a letter beyond ASCII and one beyond 16 bits."""
+        return cls(way, f"zephyr caf\u00e9 {secrets.token_hex(8)} quartz \U0001f426 {way}")
+
+
+@dataclass(frozen=True)
+class Find:
+    """A canary in a file."""
+
+    way: str
+    form: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Directories for all that the program may write."""
+
+    root: Path
+
+    @property
+    def home(self) -> Path:
+        """CLOISTER_HOME."""
+        return self.root / "home"
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, but every known place to write to lies in `root`."""
+        places = {
+            "CLOISTER_HOME": "home", "HOME": "user", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache",
+            "XDG_CONFIG_HOME": "config", "XDG_DATA_HOME": "data", "XDG_STATE_HOME": "state",
+            "XDG_RUNTIME_DIR": "run", "IPYTHONDIR": "ipython", "JUPYTER_DATA_DIR": "jupyter",
+            "TORCHINDUCTOR_CACHE_DIR": "inductor", "PYTHONPYCACHEPREFIX": "pycache",
+        }
+        for name in places.values():
+            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        kept = {
+            name: value for name, value in os.environ.items()
+            if not name.startswith(("CLOISTER_", "XDG_"))
+        }
+        return kept | {name: str(self.root / place) for name, place in places.items()}
+
+
+def plant(
+    stage: Stage, bundle: Path, teacher: Path | None, apart: Path,
+    progress: Callable[[str], None] = lambda way: None,
+) -> list[Canary]:
+    """Give a canary to the program in every way that it takes text in.
+
+    `apart` is a directory for what the user would have: their own data file, which holds a canary
+    of course. With a `teacher`, a checkpoint, a distillation is run on it.
+
+    Raises:
+        WorkerError: a command did not end as it should.
+    """
+    work = stage.root / "work"
+    work.mkdir(exist_ok=True)
+
+    def run(*words: str, said: str = "", code: int = 0) -> str:
+        done = subprocess.run(
+            # Core files of a crash would fall into the working directory.
+            [sys.executable, "-P", "-m", "cloister.cli", *words], input=said.encode(), cwd=work,
+            env=stage.environment(), capture_output=True, check=False,
+        )
+        if done.returncode != code:
+            raise WorkerError(
+                f"cloister {words[0]} ended with {done.returncode} in place of {code}; run "
+                "cloister vault scan --debug to see why."
+            )
+        (stage.root / "errors.txt").open("ab").write(done.stderr)  # as a log would keep it
+        return done.stdout.decode()
+
+    def new(way: str) -> str:
+        progress(way)
+        planted.append(Canary.new(way))
+        return planted[-1].text
+
+    planted: list[Canary] = []
+    run("vault", "init", "--provider", "keyfile")
+    session = new("session name")
+    run("chat", str(bundle), "--session", session, "--system", new("system prompt"), "--json",
+        said=f"{new('chat')}\n{new('second turn')}\n")
+    run("chat", str(bundle), "--session", session, "--json", said=f"{new('resumed')}\n")
+    run("run", str(bundle), "-", "--cached", "--json", said=new("answer cache"))
+    run("run", str(bundle), "-", "--json", said=new("no cache"))
+    run("run", str(bundle), "-", said=new("refused prompt") * 400, code=1)
+    run("run", str(bundle), "-", "--debug", said=new("traceback") * 400, code=1)
+    if teacher is not None:
+        data = apart / "private.jsonl"
+        texts = [new("training data"), new("training answer")]
+        data.write_text("".join(
+            json.dumps({"task": "redact", "input": f"{texts[0]} {n}", "target": texts[1]}) + "\n"
+            for n in range(40)
+        ) + texts[0] + " is no JSON\n", "utf-8")
+        run("distill", "--teacher", str(teacher), "--tier", "nano-1", "--data", str(data),
+            "--draws", "12", "--private", "--steps", "2", "--tokens", "512", "-o",
+            str(work / "student"), "--json")
+    return planted
+
+
+def forms(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:
+    """Byte strings that would stand in a file that held `text`, by how it was written."""
+    plain = text.encode()
+    encoded = {
+        "UTF-8": [plain], "UTF-16": [text.encode("utf-16-le"), text.encode("utf-16-be")],
+        "JSON": [json.dumps(text)[1:-1].encode()], "Python": [ascii(text)[1:-1].encode()],
+        # Whatever stands before it: of three alignments, the part that does not depend on it.
+        "base64": [base64.b64encode(bytes(n) + plain)[4:-4] for n in range(3)],
+        "hexadecimal": [plain.hex().encode()],
+    }
+    ids = tokenizer.encode(text)[1:-1]  # the outer ones may join with what is around
+    middle = len(ids) // 2
+    window = ids[max(0, middle - _WINDOW // 2):middle + _WINDOW // 2]
+    encoded["token ids"] = [
+        struct.pack(f"{order}{len(window)}{kind}", *window)
+        for order in "<>" for kind in "HIqfd"
+    ] + [mark.join(map(str, window)).encode() for mark in (", ", ",", " ")]
+    return encoded
+
+
+def search(
+    directory: Path, canaries: Sequence[Canary], tokenizer: Tokenizer
+) -> list[Find]:
+    """Every canary in every file below `directory`, its names included."""
+    patterns = [
+        (canary.way, form, pattern) for canary in canaries
+        for form, found in forms(canary.text, tokenizer).items() for pattern in found
+    ]
+    finds = {
+        Find(way, form, file.relative_to(directory)) for file, content in _files(directory)
+        for way, form, pattern in patterns if pattern in content
+    }
+    return sorted(finds, key=lambda find: (find.way, find.form, str(find.file)))
+
+
+def _files(directory: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in sorted(directory.rglob("*")):
+        name = os.fsencode(path.relative_to(directory))
+        yield path, name + b"\n" + (path.read_bytes() if path.is_file() else b"")

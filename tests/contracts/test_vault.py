@@ -1,0 +1,185 @@
+"""What is kept is sealed, comes back after a restart, and goes when it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister import reference
+from cloister.settings import Settings
+from cloister.vault import local
+from tests.contracts.test_cli import refused, run
+
+OTHER_USER = 65534
+
+
+@pytest.fixture
+def home() -> Path:
+    return Settings.from_environment().home
+
+
+def record(*arguments: str, **options: Any) -> dict[str, Any]:
+    done = run(*arguments, "--json", **options)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def chat(*lines: str, session: str = "work", more: tuple[str, ...] = ()) -> dict[str, Any]:
+    return record("chat", "nano-1", "--session", session, *more,
+                  input="".join(f"{line}\n" for line in lines).encode())
+
+
+def test_a_conversation_goes_on_after_a_restart_without_being_read_again(home: Path) -> None:
+    first = chat("play some jazz", more=("--system", "call"))
+    assert first["provider"] == "keyfile"
+    assert first["messages"] == 0
+    again = chat("and now the weather in Rome")
+    assert again["messages"] == 2
+    assert again["restored_tokens"] > 10
+    apart = chat("and now the weather in Rome", more=("--system", "call", "--namespace", "other"))
+    assert apart["messages"] == 0
+    refused(run("chat", "nano-1", "--session", "work", "--system", "intent", input=b"x\n"),
+            "system prompt")
+    refused(run("chat", "pro", "--session", "work", input=b"x\n"), "another bundle")
+    for path in [home / "vault", *(home / "vault").rglob("*"), home / "vault.key"]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_an_answer_is_given_again_only_where_it_was_asked_for(home: Path) -> None:
+    asked = ("run", "nano-1", "-", "--system", "call", "--cached")
+    first = record(*asked, input=b"play some jazz by somebody or other")
+    second = record(*asked, input=b"play some jazz by somebody or other")
+    assert second["text"] == first["text"]
+    kinds = record("vault", "status")["namespaces"][0]["kinds"]
+    assert kinds["responses"]["objects"] == 1
+    shutil.rmtree(home / "vault")
+    record("run", "nano-1", "-", input=b"play some jazz")
+    assert not (home / "vault").exists()
+
+
+def test_a_vault_is_made_looked_at_rotated_and_emptied(home: Path) -> None:
+    made = record("vault", "init")
+    assert made["provider"] == "keyfile"
+    assert "key file" in made["protects"]
+    assert "cannot be told" in made["rollback"]
+    assert set(made["memory"]) == {
+        "RLIMIT_CORE=0", "PR_SET_DUMPABLE=0", "mlock", "MADV_DONTDUMP"}
+    refused(run("vault", "init"), "already")
+    chat("play some jazz")
+    chat("play some rock", session="second")
+    key = (home / "vault.key").read_bytes()
+    assert record("vault", "rotate")["epoch"] == 2
+    assert (home / "vault.key").read_bytes() != key
+    assert chat("more")["messages"] == 2
+    assert record("vault", "forget", "work")["forgotten"]
+    refused(run("vault", "forget", "work"), "no conversation")
+    assert chat("again")["messages"] == 0
+    assert record("vault", "shred", "default", "--kind", "prefix")["objects"] > 0
+    after = chat("again", session="second")
+    assert (after["messages"], after["restored_tokens"]) == (2, 0)
+    assert record("vault", "shred", "default")["objects"] > 0
+    assert record("vault", "status")["namespaces"] == []
+    refused(run("vault", "shred", "default"), "no such namespace")
+    shown = run("vault", "status").stdout.decode()
+    assert "key rotations" in shown
+
+
+def test_a_passphrase_opens_what_no_other_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(run("vault", "init", "--provider", "passphrase"), "CLOISTER_PASSPHRASE")
+    assert not list(home.glob("vault*"))
+    monkeypatch.setenv("CLOISTER_PASSPHRASE", "correct horse")
+    assert record("vault", "init", "--provider", "passphrase")["provider"] == "passphrase"
+    assert not (home / "vault.key").exists()
+    assert chat("play some jazz")["messages"] == 0
+    assert chat("play some jazz")["messages"] == 2
+    monkeypatch.setenv("CLOISTER_PASSPHRASE", "correct house")
+    said = refused(run("vault", "status"), "passphrase is not")
+    assert "horse" not in said
+    refused(run("chat", "nano-1", "--session", "work", input=b"x\n"), "passphrase is not")
+    monkeypatch.delenv("CLOISTER_PASSPHRASE")
+    refused(run("vault", "status"), "CLOISTER_PASSPHRASE")
+
+
+def test_where_the_key_is_lost_an_empty_vault_stands_beside_the_old_one(home: Path) -> None:
+    chat("play some jazz")
+    held = {path: path.read_bytes() for path in (home / "vault").rglob("*") if path.is_file()}
+    (home / "vault.key").rename(home / "elsewhere")
+    refused(run("chat", "nano-1", "--session", "work", input=b"x\n"), "init --beside")
+    assert {path: path.read_bytes() for path in held} == held
+    assert record("vault", "init", "--beside")["moved"] == "vault-1"
+    assert chat("play some jazz")["messages"] == 0
+    for path, content in held.items():
+        assert (home / "vault-1" / path.relative_to(home / "vault")).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["vault.db", "lock", "segments", "../vault.key"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Path) -> None:
+    """Tried from a child under an ordinary user's id: root may read everything."""
+    ours = tmp_path / "ours"
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        f"home = Path({str(ours)!r})\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "from cloister.errors import VaultUnsafe, VaultError\n"
+        "from cloister.vault.keys import Keyholder\n"
+        "from cloister.vault.store import Vault\n"
+        "holder = Keyholder(keyfile=home / 'vault.key')\n"
+        "make = Vault if (home / 'vault').exists() else Vault.create\n"
+        "try: make(home / 'vault', holder).close()\n"
+        "except VaultError as error: print(type(error).__name__, error)\n"
+    )
+    for path in [tmp_path, *tmp_path.parents]:
+        if path.owner() == "root" and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o011)
+    ours.mkdir()
+    os.chown(ours, OTHER_USER, OTHER_USER)
+
+    def said() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+            env={"PYTHONPATH": ":".join(sys.path)},
+        ).stdout
+
+    assert said() == ""
+    assert said() == ""
+    os.chown(ours / "vault" / name, 0, 0)
+    assert "Vault" in said()
+    os.chown(ours / "vault" / name, OTHER_USER, OTHER_USER)
+    assert said() == ""
+
+
+def test_no_canary_is_found_and_the_control_finds_them() -> None:
+    """The whole scan, with a distillation on private data."""
+    found = record("vault", "scan")
+    assert found["found"] == []
+    assert {"chat", "traceback", "training data", "answer cache"} <= set(found["planted"])
+    assert any("token ids" in each for each in found["control"])
+    assert any("JSON" in each for each in found["control"])
+
+
+def test_draws_that_are_not_private_are_not_asked_to_be_sealed(tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(
+        json.dumps({"task": "redact", "input": f"{n} birds", "target": "x"}) + "\n"
+        for n in range(30)))
+    refused(run("distill", "--teacher", str(reference.checkpoint_path("pro")), "--tier", "nano-1",
+                "--data", str(data), "--private", "-o", str(tmp_path / "out")), "--draws")
+
+
+def test_the_header_is_read_without_the_key(home: Path) -> None:
+    assert local.header(Settings.from_environment()) is None
+    record("vault", "init")
+    (home / "vault.key").unlink()
+    header = local.header(Settings.from_environment())
+    assert header is not None and header.provider == "keyfile"
