@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import json
@@ -191,10 +192,8 @@ def one_fault(shim: Any, place: Path, name: str, nth: int, code: int) -> int:
         error = caught
     hit = shim.fault_count() >= nth
     shim.fault_arm(b"", 0, 0)
-    try:
+    with contextlib.suppress(CloisterError):
         vault.close()
-    except CloisterError:
-        pass
     with opened(place) as vault:  # readable, and each object old or new
         space = vault.namespace()
         talk = space.records(Kind.HISTORY, b"talk")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contracts.test_cli import refused, run
 
 from cloister import reference
 from cloister.settings import Settings
 from cloister.vault import local
-from tests.contracts.test_cli import refused, run
 
 OTHER_USER = 65534
 

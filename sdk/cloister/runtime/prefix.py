@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cloister.runtime.engine import Engine
     from cloister.vault.namespace import Namespace
+    from cloister.vault.retention import Retention
 
 __all__ = ["BLOCK", "Precision", "PrefixCache"]
 
@@ -43,10 +44,10 @@ class PrefixCache:
 
     def __init__(
         self, engine: Engine, space: Namespace, *, precision: Precision = Precision.EXACT,
-        most_bytes: int | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self.engine, self.space, self.precision = engine, space, precision
-        self.most_bytes = most_bytes  # of all blocks and states; the least used go first
+        self.retention = retention  # of all blocks and states
         self._bound = bytes.fromhex(engine.model_id)
 
     def fetch(self, ids: Sequence[int]) -> int:
@@ -87,8 +88,8 @@ class PrefixCache:
             space.put_large(
                 Kind.PREFIX, self._state(conversation), [head, *self._packed(rest)],
                 bound=self._bound)
-        if self.most_bytes is not None:
-            space.trim(Kind.PREFIX, most_bytes=self.most_bytes)
+        if self.retention is not None:
+            space.trim(Kind.PREFIX, self.retention)
 
     def resume(self, conversation: bytes) -> int:
         """Put back what a conversation's engine held; how many positions."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from cloister.runtime.sampling import Sampling
     from cloister.vault.namespace import Namespace
+    from cloister.vault.retention import Retention
 
 __all__ = ["ResponseCache"]
 
@@ -24,8 +25,10 @@ Answer = list[tuple[int, str, float, list[tuple[int, float]]]]
 class ResponseCache:
     """The answers of one model, in a namespace."""
 
-    def __init__(self, space: Namespace, model_id: str, *, most_bytes: int | None = None) -> None:
-        self.space, self.most_bytes = space, most_bytes
+    def __init__(
+        self, space: Namespace, model_id: str, retention: Retention | None = None
+    ) -> None:
+        self.space, self.retention = space, retention
         self._model = bytes.fromhex(model_id)
 
     def get(
@@ -56,8 +59,8 @@ class ResponseCache:
         if name is not None:
             record = json.dumps({"tokens": answer, "finish": finish}).encode()
             self.space.put(Kind.RESPONSES, name, record)
-            if self.most_bytes is not None:
-                self.space.trim(Kind.RESPONSES, most_bytes=self.most_bytes)
+            if self.retention is not None:
+                self.space.trim(Kind.RESPONSES, self.retention)
 
     def _name(
         self, ids: Sequence[int], sampling: Sampling, limit: int, top: int

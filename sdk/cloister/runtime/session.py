@@ -60,27 +60,31 @@ class Session:
         engine: Engine,
         *,
         system: str | None = None,
+        name: str | None = None,
         prefixes: PrefixCache | None = None,
         responses: ResponseCache | None = None,
-        conversation: Conversation | None = None,
     ) -> None:
-        """Begin a conversation, or with `conversation` go on with one that is kept.
+        """Begin a conversation; with `name`, keep it where `prefixes` are kept, or go on with it.
 
         `prefixes` spares reading what was read before, and `responses` answering what was answered.
 
         Raises:
-            SettingError: `conversation` has a system prompt of its own.
+            SettingError: a name without `prefixes`, or one that is empty or too long.
+            SessionMismatch: the conversation was begun with another model or system prompt.
+            VaultError: the vault cannot be read.
         """
         self.engine, self.prefixes, self.responses = engine, prefixes, responses
-        self.conversation = conversation
-        if conversation is not None and system not in (None, conversation.system):
-            raise SettingError("A kept conversation has its own system prompt; name none.")
-        system = system if conversation is None else conversation.system
+        self.conversation: Conversation | None = None
         self.messages: list[Message] = []
+        if name is not None:
+            from cloister.runtime.conversation import Conversation
+
+            if prefixes is None:
+                raise SettingError("A conversation is kept in a vault; give prefixes, too.")
+            self.conversation = Conversation(prefixes, name, system=system)
+            system, self.messages = self.conversation.system, self.conversation.messages
         if system is not None:
-            self.messages.append(Message(role="system", content=system))
-        if conversation is not None:
-            self.messages += conversation.messages
+            self.messages = [Message(role="system", content=system), *self.messages]
         self.stats = Stats()
         self._stop = threading.Event()
 

@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cloister.errors import CloisterError, SettingError, WorkerError
+from cloister.vault.retention import Retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
     from cloister.runtime.engine import Engine
+    from cloister.runtime.prefix import PrefixCache
     from cloister.runtime.session import Session
     from cloister.vault.namespace import Namespace
     from cloister.vault.store import Vault
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Service", "main"]
 
 
-PREFIX_BYTES = 4 << 30  # most KV state that a namespace keeps; the least used goes first
-RESPONSE_BYTES = 64 << 20
+_MONTH = 30 * 24
+PREFIXES = Retention(most_bytes=4 << 30, hours=_MONTH)
+RESPONSES = Retention(most_bytes=64 << 20, hours=_MONTH)
 
 
 @dataclass
@@ -76,8 +79,6 @@ class Service:
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Open the vault at `namespace`, and where `session` is named, that conversation."""
-        from cloister.runtime.conversation import Conversation
-        from cloister.runtime.prefix import Precision, PrefixCache
         from cloister.runtime.session import Session
         from cloister.settings import Settings
         from cloister.vault import hygiene
@@ -97,14 +98,13 @@ class Service:
         name = request.get("session")
         if name is None:
             return opened
-        precision = Precision(request.get("precision", Precision.EXACT))
-        cache = PrefixCache(
-            self.engine, self.space, precision=precision, most_bytes=PREFIX_BYTES)
-        conversation = Conversation(cache, name, system=request.get("system"))
-        self.session = Session(self.engine, conversation=conversation)
+        self.session = Session(
+            self.engine, system=request.get("system"), name=name, prefixes=self._prefixes())
+        conversation = self.session.conversation
+        assert conversation is not None
         self.system = conversation.system
-        return {**opened, "messages": len(conversation.messages), "restored_tokens":
-                conversation.restored}
+        return {**opened, "messages": len(conversation.messages),
+                "restored_tokens": conversation.restored}
 
     def close(self) -> None:
         """Let go of the vault."""
@@ -163,14 +163,18 @@ class Service:
             return {}
         if self.engine is None or self.space is None:
             raise WorkerError("No vault is open; open it first.")
-        from cloister.runtime.prefix import PrefixCache
         from cloister.runtime.responses import ResponseCache
 
         return {
-            "prefixes": PrefixCache(self.engine, self.space, most_bytes=PREFIX_BYTES),
-            "responses": ResponseCache(
-                self.space, self.engine.model_id, most_bytes=RESPONSE_BYTES),
+            "prefixes": self._prefixes(),
+            "responses": ResponseCache(self.space, self.engine.model_id, RESPONSES),
         }
+
+    def _prefixes(self) -> PrefixCache:
+        from cloister.runtime.prefix import PrefixCache
+
+        assert self.engine is not None and self.space is not None
+        return PrefixCache(self.engine, self.space, retention=PREFIXES)
 
     def forget(self, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         """End the conversation; the next prompt begins a new one."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cloister.vault.database import Row
+    from cloister.vault.retention import Retention
     from cloister.vault.seal import Buffer, Field
     from cloister.vault.store import Change, Vault
 
@@ -174,14 +175,15 @@ class Namespace:
         db.truncate()
         return len(tags)
 
-    def trim(self, kind: Kind, *, most_bytes: int | None = None, hours: int | None = None) -> int:
-        """Delete what was written more than `hours` ago, and then what was used least recently
-        until at most `most_bytes` are left: how many objects went.
+    def trim(self, kind: Kind, retention: Retention) -> int:
+        """Delete what is too old, and then what was used least recently until the rest is small
+        enough: how many objects went.
 
         Raises:
             NotEnoughDisk, VaultError: see `put`.
         """
         now, left, gone = _hour(), 0, 0
+        hours, most_bytes = retention.hours, retention.most_bytes
         with self.vault.change(durable=False) as change:
             for tag, hour, size in self.vault.db.rows(
                 f"SELECT tag, hour, {_BYTES} FROM objects WHERE namespace = ? AND kind = ? "

@@ -12,7 +12,7 @@ from tests.conftest import make_bundle
 from cloister.bundle import Bundle
 from cloister.errors import SessionMismatch, SettingError
 from cloister.runtime import prefix
-from cloister.runtime.conversation import Conversation, forget
+from cloister.runtime.conversation import forget
 from cloister.runtime.engine import Engine
 from cloister.runtime.prefix import Precision, PrefixCache
 from cloister.runtime.program import FakeProgram
@@ -21,6 +21,7 @@ from cloister.runtime.sampling import Sampling
 from cloister.runtime.session import Session
 from cloister.vault.keys import Keyholder
 from cloister.vault.namespace import Kind, Namespace
+from cloister.vault.retention import Retention
 from cloister.vault.store import Vault
 
 BLOCK = 4
@@ -59,8 +60,7 @@ def read(engine: Engine) -> int:
 
 
 def session(engine: Engine, space: Namespace, name: str = "work", system: str | None = "call"):
-    return Session(engine, conversation=Conversation(
-        PrefixCache(engine, space), name, system=system))
+    return Session(engine, name=name, system=system, prefixes=PrefixCache(engine, space))
 
 
 def ask(session: Session, prompt: str, n: int = 6) -> list[tuple[int, float]]:
@@ -169,8 +169,8 @@ def test_another_bundle_or_system_prompt_is_refused_and_nothing_is_lost(
         session(fresh(other.path), space)
     with pytest.raises(SessionMismatch, match="system"):
         session(fresh(), space, system="intent")
-    with pytest.raises(SettingError):
-        Session(fresh(), system="intent", conversation=session(fresh(), space).conversation)
+    with pytest.raises(SettingError, match="prefixes"):
+        Session(fresh(), name="work")
     assert len(session(fresh(), space).messages) == 3
 
 
@@ -210,7 +210,7 @@ def test_an_answer_that_was_stopped_is_kept_as_far_as_it_came(fresh, space) -> N
 
 def test_the_cache_keeps_within_its_bounds(fresh, space) -> None:
     engine = fresh()
-    cache = PrefixCache(engine, space, most_bytes=3 * 4 * BLOCK)
+    cache = PrefixCache(engine, space, retention=Retention(most_bytes=3 * 4 * BLOCK))
     engine.logits(list(range(4, 60)))
     cache.keep()
     count, size = space.sizes()[Kind.PREFIX]

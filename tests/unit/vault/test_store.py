@@ -29,6 +29,7 @@ from cloister.vault import namespace as namespaces
 from cloister.vault import segments
 from cloister.vault.keys import Keyholder, Provider
 from cloister.vault.namespace import Kind
+from cloister.vault.retention import Retention
 from cloister.vault.store import Vault
 
 SECRET = b"the quick brown fox of the canary"
@@ -384,19 +385,25 @@ def test_retention_deletes_what_is_old_and_then_what_was_used_least(
         monkeypatch.setattr(namespaces, "_hour", lambda age=age: hour - age)
         space.put(Kind.RESPONSES, b"%d" % number, b"x" * 200)
     monkeypatch.setattr(namespaces, "_hour", lambda: hour)
-    assert space.trim(Kind.RESPONSES, hours=24) == 1
+    assert space.trim(Kind.RESPONSES, Retention(hours=24)) == 1
     assert not space.has(Kind.RESPONSES, b"0")
     space.get(Kind.RESPONSES, b"1")  # used again
     space.put(Kind.RESPONSES, b"9", b"y" * 200)
-    assert space.trim(Kind.RESPONSES, most_bytes=3 * 328) == 1
+    assert space.trim(Kind.RESPONSES, Retention(most_bytes=3 * 328)) == 1
     assert [space.has(Kind.RESPONSES, name) for name in (b"1", b"2", b"3", b"9")] == [
         True, False, True, True]
     monkeypatch.setattr(namespaces, "_hour", lambda: hour - 1000)  # the clock goes backwards
-    assert space.trim(Kind.RESPONSES, hours=24) == 0
+    assert space.trim(Kind.RESPONSES, Retention(hours=24)) == 0
     space.put(Kind.RESPONSES, b"8", b"z")
     assert space.get(Kind.RESPONSES, b"8") == b"z"
     with again(vault) as vault:
         assert vault.namespace().sizes()[Kind.RESPONSES] == (4, 4 * 328)
+
+
+@pytest.mark.parametrize("bounds", [{"hours": -1}, {"most_bytes": -1}])
+def test_a_retention_below_nothing_is_refused_by_name(bounds: dict[str, int]) -> None:
+    with pytest.raises(SettingError, match=next(iter(bounds))):
+        Retention(**bounds)
 
 
 def test_a_whole_directory_put_back_is_seen_where_a_key_store_remembers(

@@ -1,0 +1,209 @@
+"""What sealing costs, and what a kept prefix saves:
+
+    python tests/bench/vault.py [--bundle DIR] [--repeats 5]
+
+Sealing and opening in GB/s; small records against plain SQLite, and against SQLCipher or SQLite3
+Multiple Ciphers where `sqlcipher3` or `apsw-sqlite3mc` is installed; then the time to the first
+token with and without the prefix cache. Without `--bundle` that is measured on the full nano-1
+shape with random weights, which is exported first. Medians; run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cloister import display
+from cloister.settings import Settings
+from cloister.vault import seal
+from cloister.vault.keys import Keyholder
+from cloister.vault.namespace import Kind
+from cloister.vault.store import Vault
+
+LARGE, RECORDS, RECORD = 100_000_000, 5000, 300
+LENGTHS = (256, 512, 1024, 1900)
+
+
+def median_s(action: Callable[[], object], repeats: int) -> float:
+    """Median seconds of an action."""
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def sealing(repeats: int) -> dict[str, float]:
+    """GB/s of 100 MB, and of the same through a segment file with its sync."""
+    key, content = seal.new_key(), bytearray(LARGE)
+
+    def sealed() -> None:
+        for _ in seal.seal_parts(key, b"place", [content]):
+            pass
+
+    whole = bytearray().join(bytes(p) for p in seal.seal_parts(key, b"place", [content]))
+    view, target = memoryview(whole), memoryview(content)
+    step = seal.PIECE_BYTES
+    found = {
+        "seal": median_s(sealed, repeats),
+        "open": median_s(lambda: seal.open_into(
+            key, b"place", (view[at:at + step] for at in range(0, len(view), step)), target),
+            repeats),
+    }
+    return {name: LARGE / seconds / 1e9 for name, seconds in found.items()}
+
+
+def records(folder: Path, repeats: int) -> dict[str, dict[str, float]]:
+    """Writes and reads a second of single small records, each its own transaction."""
+    data = [os.urandom(RECORD) for _ in range(RECORDS)]
+    names = [b"%d" % number for number in range(RECORDS)]
+    found: dict[str, dict[str, float]] = {}
+    with Vault.create(folder / "vault", Keyholder(keyfile=folder / "key")) as vault:
+        space = vault.namespace()
+        found["vault"] = rates(
+            lambda n: space.put(Kind.RESPONSES, names[n], data[n]),
+            lambda n: space.get(Kind.RESPONSES, names[n]), repeats)
+    for module, key in (("sqlite3", ""), ("sqlcipher3.dbapi2", "key"), ("apsw", "key")):
+        try:
+            library: Any = importlib.import_module(module)
+        except ImportError:
+            continue
+        path = str(folder / f"{module}.db")
+        db = library.Connection(path) if module == "apsw" else library.connect(
+            path, isolation_level=None)
+        run = db.execute if module != "apsw" else db.cursor().execute
+        if key:
+            run(f"PRAGMA key = '{seal.new_key().hex()}'")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = NORMAL")
+        run("CREATE TABLE records (name BLOB PRIMARY KEY, data BLOB)")
+        found[module] = rates(
+            lambda n, run=run: run("REPLACE INTO records VALUES (?, ?)", (names[n], data[n])),
+            lambda n, run=run: list(run("SELECT data FROM records WHERE name = ?", (names[n],))),
+            repeats)
+        db.close()
+    return found
+
+
+def rates(
+    write: Callable[[int], object], read: Callable[[int], object], repeats: int
+) -> dict[str, float]:
+    """Of each, calls a second: a new record, the same again, and reading it."""
+    def all_of(action: Callable[[int], object]) -> Callable[[], None]:
+        def apply() -> None:
+            for number in range(RECORDS):
+                action(number)
+
+        return apply
+
+    return {
+        "new": RECORDS / median_s(all_of(write), 1),
+        "again": RECORDS / median_s(all_of(write), repeats),
+        "read": RECORDS / median_s(all_of(read), repeats),
+    }
+
+
+def prefixes(bundle: Path, folder: Path, repeats: int) -> list[dict[str, float]]:
+    """Seconds to the first token, read anew and put back, by length of the prompt."""
+    from cloister.runtime.engine import Engine
+    from cloister.runtime.prefix import PrefixCache
+
+    engine, rows = Engine(bundle), []
+    with Vault.create(folder / "vault", Keyholder(keyfile=folder / "key")) as vault:
+        cache = PrefixCache(engine, vault.namespace())
+        ids = [4 + n * 7919 % 4000 for n in range(max(LENGTHS))]
+        for length in LENGTHS:
+            prompt = ids[:length]
+            name = b"%d" % length
+
+            def anew(prompt: list[int] = prompt) -> None:
+                engine.hold([])
+                engine.logits(prompt)
+
+            def put_back(prompt: list[int] = prompt, name: bytes = name) -> None:
+                engine.hold([])
+                assert cache.resume(name) == len(prompt)
+                engine.logits(prompt)
+
+            engine.logits(prompt[:128])  # warm
+            read_s = median_s(anew, max(1, repeats // 2))
+            began = time.perf_counter()
+            cache.keep(name)
+            keep_s = time.perf_counter() - began
+            back_s = median_s(put_back, repeats)
+            engine.hold([])
+            restore_s = median_s(lambda name=name: cache.resume(name), repeats)
+            rows.append({
+                "tokens": length, "read_s": read_s, "keep_s": keep_s, "restore_s": restore_s,
+                "first_token_s": back_s, "times_faster": read_s / back_s,
+                "keep_share": keep_s / read_s,
+            })
+    return rows
+
+
+def full_size(folder: Path) -> Path:
+    """A bundle of the full nano-1 shape with random weights."""
+    from cloister import bench, pipeline
+    from cloister.model.checkpoint import Checkpoint
+    from cloister.model.config import ModelConfig
+    from cloister.model.recipe import Recipe
+    from cloister.tiers import Scale, ladder
+
+    source, out = folder / "random", folder / "nano-1.cloister"
+    shape = ladder(Scale.FULL)["nano-1"]
+    bench.random_checkpoint(source, ModelConfig(shape=shape), Recipe.parse("8da4w-g32"))
+    pipeline.export(Checkpoint.open(source), out, random_weights=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, display.quiet(debug=False) as console:
+        folder = Path(scratch)
+        for name in ("records", "prefixes"):
+            (folder / name).mkdir()
+        console.print("sealing, and small records")
+        found: dict[str, Any] = {
+            "seal_gb_per_s": sealing(given.repeats),
+            "records_per_s": records(folder / "records", given.repeats),
+        }
+        console.print("time to the first token" + ("" if given.bundle else ", after an export"))
+        os.environ["CLOISTER_HOME"] = scratch
+        assert Settings.from_environment().home == folder
+        found["prefix"] = prefixes(
+            given.bundle or full_size(folder), folder / "prefixes", given.repeats)
+    if given.json:
+        print(json.dumps(found))
+        return
+    display.table("Sealing 100 MB", ("", "GB/s"), [
+        (name, f"{value:.2f}") for name, value in found["seal_gb_per_s"].items()])
+    display.table(
+        f"Records of {RECORD} bytes a second (SQLite {sqlite3.sqlite_version}, WAL, NORMAL)",
+        ("", "new", "written again", "read"),
+        [(name, *(f"{rate:,.0f}" for rate in row.values()))
+         for name, row in found["records_per_s"].items()])
+    display.table(
+        "A kept prefix", ("tokens", "read", "kept in", "put back in", "first token", "times faster",
+                          "keeping, of reading"),
+        [(str(row["tokens"]), *(f"{row[key]:.3f} s" for key in (
+            "read_s", "keep_s", "restore_s", "first_token_s")),
+          f"{row['times_faster']:.0f}", f"{row['keep_share']:.1%}") for row in found["prefix"]])
+
+
+if __name__ == "__main__":
+    main()
