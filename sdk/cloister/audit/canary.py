@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import secrets
+import signal
 import struct
 import subprocess
 import sys
@@ -95,19 +96,34 @@ def plant(
     work = stage.root / "work"
     work.mkdir(exist_ok=True)
 
-    def run(*words: str, said: str = "", code: int = 0) -> str:
+    # Core files of a crash would fall into the working directory.
+    program = [sys.executable, "-P", "-m", "cloister.cli"]
+
+    def run(*words: str, said: str = "", code: int = 0) -> None:
         done = subprocess.run(
-            # Core files of a crash would fall into the working directory.
-            [sys.executable, "-P", "-m", "cloister.cli", *words], input=said.encode(), cwd=work,
-            env=stage.environment(), capture_output=True, check=False,
+            [*program, *words], input=said.encode(), cwd=work, env=stage.environment(),
+            capture_output=True, check=False,
         )
         if done.returncode != code:
             raise WorkerError(
                 f"cloister {words[0]} ended with {done.returncode} in place of {code}; run "
                 "cloister vault scan --debug to see why."
             )
-        (stage.root / "errors.txt").open("ab").write(done.stderr)  # as a log would keep it
-        return done.stdout.decode()
+        with (stage.root / "errors.txt").open("ab") as file:  # as a log would keep it
+            file.write(done.stderr)
+
+    def kill(*words: str, said: str) -> None:
+        """End a conversation after its first answer, as a crash would: the log stays behind."""
+        with subprocess.Popen(
+            [*program, *words], cwd=work, env=stage.environment(), start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(said.encode())
+            process.stdin.flush()
+            process.stdout.readline()
+            os.killpg(process.pid, signal.SIGKILL)
 
     def new(way: str) -> str:
         progress(way)
@@ -134,6 +150,7 @@ def plant(
         run("distill", "--teacher", str(teacher), "--tier", "nano-1", "--data", str(data),
             "--draws", "12", "--private", "--steps", "2", "--tokens", "512", "-o",
             str(work / "student"), "--json")
+    kill("chat", str(bundle), "--session", "killed", said=f"{new('killed process')}\n")
     return planted
 
 
