@@ -130,13 +130,17 @@ def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Pa
     program = (
         "import os, sys; from pathlib import Path\n"
         f"home = Path({str(ours)!r})\n"
-        "os.setgid(65534); os.setuid(65534)\n"
         "from cloister.errors import VaultUnsafe, VaultError\n"
         "from cloister.vault.keys import Keyholder\n"
+        "from cloister.vault.namespace import Kind\n"
         "from cloister.vault.store import Vault\n"
+        "os.setgid(65534); os.setuid(65534)  # what is imported later may not be readable\n"
         "holder = Keyholder(keyfile=home / 'vault.key')\n"
         "make = Vault if (home / 'vault').exists() else Vault.create\n"
-        "try: make(home / 'vault', holder).close()\n"
+        "try:\n"
+        "    with make(home / 'vault', holder) as vault:\n"
+        "        vault.namespace().put(Kind.RESPONSES, b'a', b'x')\n"
+        "        vault.namespace().put_large(Kind.PREFIX, b'a', [b'x'])\n"
         "except VaultError as error: print(type(error).__name__, error)\n"
     )
     for path in [tmp_path, *tmp_path.parents]:
@@ -153,9 +157,17 @@ def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Pa
 
     assert said() == ""
     assert said() == ""
-    os.chown(ours / "vault" / name, 0, 0)
+    path = ours / "vault" / name
+    os.chown(path, 0, 0)
     assert "Vault" in said()
-    os.chown(ours / "vault" / name, OTHER_USER, OTHER_USER)
+    os.chown(path, OTHER_USER, OTHER_USER)
+    assert said() == ""
+    path.chmod(0o500 if path.is_dir() else 0o400)
+    if path.name == "vault.key":
+        assert said() == ""  # nothing needs to write it
+    else:
+        assert "Vault" in said()
+    path.chmod(0o700 if path.is_dir() else 0o600)
     assert said() == ""
 
 

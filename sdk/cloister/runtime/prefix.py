@@ -122,6 +122,7 @@ class PrefixCache:
             try:
                 data = self.space.get_large(Kind.PREFIX, names[number], bound=self._bound)
             except VaultDamaged:
+                self.space.forget(Kind.PREFIX, names[number])  # it is made again
                 break
             if data is None:
                 break

@@ -61,6 +61,9 @@ class Database:
             file = path.with_name(path.name + suffix)
             try:
                 check_private(file.lstat(), file)
+                if not os.access(file, os.W_OK):  # SQLite would make its log as unwritable
+                    raise VaultError(
+                        f"{file} cannot be written; make it and its disk writable again.")
             except FileNotFoundError:
                 if not suffix:
                     raise _damaged(f"{path} is missing") from None

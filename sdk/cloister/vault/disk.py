@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
 import shlex
 import stat
@@ -28,7 +27,7 @@ _NETWORKS = {
 
 def file_system(path: Path) -> int:
     """The kind of file system that holds `path`, as statfs(2) says."""
-    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)  # libc, as the process has it
     buffer = (ctypes.c_long * 32)()  # f_type comes first; the structure takes 120 bytes
     if libc.statfs(os.fsencode(path), buffer):
         error = ctypes.get_errno()

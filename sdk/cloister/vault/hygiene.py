@@ -7,7 +7,6 @@ the interpreter's will.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import mmap
 import os
 import resource
@@ -50,7 +49,7 @@ def lock_in_memory(secrets: Iterable[bytes]) -> dict[str, str]:
 
 
 def _call(name: str, *values: object) -> None:
-    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)  # libc, as the process has it
     if getattr(libc, name)(*values):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

@@ -13,6 +13,7 @@ import os
 import shlex
 import stat
 import unicodedata
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
@@ -31,7 +32,7 @@ from cloister.errors import (
 from cloister.vault.seal import KEY_BYTES, context, derive, new_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = ["FORMAT", "Header", "KeyStore", "Keyholder", "Provider", "check_private", "system_keys"]
@@ -159,14 +160,8 @@ class Keyholder:
         )
         text = base64.b64encode(key).decode()
         if provider is Provider.KEYRING:
-            keys = self._store()
-            try:
+            with self._store() as keys:
                 keys.set_password(_SERVICE, _user(header), text)
-            except Exception as error:  # every backend has errors of its own
-                raise VaultError(
-                    f"The system's key store refused the key ({type(error).__name__}); unlock it, "
-                    "or choose another provider."
-                ) from None
         elif provider is Provider.KEYFILE:
             self._write(_user(header), text)
         return header, key
@@ -187,14 +182,8 @@ class Keyholder:
         name = _user(header)
         if header.provider is Provider.KEYRING:
             where = "the system's key store"
-            try:
-                text = self._store().get_password(_SERVICE, name)
-            except SettingError:
-                raise
-            except Exception as error:
-                raise VaultError(
-                    f"The system's key store did not answer ({type(error).__name__}); unlock it."
-                ) from None
+            with self._store() as keys:
+                text = keys.get_password(_SERVICE, name)
         else:
             where = f"key file {self.keyfile.name}"
             text = self._read().get(name)
@@ -215,9 +204,10 @@ class Keyholder:
     def drop(self, header: Header) -> None:
         """Forget the key of an earlier header, as far as it is kept anywhere."""
         name = _user(header)
-        if header.provider is Provider.KEYRING and self.keys is not None:
-            if self.keys.get_password(_SERVICE, name) is not None:
-                self.keys.delete_password(_SERVICE, name)
+        if header.provider is Provider.KEYRING:
+            with self._store() as keys:
+                if keys.get_password(_SERVICE, name) is not None:
+                    keys.delete_password(_SERVICE, name)
         elif header.provider is Provider.KEYFILE:
             held = self._read()
             if held.pop(name, None) is not None:
@@ -227,21 +217,31 @@ class Keyholder:
         """The generation that was last closed; None where nothing outside the vault knows it."""
         if header.provider is not Provider.KEYRING:
             return None
-        text = self._store().get_password(_SERVICE, _anchor(header))
+        with self._store() as keys:
+            text = keys.get_password(_SERVICE, _anchor(header))
         return int(text) if text is not None and text.isdecimal() else None
 
     def set_anchor(self, header: Header, generation: int) -> None:
         """Note outside the vault that it has come to `generation`."""
         if header.provider is Provider.KEYRING and (self.anchor(header) or -1) < generation:
-            self._store().set_password(_SERVICE, _anchor(header), str(generation))
+            with self._store() as keys:
+                keys.set_password(_SERVICE, _anchor(header), str(generation))
 
-    def _store(self) -> KeyStore:
+    @contextmanager
+    def _store(self) -> Iterator[KeyStore]:
+        """The system's key store; what it raises has our name, and not its words."""
         if self.keys is None:
             raise SettingError(
                 "This machine has no key store that is fit for secrets; choose the provider "
                 "passphrase or keyfile."
             )
-        return self.keys
+        try:
+            yield self.keys
+        except Exception as error:  # every backend has errors of its own
+            raise VaultError(
+                f"The system's key store did not do as it was asked ({type(error).__name__}); "
+                "unlock it, or choose another provider."
+            ) from None
 
     def _stretch(self, parameters: dict[str, int | str]) -> bytes:
         if self.passphrase is None:

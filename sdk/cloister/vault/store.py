@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cloister.errors import (
@@ -15,6 +15,7 @@ from cloister.errors import (
     VaultDamaged,
     VaultError,
     VaultRolledBack,
+    VaultUnsafe,
 )
 from cloister.vault.database import LEAVES, Database
 from cloister.vault.disk import check_place, file_system, sync_directory
@@ -66,8 +67,7 @@ class Vault:
         try:
             self.keys = Keychain(self.db, keyholder)
             self._check(accept_rollback=accept_rollback)
-            self._lock = os.open(
-                directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._lock = _opened(directory / _LOCK)
             self._collect()
         except BaseException:
             self._let_go()
@@ -104,12 +104,12 @@ class Vault:
                 part.rename(directory)
             except OSError:
                 raise taken from None
-            sync_directory(directory.parent)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             if header is not None:
                 keyholder.drop(header)
             raise
+        sync_directory(directory.parent)
         return cls(directory, keyholder, system=system)
 
     def __enter__(self) -> Self:
@@ -214,7 +214,8 @@ class Vault:
             change.finish()
         self.used.clear()
         for name in change.files:
-            self.segments.remove(name)
+            with suppress(OSError):  # no row names it: it goes at a later opening
+                self.segments.remove(name)
 
     def _rewrap(self, change: Change, header: Header, kek: bytes) -> None:
         rows = self.db.rows("SELECT namespace, kind, epoch, wrapped FROM keys")
@@ -269,6 +270,16 @@ class Vault:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise VaultUnsafe(
+            f"{path} cannot be opened ({error.strerror}); make it a regular file of yours, or "
+            "delete it."
+        ) from None
 
 
 class Change:

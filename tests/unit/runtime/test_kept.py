@@ -155,9 +155,10 @@ def test_what_is_damaged_is_read_again(fresh, space, lost: str) -> None:
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
-    engine = fresh()
-    second = session(engine, space)
+    second = session(fresh(), space)
     assert ask(second, "the dog") == expected
+    third = session(fresh(), space)  # and is whole again
+    assert third.conversation.restored == len(second.engine.held)
 
 
 def test_another_bundle_or_system_prompt_is_refused_and_nothing_is_lost(
