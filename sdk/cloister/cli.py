@@ -144,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("bundle", metavar="BUNDLE|TIER")
     chat.add_argument("--session", metavar="NAME",
                       help="keep it under this name, and go on with it")
+    chat.add_argument("--kv", choices=("float32", "int8"), default="float32",
+                      help="how its KV state is kept: exactly, or in a quarter of the size")
     _namespace(chat)
     _asking(chat)
 

@@ -251,7 +251,7 @@ def _recorded(
     digest = hashlib.sha256()
     for prompt, answer in data:
         digest.update(repr((prompt, answer)).encode())
-    header = {
+    header: dict[str, str | int] = {
         "teacher": source.identity, "vocabulary": teacher.config.shape.vocab_size,
         "draws": draws, "seed": seed, "data": digest.hexdigest(),
     }

@@ -151,6 +151,50 @@ def prefixes(bundle: Path, folder: Path, repeats: int) -> list[dict[str, float]]
     return rows
 
 
+def eight_bits(folder: Path) -> dict[str, Any]:
+    """What KV state kept in 8 bits costs the answers of the shipped Nano-1: KL divergence of the
+    tokens after a request that was put back, against the same put back exactly."""
+    from cloister import reference
+    from cloister.evaluate.divergence import compare
+    from cloister.runtime.engine import Engine
+    from cloister.runtime.prefix import Precision, PrefixCache
+    from cloister.tokenizer import Message
+
+    engine = Engine(reference.bundle_path("nano-1"))
+    lines = reference.requests_path().read_text("utf-8").splitlines()
+    pairs, sizes = [], {}
+    with Vault.create(folder / "vault", Keyholder(keyfile=folder / "key")) as vault:
+        for number, row in enumerate(map(json.loads, lines)):
+            ids = engine.tokenizer.encode_chat([
+                Message(role="system", content=row["system"]),
+                Message(role="user", content=row["prompt"])])
+            logits: dict[Precision, list[Any]] = {}
+            answer: list[int] = []
+            for precision in Precision:
+                cache = PrefixCache(
+                    engine, vault.namespace(precision), precision=precision)
+                engine.hold([])
+                engine.logits(ids)
+                cache.keep(b"%d" % number)
+                engine.hold([])
+                assert cache.resume(b"%d" % number) == len(ids)
+                if not answer:  # greedy, by the exact one
+                    for _ in range(24):
+                        row_V = engine.logits([*ids, *answer])
+                        logits.setdefault(precision, []).append(row_V)
+                        answer.append(int(row_V.argmax()))
+                else:
+                    logits[precision] = [
+                        engine.logits([*ids, *answer[:end]]) for end in range(len(answer))]
+            pairs += [
+                (exact[None], other[None]) for exact, other in zip(*logits.values(), strict=True)]
+        for precision in Precision:
+            sizes[str(precision)] = vault.namespace(precision).sizes()[Kind.PREFIX][1]
+    found = compare(pairs)
+    return {"bytes": sizes, "mean_kld": found.mean_kld, "max_kld": found.max_kld,
+            "top1": found.top1, "n": found.n}
+
+
 def full_size(folder: Path) -> Path:
     """A bundle of the full nano-1 shape with random weights."""
     from cloister import bench, pipeline
@@ -175,7 +219,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, display.quiet(debug=False) as console:
         folder = Path(scratch)
-        for name in ("records", "prefixes"):
+        for name in ("records", "prefixes", "bits"):
             (folder / name).mkdir()
         console.print("sealing, and small records")
         found: dict[str, Any] = {
@@ -185,6 +229,7 @@ def main() -> None:
         console.print("time to the first token" + ("" if given.bundle else ", after an export"))
         os.environ["CLOISTER_HOME"] = scratch
         assert Settings.from_environment().home == folder
+        found["eight_bits"] = eight_bits(folder / "bits")
         found["prefix"] = prefixes(
             given.bundle or full_size(folder), folder / "prefixes", given.repeats)
     if given.json:
@@ -197,6 +242,11 @@ def main() -> None:
         ("", "new", "written again", "read"),
         [(name, *(f"{rate:,.0f}" for rate in row.values()))
          for name, row in found["records_per_s"].items()])
+    bits = found["eight_bits"]
+    display.table("KV state in 8 bits, against float32", ("", "measured"), [
+        ("size", f"{bits['bytes']['int8'] / bits['bytes']['float32']:.2f}"),
+        ("mean KL divergence", f"{bits['mean_kld']:.2g} nats"),
+        ("maximum", f"{bits['max_kld']:.2g} nats"), ("same token", f"{bits['top1']:.2%}")])
     display.table(
         "A kept prefix", ("tokens", "read", "kept in", "put back in", "first token", "times faster",
                           "keeping, of reading"),

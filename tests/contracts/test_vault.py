@@ -46,6 +46,9 @@ def test_a_conversation_goes_on_after_a_restart_without_being_read_again(home: P
     assert again["restored_tokens"] > 10
     apart = chat("and now the weather in Rome", more=("--system", "call", "--namespace", "other"))
     assert apart["messages"] == 0
+    small = ("--kv", "int8")
+    assert chat("play some jazz", session="small", more=small)["messages"] == 0
+    assert chat("play some jazz", session="small", more=small)["restored_tokens"] > 10
     refused(run("chat", "nano-1", "--session", "work", "--system", "intent", input=b"x\n"),
             "system prompt")
     refused(run("chat", "pro", "--session", "work", input=b"x\n"), "another bundle")

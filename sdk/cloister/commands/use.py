@@ -69,7 +69,7 @@ def chat(args: Namespace) -> Record:
     with Worker(debug=args.debug) as worker:
         worker.load(reference.find(args.bundle, args.family))
         opened = {} if args.session is None else _open(
-            worker, args, session=args.session, system=args.system)
+            worker, args, session=args.session, system=args.system, kv=args.kv)
         if not args.json:
             _say(_greeting(opened))
         answers = []
@@ -147,7 +147,7 @@ def _side_by_side(rows: list[Record]) -> None:
     )
 
 
-def _open(worker: Worker, args: Namespace, **session: str | None) -> Record:
+def _open(worker: Worker, args: Namespace, **session: Any) -> Record:
     """Open the vault in the worker, with the passphrase where it takes one."""
     from cloister.commands.vault import asking
     from cloister.settings import Settings

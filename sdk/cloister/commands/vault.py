@@ -180,8 +180,9 @@ def _scan(args: Namespace) -> Record:
     # These the vault keeps word for word: a search that misses them unsealed would miss all.
     missed = {"session name", "system prompt", "chat", "second turn", "resumed"} - {
         find.way for find in found}
-    record = {
-        "ok": not finds and not missed, "planted": [each.way for each in planted], "files": files,
+    ways = [each.way for each in planted]
+    record: Record = {
+        "ok": not finds and not missed, "planted": ways, "files": files,
         "found": [{"way": find.way, "form": find.form, "file": str(find.file)} for find in finds],
         "control": sorted({f"{find.way}: {find.form}" for find in found}),
     }
@@ -189,7 +190,7 @@ def _scan(args: Namespace) -> Record:
         display.table(
             f"Canaries in {files} files", ("given as", "found", "found in the same, unsealed"), [(
                 way, _forms(finds, way) or "nowhere", _forms(found, way) or "-",
-            ) for way in record["planted"]], texts=3)
+            ) for way in ways], texts=3)
     if finds:
         raise VaultError(
             f"User text lies open in {len({find.file for find in finds})} files; report this with "

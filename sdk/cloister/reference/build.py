@@ -1,4 +1,4 @@
-"""Builds the reference family: `python -m cloister.reference.build --data DIR --out DIR`.
+"""Builds the reference family: `python -m cloister.reference.build --data DIR [--out DIR]`.
 
     OUT/tokenizer.json, chat_template.jinja   trained first, shared by every tier
     OUT/checkpoints/TIER/                     Ultra from the labels, each other from the tier above
@@ -224,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Settings.from_environment().data,
                         help="folder of the public data sets (default: CLOISTER_DATA)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", type=Path, default=Path("reference-family"),
+                        help="folder to write to (default: %(default)s)")
     parser.add_argument("--tiers", default=",".join(Tier), help="comma-separated (%(default)s)")
     parser.add_argument("--steps", type=int, help="of every run, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)

@@ -78,16 +78,18 @@ class Worker:
 
     def open(
         self, *, namespace: str = "default", session: str | None = None,
-        system: str | None = None, passphrase: str | None = None,
+        system: str | None = None, passphrase: str | None = None, kv: str = "float32",
     ) -> dict[str, Any]:
         """Open the vault, which is made where there is none; with `session`, go on with it.
+
+        `kv` is how its keys and values are kept: `float32`, or `int8`, which is not exact.
 
         Its `provider`, and what was done for `memory`; of a session, how many `messages` it has
         and how many `restored_tokens` need not be read again.
         """
         self._send({
             "do": "open", "namespace": namespace, "session": session, "system": system,
-            "passphrase": passphrase,
+            "passphrase": passphrase, "kv": kv,
         })
         return self._last()
 

@@ -7,7 +7,7 @@ message, or the names of cached objects that stand for it and must go when it go
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cloister.errors import SessionMismatch, SettingError
 from cloister.tokenizer import Message
@@ -105,5 +105,5 @@ def _encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
-def _records(space: Namespace, name: bytes) -> Sequence[dict]:
+def _records(space: Namespace, name: bytes) -> Sequence[dict[str, Any]]:
     return [json.loads(record) for record in space.records(Kind.HISTORY, name)]

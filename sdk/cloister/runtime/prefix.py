@@ -11,7 +11,7 @@ behind their last whole block, so that it goes on where it stopped, to the bit.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -177,4 +177,5 @@ class PrefixCache:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().numpy()).cast("B")
+    array: Any = tensor.contiguous().numpy()  # whose buffer numpy's types do not tell of
+    return memoryview(array).cast("B")

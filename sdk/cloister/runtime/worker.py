@@ -99,7 +99,8 @@ class Service:
         if name is None:
             return opened
         self.session = Session(
-            self.engine, system=request.get("system"), name=name, prefixes=self._prefixes())
+            self.engine, system=request.get("system"), name=name,
+            prefixes=self._prefixes(request.get("kv", "float32")))
         conversation = self.session.conversation
         assert conversation is not None
         self.system = conversation.system
@@ -170,11 +171,12 @@ class Service:
             "responses": ResponseCache(self.space, self.engine.model_id, RESPONSES),
         }
 
-    def _prefixes(self) -> PrefixCache:
-        from cloister.runtime.prefix import PrefixCache
+    def _prefixes(self, kv: str = "float32") -> PrefixCache:
+        from cloister.runtime.prefix import Precision, PrefixCache
 
         assert self.engine is not None and self.space is not None
-        return PrefixCache(self.engine, self.space, retention=PREFIXES)
+        return PrefixCache(
+            self.engine, self.space, precision=Precision(kv), retention=PREFIXES)
 
     def forget(self, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
         """End the conversation; the next prompt begins a new one."""
