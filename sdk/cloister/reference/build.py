@@ -72,7 +72,7 @@ RUNGS = {
         schedule=Schedule(steps=1500, peak=5e-3),
     ),
     Tier.PRO: Rung(
-        teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=900, peak=4e-3)),
+        teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=550, peak=4e-3)),
     Tier.NANO_2: Rung(
         teacher=Tier.PRO, objective=_HALF, schedule=Schedule(steps=1200, peak=4e-3)),
     Tier.NANO_1: Rung(
