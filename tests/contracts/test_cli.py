@@ -156,6 +156,8 @@ def test_an_export_that_is_killed_leaves_no_bundle_under_its_name(tmp_path: Path
     process = subprocess.Popen(
         [sys.executable, "-m", "cloister.cli", "export", str(quantized), "-o", str(out)],
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)}, stderr=subprocess.DEVNULL,
+        # What runs in the background of a shell is deaf to it, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not list(tmp_path.glob(".out.cloister.*")) and process.poll() is None:
         time.sleep(0.02)

@@ -87,7 +87,7 @@ def test_a_run_that_is_cut_and_started_again_gives_the_same_losses_and_weights(
 def test_an_interrupted_run_keeps_every_step_it_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn = loop._Loop._learn
+    learn, before = loop._Loop._learn, signal.getsignal(signal.SIGINT)
 
     def interrupted(self: object, number: int, *rest: object) -> None:
         if number == 7:
@@ -101,7 +101,7 @@ def test_an_interrupted_run_keeps_every_step_it_made(
             train(fresh(), DATA, SCHEDULE, tmp_path / "state")
     assert read_state(tmp_path / "state")["losses"] == whole[:8]
     assert train(fresh(), DATA, SCHEDULE, tmp_path / "state").losses == whole
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def child(*arguments: str, torchrun: int = 0) -> list[str]:
