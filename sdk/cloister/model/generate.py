@@ -5,7 +5,6 @@ Shapes: B prompts, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 BATCH = 256  # most prompts at a time
+SPREAD = 64  # most tokens by which they differ in length
 BATCH_BYTES = 512 << 20  # of their logits while they are read, and of their keys and values
 
 
@@ -37,41 +37,57 @@ def generate(
     """The answer to each prompt, without the token of `end` that closed it.
 
     Greedy at temperature 0, else sampled with `generator`. An answer stops at `limit` tokens, or
-    where the context is full. Prompts of one length go together, since rows are never padded; as
-    many of them as BATCH_BYTES allow.
+    where the context is full. Prompts of about one length go together, as many as BATCH_BYTES
+    allow: what they all have is read at once, the rest of the longer ones token by token beside
+    the answers of the shorter ones. So rows are never padded.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for indices in _alike(prompts, decoder.config.shape, limit):
-        going = list(indices)
-        cache = KVCache(decoder.config)
-        room = decoder.config.shape.context - len(prompts[going[0]])
-        tokens_BT = torch.tensor(
-            [prompts[index] for index in going], device=decoder.cos.device)
-        for _ in range(min(limit, room)):
+    context, device = decoder.config.shape.context, decoder.cos.device
+    for group in _alike(prompts, decoder.config.shape, limit):
+        going, cache = list(group), KVCache(decoder.config)
+        at = len(prompts[going[0]])  # positions that are read
+        tokens_BT = torch.tensor([prompts[index][:at] for index in going], device=device)
+        while going:
             next_B = _pick(decoder(tokens_BT, cache)[:, -1].float(), temperature, generator)
-            rows = [row for row, token in enumerate(next_B.tolist()) if token not in end]
-            for row in rows:
-                answers[going[row]].append(int(next_B[row]))
-            if not rows:
-                break
-            if len(rows) < len(going):
-                going = [going[row] for row in rows]
+            rows, following = [], []
+            for row, (index, token) in enumerate(zip(going, next_B.tolist(), strict=True)):
+                prompt, answer = prompts[index], answers[index]
+                if at < len(prompt):
+                    token = prompt[at]
+                elif token in end:
+                    continue
+                else:
+                    answer.append(token)
+                    if len(answer) == min(limit, context - len(prompt)):
+                        continue
+                rows.append(row)
+                following.append(token)
+            if rows and len(rows) < len(going):
                 cache.keep(rows)
-            tokens_BT = next_B[rows, None]
+            going = [going[row] for row in rows]
+            tokens_BT = torch.tensor(following, dtype=torch.int64, device=device)[:, None]
+            at += 1
     return answers
 
 
 def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[list[int]]:
-    """Numbers of prompts of one length, as many as go at a time."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        groups[len(prompt)].append(index)
-    for length, group in groups.items():
+    """Numbers of prompts that go together, the shortest first; those that leave no room go not."""
+    group: list[int] = []
+    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
+        length = len(prompts[index])
+        if length >= shape.context or limit < 1:
+            continue
         positions = min(length + limit, shape.context)
         row_bytes = length * shape.vocab_size * 4 + positions * shape.kv_bytes_per_token()
-        rows = max(1, min(BATCH, BATCH_BYTES // row_bytes))
-        for at in range(0, len(group), rows):
-            yield group[at:at + rows]
+        if group and (
+            len(group) == BATCH or (len(group) + 1) * row_bytes > BATCH_BYTES
+            or length - len(prompts[group[0]]) > SPREAD
+        ):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
 
 
 def _pick(
