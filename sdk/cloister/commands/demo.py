@@ -25,7 +25,7 @@ __all__ = ["demo"]
 Record = dict[str, Any]
 
 EXAMPLES, HELD_OUT = 6000, 60
-STEPS, STEPS_4BIT = 100, 20
+STEPS, STEPS_4BIT, TOKENS = 100, 20, 2048
 SHOWN = 4  # requests
 RECIPE = "8da4w-g32"
 
@@ -77,7 +77,7 @@ def _make(
     )
     outcome = training.distill(
         teacher, scratch / "nano-1", shape=shape, name="nano-1", data=data, held_out=kept,
-        schedule=Schedule(steps=STEPS, warmup=10), console=console,
+        schedule=Schedule(steps=STEPS, tokens=TOKENS, warmup=10), console=console,
     )
     console.print(
         f"   held-out cross-entropy {outcome.before:.2f} \u2192 {outcome.after:.3f} nats a token "
@@ -88,7 +88,8 @@ def _make(
     sizes = quantize(student, scratch / "after", recipe)
     training.train_quantized(
         student, scratch / "4bit", recipe=recipe, data=data, folder=scratch / "4bit.run",
-        schedule=Schedule(steps=STEPS_4BIT, peak=2e-4, warmup=5, decay=0.8), console=console,
+        schedule=Schedule(
+            steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5, decay=0.8), console=console,
     )
     console.print("[bold]3. Export[/] it with ExecuTorch, and check the program")
     exported = export_bundle(
