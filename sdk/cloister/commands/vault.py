@@ -109,8 +109,6 @@ def _status(args: Namespace) -> Record:
 
 
 def _rotate(args: Namespace) -> Record:
-    settings = Settings.from_environment()
-    old = local.header(settings)
     with _open(args) as held:
         if (args.provider or held.header.provider) is Provider.PASSPHRASE:
             ask = asking(new=True)
@@ -118,7 +116,7 @@ def _rotate(args: Namespace) -> Record:
                 from dataclasses import replace
 
                 held.keys.keyholder = replace(held.keys.keyholder, passphrase=ask)
-            elif old is not None and old.provider is Provider.PASSPHRASE:
+            elif held.header.provider is Provider.PASSPHRASE:
                 raise SettingError("A new passphrase is asked for at a terminal; run this in one.")
         held.rotate(args.provider)
         record = _facts(held)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["check_place", "file_system", "sync_directory"]
+__all__ = ["check_place", "file_system", "no_links", "private", "sync_directory"]
 
 # linux/magic.h. On these SQLite's shared memory and locks do not hold between machines
 # (sqlite.org/wal.html), and what is written is seen by who runs the server.
@@ -74,3 +74,13 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def no_links(path: str, flags: int) -> int:
+    """An opener that follows no symbolic link."""
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def private(path: str, flags: int) -> int:
+    """An opener of new files that nobody else can read."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -29,6 +29,7 @@ from cloister.errors import (
     VaultVersionError,
     WrongPassphrase,
 )
+from cloister.vault.disk import no_links, private
 from cloister.vault.seal import KEY_BYTES, context, derive, new_key
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ class Keyholder:
 
     def _read(self) -> dict[str, str]:
         try:
-            with open(self.keyfile, "rb", opener=_no_links) as file:
+            with open(self.keyfile, "rb", opener=no_links) as file:
                 check_private(os.fstat(file.fileno()), self.keyfile)
                 held = json.loads(file.read())
         except FileNotFoundError:
@@ -292,7 +293,7 @@ class Keyholder:
         part = self.keyfile.with_name(f"{self.keyfile.name}.part")
         part.unlink(missing_ok=True)
         try:
-            with open(part, "xb", opener=_private) as file:
+            with open(part, "xb", opener=private) as file:
                 file.write(json.dumps(held).encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -319,14 +320,6 @@ def check_private(status: os.stat_result, path: Path) -> None:
     if status.st_mode & 0o077:
         raise VaultUnsafe(
             f"Others can read or write {path}; run `chmod 600 {shlex.quote(str(path))}`.")
-
-
-def _no_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _user(header: Header) -> str:

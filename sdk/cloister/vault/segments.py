@@ -9,7 +9,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from cloister.errors import NotEnoughDisk, VaultDamaged, VaultError
-from cloister.vault.disk import sync_directory
+from cloister.vault.disk import no_links, private, sync_directory
 from cloister.vault.keys import check_private
 from cloister.vault.seal import PIECE_BYTES, InvalidTag, open_into, seal_parts, sealed_bytes
 
@@ -51,7 +51,7 @@ class Segments:
                 yield piece
 
         try:
-            with open(part, "xb", buffering=0, opener=_private) as file:
+            with open(part, "xb", buffering=0, opener=private) as file:
                 for sealed in seal_parts(key, place, counted()):
                     while sealed:
                         sealed = sealed[file.write(sealed):]
@@ -82,7 +82,7 @@ class Segments:
         """
         path = self.directory / name
         try:
-            with open(path, "rb", buffering=0, opener=_no_links) as file:
+            with open(path, "rb", buffering=0, opener=no_links) as file:
                 status = os.fstat(file.fileno())
                 check_private(status, path)
                 if status.st_size != sealed_bytes(size):
@@ -112,11 +112,3 @@ def _pieces(file: FileIO) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(PIECE_BYTES))
     while count := file.readinto(buffer):
         yield buffer[:count]
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _no_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
