@@ -17,10 +17,13 @@ from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, IncompatibleProgram
 from cloister.model.checkpoint import Checkpoint
 from cloister.runtime.engine import Engine
+from cloister.runtime.prefix import BLOCK, PrefixCache
 from cloister.runtime.sampling import Sampling
 from cloister.runtime.session import Session
 from cloister.settings import Settings
 from cloister.tokenizer import Message
+from cloister.vault.keys import Keyholder
+from cloister.vault.store import Vault
 
 TIERS = ("pro", "nano-1")
 
@@ -75,6 +78,24 @@ def test_score_and_forward_share_their_state_in_either_order(engine: Engine) -> 
     assert more is not None
     assert again is not None
     assert torch.allclose(more, again, atol=0.05)
+
+
+def test_a_resumed_conversation_has_an_unbroken_ones_logits_to_the_bit(tmp_path: Path) -> None:
+    def logprobs(session: Session, prompt: str) -> list[list[tuple[int, float]]]:
+        return [list(token.top) for token in session.stream(prompt, max_tokens=24, top=8)]
+
+    def engine() -> Engine:
+        return Engine(reference.bundle_path("nano-1"))
+
+    prompts = ("tell of the fox " * 30, "and of the wolf", "and of the end")
+    unbroken = Session(engine(), system="story")
+    expected = [logprobs(unbroken, prompt) for prompt in prompts]
+    with Vault.create(tmp_path / "vault", Keyholder(keyfile=tmp_path / "key")) as vault:
+        for prompt, expectation in zip(prompts, expected, strict=True):
+            prefixes = PrefixCache(engine(), vault.namespace())  # a process that has read nothing
+            session = Session(prefixes.engine, name="work", system="story", prefixes=prefixes)
+            assert (session.conversation.restored > BLOCK) == (prompt != prompts[0])
+            assert logprobs(session, prompt) == expectation
 
 
 CONTINUE = """

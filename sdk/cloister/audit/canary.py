@@ -108,7 +108,7 @@ def plant(
             raise WorkerError(
                 f"cloister {words[0]} ended with {done.returncode} in place of {code}; run "
                 "cloister vault scan --debug to see why."
-            )
+            ) from RuntimeError(done.stderr.decode("utf-8", "replace"))  # holds canaries at worst
         with (stage.root / "errors.txt").open("ab") as file:  # as a log would keep it
             file.write(done.stderr)
 
@@ -145,7 +145,7 @@ def plant(
         texts = [new("training data"), new("training answer")]
         data.write_text("".join(
             json.dumps({"task": "redact", "input": f"{texts[0]} {n}", "target": texts[1]}) + "\n"
-            for n in range(40)
+            for n in range(200)  # enough that the split always holds some out
         ) + texts[0] + " is no JSON\n", "utf-8")
         run("distill", "--teacher", str(teacher), "--tier", "nano-1", "--data", str(data),
             "--draws", "12", "--private", "--steps", "2", "--tokens", "512", "-o",

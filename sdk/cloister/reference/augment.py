@@ -22,6 +22,8 @@ Piece = tuple[str, str | None]
 
 # Slots of works: each may bear any title. What a request says elsewhere tells them apart.
 _TITLES = ("album", "entity_name", "movie_name", "object_name", "track")
+# Slots that anything may fill: a value may hold words that nobody has ever seen.
+_OPEN = (*_TITLES, "artist", "city", "geographic_poi", "playlist", "poi", "restaurant_name")
 # Slots whose few values mean something to the rest of the request.
 _FIXED = ("best_rating", "music_item", "object_type", "object_location_type", "movie_type",
           "object_part_of_series_type", "playlist_owner", "rating_unit")
@@ -41,6 +43,10 @@ class Augmenter:
                     values.setdefault(slot, {})[text] = None
         self.values = {slot: list(texts) for slot, texts in values.items()}
         self.titles = [text for slot in _TITLES for text in self.values.get(slot, ())]
+        self.words = list(dict.fromkeys(
+            word for slot in _OPEN for text in self.values.get(slot, ()) for word in text.split()
+            if len(word) > 3 and word.isalpha()
+        ))
 
     def call(self, example: Example, chance: random.Random) -> Example:
         """A variant of a request that is answered by a tool call with slots."""
@@ -53,7 +59,10 @@ class Augmenter:
             if slot is None:
                 varied.append((_typo(text, chance) if chance.random() < 0.05 else text, slot))
             elif slot in self.values and chance.random() < swapping:
-                varied.append((self._value(slot, chance), slot))
+                value = self._value(slot, chance)
+                if slot in _OPEN and chance.random() < 0.2:
+                    value = self._invented(value, chance)
+                varied.append((value, slot))
             else:
                 varied.append((text, slot))
         if chance.random() < 0.06:
@@ -96,6 +105,20 @@ class Augmenter:
         if slot == "artist" and chance.random() < 0.3:
             return _crossed(first, chance.choice(self.values[slot]), chance)
         return first
+
+    def _invented(self, value: str, chance: random.Random) -> str:
+        """The value with half of its longer words replaced by ones that do not exist.
+
+        They can only be copied, not remembered.
+        """
+        words = []
+        for word in value.split():
+            if self.words and len(word) > 3 and word.isalpha() and chance.random() < 0.5:
+                first, second = chance.choice(self.words), chance.choice(self.words)
+                made = first[:chance.randint(2, 4)] + second[len(second) // 2:].lower()
+                word = made.lower() if word.islower() else made  # noqa: PLW2901
+            words.append(word)
+        return " ".join(words)
 
 
 def pieces(example: Example) -> list[Piece] | None:

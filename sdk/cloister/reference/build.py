@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -69,7 +70,7 @@ _HALF = Objective(hard=0.5)
 RUNGS = {
     Tier.ULTRA: Rung(
         teacher=None, objective=Objective(hard=1.0),
-        schedule=Schedule(steps=1500, peak=5e-3),
+        schedule=Schedule(steps=4000, peak=4e-3, decay=0.5),
     ),
     Tier.PRO: Rung(
         teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=550, peak=4e-3)),
@@ -88,12 +89,17 @@ class _Builder:
 
     def __init__(
         self, data: Path, out: Path, *, seed: int = 0, steps: int | None = None,
-        compiled: bool = True,
+        compiled: bool = True, begin: Path | None = None,
     ) -> None:
         self.data, self.out, self.seed, self.steps = data, out, seed, steps
-        self.compiled = compiled
+        self.compiled, self.begin = compiled, begin
         self.mixture = mixture.Mixture.read(data)
-        if not (out / "chat_template.jinja").exists():
+        if begin is not None:
+            if not (begin / "checkpoints" / Tier.ULTRA).exists():
+                raise SettingError(f"{begin.name} holds no Ultra; name the --out of an earlier run.")
+            for name in ("tokenizer.json", "chat_template.jinja"):
+                shutil.copyfile(begin / name, out / name)
+        elif not (out / "chat_template.jinja").exists():
             vocabulary.train(out, mixture.vocabulary_texts(self.mixture))
         self.tokenizer = Tokenizer.from_files(out / "tokenizer.json", out / "chat_template.jinja")
         end = self.tokenizer.id_of("<|end|>")
@@ -121,10 +127,13 @@ class _Builder:
         folder.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(exist_ok=True)
         config = ModelConfig(shape=ladder()[tier])
-        teacher = parent = None
+        teacher = parent = begun = None
         if rung.teacher is None:
             student = Decoder(config)
             student.initialize(self.seed)
+            if self.begin is not None:
+                student = Checkpoint.open(self.begin / "checkpoints" / tier).load()
+                begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
         else:
             parent = self.checkpoint(rung.teacher)
             teacher = parent.load()
@@ -146,6 +155,7 @@ class _Builder:
             "checkpoint": made.identity, "steps": len(run.losses), "tokens": run.tokens,
             "seconds": round(run.seconds), "device": _device(), "torch": torch.__version__,
             "rung": asdict(rung), "seed": self.seed,
+            "begun_from": begun,  # what was spent before
             "losses": [round(loss, 4) for loss in run.losses[::20]],  # every twentieth step's
         })
         return made
@@ -229,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiers", default=",".join(Tier), help="comma-separated (%(default)s)")
     parser.add_argument("--steps", type=int, help="of every run, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begin", type=Path, metavar="OUT",
+                        help="train Ultra further from what an earlier run made there")
     parser.add_argument("--eager", action="store_true", help="compile nothing: for short runs")
     given = parser.parse_args(arguments)
     screen = Console(stderr=True)
@@ -238,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
         given.out.mkdir(parents=True, exist_ok=True)
         builder = _Builder(
-            given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager)
+            given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
+            begin=given.begin)
         for tier in tiers:
             screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
         (given.out / "MODEL_CARD.md").write_text(card(given.out), "utf-8")

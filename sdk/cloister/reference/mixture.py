@@ -3,9 +3,12 @@
 | task | training | development |
 |---|---|---|
 | `call` | SNIPS, 95 %, varied (augment.py) | the other 5 %, by hash of the request |
-| `intent` | CLINC150 `train`, `oos_train`, varied; questions on tales, out of scope | its `val`s |
+| `intent` | CLINC150 `train`, `oos_train`, varied; more requests out of scope | its `val`s |
 | `redact` | redaction.py | redaction.py with names, streets and hosts of its own |
 | `story` | FairytaleQA, training tales | validation tales |
+
+More requests out of scope: questions on tales, everyday ones (outside.py), and SNIPS requests of
+intents that CLINC150 does not have.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from cloister.corpus import NONE, Example, normalized, read, refuse_overlap, split, tool_call
 from cloister.errors import DataError
-from cloister.reference import redaction
+from cloister.reference import outside, redaction
 from cloister.reference.augment import Augmenter
 
 if TYPE_CHECKING:
@@ -29,7 +32,10 @@ __all__ = ["PASSES", "Mixture", "development", "vocabulary_texts"]
 PASSES = 8  # variants of each request
 _REDACTED = 4_000  # examples a pass
 _OUTSIDE = 6  # times that each request outside every intent is seen a pass
-_QUESTIONS = 600  # a pass, out of scope
+_QUESTIONS = 300  # on tales, a pass, out of scope
+_EVERYDAY = 700  # of outside.py
+_ELSEWHERE = 300  # SNIPS requests of _UNKNOWN
+_UNKNOWN = ("RateBook", "SearchCreativeWork", "SearchScreeningEvent")  # intents not in CLINC150
 _TALES = 6  # passes in which the tales come once
 
 
@@ -70,26 +76,32 @@ class Mixture:
     def examples(self, passes: int, seed: int) -> Iterator[Example]:
         """`passes` over everything, each in an order and with variants of its own."""
         augmenter = Augmenter(self.calls)
-        outside = tool_call(NONE)
+        none = tool_call(NONE)
         for number in range(passes):
             chance = random.Random(f"mixture {seed} {number}")
             made = [
                 self._apart(augmenter.call(example, chance), example) for example in self.calls
             ]
+            unknown = [
+                example.input for example in made
+                if json.loads(example.target)["name"] in _UNKNOWN
+            ]
             for example in self.intents:
                 made += [
                     self._apart(augmenter.intent(example, chance), example)
-                    for _ in range(_OUTSIDE if example.target == outside else 1)
+                    for _ in range(_OUTSIDE if example.target == none else 1)
                 ]
-            made += [
-                Example(task="intent", input=question, target=outside)
-                for question in chance.sample(self.questions, min(_QUESTIONS, len(self.questions)))
+            extra = [
+                *chance.sample(self.questions, min(_QUESTIONS, len(self.questions))),
+                *chance.sample(unknown, min(_ELSEWHERE, len(unknown))),
+                *(outside.request(chance) for _ in range(_EVERYDAY)),
             ]
-            made += [
-                example for example in redaction.generate(_REDACTED, seed=chance.randrange(2**32))
-                if normalized(example.input) not in self.held
-            ]
+            made += [Example(task="intent", input=text, target=none) for text in extra]
+            made += redaction.generate(_REDACTED, seed=chance.randrange(2**32))
             made += self.tales[number % _TALES::_TALES]
+            made = [
+                example for example in made if normalized(example.input) not in self.held
+            ]
             chance.shuffle(made)
             yield from made
 

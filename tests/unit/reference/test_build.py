@@ -135,6 +135,13 @@ def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
     assert "nano-1, post-training" in text
     assert "CC BY 3.0" in text
 
+    (tmp_path / "further").mkdir()
+    further = build._Builder(data, tmp_path / "further", steps=1, compiled=False, begin=tmp_path)
+    longer = further.checkpoint(Tier.ULTRA)
+    assert longer.identity != checkpoints[Tier.ULTRA].identity
+    training = json.loads((tmp_path / "further" / "ultra.json").read_text())["training"]
+    assert training["begun_from"]["checkpoint"] == checkpoints[Tier.ULTRA].identity
+
     monkeypatch.delattr(build, "train")  # nothing is trained again
     before = (tmp_path / "nano-1.json").read_bytes()
     assert build.main([*given, "--tiers", "nano-1"]) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from cloister.corpus import Example, overlap, read, split, tool_call
 from cloister.errors import DataError
-from cloister.reference import mixture, redaction
+from cloister.reference import mixture, outside, redaction
 from cloister.reference.augment import Augmenter, pieces
 from cloister.settings import Settings
 
@@ -57,6 +57,23 @@ def test_every_variant_of_a_request_holds_the_values_its_answer_names() -> None:
                 assert value in variant.input
     assert len({variant.input for variant in variants}) > 100
     assert any(variant.input == variant.input.lower() for variant in variants)
+
+
+def test_some_variants_hold_words_that_nobody_has_seen() -> None:
+    example = Example(task="call", input="fly to Saint Louis", target=tool_call(
+        "Fly", [("city", "Saint Louis")]))
+    augmenter, chance = Augmenter([example]), random.Random(0)
+    variants = [augmenter.call(example, chance) for _ in range(300)]
+    cities = {json.loads(variant.target)["arguments"]["city"] for variant in variants}
+    words = {word.lower() for city in cities for word in city.split()}
+    assert len(words - {"saint", "louis"}) > 5
+
+
+def test_questions_outside_every_intent_are_many_and_whole() -> None:
+    chance = random.Random(0)
+    asked = [outside.request(chance) for _ in range(2000)]
+    assert len(set(asked)) > 1500
+    assert all(text == text.lower() and not set(text) & set("{}") for text in asked)
 
 
 def test_a_variant_of_an_intent_keeps_its_answer() -> None:
