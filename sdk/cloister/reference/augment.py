@@ -111,14 +111,14 @@ class Augmenter:
 
         They can only be copied, not remembered.
         """
-        words = []
-        for word in value.split():
-            if self.words and len(word) > 3 and word.isalpha() and chance.random() < 0.5:
-                first, second = chance.choice(self.words), chance.choice(self.words)
-                made = first[:chance.randint(2, 4)] + second[len(second) // 2:].lower()
-                word = made.lower() if word.islower() else made  # noqa: PLW2901
-            words.append(word)
-        return " ".join(words)
+        def other(word: str) -> str:
+            if not self.words or len(word) < 4 or not word.isalpha() or chance.random() < 0.5:
+                return word
+            first, second = chance.choice(self.words), chance.choice(self.words)
+            made = first[:chance.randint(2, 4)] + second[len(second) // 2:].lower()
+            return made.lower() if word.islower() else made
+
+        return " ".join(map(other, value.split()))
 
 
 def pieces(example: Example) -> list[Piece] | None:

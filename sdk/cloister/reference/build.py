@@ -96,7 +96,7 @@ class _Builder:
         self.mixture = mixture.Mixture.read(data)
         if begin is not None:
             if not (begin / "checkpoints" / Tier.ULTRA).exists():
-                raise SettingError(f"{begin.name} holds no Ultra; name the --out of an earlier run.")
+                raise SettingError("--begin holds no Ultra; name the --out of an earlier run.")
             for name in ("tokenizer.json", "chat_template.jinja"):
                 shutil.copyfile(begin / name, out / name)
         elif not (out / "chat_template.jinja").exists():

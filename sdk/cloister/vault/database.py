@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cloister.errors import NotEnoughDisk, VaultDamaged, VaultError, VaultVersionError
-from cloister.vault.keys import FORMAT, check_private
+from cloister.vault.disk import BEGIN_ANEW, check_private
+from cloister.vault.keys import FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +167,4 @@ class Database:
 
 
 def _damaged(what: str) -> VaultDamaged:
-    return VaultDamaged(
-        f"{what}; put back a copy of it, or leave the vault as it is and begin an empty one with "
-        "`cloister vault init --beside`."
-    )
+    return VaultDamaged(f"{what}; put back a copy of it, or {BEGIN_ANEW}.")

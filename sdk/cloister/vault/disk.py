@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["check_place", "file_system", "no_links", "private", "sync_directory"]
+__all__ = ["BEGIN_ANEW", "check_place", "check_private", "file_system", "no_links", "private",
+           "sync_directory"]
+
+# The end of a sentence about a vault that cannot be opened.
+BEGIN_ANEW = "leave the vault as it is and begin an empty one with `cloister vault init --beside`"
 
 # linux/magic.h. On these SQLite's shared memory and locks do not hold between machines
 # (sqlite.org/wal.html), and what is written is seen by who runs the server.
@@ -65,6 +69,22 @@ def check_place(directory: Path, *, system: Callable[[Path], int] = file_system)
             f"{directory} lies on a network file system ({network}); name a directory on a local "
             "disk with CLOISTER_HOME."
         )
+
+
+def check_private(status: os.stat_result, path: Path) -> None:
+    """Nothing, where a file is a regular one of this user that nobody else can read.
+
+    Raises:
+        VaultUnsafe: it is not.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise VaultUnsafe(f"{path} is no regular file; remove it.")
+    if status.st_uid != os.geteuid():
+        raise VaultUnsafe(
+            f"{path} belongs to user {status.st_uid}; run as that user, or chown it to yours.")
+    if status.st_mode & 0o077:
+        raise VaultUnsafe(
+            f"Others can read or write {path}; run `chmod 600 {shlex.quote(str(path))}`.")
 
 
 def sync_directory(directory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cloister.errors import KeyDamaged, VaultDamaged
+from cloister.vault.disk import BEGIN_ANEW
 from cloister.vault.keys import Header
 from cloister.vault.seal import InvalidTag, context, derive, mac, new_key, unwrap, wrap
 
@@ -69,8 +70,8 @@ class Keychain:
         generation, root = (int.from_bytes(state[at], "big") for at in (slice(8), slice(8, 40)))
         if state != _state(self._root_key, known, generation, root):
             raise VaultDamaged(
-                "The vault's state is not what was written; put back a copy of the vault, or leave "
-                "it as it is and begin an empty one with `cloister vault init --beside`."
+                "The vault's state is not what was written; put back a copy of the vault, or "
+                f"{BEGIN_ANEW}."
             )
         return generation, root
 
@@ -180,8 +181,8 @@ def read_header(db: Database) -> Header:
 def key_damaged() -> KeyDamaged:
     """What is said where a wrapped key does not open."""
     return KeyDamaged(
-        "A key record of the vault is not what was written; put back a copy of the vault, or leave "
-        "it as it is and begin an empty one with `cloister vault init --beside`."
+        "A key record of the vault is not what was written; put back a copy of the vault, or "
+        f"{BEGIN_ANEW}."
     )
 
 

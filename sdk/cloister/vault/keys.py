@@ -10,8 +10,6 @@ import base64
 import hashlib
 import json
 import os
-import shlex
-import stat
 import unicodedata
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,14 +27,14 @@ from cloister.errors import (
     VaultVersionError,
     WrongPassphrase,
 )
-from cloister.vault.disk import no_links, private
+from cloister.vault.disk import BEGIN_ANEW, check_private, no_links, private
 from cloister.vault.seal import KEY_BYTES, context, derive, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["FORMAT", "Header", "KeyStore", "Keyholder", "Provider", "check_private", "system_keys"]
+__all__ = ["FORMAT", "Header", "KeyStore", "Keyholder", "Provider", "system_keys"]
 
 FORMAT = 1
 _SERVICE = "cloister"
@@ -190,8 +188,7 @@ class Keyholder:
             text = self._read().get(name)
         if text is None:
             raise KeyMissing(
-                f"The vault's key is not in {where}; put it back, or leave this vault as it is "
-                "and begin an empty one with `cloister vault init --beside`."
+                f"The vault's key is not in {where}; put it back, or {BEGIN_ANEW}."
             )
         try:
             key = base64.b64decode(text, validate=True)
@@ -306,22 +303,6 @@ class Keyholder:
             ) from None
 
 
-def check_private(status: os.stat_result, path: Path) -> None:
-    """Nothing, where a file is a regular one of this user that nobody else can read.
-
-    Raises:
-        VaultUnsafe: it is not.
-    """
-    if not stat.S_ISREG(status.st_mode):
-        raise VaultUnsafe(f"{path} is no regular file; remove it.")
-    if status.st_uid != os.geteuid():
-        raise VaultUnsafe(
-            f"{path} belongs to user {status.st_uid}; run as that user, or chown it to yours.")
-    if status.st_mode & 0o077:
-        raise VaultUnsafe(
-            f"Others can read or write {path}; run `chmod 600 {shlex.quote(str(path))}`.")
-
-
 def _user(header: Header) -> str:
     return f"{header.vault.hex()}/{header.key_id.hex()}"
 
@@ -332,6 +313,6 @@ def _anchor(header: Header) -> str:
 
 def _damaged() -> KeyDamaged:
     return KeyDamaged(
-        "The vault's header is not what was written; put back a copy of the vault, or leave it "
-        "as it is and begin an empty one with `cloister vault init --beside`."
+        "The vault's header is not what was written; put back a copy of the vault, or "
+        f"{BEGIN_ANEW}."
     )

@@ -9,8 +9,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from cloister.errors import NotEnoughDisk, VaultDamaged, VaultError
-from cloister.vault.disk import no_links, private, sync_directory
-from cloister.vault.keys import check_private
+from cloister.vault.disk import check_private, no_links, private, sync_directory
 from cloister.vault.seal import PIECE_BYTES, InvalidTag, open_into, seal_parts, sealed_bytes
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from cloister.errors import (
     VaultUnsafe,
 )
 from cloister.vault.database import LEAVES, Database
-from cloister.vault.disk import check_place, file_system, sync_directory
+from cloister.vault.disk import BEGIN_ANEW, check_place, file_system, sync_directory
 from cloister.vault.keychain import Keychain, add
 from cloister.vault.namespace import Namespace
 from cloister.vault.seal import InvalidTag, context, open_record
@@ -241,8 +241,7 @@ class Vault:
         if total != root:
             raise VaultDamaged(
                 "Rows of the vault are missing, repeated or from another time; put back a copy of "
-                "it, or leave it as it is and begin an empty one with "
-                "`cloister vault init --beside`."
+                f"it, or {BEGIN_ANEW}."
             )
         last = self.keys.keyholder.anchor(self.header)
         if last is not None and generation < last and not accept_rollback:
