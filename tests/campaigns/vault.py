@@ -2,6 +2,7 @@
 
     python tests/campaigns/vault.py kills   [--count 10000] [--seed N]
     python tests/campaigns/vault.py flips   [--count 100000]
+    python tests/campaigns/vault.py damage  [--count 20000]
     python tests/campaigns/vault.py faults
     python tests/campaigns/vault.py crowd   [--processes 8] [--count 10000]
     python tests/campaigns/vault.py seals   [--count 10000000] [--processes 8]
@@ -115,12 +116,68 @@ def flips(count: int, seed: int) -> Found:
     for _ in range(count):
         bit = chance.randrange(8 * len(whole))
         whole[bit // 8] ^= 1 << bit % 8
-        target[:1] = b"\1"
+        target[:1] = target[-1:] = b"\1"
         large += refused(lambda: seal.open_into(key, b"large", [whole], target))
-        assert not any(target[:64])
+        assert bytes(target).count(0) == size
         whole[bit // 8] ^= 1 << bit % 8
     seal.open_into(key, b"large", [whole], target)
     return {"bits of small objects": small, "of a large one": large}
+
+
+def damage(folder: Path, count: int, seed: int) -> Found:
+    """Flip bits of a vault's files, cut them, and put one in the place of another: what opens is
+    what was written."""
+    chance = random.Random(seed)
+    wanted = {}
+    with opened(folder) as vault:
+        for name in ("default", "other"):
+            space = vault.namespace(name)
+            for number in range(3):
+                said = [b"%d " % n * chance.randrange(1, 200) for n in range(4)]
+                space.append(Kind.HISTORY, b"%d" % number, said)
+                space.put_large(Kind.PREFIX, b"%d" % number, said)
+                wanted[name, number] = said
+    whole = {path: path.read_bytes() for path in (folder / "vault").rglob("*") if path.is_file()}
+    whole[folder / "key"] = (folder / "key").read_bytes()
+    full = [path for path, held in whole.items() if held]
+    found = {"refused": 0, "opened, and all as it was": 0, "opened, and a part refused": 0}
+    for _ in range(count):
+        path, other = chance.choice(full), chance.choice(full)
+        changed = bytearray(whole[path])
+        how = chance.randrange(4)
+        if how == 0:
+            del changed[chance.randrange(len(changed)):]
+        elif how == 1:
+            changed = bytearray(whole[other])
+        else:
+            for _ in range(chance.choice((1, 1, 8))):
+                changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+        path.write_bytes(changed)
+        lost = 0
+        try:
+            with opened(folder) as vault:
+                for (name, number), said in wanted.items():
+                    space, key = vault.namespace(name), b"%d" % number
+                    for read, right in (
+                        (space.records, said), (space.get_large, b"".join(said))
+                    ):
+                        kind = Kind.HISTORY if right is said else Kind.PREFIX
+                        try:
+                            assert read(kind, key) == right, "what was not written was read"
+                        except CloisterError:
+                            lost += 1
+        except CloisterError:
+            found["refused"] += 1
+        else:
+            found["opened, and a part refused" if lost else "opened, and all as it was"] += 1
+        for each in (folder / "vault").rglob("*"):
+            if each.is_file() and each not in whole:
+                each.unlink()
+        for each, held in whole.items():
+            if not each.exists() or each.read_bytes() != held:
+                each.write_bytes(held)
+                each.chmod(0o600)
+    return found
 
 
 def refused(action: Any) -> int:
@@ -131,7 +188,7 @@ def refused(action: Any) -> int:
     raise AssertionError("a changed object was accepted")
 
 
-SCRIPT = ("append", "put", "large", "replace", "forget", "rotate", "shred", "close")
+SCRIPT = ("create", "append", "put", "large", "replace", "forget", "rotate", "shred", "close")
 
 
 def step(vault: Vault, name: str) -> None:
@@ -179,6 +236,8 @@ def faults(folder: Path, seed: int) -> Found:
 def one_fault(shim: Any, place: Path, name: str, nth: int, code: int) -> int:
     """Whether the `nth` write of an operation was there to fail."""
     place.mkdir()
+    if name == "create":
+        return one_creation(shim, place, nth, code)
     with opened(place) as vault:
         space = vault.namespace()
         space.append(Kind.HISTORY, b"talk", [b"old", b"older"])
@@ -206,6 +265,19 @@ def one_fault(shim: Any, place: Path, name: str, nth: int, code: int) -> int:
         if error is None and name == "append":
             assert len(talk) == 3, "a write was acknowledged and is not there"
         space.append(Kind.HISTORY, b"talk", [b"after"])
+    return hit
+
+
+def one_creation(shim: Any, place: Path, nth: int, code: int) -> int:
+    """The same of a vault's making: it is whole, or it is not there."""
+    shim.fault_arm(str(place).encode(), ctypes.c_long(nth), code)
+    with contextlib.suppress(VaultError, NotEnoughDisk):
+        opened(place).close()
+    hit = shim.fault_count() >= nth
+    shim.fault_arm(b"", 0, 0)
+    assert [path.name for path in place.glob("vault*")] in ([], ["vault"])
+    with opened(place) as vault:
+        vault.namespace().append(Kind.HISTORY, b"talk", [b"after"])
     return hit
 
 
@@ -256,6 +328,11 @@ def one_of_many(folder: Path, number: int, count: int, seed: int) -> None:
                 assert space.get_large(Kind.PREFIX, name) in (None, name * 2000)
             elif chance.random() < 0.2:
                 space.forget(Kind.PREFIX, name)
+                if chance.random() < 0.1:
+                    space.shred(Kind.RESPONSES)
+                if chance.random() < 0.1:
+                    with contextlib.suppress(VaultError):  # two rotations at once: one is refused
+                        vault.rotate()
             else:
                 space.append(Kind.HISTORY, b"talk %d" % number, [b"%d" % said])
                 said += 1
@@ -315,7 +392,8 @@ def rotate(folder: Path, gigabytes: float, seed: int) -> Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", choices=("kills", "flips", "faults", "crowd", "seals", "rotate"))
+    parser.add_argument("trial", choices=(
+        "kills", "flips", "damage", "faults", "crowd", "seals", "rotate"))
     parser.add_argument("--count", type=int)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--gigabytes", type=float, default=10)
@@ -327,6 +405,7 @@ def main() -> None:
         found = {
             "kills": lambda: kills(folder, given.count or 10_000, given.seed),
             "flips": lambda: flips(given.count or 100_000, given.seed),
+            "damage": lambda: damage(folder, given.count or 20_000, given.seed),
             "faults": lambda: faults(folder, given.seed),
             "crowd": lambda: crowd(folder, given.processes, given.count or 10_000, given.seed),
             "seals": lambda: seals(given.count or 10_000_000, given.processes, given.seed),

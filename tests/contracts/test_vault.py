@@ -125,6 +125,15 @@ def test_where_the_key_is_lost_an_empty_vault_stands_beside_the_old_one(home: Pa
         assert (home / "vault-1" / path.relative_to(home / "vault")).read_bytes() == content
 
 
+def test_a_vault_is_not_moved_from_under_a_process_or_for_nothing(home: Path) -> None:
+    record("vault", "init")
+    with local.open_vault(Settings.from_environment()):
+        refused(run("vault", "init", "--beside"), "has the vault open")
+    refused(run("vault", "init", "--beside", "--provider", "passphrase"), "CLOISTER_PASSPHRASE")
+    assert sorted(path.name for path in home.glob("vault*") if path.is_dir()) == ["vault"]
+    assert record("vault", "status")["writes"] == 0
+
+
 @pytest.mark.parametrize("name", ["vault.db", "lock", "segments", "../vault.key"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
 def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Path) -> None:

@@ -38,8 +38,13 @@ _ROLLBACK = {
 }
 _NO_ROLLBACK = "an older copy of the whole vault cannot be told from the newest"
 _RESIDUE = (
-    "An SSD may hold the old page until it is reused, and a backup keeps what it copied: "
-    "`cloister vault rotate` makes both useless."
+    "An SSD may hold the old page until it is reused, and a backup keeps what it copied, "
+)
+_FORGOTTEN = _RESIDUE + (
+    "which the vault's key still opens: `cloister vault shred` and `rotate` take that key away."
+)
+_SHREDDED = _RESIDUE + (
+    "which the vault's key still opens until `cloister vault rotate`, and the old key after it."
 )
 
 
@@ -87,7 +92,13 @@ def _init(args: Namespace) -> Record:
     ask = asking(new=True)
     # A passphrase is not asked for where it was not asked for.
     holder = local.keyholder(settings, ask if args.provider is Provider.PASSPHRASE else None)
-    with Vault.create(settings.vault, holder, args.provider) as made:
+    try:
+        made = Vault.create(settings.vault, holder, args.provider)
+    except BaseException:
+        if moved is not None:
+            settings.vault.with_name(moved).rename(settings.vault)
+        raise
+    with made:
         record = _facts(made)
     if not args.json:
         if moved is not None:
@@ -134,8 +145,8 @@ def _forget(args: Namespace) -> Record:
         raise VaultError(
             "There is no conversation of that name in that namespace; see --namespace.")
     if not args.json:
-        print(f"It is gone, and its key with it. {_RESIDUE}")  # noqa: T201
-    return {"forgotten": True, "residue": _RESIDUE}
+        print(f"It is gone, and its key with it. {_FORGOTTEN}")  # noqa: T201
+    return {"forgotten": True, "residue": _FORGOTTEN}
 
 
 def _shred(args: Namespace) -> Record:
@@ -146,8 +157,8 @@ def _shred(args: Namespace) -> Record:
             raise VaultError("There is no such namespace; see `cloister vault status`.")
         count = space.shred(kind)
     if not args.json:
-        print(f"{count} objects are gone, and their keys with them. {_RESIDUE}")  # noqa: T201
-    return {"objects": count, "residue": _RESIDUE}
+        print(f"{count} objects are gone, and their keys with them. {_SHREDDED}")  # noqa: T201
+    return {"objects": count, "residue": _SHREDDED}
 
 
 def _scan(args: Namespace) -> Record:

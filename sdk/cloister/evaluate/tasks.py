@@ -151,9 +151,9 @@ Call = tuple[str, dict[str, list[str]]]
 
 
 def _call(text: str) -> Call | None:
-    """The tool call that `text` is, if it is one."""
+    """The tool call that `text` is, if it is one. Who reads JSON may take any of two equal keys."""
     try:
-        held = json.loads(text)
+        held = json.loads(text, object_pairs_hook=_no_repeats)
         name, arguments = held["name"], held["arguments"]
         lists = {
             slot: values if isinstance(values, list) else [values]
@@ -165,6 +165,13 @@ def _call(text: str) -> Call | None:
         isinstance(value, str) for values in lists.values() for value in values
     )
     return (name, lists) if good else None
+
+
+def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        raise ValueError
+    return held
 
 
 def _target(example: Example) -> Call:

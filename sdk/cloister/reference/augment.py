@@ -80,7 +80,7 @@ class Augmenter:
     def intent(self, example: Example, chance: random.Random) -> Example:
         """A variant of a request that is answered by a name alone."""
         words = example.input.split()
-        if len(words) > 3 and chance.random() < 0.15:
+        if len(words) > 3 and chance.random() < 0.07:
             del words[chance.randrange(len(words))]
         text = " ".join(words)
         if chance.random() < 0.08:

@@ -70,7 +70,7 @@ _HALF = Objective(hard=0.5)
 RUNGS = {
     Tier.ULTRA: Rung(
         teacher=None, objective=Objective(hard=1.0),
-        schedule=Schedule(steps=4000, peak=4e-3, decay=0.5),
+        schedule=Schedule(steps=4000, peak=4e-3, decay=0.6),
     ),
     Tier.PRO: Rung(
         teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=550, peak=4e-3)),
@@ -79,6 +79,8 @@ RUNGS = {
     Tier.NANO_1: Rung(
         teacher=Tier.NANO_2, objective=_HALF, schedule=Schedule(steps=1500, peak=5e-3)),
 }
+# Ultra from weights that an earlier run left, where it is given more time.
+FURTHER = Schedule(steps=2000, peak=3e-3, decay=1.0)
 # From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
 QAT = Schedule(steps=600, peak=2e-4, warmup=20, decay=0.8, autocast=False)
 _EIGHT_BITS = "8da8w"
@@ -124,6 +126,8 @@ class _Builder:
         if path.exists():
             return Checkpoint.open(path)
         rung, folder = RUNGS[tier], self.out / "runs" / tier
+        if rung.teacher is None and self.begin is not None:
+            rung = replace(rung, schedule=FURTHER)
         folder.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(exist_ok=True)
         config = ModelConfig(shape=ladder()[tier])

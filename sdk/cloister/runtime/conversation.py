@@ -53,7 +53,7 @@ class Conversation:
         self.messages = [
             Message(role=row["role"], content=row["content"]) for row in rows if "role" in row]
         self._kept = {name for row in rows for name in row.get("kept", ())}
-        self._begun = bool(rows)
+        self._records = len(rows)
         self.restored = prefixes.resume(self._name) if rows else 0  # positions
 
     def __repr__(self) -> str:
@@ -65,22 +65,31 @@ class Conversation:
         What was said is on the disk before this returns; the state is a cache.
 
         Raises:
+            SessionMismatch: another process went on with it, or deleted it; nothing is kept.
             NotEnoughDisk, VaultError: see `Namespace.append`.
         """
         messages = list(messages)
         rows: list[dict[str, object]] = []
-        if not self._begun:
+        if not self._records:
             rows.append({"model": self._prefixes.engine.model_id, "system": self.system})
         rows += [{"role": message.role, "content": message.content} for message in messages]
         # Names before what they name: what is kept can always be forgotten.
         names = {name.hex() for name in self._prefixes.names(self._name)} - self._kept
         if names:
             rows.append({"kept": sorted(names)})
-        self._space.append(
-            Kind.HISTORY, self._name, [json.dumps(row).encode() for row in rows])
-        self._begun, self.messages = True, [*self.messages, *messages]
+        records = [json.dumps(row).encode() for row in rows]
+        if not self._space.append(Kind.HISTORY, self._name, records, after=self._records):
+            raise SessionMismatch(
+                "Another process went on with this session, or deleted it; open it again, or name "
+                "another session."
+            )
+        self._records += len(records)
+        self.messages = [*self.messages, *messages]
         self._kept |= names
         self._prefixes.keep(self._name)
+        if not self._space.has(Kind.HISTORY, self._name):  # deleted in between
+            for name in names:
+                self._space.forget(Kind.PREFIX, bytes.fromhex(name))
 
 
 def forget(space: Namespace, name: str) -> bool:

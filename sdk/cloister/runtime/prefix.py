@@ -10,12 +10,13 @@ behind their last whole block, so that it goes on where it stopped, to the bit.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cloister.errors import VaultDamaged
+from cloister.errors import NotEnoughDisk, VaultDamaged
 from cloister.vault.namespace import Kind
 from cloister.vault.seal import context
 
@@ -73,9 +74,15 @@ class PrefixCache:
     def keep(self, conversation: bytes | None = None) -> None:
         """Keep what the engine holds: its whole blocks, and for a conversation all of it.
 
+        On a full disk, less of it: it is a cache, and what is not there is read again.
+
         Raises:
-            NotEnoughDisk, VaultError: see `Namespace.put_large`.
+            VaultError: see `Namespace.put_large`.
         """
+        with suppress(NotEnoughDisk):
+            self._keep(conversation)
+
+    def _keep(self, conversation: bytes | None) -> None:
         ids, engine, space = self.engine.held, self.engine, self.space
         names = list(self._names(ids))
         for number, name in enumerate(names):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from cloister.errors import NotEnoughDisk, VaultDamaged
 from cloister.vault.namespace import Kind
 from cloister.vault.seal import context
 
@@ -34,13 +36,12 @@ class ResponseCache:
     def get(
         self, ids: Sequence[int], sampling: Sampling, limit: int, top: int
     ) -> tuple[Answer, str] | None:
-        """The answer to a prompt and how it finished; None where it is not kept.
-
-        Raises:
-            VaultDamaged: it is not what was written.
-        """
+        """The answer to a prompt and how it finished; None where it is not kept, or damaged."""
         name = self._name(ids, sampling, limit, top)
-        record = None if name is None else self.space.get(Kind.RESPONSES, name)
+        try:
+            record = None if name is None else self.space.get(Kind.RESPONSES, name)
+        except VaultDamaged:  # the next answer takes its place
+            return None
         if record is None:
             return None
         held = json.loads(record)
@@ -50,14 +51,16 @@ class ResponseCache:
         self, ids: Sequence[int], sampling: Sampling, limit: int, top: int, answer: Answer,
         finish: str,
     ) -> None:
-        """Keep an answer, unless chance had a part in it.
+        """Keep an answer, unless chance had a part in it, or the disk is full.
 
         Raises:
-            NotEnoughDisk, VaultError: see `Namespace.put`.
+            VaultError: see `Namespace.put`.
         """
         name = self._name(ids, sampling, limit, top)
-        if name is not None:
-            record = json.dumps({"tokens": answer, "finish": finish}).encode()
+        if name is None:
+            return
+        record = json.dumps({"tokens": answer, "finish": finish}).encode()
+        with suppress(NotEnoughDisk):
             self.space.put(Kind.RESPONSES, name, record)
             if self.retention is not None:
                 self.space.trim(Kind.RESPONSES, self.retention)

@@ -144,11 +144,11 @@ class Session:
             answer = "".join(said)
             if answer:
                 new = [asked[-1], Message(role="assistant", content=answer)]
-                self.messages = [*asked[:-1], *new]
                 if self.conversation is not None:
                     self.conversation.add(new)
                 elif self.prefixes is not None:
                     self.prefixes.keep()
+                self.messages = [*asked[:-1], *new]
 
     def _again(self, answer: Answer, finish: str) -> Iterator[Token]:
         """An answer that was given before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -130,8 +131,21 @@ class Database:
                 raise
 
     def truncate(self) -> None:
-        """Leave nothing of what was deleted in the write-ahead log."""
-        self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Leave nothing of what was deleted in the write-ahead log.
+
+        Raises:
+            VaultError: another process would not let go of it.
+        """
+        end = time.monotonic() + WAIT_S
+        # It is not waited for where another process does the same.
+        while self.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+            if time.monotonic() < end:
+                time.sleep(0.01)
+                continue
+            raise VaultError(
+                "It is done, but another process keeps what was deleted in the vault's log; end "
+                "that process, and run `cloister vault status`."
+            )
 
     def close(self) -> None:
         """Let go of the files."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shlex
 import stat
 from typing import TYPE_CHECKING
 
-from cloister.errors import VaultError, VaultUnsafe
+from cloister.errors import CloisterError, NotEnoughDisk, VaultError, VaultUnsafe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["BEGIN_ANEW", "check_place", "check_private", "file_system", "no_links", "private",
-           "sync_directory"]
+           "sync_directory", "write_failed"]
 
 # The end of a sentence about a vault that cannot be opened.
 BEGIN_ANEW = "leave the vault as it is and begin an empty one with `cloister vault init --beside`"
@@ -34,8 +35,8 @@ def file_system(path: Path) -> int:
     libc = ctypes.CDLL(None, use_errno=True)  # libc, as the process has it
     buffer = (ctypes.c_long * 32)()  # f_type comes first; the structure takes 120 bytes
     if libc.statfs(os.fsencode(path), buffer):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
     return buffer[0] & 0xFFFFFFFF
 
 
@@ -85,6 +86,14 @@ def check_private(status: os.stat_result, path: Path) -> None:
     if status.st_mode & 0o077:
         raise VaultUnsafe(
             f"Others can read or write {path}; run `chmod 600 {shlex.quote(str(path))}`.")
+
+
+def write_failed(error: OSError, what: str) -> CloisterError:
+    """What is to be raised where `what` could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NotEnoughDisk(f"The disk filled while {what} was written; make room.")
+    return VaultError(
+        f"{what.capitalize()} cannot be written ({error.strerror}); check the disk.")
 
 
 def sync_directory(directory: Path) -> None:

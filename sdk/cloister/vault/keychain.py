@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cloister.errors import KeyDamaged, VaultDamaged
+from cloister.errors import KeyDamaged, KeyMissing, VaultDamaged
 from cloister.vault.disk import BEGIN_ANEW
 from cloister.vault.keys import Header
 from cloister.vault.seal import InvalidTag, context, derive, mac, new_key, unwrap, wrap
@@ -63,10 +63,14 @@ class Keychain:
             VaultDamaged: they are not what was written.
             KeyDamaged, KeyMissing, WrongPassphrase: see `Keyholder.fetch`.
         """
-        meta: dict[str, bytes] = dict(self._db.rows("SELECT name, value FROM meta"))
-        known, state = meta.get("header", b""), meta.get("state", b"")
-        if known != self._known:
-            self.adopt(known, self.keyholder.fetch(Header.decode(known)))
+        known, state = self._meta()
+        while known != self._known:
+            try:
+                self.adopt(known, self.keyholder.fetch(Header.decode(known)))
+            except (KeyDamaged, KeyMissing):
+                before, (known, state) = known, self._meta()
+                if known == before:
+                    raise  # and no rotation came between
         generation, root = (int.from_bytes(state[at], "big") for at in (slice(8), slice(8, 40)))
         if state != _state(self._root_key, known, generation, root):
             raise VaultDamaged(
@@ -74,6 +78,10 @@ class Keychain:
                 f"{BEGIN_ANEW}."
             )
         return generation, root
+
+    def _meta(self) -> tuple[bytes, bytes]:
+        meta: dict[str, bytes] = dict(self._db.rows("SELECT name, CAST(value AS BLOB) FROM meta"))
+        return meta.get("header", b""), meta.get("state", b"")
 
     def signed(self, generation: int, root: int, known: bytes | None = None) -> bytes:
         """The state to be written, under the header that there is, or another."""
@@ -96,6 +104,12 @@ class Keychain:
     def forget(self) -> None:
         """Hold no data key any longer."""
         self._data_keys.clear()
+
+    def close(self) -> None:
+        """Hold no key any longer."""
+        self._data_keys.clear()
+        self._kek = self._root_key = self._index_key = b""
+        self._known = None
 
     def tag(self, label: str, *fields: Field) -> bytes:
         """What a row is found by, 32 bytes."""
@@ -130,11 +144,9 @@ class Keychain:
         """Whether there is such a data key."""
         return bool(self._wrapped(namespace, kind, epoch))
 
-    def new_data_key(
-        self, namespace: bytes, kind: int, epoch: int, kek: bytes | None = None
-    ) -> Row:
-        """A row of `keys`, under the key-encryption key that there is, or another."""
-        return self._data_row(kek or self._kek, (namespace, kind, epoch), new_key())
+    def new_data_key(self, namespace: bytes, kind: int, epoch: int) -> Row:
+        """A row of `keys`, with a new key."""
+        return self._data_row(self._kek, (namespace, kind, epoch), new_key())
 
     def rewrapped(self, kek: bytes, row: Row) -> Row:
         """A row of `keys` under another key-encryption key."""

@@ -7,6 +7,7 @@ FORMAT.md has the layout of what is derived.
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from cloister.errors import (
     VaultVersionError,
     WrongPassphrase,
 )
-from cloister.vault.disk import BEGIN_ANEW, check_private, no_links, private
+from cloister.vault.disk import BEGIN_ANEW, check_private, no_links, private, sync_directory
 from cloister.vault.seal import KEY_BYTES, context, derive, new_key
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def system_keys() -> KeyStore | None:
     import keyring
 
     backend = keyring.get_keyring()
-    return backend if backend.priority >= _LEAST_PRIORITY else None
+    each = getattr(backend, "backends", (backend,))  # a chain is as good as its worst
+    return backend if all(one.priority >= _LEAST_PRIORITY for one in each) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,8 @@ class Keyholder:
             with self._store() as keys:
                 keys.set_password(_SERVICE, _user(header), text)
         elif provider is Provider.KEYFILE:
-            self._write(_user(header), text)
+            with self._changed() as held:
+                held[_user(header)] = text
         return header, key
 
     def fetch(self, header: Header) -> bytes:
@@ -207,21 +210,46 @@ class Keyholder:
                 if keys.get_password(_SERVICE, name) is not None:
                     keys.delete_password(_SERVICE, name)
         elif header.provider is Provider.KEYFILE:
-            held = self._read()
-            if held.pop(name, None) is not None:
-                self._replace(held)
+            with self._changed() as held:
+                held.pop(name, None)
+
+    def drop_others(self, header: Header) -> None:
+        """Forget what a rotation that was cut off left of this vault in the key file."""
+        if header.provider is not Provider.KEYFILE:
+            return
+        mine, own = f"{header.vault.hex()}/", _user(header)
+        left = [name for name in self._read() if name.startswith(mine) and name != own]
+        if left:
+            with self._changed() as held:
+                for name in left:
+                    held.pop(name, None)
+
+    def anchors(self, header: Header) -> bool:
+        """Whether the vault's generation is noted outside of it."""
+        return header.provider is Provider.KEYRING
 
     def anchor(self, header: Header) -> int | None:
-        """The generation that was last closed; None where nothing outside the vault knows it."""
-        if header.provider is not Provider.KEYRING:
+        """The generation that was last closed; None where nothing outside the vault knows it.
+
+        A header that names another provider may be an old one, put back: the key store is asked
+        wherever there is one.
+        """
+        try:
+            with self._store() as keys:
+                text = keys.get_password(_SERVICE, _anchor(header))
+        except (SettingError, VaultError):
+            if self.anchors(header):
+                raise
             return None
-        with self._store() as keys:
-            text = keys.get_password(_SERVICE, _anchor(header))
         return int(text) if text is not None and text.isdecimal() else None
 
-    def set_anchor(self, header: Header, generation: int) -> None:
-        """Note outside the vault that it has come to `generation`."""
-        if header.provider is Provider.KEYRING and (self.anchor(header) or -1) < generation:
+    def set_anchor(self, header: Header, generation: int, *, lower: bool = False) -> None:
+        """Note outside the vault that it has come to `generation`.
+
+        A later one is not taken back, unless `lower` says so.
+        """
+        known = self.anchor(header)
+        if known is None or lower or known < generation:
             with self._store() as keys:
                 keys.set_password(_SERVICE, _anchor(header), str(generation))
 
@@ -283,18 +311,23 @@ class Keyholder:
                 f"Key file {self.keyfile.name} is not what was written; put back a copy of it.")
         return held
 
-    def _write(self, name: str, text: str) -> None:
-        self._replace({**self._read(), name: text})
-
-    def _replace(self, held: dict[str, str]) -> None:
-        part = self.keyfile.with_name(f"{self.keyfile.name}.part")
-        part.unlink(missing_ok=True)
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, str]]:
+        """What the key file holds, to be changed by one process at a time and written back."""
+        part, lock = (
+            self.keyfile.with_name(f"{self.keyfile.name}.{end}") for end in ("part", "lock"))
         try:
-            with open(part, "xb", opener=private) as file:
-                file.write(json.dumps(held).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.keyfile)
+            with open(lock, "wb", opener=private) as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                held = self._read()
+                yield held
+                part.unlink(missing_ok=True)
+                with open(part, "xb", opener=private) as file:
+                    file.write(json.dumps(held).encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(self.keyfile)
+                sync_directory(self.keyfile.parent)
         except OSError as error:
             part.unlink(missing_ok=True)
             raise VaultError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from cloister.errors import VaultError
 from cloister.vault.database import Database
 from cloister.vault.keychain import read_header
-from cloister.vault.keys import Keyholder, Provider, system_keys
-from cloister.vault.store import Vault
+from cloister.vault.keys import Keyholder, system_keys
+from cloister.vault.store import Vault, in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,17 +46,17 @@ def header(settings: Settings) -> Header | None:
 
 def open_vault(
     settings: Settings, ask: Callable[[], str] | None = None, *,
-    provider: Provider | None = None, create: bool = False, accept_rollback: bool = False,
+    create: bool = False, accept_rollback: bool = False,
 ) -> Vault:
-    """The vault; made with the first key provider that there is, or `provider`, where `create`
-    allows it and there is none.
+    """The vault; made with the first key provider that there is, where `create` allows it and
+    there is none.
 
     Raises:
         VaultError, SettingError: see `Vault`.
     """
     holder = keyholder(settings, ask)
     if create and not os.path.lexists(settings.vault):
-        return Vault.create(settings.vault, holder, provider)
+        return Vault.create(settings.vault, holder)
     return Vault(settings.vault, holder, accept_rollback=accept_rollback)
 
 
@@ -63,8 +64,11 @@ def aside(settings: Settings) -> str:
     """Move the vault out of the way, unread, and say what it is called now.
 
     Raises:
+        VaultError: another process has it open.
         OSError: it cannot be moved.
     """
+    if in_use(settings.vault):
+        raise VaultError("Another process has the vault open; end that one first.")
     number = 1
     while os.path.lexists(other := settings.vault.with_name(f"vault-{number}")):
         number += 1

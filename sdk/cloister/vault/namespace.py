@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from cloister.errors import VaultDamaged
+from cloister.errors import KeyDamaged, VaultDamaged, VaultError
 from cloister.vault.database import LEAVES, SALTED_BYTES
 from cloister.vault.keychain import key_damaged
 from cloister.vault.seal import (
@@ -20,7 +21,7 @@ from cloister.vault.seal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cloister.vault.database import Row
     from cloister.vault.retention import Retention
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Namespace"]
 
+_T = TypeVar("_T")
 _BYTES = (
     "size + coalesce((SELECT sum(length(sealed)) FROM records WHERE object = objects.tag), 0)")
 
@@ -63,15 +65,27 @@ class Namespace:
             NotEnoughDisk: the disk is full; what was there still is.
             VaultError: see `Vault.change`.
         """
-        self._write(kind, name, [content], number)
+        with self.vault.change(durable=kind.durable) as change:
+            self._write(change, kind, name, [content], number)
 
-    def append(self, kind: Kind, name: bytes, contents: Iterable[bytes]) -> None:
+    def append(
+        self, kind: Kind, name: bytes, contents: Iterable[bytes], *, after: int | None = None
+    ) -> bool:
         """Keep more records of an object, after those that there are: all of them, or none.
+
+        False, and nothing is kept, where there are not `after` of them: somebody else was here.
 
         Raises:
             NotEnoughDisk, VaultError: see `put`.
         """
-        self._write(kind, name, contents, None)
+        with self.vault.change(durable=kind.durable) as change:
+            (number,), = self.vault.db.rows(
+                "SELECT coalesce(max(number) + 1, 0) FROM records WHERE object = ?",
+                self._tag(kind, name))
+            if after not in (None, number):
+                return False
+            self._write(change, kind, name, contents, number)
+        return True
 
     def get(self, kind: Kind, name: bytes, *, number: int = 0) -> bytes | None:
         """A record of an object; None where there is none.
@@ -112,7 +126,10 @@ class Namespace:
                 self._remove(change, tag)
                 self._insert(change, kind, epoch, tag, key, file, size)
         except BaseException:
-            vault.segments.remove(file)
+            # Committed it may be all the same. Where the database cannot say, it goes later.
+            with suppress(VaultError, OSError):
+                if not vault.db.rows("SELECT 1 FROM objects WHERE file = ?", file):
+                    vault.segments.remove(file)
             raise
 
     def get_large(self, kind: Kind, name: bytes, *, bound: bytes = b"") -> bytearray | None:
@@ -122,23 +139,18 @@ class Namespace:
             VaultDamaged, KeyDamaged: it is not what was written, or for another `bound`.
         """
         vault, tag = self.vault, self._tag(kind, name)
-        query = "SELECT epoch, wrapped, file, size FROM objects WHERE tag = ? AND file NOT NULL"
-        rows = vault.db.rows(query, tag)
-        while rows:
+
+        def read(rows: list[Row]) -> bytearray:
             (epoch, wrapped, file, size), = rows
             key = self._object_key(kind, epoch, tag, wrapped)
-            try:
-                content = vault.segments.read(
-                    file, key, self._place("segment", kind, epoch, tag, bound), size)
-            except VaultDamaged:
-                again = vault.db.rows(query, tag)
-                if again == rows:
-                    raise
-                rows = again  # another process replaced it between the row and the file
-            else:
-                vault.used.add(tag)
-                return content
-        return None
+            content = vault.segments.read(
+                file, key, self._place("segment", kind, epoch, tag, bound), size)
+            vault.used.add(tag)
+            return content
+
+        return self._with_rows(
+            read, "SELECT epoch, wrapped, file, size FROM objects WHERE tag = ? AND file NOT NULL",
+            tag)
 
     def has(self, kind: Kind, name: bytes) -> bool:
         """Whether there is an object of that name."""
@@ -186,8 +198,8 @@ class Namespace:
         hours, most_bytes = retention.hours, retention.most_bytes
         with self.vault.change(durable=False) as change:
             for tag, hour, size in self.vault.db.rows(
-                f"SELECT tag, hour, {_BYTES} FROM objects WHERE namespace = ? AND kind = ? "
-                "ORDER BY used DESC", self.tag, kind,
+                f"SELECT tag, CAST(hour AS INTEGER), {_BYTES} FROM objects "
+                "WHERE namespace = ? AND kind = ? ORDER BY used DESC", self.tag, kind,
             ):
                 # Where the clock went backwards, `now - hour` is negative, and nothing is old.
                 old = hours is not None and now - hour > hours
@@ -234,54 +246,69 @@ class Namespace:
 
     def _read(self, kind: Kind, name: bytes, which: str) -> list[bytes]:
         vault, tag = self.vault, self._tag(kind, name)
-        rows = vault.db.rows(
-            "SELECT epoch, wrapped, number, version, sealed FROM records JOIN objects "
-            f"ON object = tag WHERE object = ? {which}", tag)
-        if not rows:
-            return []
-        epoch, wrapped = rows[0][:2]
-        key, found = self._object_key(kind, epoch, tag, wrapped), []
-        for _, _, number, version, sealed in rows:
-            place = self._place("record", kind, epoch, tag, number, version)
+
+        def read(rows: list[Row]) -> list[bytes]:
+            epoch, wrapped = rows[0][:2]
+            key, found = self._object_key(kind, epoch, tag, wrapped), []
+            for _, _, number, version, sealed in rows:
+                place = self._place("record", kind, epoch, tag, number, version)
+                try:
+                    found.append(open_record(key, place, sealed))
+                except InvalidTag:
+                    raise VaultDamaged(
+                        f"Record {number} of an object of kind {kind.name.lower()} is not what was "
+                        "written; forget that object, or put back a copy of the vault."
+                    ) from None
+            vault.used.add(tag)
+            return found
+
+        return self._with_rows(
+            read, "SELECT epoch, wrapped, number, version, sealed FROM records JOIN objects "
+            f"ON object = tag WHERE object = ? {which}", tag) or []
+
+    def _with_rows(
+        self, read: Callable[[list[Row]], _T], query: str, *values: object
+    ) -> _T | None:
+        """What `read` makes of rows; None where there are none.
+
+        Keys and files are read after the rows, and another process may change all in between.
+        """
+        rows = self.vault.db.rows(query, *values)
+        while rows:
             try:
-                found.append(open_record(key, place, sealed))
-            except InvalidTag:
-                raise VaultDamaged(
-                    f"Record {number} of an object of kind {kind.name.lower()} is not what was "
-                    "written; forget that object, or put back a copy of the vault."
-                ) from None
-        vault.used.add(tag)
-        return found
+                return read(rows)
+            except (KeyDamaged, VaultDamaged):
+                again = self.vault.db.rows(query, *values)
+                if again == rows:
+                    raise
+                rows = again
+        return None
 
     def _write(
-        self, kind: Kind, name: bytes, contents: Iterable[bytes], number: int | None
+        self, change: Change, kind: Kind, name: bytes, contents: Iterable[bytes], number: int
     ) -> None:
-        """Records from `number` on, in place of those that have it; None: after all others."""
+        """Records from `number` on, in place of those that have it."""
         db, tag = self.vault.db, self._tag(kind, name)
-        with self.vault.change(durable=kind.durable) as change:
-            rows = db.rows("SELECT epoch, wrapped FROM objects WHERE tag = ?", tag)
-            if rows:
-                (epoch, wrapped), = rows
-                key = self._object_key(kind, epoch, tag, wrapped)
-                db.rows("UPDATE objects SET used = ?, hour = ? WHERE tag = ?",
-                        change.generation, _hour(), tag)
-            else:
-                epoch, key = self.vault.header.epoch, new_key()
-                self._insert(change, kind, epoch, tag, key, None, 0)
-            if number is None:
-                (number,), = db.rows(
-                    "SELECT coalesce(max(number) + 1, 0) FROM records WHERE object = ?", tag)
-            for place, content in enumerate(contents, start=number):
-                old = db.rows(
-                    f"SELECT {LEAVES['records']} FROM records WHERE object = ? AND number = ?",
-                    tag, place) if rows else []
-                version = old[0][2] + 1 if old else 1
-                sealed = seal_record(
-                    key, self._place("record", kind, epoch, tag, place, version), content)
-                db.rows("REPLACE INTO records VALUES (?, ?, ?, ?)", tag, place, version, sealed)
-                change.count(
-                    "records", old[0] if old else None,
-                    (tag, place, version, sealed[:SALTED_BYTES]))
+        rows = db.rows("SELECT epoch, wrapped FROM objects WHERE tag = ?", tag)
+        if rows:
+            (epoch, wrapped), = rows
+            key = self._object_key(kind, epoch, tag, wrapped)
+            db.rows("UPDATE objects SET used = ?, hour = ? WHERE tag = ?",
+                    change.generation, _hour(), tag)
+        else:
+            epoch, key = self.vault.header.epoch, new_key()
+            self._insert(change, kind, epoch, tag, key, None, 0)
+        for place, content in enumerate(contents, start=number):
+            old = db.rows(
+                f"SELECT {LEAVES['records']} FROM records WHERE object = ? AND number = ?",
+                tag, place) if rows else []
+            version = old[0][2] + 1 if old else 1
+            sealed = seal_record(
+                key, self._place("record", kind, epoch, tag, place, version), content)
+            db.rows("REPLACE INTO records VALUES (?, ?, ?, ?)", tag, place, version, sealed)
+            change.count(
+                "records", old[0] if old else None,
+                (tag, place, version, sealed[:SALTED_BYTES]))
 
     def _insert(
         self, change: Change, kind: Kind, epoch: int, tag: bytes, key: bytes, file: str | None,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import secrets
 from typing import TYPE_CHECKING
 
-from cloister.errors import NotEnoughDisk, VaultDamaged, VaultError
-from cloister.vault.disk import check_private, no_links, private, sync_directory
+from cloister.errors import VaultDamaged
+from cloister.vault.disk import (
+    check_private,
+    no_links,
+    private,
+    sync_directory,
+    write_failed,
+)
 from cloister.vault.seal import PIECE_BYTES, InvalidTag, open_into, seal_parts, sealed_bytes
 
 if TYPE_CHECKING:
@@ -63,13 +68,7 @@ class Segments:
             part.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise NotEnoughDisk(
-                    "The disk filled while a segment of the vault was written; make room."
-                ) from None
-            raise VaultError(
-                f"A segment of the vault cannot be written ({error.strerror}); check the disk."
-            ) from None
+            raise write_failed(error, "a segment of the vault") from None
         return name, size
 
     def read(self, name: str, key: bytes, place: bytes, size: int) -> bytearray:
@@ -79,8 +78,10 @@ class Segments:
             VaultDamaged: the file is missing, or not what was written for this place.
             VaultUnsafe: others can read or replace it.
         """
-        path = self.directory / name
+        path = self.directory / str(name)
         try:
+            if not _NAME.fullmatch(path.name):  # somebody else's row
+                raise InvalidTag
             with open(path, "rb", buffering=0, opener=no_links) as file:
                 status = os.fstat(file.fileno())
                 check_private(status, path)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from cloister.errors import (
+    NotEnoughDisk,
     OutputExists,
     SettingError,
     VaultDamaged,
@@ -18,7 +19,14 @@ from cloister.errors import (
     VaultUnsafe,
 )
 from cloister.vault.database import LEAVES, Database
-from cloister.vault.disk import BEGIN_ANEW, check_place, file_system, sync_directory
+from cloister.vault.disk import (
+    BEGIN_ANEW,
+    check_place,
+    file_system,
+    no_links,
+    sync_directory,
+    write_failed,
+)
 from cloister.vault.keychain import Keychain, add
 from cloister.vault.namespace import Namespace
 from cloister.vault.seal import InvalidTag, context, open_record
@@ -33,7 +41,7 @@ if TYPE_CHECKING:
     from cloister.vault.keys import Header, Keyholder, Provider
     from cloister.vault.seal import Field
 
-__all__ = ["Change", "Vault"]
+__all__ = ["Change", "Vault", "in_use"]
 
 _DATABASE, _LOCK, _SEGMENTS = "vault.db", "lock", "segments"
 _NAMESPACE = re.compile(r"[a-z0-9._-]{1,64}")
@@ -83,8 +91,20 @@ class Vault:
 
         Raises:
             OutputExists: something is there already.
+            NotEnoughDisk: the disk is full; nothing is made.
             VaultError, SettingError: see `Vault`.
         """
+        try:
+            cls._make(directory, keyholder, provider, system)
+        except OSError as error:
+            raise write_failed(error, "the vault") from None
+        return cls(directory, keyholder, system=system)
+
+    @staticmethod
+    def _make(
+        directory: Path, keyholder: Keyholder, provider: Provider | None,
+        system: Callable[[Path], int],
+    ) -> None:
         taken = OutputExists(f"There is something at {directory} already; open that instead.")
         if os.path.lexists(directory):
             raise taken
@@ -110,7 +130,6 @@ class Vault:
                 keyholder.drop(header)
             raise
         sync_directory(directory.parent)
-        return cls(directory, keyholder, system=system)
 
     def __enter__(self) -> Self:
         return self
@@ -126,10 +145,8 @@ class Vault:
         if self._lock < 0 or self.db.forked:
             return
         try:
-            if self.used:
-                with self.change(durable=False):
-                    pass
-            self.keys.keyholder.set_anchor(self.header, self.generation)
+            with suppress(NotEnoughDisk):  # what was used is for the retention alone
+                self._settle()
         finally:
             self._let_go()
 
@@ -196,9 +213,21 @@ class Vault:
                     keyholder.drop(new)
                     raise
             self.keys.adopt(new.encode(), kek)
-            self.db.truncate()
-            keyholder.drop(old)
+            try:
+                self.db.truncate()
+            finally:
+                keyholder.drop(old)
         return new
+
+    def _settle(self) -> None:
+        keyholder = self.keys.keyholder
+        anchored = keyholder.anchors(self.header)
+        if self.used or (anchored and self.generation != keyholder.anchor(self.header)):
+            # What is noted outside must be on the disk: a power cut would look like a rollback.
+            with self.change(durable=anchored):
+                pass
+        if anchored:
+            keyholder.set_anchor(self.header, self.generation)
 
     @contextmanager
     def change(self, *, durable: bool) -> Iterator[Change]:
@@ -218,33 +247,36 @@ class Vault:
                 self.segments.remove(name)
 
     def _rewrap(self, change: Change, header: Header, kek: bytes) -> None:
-        rows = self.db.rows("SELECT namespace, kind, epoch, wrapped FROM keys")
-        for row in rows:
+        for row in self.db.rows("SELECT namespace, kind, epoch, wrapped FROM keys"):
             new = self.keys.rewrapped(kek, row)
             change.count("keys", row, new)
             self.db.rows("REPLACE INTO keys VALUES (?, ?, ?, ?)", *new)
-        # Made now, so that processes that cannot ask for the new key can go on writing.
-        for namespace, kind in {row[:2] for row in rows if row[1]}:
-            new = self.keys.new_data_key(namespace, kind, header.epoch, kek)
-            change.count("keys", None, new)
-            self.db.rows("INSERT INTO keys VALUES (?, ?, ?, ?)", *new)
         change.header = header.encode()
 
     def _check(self, *, accept_rollback: bool) -> None:
         """See that every row is one that was written, and that none is missing."""
+        self.keys.state()  # asks for the key, which may take a user's while
+        # Before the rows are read: another process may close, and note a later one, meanwhile.
+        last = self.keys.keyholder.anchor(self.header)
         with self.db.transaction(write=False):  # one moment for state and rows
             generation, root = self.keys.state()
             total = 0
-            for table, columns in LEAVES.items():
-                for row in self.db.rows(f"SELECT {columns} FROM {table}"):
-                    total = add(total, self.keys.leaf(table, row))
+            try:
+                for table, columns in LEAVES.items():
+                    for row in self.db.rows(f"SELECT {columns} FROM {table}"):
+                        total = add(total, self.keys.leaf(table, row))
+            except (TypeError, OverflowError):  # not even of the type that was written
+                total = -1
         if total != root:
             raise VaultDamaged(
                 "Rows of the vault are missing, repeated or from another time; put back a copy of "
                 f"it, or {BEGIN_ANEW}."
             )
-        last = self.keys.keyholder.anchor(self.header)
-        if last is not None and generation < last and not accept_rollback:
+        if last is None or generation >= last:
+            return
+        if accept_rollback:
+            self.keys.keyholder.set_anchor(self.header, generation, lower=True)
+        else:
             raise VaultRolledBack(
                 f"The vault is at write {generation} and was at {last} when it was last closed: it "
                 "has been put back to an earlier state; put back the newer one, or accept this "
@@ -259,16 +291,30 @@ class Vault:
             pass
         else:
             rows = self.db.rows("SELECT file FROM objects WHERE file NOT NULL")
-            for name in self.segments.strangers({row[0] for row in rows}):
-                self.segments.remove(name)
+            with suppress(OSError):  # they go another time
+                for name in self.segments.strangers({row[0] for row in rows}):
+                    self.segments.remove(name)
+            self.keys.keyholder.drop_others(self.header)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def _let_go(self) -> None:
         self.db.close()
-        self.keys.forget()
+        self.keys.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def in_use(directory: Path) -> bool:
+    """Whether a process has the vault in `directory` open."""
+    try:
+        with open(directory / _LOCK, "rb", opener=no_links) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # without a lock that can be read, nobody has got so far
+        return False
+    return False
 
 
 def _opened(path: Path) -> int:
@@ -302,7 +348,7 @@ class Change:
     def finish(self) -> None:
         """Write the new state."""
         vault = self._vault
-        for tag in vault.used:
+        for tag in list(vault.used):  # other threads read meanwhile
             vault.db.rows("UPDATE objects SET used = ? WHERE tag = ?", self.generation, tag)
         if self.header is not None:
             vault.db.rows("UPDATE meta SET value = ? WHERE name = 'header'", self.header)

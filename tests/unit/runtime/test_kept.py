@@ -10,7 +10,7 @@ import torch
 from tests.conftest import make_bundle
 
 from cloister.bundle import Bundle
-from cloister.errors import SessionMismatch, SettingError
+from cloister.errors import NotEnoughDisk, SessionMismatch, SettingError
 from cloister.runtime import prefix
 from cloister.runtime.conversation import forget
 from cloister.runtime.engine import Engine
@@ -196,6 +196,72 @@ def test_what_is_forgotten_leaves_no_state_behind(fresh, space) -> None:
     assert forget(space, "other")
     assert space.sizes() == {}
     assert not list((space.vault.directory / "segments").iterdir())
+
+
+def test_what_another_process_said_or_forgot_is_not_written_over(fresh, space) -> None:
+    first = session(fresh(), space)
+    ask(first, "the quick brown fox")
+    second = session(fresh(), space)
+    ask(second, "jumps over")
+    before = first.messages
+    with pytest.raises(SessionMismatch, match="Another process"):
+        ask(first, "the dog")
+    assert first.messages == before
+    assert session(fresh(), space).messages == second.messages
+    assert forget(space, "work")
+    with pytest.raises(SessionMismatch, match="Another process"):
+        ask(second, "the dog")
+    assert space.sizes() == {}
+    one, two = session(fresh(), space, name="new"), session(fresh(), space, name="new", system="x")
+    ask(one, "hello")
+    with pytest.raises(SessionMismatch):
+        ask(two, "hello")
+
+
+def test_what_is_forgotten_while_its_state_is_kept_leaves_none(
+    fresh, space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = PrefixCache.keep
+
+    def late(cache: PrefixCache, name: bytes) -> None:
+        forget(space, "work")
+        keep(cache, name)
+
+    monkeypatch.setattr(PrefixCache, "keep", late)
+    ask(session(fresh(), space), "the quick brown fox")
+    assert space.sizes() == {}
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_conversation(
+    fresh, space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise NotEnoughDisk("full")
+
+    engine = fresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(Namespace, "put_large", full)
+        patch.setattr(Namespace, "put", full)
+        talk = Session(engine, name="work", prefixes=PrefixCache(engine, space),
+                       responses=ResponseCache(space, engine.model_id))
+        assert len(ask(talk, "the quick brown fox")) == 6
+    assert session(fresh(), space, system=None).messages == talk.messages
+
+
+def test_an_answer_that_was_damaged_is_made_again(fresh, space) -> None:
+    engine = fresh()
+
+    def answer() -> tuple[list[tuple[int, float]], int]:
+        read(engine)
+        return ask(Session(engine, responses=ResponseCache(space, engine.model_id)), "the fox"), \
+            read(engine)
+
+    first, work = answer()
+    assert work
+    assert answer() == (first, 0)
+    space.vault.db.rows("UPDATE records SET sealed = substr(sealed, 1, 60)")
+    assert answer()[0] == first
+    assert answer() == (first, 0)
 
 
 def test_an_answer_that_was_stopped_is_kept_as_far_as_it_came(fresh, space) -> None:

@@ -12,7 +12,8 @@ PROGRAM = Path(__file__).parents[2] / "campaigns" / "vault.py"
 
 
 @pytest.mark.parametrize(("trial", "options"), [
-    ("kills", ["--count", "300"]), ("flips", ["--count", "20000"]), ("faults", []),
+    ("kills", ["--count", "300"]), ("flips", ["--count", "20000"]),
+    ("damage", ["--count", "300"]), ("faults", []),
     ("crowd", ["--processes", "4", "--count", "300"]),
     ("seals", ["--count", "40000", "--processes", "4"]), ("rotate", ["--gigabytes", "0.3"]),
 ])

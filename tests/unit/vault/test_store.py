@@ -1,5 +1,6 @@
 """What is kept comes back, and only that: not after damage, not elsewhere, not after forgetting."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -25,8 +26,8 @@ from cloister.errors import (
     VaultUnsafe,
     VaultVersionError,
 )
+from cloister.vault import database, segments
 from cloister.vault import namespace as namespaces
-from cloister.vault import segments
 from cloister.vault.keys import Keyholder, Provider
 from cloister.vault.namespace import Kind
 from cloister.vault.retention import Retention
@@ -421,6 +422,157 @@ def test_a_whole_directory_put_back_is_seen_where_a_key_store_remembers(
         Vault(vault.directory, holder)
     with Vault(vault.directory, holder, accept_rollback=True) as vault:
         assert vault.namespace().get(Kind.RESPONSES, b"a") == b"1"
+    with Vault(vault.directory, holder) as vault:  # once is enough
+        assert vault.namespace().get(Kind.RESPONSES, b"a") == b"1"
+
+
+def test_a_directory_from_before_the_key_store_is_refused_where_it_remembers(
+    vault: Vault, keys
+) -> None:
+    holder, key = replace(vault.keys.keyholder, keys=keys), vault.keys.keyholder.keyfile
+    vault.close()
+    copy, old_key = vault.directory.with_name("copy"), key.read_bytes()
+    shutil.copytree(vault.directory, copy)
+    with Vault(vault.directory, holder) as vault:
+        vault.rotate(Provider.KEYRING)
+    shutil.rmtree(vault.directory)
+    copy.rename(vault.directory)
+    key.write_bytes(old_key)
+    with pytest.raises(VaultRolledBack):
+        Vault(vault.directory, holder)
+
+
+def test_nothing_is_noted_outside_before_it_is_on_the_disk(
+    vault: Vault, keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut looks like a rollback, and the user is locked out."""
+    vault.keys.keyholder = replace(vault.keys.keyholder, keys=keys)
+    vault.rotate(Provider.KEYRING)
+    vault.namespace().put(Kind.RESPONSES, b"a", b"1")  # a cache's write is not synced
+    happened = []
+    note, begin = Keyholder.set_anchor, vault.db.transaction
+    monkeypatch.setattr(Keyholder, "set_anchor", lambda *given: (
+        happened.append("noted"), note(*given)))
+    monkeypatch.setattr(vault.db, "transaction", lambda durable: (
+        happened.append(durable), begin(durable=durable))[1])
+    vault.close()
+    assert happened == [True, "noted"]
+    with Vault(vault.directory, vault.keys.keyholder) as vault:
+        happened.clear()
+    assert happened == ["noted"]  # what did not change is not written
+
+
+def test_what_another_process_keeps_in_the_log_is_told(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.namespace().put(Kind.RESPONSES, b"a", SECRET)
+    monkeypatch.setattr(database, "WAIT_S", 0.1)
+    with again(vault) as vault, Vault(vault.directory, vault.keys.keyholder) as other:
+        vault.namespace().put(Kind.RESPONSES, b"b", SECRET)
+        with other.db.transaction(write=False):
+            assert other.namespace().has(Kind.RESPONSES, b"a")
+            with pytest.raises(VaultError, match="log"):
+                vault.namespace().forget(Kind.RESPONSES, b"a")
+        assert not other.namespace().has(Kind.RESPONSES, b"a")
+
+
+def test_records_are_appended_only_to_those_that_were_known(vault: Vault) -> None:
+    space = vault.namespace()
+    assert space.append(Kind.HISTORY, b"talk", [b"1", b"2"], after=0)
+    assert not space.append(Kind.HISTORY, b"talk", [b"3"], after=0)
+    assert not space.append(Kind.HISTORY, b"talk", [b"3"], after=3)
+    assert space.append(Kind.HISTORY, b"talk", [b"3"], after=2)
+    assert space.records(Kind.HISTORY, b"talk") == [b"1", b"2", b"3"]
+
+
+def test_an_interrupt_after_the_commit_does_not_take_the_file_away(vault: Vault) -> None:
+    class Late(set):
+        def clear(self) -> None:
+            raise KeyboardInterrupt
+
+    space, vault.used = vault.namespace(), Late()
+    with pytest.raises(KeyboardInterrupt):
+        space.put_large(Kind.PREFIX, b"kv", [SECRET])
+    vault.used = set()
+    assert space.get_large(Kind.PREFIX, b"kv") == SECRET
+
+
+def test_what_is_shredded_while_it_is_read_is_not_there(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = vault.namespace()
+    space.put(Kind.RESPONSES, b"a", b"1")
+    space.put_large(Kind.PREFIX, b"kv", [b"2"])
+    with Vault(vault.directory, vault.keys.keyholder) as other:
+        reading = other.keys.object_wrapping
+
+        def shredded(*given: object) -> bytes:
+            space.shred()
+            return reading(*given)
+
+        monkeypatch.setattr(other.keys, "object_wrapping", shredded)
+        assert other.namespace().get(Kind.RESPONSES, b"a") is None
+        assert other.namespace().get_large(Kind.PREFIX, b"kv") is None
+
+
+def test_a_newer_release_that_takes_the_vault_over_ends_an_older_ones_writes(vault: Vault) -> None:
+    newer = replace(vault.header, format=2).encode()
+    db = sqlite3.connect(vault.directory / "vault.db")
+    db.execute("UPDATE meta SET value = ? WHERE name = 'header'", (newer,))
+    db.commit()
+    db.close()
+    with pytest.raises(VaultVersionError, match="format 2"):
+        vault.namespace().put(Kind.RESPONSES, b"a", b"1")
+    assert not vault.db.rows("SELECT * FROM objects")
+
+
+@pytest.mark.parametrize("name", ["vault.db", "vault.db-wal", "vault.db-shm", "lock"])
+@pytest.mark.parametrize("how", ["empty", "truncate", "swap", "delete"])
+def test_a_file_of_the_database_that_was_changed_gives_a_state_that_was_written_or_none(
+    vault: Vault, tmp_path: Path, name: str, how: str
+) -> None:
+    """Without the newest of the log it is as it was before: nothing else than was written."""
+    space = vault.namespace()
+    for said in (b"1", b"2"):
+        space.append(Kind.HISTORY, b"talk", [said * 5000])
+    copy = tmp_path / "copy"
+    shutil.copytree(vault.directory, copy)  # with its log, as after a crash
+    file = copy / name
+    if how == "empty":
+        file.write_bytes(b"")
+    elif how == "truncate":
+        file.write_bytes(file.read_bytes()[:file.stat().st_size * 2 // 3])
+    elif how == "swap":
+        other = copy / ("vault.db-wal" if name != "vault.db-wal" else "vault.db")
+        content = file.read_bytes()
+        file.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    else:
+        file.unlink()
+    try:
+        with Vault(copy, vault.keys.keyholder) as opened:
+            held = opened.namespace().records(Kind.HISTORY, b"talk")
+    except VaultError:
+        return
+    assert held in ([], [b"1" * 5000], [b"1" * 5000, b"2" * 5000])
+
+
+@pytest.mark.parametrize("column", [
+    "objects SET size = -1", "objects SET size = 0.5", "objects SET file = CAST(file AS BLOB)",
+    "records SET version = -1", "records SET sealed = 'x'", "keys SET epoch = 'x'",
+    "meta SET value = 'x'", "meta SET value = 7", "objects SET hour = 'x', used = 'x'",
+])
+def test_a_column_of_another_type_is_damage_and_no_crash(vault: Vault, column: str) -> None:
+    vault.namespace().put(Kind.RESPONSES, b"a", b"1")
+    vault.namespace().put_large(Kind.PREFIX, b"kv", [b"2"])
+    edit(vault, f"UPDATE {column}")
+    with contextlib.suppress(VaultDamaged, KeyDamaged), \
+            Vault(vault.directory, vault.keys.keyholder) as vault:
+        space = vault.namespace()
+        assert space.get(Kind.RESPONSES, b"a") == b"1"
+        space.trim(Kind.RESPONSES, Retention(hours=24, most_bytes=1000))
+        space.trim(Kind.PREFIX, Retention(hours=24))
+        space.get_large(Kind.PREFIX, b"kv")
 
 
 def test_segments_that_no_row_names_are_removed_when_nobody_else_is_here(vault: Vault) -> None:
@@ -519,6 +671,8 @@ def busy(directory: Path, keyholder: Keyholder, number: int, seed: int, count: i
                 assert space.get_large(Kind.PREFIX, name) in (None, name * 5000)
             elif action == 4:
                 space.forget(Kind.PREFIX, name)
+                if chance.random() < 0.2:
+                    space.shred(Kind.RESPONSES)
             else:
                 space.append(Kind.HISTORY, b"talk %d" % number, [b"%d" % step])
         assert space.records(Kind.HISTORY, b"talk %d" % number)
