@@ -27,6 +27,8 @@ from cloister.errors import DataError, OverlapError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
+    _Parts = Callable[[Collection[str]], Collection[str]]  # which lists of a CLINC150 file
+
 __all__ = ["Corpus", "Example", "Flaw", "load", "normalized", "overlap", "read",
            "refuse_overlap", "split", "tool_call"]
 
@@ -88,16 +90,18 @@ def tool_call(name: str, arguments: Iterable[tuple[str, str]] = ()) -> str:
 
 
 def read(path: str | Path, *, parts: Collection[str] | None = None) -> list[Example]:
-    """Every example in `path`, a file or a directory of files, in order of file names.
+    """Every example to measure on in `path`, a file or a directory, in order of file names.
 
-    Of a CLINC150 file only the lists named in `parts`, if given. Nothing is left out, repeated
-    records included: scores count what the data set counts.
+    Of a CLINC150 file only the lists named in `parts`; without, its test lists, where it has none
+    its validation lists, else all. Nothing is left out, repeated records included: scores count
+    what the data set counts.
 
     Raises:
         DataError: nothing to read, or a malformed or empty record, named by file and number.
     """
     examples = []
-    for found in _records(Path(path), parts):
+    chosen = functools.partial(_first, _EVALUATION) if parts is None else lambda _: parts
+    for found in _records(Path(path), chosen):
         if isinstance(found, Flaw):
             if found.kind == "blank":
                 continue
@@ -115,12 +119,14 @@ def read(path: str | Path, *, parts: Collection[str] | None = None) -> list[Exam
 def load(path: str | Path, *, tolerated: float = TOLERATED) -> Corpus:
     """The examples in `path` to train on, without malformed, empty, blank and repeated records.
 
+    Of a CLINC150 file only the training lists, where it has any.
+
     Raises:
         DataError: nothing to read, or more than `tolerated`, a share, had to be left out.
     """
     examples: dict[Example, None] = {}
     flaws = []
-    for found in _records(Path(path), None):
+    for found in _records(Path(path), functools.partial(_first, _TRAINING)):
         if isinstance(found, Flaw):
             flaws.append(found)
         elif found[2] in examples:
@@ -186,12 +192,21 @@ _Found = tuple[str, int, Example] | Flaw
 """File, number and example."""
 
 
-def _records(path: Path, parts: Collection[str] | None) -> Iterator[_Found]:
+_TRAINING = (("train", "oos_train"),)  # of the first that a CLINC150 file has any of
+_EVALUATION = (("test", "oos_test"), ("val", "oos_val"))
+
+
+def _first(sets: Iterable[Collection[str]], names: Collection[str]) -> Collection[str]:
+    """Of `sets`, the first with any of `names`; without, all names."""
+    return next((some for some in sets if set(some) & set(names)), names)
+
+
+def _records(path: Path, parts: _Parts) -> Iterator[_Found]:
     for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
         yield from _read_file(file, parts)
 
 
-def _read_file(path: Path, parts: Collection[str] | None) -> Iterator[_Found]:
+def _read_file(path: Path, parts: _Parts) -> Iterator[_Found]:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -240,6 +255,8 @@ def _example(task: object, text: object, target: object) -> Example:
 
 def _line(line: str) -> list[Example]:
     record = json.loads(line)
+    if "question" in record and "sections" in record:
+        return []  # FairytaleQA's questions lie beside its tales
     if "sections" in record:
         return _story(record["sections"])
     return [_example(record["task"], record["input"], record["target"])]
@@ -257,18 +274,19 @@ def _story(sections: object) -> list[Example]:
     return examples
 
 
-def _file(data: object, path: Path, parts: Collection[str] | None) -> Iterator[_Found]:
+def _file(data: object, path: Path, parts: _Parts) -> Iterator[_Found]:
     """The records of a JSON file: SNIPS has one list of objects, CLINC150 lists of pairs."""
     if not isinstance(data, dict) or not all(isinstance(rows, list) for rows in data.values()):
         raise DataError(
             f"Data file {path.name} is neither in the SNIPS nor in the CLINC150 format; "
             "convert it to JSON lines."
         )
+    chosen = parts(data.keys())
     records = [(name, row) for name, rows in data.items() for row in rows]
     for number, (name, row) in enumerate(records, start=1):
         if not isinstance(row, list):
             yield from _found(path, number, functools.partial(_call, name, row))
-        elif parts is None or name in parts:
+        elif name in chosen:
             yield from _found(path, number, functools.partial(_intent, *row))
 
 

@@ -146,7 +146,8 @@ def distill(
     run = loop.train(
         student, data, schedule, folder / "state", objective=objective or Objective(),
         teacher=guide, on_policy=on_policy, metrics=folder / "metrics.jsonl", parallel=parallel,
-        compiled=compiled, title=name, console=console,
+        compiled=compiled, origin=f"{'noise' if from_scratch else 'cut'} {source.identity} {draws}",
+        title=name, console=console,
     )
     metadata = replace(
         source.metadata, name=name, config=student.config, parent=source.identity)
@@ -196,7 +197,8 @@ def train_quantized(
     run = loop.train(
         student, data, replace(schedule, autocast=False), folder / "state",
         objective=Objective(hard=0.0), teacher=teacher, metrics=folder / "metrics.jsonl",
-        parallel=parallel, compiled=compiled, title=recipe.name, console=console,
+        parallel=parallel, compiled=compiled, origin=f"{recipe.name} {source.identity}",
+        title=recipe.name, console=console,
     )
     if parallel.rank == 0:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cloister import reference
+from cloister import pipeline, reference
 from cloister.bundle import Bundle
 from cloister.cli import main
 from cloister.model.checkpoint import Checkpoint
@@ -73,6 +73,12 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
     steps = (tmp_path / "s.run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps] == [0, 1, 2]
     assert SECRET not in "".join(steps)
+    scratch = ("distill", "--from-scratch", "--teacher", TEACHER, "--tier", "nano-1", "--data",
+               data, *QUICK, "-o")
+    assert "other settings" in refused(capfd, *scratch, student, "--force")
+    noise = done(capfd, *scratch, tmp_path / "noise")["held_out_cross_entropy"]
+    assert noise["teacher"] == held_out["teacher"]
+    assert noise["before"] > 7.5  # as good as a guess among 4,096
 
     found = done(capfd, "quantize", student, "--qat", "--data", data, "-o", four_bit, *QUICK)
     assert found["identity"] == Checkpoint.open(four_bit).identity
@@ -93,6 +99,24 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
     assert kept["metrics"] == measured["metrics"]
     ids = [each.model_id(each.manifest.programs[0]) for each in (before, after)]
     assert ids[0] == ids[1]
+
+
+def test_the_demo_goes_the_whole_way(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fewer steps, so that nothing is learnt."""
+    for name, value in {"EXAMPLES": 200, "HELD_OUT": 5, "STEPS": 2, "STEPS_4BIT": 2,
+                        "TOKENS": 512}.items():
+        monkeypatch.setattr(sys.modules["cloister.commands.demo"], name, value)
+    monkeypatch.setattr(pipeline, "MIN_TOP1", 0.0)
+    monkeypatch.setattr(pipeline, "MAX_KLD", 1.0)
+    bundle = tmp_path / "mine.cloister"
+    found = done(capfd, "demo", "-o", bundle)
+    Bundle.open(bundle).verify()
+    assert found["tiers"][0]["tier"] == "nano-1, just made"
+    assert len(found["tiers"]) > 1
+    assert len(found["measured"]) == 3
+    assert all(0 <= each["top1"] <= 1 for each in found["measured"].values())
 
 
 def test_a_bundle_and_its_checkpoint_have_the_same_scores(

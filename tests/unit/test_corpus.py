@@ -1,6 +1,7 @@
 """Whatever a data file looks like, its requests and answers are read as they are meant."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,30 @@ def test_an_intent_is_answered_by_its_name_and_what_is_out_of_scope_by_none(
     assert [example.input for example in read(path, parts=("oos_test",))] == ["why"]
     with pytest.raises(DataError, match="no examples"):
         read(path, parts=("train",))
+
+
+def test_of_a_clinc_file_that_holds_all_parts_each_purpose_takes_its_own(tmp_path: Path) -> None:
+    rows = {part: [[f"{part} it", "x"]] for part in ("train", "val", "test", "oos_val")}
+
+    def inputs(examples: Iterable[Example]) -> list[str]:
+        return [example.input for example in examples]
+
+    path = clinc(tmp_path, **rows)
+    assert inputs(read(path)) == ["test it"]
+    assert inputs(load(path).examples) == ["train it"]
+    del rows["test"]
+    assert inputs(read(clinc(tmp_path, **rows))) == ["val it", "oos_val it"]
+    assert inputs(read(clinc(tmp_path, train=rows["train"]))) == ["train it"]
+    assert inputs(load(clinc(tmp_path, mine=rows["train"])).examples) == ["train it"]
+
+
+def test_questions_on_tales_are_no_tales_and_no_flaws(tmp_path: Path) -> None:
+    tale = {"sections": ["Once there was a fox. It ran."]}
+    question = {"story": "the-fox", "sections": "1", "question": "Who ran?", "answers": ["a fox"]}
+    path = tmp_path / "all.jsonl"
+    path.write_text(f"{json.dumps(tale)}\n{json.dumps(question)}\n", "utf-8")
+    assert len(read(path)) == 1
+    assert not load(path).flaws
 
 
 @pytest.mark.parametrize("row", [[], ["x"], ["x", "y", "z"], [1, "y"], ["x", 2], ["\ud800", "y"]])

@@ -81,12 +81,14 @@ def train(
     metrics: Path | None = None,
     parallel: Parallel | None = None,
     compiled: bool = False,
+    origin: str = "",
     title: str = "training",
     console: Console | None = None,
 ) -> Run:
     """Train `student` in place.
 
-    The file `state` holds what is needed to go on after a kill: the same losses follow. `metrics`
+    The file `state` holds what is needed to go on after a kill: the same losses follow. `origin`
+    tells runs apart that settings and data do not: what the student began as. `metrics`
     gets a JSON object a line and step; `console` (or the standard error) shows a bar. With
     `compiled`, torch.compile makes the steps faster, after half a minute or more of compilation.
     Without a teacher all is cross-entropy on the labels.
@@ -102,7 +104,7 @@ def train(
     _check(student, objective, teacher, on_policy, parallel, compiled=compiled)
     return _Loop(
         student, data, schedule, state, objective, teacher, on_policy, metrics,
-        parallel, compiled, title, console,
+        parallel, compiled, origin, title, console,
     ).run()
 
 
@@ -197,7 +199,7 @@ class _Loop:
     def __init__(
         self, student: Decoder, data: Sequence[Pair], schedule: Schedule, state: Path,
         objective: Objective, teacher: Decoder | Sampled | None, on_policy: OnPolicy | None,
-        metrics: Path | None, parallel: Parallel, compiled: bool, title: str,
+        metrics: Path | None, parallel: Parallel, compiled: bool, origin: str, title: str,
         console: Console | None,
     ) -> None:
         self.data, self.schedule, self.state, self.objective = data, schedule, state, objective
@@ -214,7 +216,9 @@ class _Loop:
         self.identity = json.dumps([
             asdict(replace(schedule, steps=1)), asdict(objective),
             on_policy and asdict(on_policy), fingerprint(data), _fingerprint(teacher),
+            asdict(student.config), origin,
         ])
+        self.saved = 0  # steps in `state`
 
     def run(self) -> Run:
         """Train to the end."""
@@ -323,17 +327,18 @@ class _Loop:
         ]
         context = self.student.config.shape.context
         cut = [(prompt, answer[:context - len(prompt)]) for prompt, answer in own]
-        return [
+        made = [
             batch(cut, length, rows)
             for length, rows in one_pass(cut, self.schedule.micro, number, context)
         ]
+        return [
+            replace(whole, keys=tuple(numbers[key] for key in whole.keys)) for whole in made]
 
     def _diverged(self, number: int, batches: list[Batch]) -> str:
         keys = [key + 1 for whole in batches for key in whole.keys]
-        saved = len(self.run_.losses) // self.schedule.save_every * self.schedule.save_every
         return (
             f"The loss of step {number + 1} is not finite (a batch of {len(keys)} examples, first "
-            f"numbers {', '.join(map(str, keys[:8]))}); {self.state.name} holds step {saved}: "
+            f"numbers {', '.join(map(str, keys[:8]))}); {self.state.name} holds step {self.saved}: "
             "look at those examples or lower the learning rate."
         )
 
@@ -369,6 +374,7 @@ class _Loop:
         }
         if self.parallel.rank == 0:
             write_state(self.state, held)
+        self.saved = len(self.run_.losses)
 
     def _resume(self) -> None:
         """Go on where `state` stopped, if there is one; later lines of `metrics` are dropped."""
@@ -384,6 +390,7 @@ class _Loop:
             self.parallel.scatter(held, self.student, self.optimizer)
             self.run_ = Run(
                 losses=held["losses"], seconds=held["seconds"], tokens=held["tokens"])
+            self.saved = len(self.run_.losses)
         if self.metrics is not None and self.parallel.rank == 0:
             lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.exists() else []
             kept = lines[:len(self.run_.losses)]

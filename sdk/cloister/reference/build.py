@@ -31,7 +31,7 @@ from cloister.bundle import rewrite_receipt
 from cloister.distill.data import pairs
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
-from cloister.distill.parallel import multiplies_bfloat16
+from cloister.distill.parallel import Parallel, multiplies_bfloat16
 from cloister.distill.prune import prune
 from cloister.distill.schedule import OnPolicy, Schedule
 from cloister.errors import CloisterError, SettingError
@@ -108,6 +108,16 @@ class _Builder:
         assert end is not None
         self.end = end
 
+    @property
+    def command(self) -> str:
+        """What was asked for, without the names of folders."""
+        words = ["python -m cloister.reference.build --data DIR", f"--seed {self.seed}"]
+        if self.begin is not None:
+            words.append("--begin EARLIER")
+        if self.steps is not None:
+            words.append(f"--steps {self.steps}")
+        return " ".join(words)
+
     @cached_property
     def examples(self) -> list[Pair]:
         """Training data of every tier."""
@@ -140,13 +150,14 @@ class _Builder:
                 begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
         else:
             parent = self.checkpoint(rung.teacher)
-            teacher = parent.load()
+            teacher = parent.load().to(Parallel().device)
             reading = training.calibration(self.examples, config.shape.context)
             student = prune(teacher, config.shape, reading)
         run = train(
             student, self.examples, self.schedule(rung.schedule), folder / "state",
             objective=rung.objective, teacher=teacher, on_policy=rung.on_policy,
             metrics=folder / "metrics.jsonl", compiled=self.compiled, title=tier,
+            origin=str(parent.identity if parent else begun and begun["checkpoint"]),
         )
         made = training.write(
             folder, path,
@@ -156,9 +167,9 @@ class _Builder:
             dtype=torch.bfloat16,
         )
         self._note(tier, "training", {
-            "checkpoint": made.identity, "steps": len(run.losses), "tokens": run.tokens,
-            "seconds": round(run.seconds), "device": _device(), "torch": torch.__version__,
-            "rung": asdict(rung), "seed": self.seed,
+            "command": self.command, "checkpoint": made.identity, "steps": len(run.losses),
+            "tokens": run.tokens, "seconds": round(run.seconds), "device": _device(),
+            "torch": torch.__version__, "rung": asdict(rung), "seed": self.seed,
             "begun_from": begun,  # what was spent before
             "losses": [round(loss, 4) for loss in run.losses[::20]],  # every twentieth step's
         })

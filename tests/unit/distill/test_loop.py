@@ -236,6 +236,10 @@ def test_a_run_may_be_made_longer_before_its_decay_but_not_otherwise_changed(
     train(fresh(), DATA, flat, tmp_path / "taught", teacher=fresh(7), **taught)
     with pytest.raises(SettingError, match="other settings"):
         train(fresh(), DATA, flat, tmp_path / "taught", teacher=fresh(8), **taught)
+    with pytest.raises(SettingError, match="other settings"):
+        train(fresh(), DATA, longer, tmp_path / "state", origin="cut out of another")
+    with pytest.raises(SettingError, match="other settings"):
+        train(fresh(feed_forward=16), DATA, longer, tmp_path / "state")
 
 
 def test_a_full_disk_leaves_the_state_as_it_was(

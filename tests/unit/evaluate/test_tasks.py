@@ -32,6 +32,7 @@ OUT = Example(task="intent", input="why", target=tool_call("none"))
     (tool_call("Play", [("album", "Blue")]), False),
     (tool_call("Add", [("album", "Blue"), ("artist", "Joni")]), False),
     (json.dumps({**json.loads(PLAY.target), "more": 1}), False),
+    (PLAY.target.replace('{"album": ', '{"artist": "Cher", "album": '), False),  # the last one wins
 ])
 def test_a_frame_is_exact_when_name_and_all_arguments_are(answer: str, right: bool) -> None:
     assert correct([PLAY], [answer]) == [right]
