@@ -210,6 +210,31 @@ def full_size(folder: Path) -> Path:
     return out
 
 
+def show(name: str, found: Any) -> None:
+    """A table of one part, as soon as it is measured."""
+    if name == "seal_gb_per_s":
+        display.table("Sealing 100 MB", ("", "GB/s"), [
+            (which, f"{value:.2f}") for which, value in found.items()])
+    elif name == "records_per_s":
+        display.table(
+            f"Records of {RECORD} bytes a second (SQLite {sqlite3.sqlite_version}, WAL, NORMAL)",
+            ("", "new", "written again", "read"),
+            [(which, *(f"{rate:,.0f}" for rate in row.values()))
+             for which, row in found.items()])
+    elif name == "eight_bits":
+        display.table("KV state in 8 bits, against float32", ("", "measured"), [
+            ("size", f"{found['bytes']['int8'] / found['bytes']['float32']:.2f}"),
+            ("mean KL divergence", f"{found['mean_kld']:.2g} nats"),
+            ("maximum", f"{found['max_kld']:.2g} nats"), ("same token", f"{found['top1']:.2%}")])
+    else:
+        display.table(
+            "A kept prefix", ("tokens", "read", "kept in", "put back in", "first token",
+                              "times faster", "keeping, of reading"),
+            [(str(row["tokens"]), *(f"{row[key]:.3f} s" for key in (
+                "read_s", "keep_s", "restore_s", "first_token_s")),
+              f"{row['times_faster']:.0f}", f"{row['keep_share']:.1%}") for row in found])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,38 +246,23 @@ def main() -> None:
         folder = Path(scratch)
         for name in ("records", "prefixes", "bits"):
             (folder / name).mkdir()
-        console.print("sealing, and small records")
-        found: dict[str, Any] = {
-            "seal_gb_per_s": sealing(given.repeats),
-            "records_per_s": records(folder / "records", given.repeats),
-        }
-        console.print("time to the first token" + ("" if given.bundle else ", after an export"))
         os.environ["CLOISTER_HOME"] = scratch
         assert Settings.from_environment().home == folder
-        found["eight_bits"] = eight_bits(folder / "bits")
-        found["prefix"] = prefixes(
-            given.bundle or full_size(folder), folder / "prefixes", given.repeats)
+        parts: dict[str, Callable[[], Any]] = {
+            "seal_gb_per_s": lambda: sealing(given.repeats),
+            "records_per_s": lambda: records(folder / "records", given.repeats),
+            "eight_bits": lambda: eight_bits(folder / "bits"),
+            "prefix": lambda: prefixes(
+                given.bundle or full_size(folder), folder / "prefixes", given.repeats),
+        }
+        found: dict[str, Any] = {}
+        for name, part in parts.items():
+            console.print(f"measuring: {name}")
+            found[name] = part()
+            if not given.json:
+                show(name, found[name])
     if given.json:
         print(json.dumps(found))
-        return
-    display.table("Sealing 100 MB", ("", "GB/s"), [
-        (name, f"{value:.2f}") for name, value in found["seal_gb_per_s"].items()])
-    display.table(
-        f"Records of {RECORD} bytes a second (SQLite {sqlite3.sqlite_version}, WAL, NORMAL)",
-        ("", "new", "written again", "read"),
-        [(name, *(f"{rate:,.0f}" for rate in row.values()))
-         for name, row in found["records_per_s"].items()])
-    bits = found["eight_bits"]
-    display.table("KV state in 8 bits, against float32", ("", "measured"), [
-        ("size", f"{bits['bytes']['int8'] / bits['bytes']['float32']:.2f}"),
-        ("mean KL divergence", f"{bits['mean_kld']:.2g} nats"),
-        ("maximum", f"{bits['max_kld']:.2g} nats"), ("same token", f"{bits['top1']:.2%}")])
-    display.table(
-        "A kept prefix", ("tokens", "read", "kept in", "put back in", "first token", "times faster",
-                          "keeping, of reading"),
-        [(str(row["tokens"]), *(f"{row[key]:.3f} s" for key in (
-            "read_s", "keep_s", "restore_s", "first_token_s")),
-          f"{row['times_faster']:.0f}", f"{row['keep_share']:.1%}") for row in found["prefix"]])
 
 
 if __name__ == "__main__":

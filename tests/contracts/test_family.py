@@ -56,13 +56,13 @@ def test_a_request_is_answered_by_a_tool_call(tier: str) -> None:
     assert session.stats.finish == "end"
 
 
-def test_the_package_stays_under_thirty_megabytes() -> None:
+def test_the_package_stays_under_sixty_megabytes() -> None:
     root = Path(pipeline.__file__).parent
     size = sum(path.stat().st_size for path in root.rglob("*") if "__pycache__" not in path.parts)
-    assert size < 30e6
+    assert size < 60e6
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", ["ultra", *TIERS])
 def test_the_shipped_checkpoints_can_be_opened(tier: str) -> None:
     assert Checkpoint.open(reference.checkpoint_path(tier)).metadata.name == tier
 

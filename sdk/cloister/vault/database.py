@@ -9,7 +9,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cloister.errors import NotEnoughDisk, VaultDamaged, VaultError, VaultVersionError
+from cloister.errors import (
+    CloisterError,
+    NotEnoughDisk,
+    VaultDamaged,
+    VaultError,
+    VaultVersionError,
+)
 from cloister.vault.disk import BEGIN_ANEW, check_private
 from cloister.vault.keys import FORMAT
 
@@ -70,7 +76,7 @@ class Database:
                 if not suffix:
                     raise _damaged(f"{path} is missing") from None
         self.lock, self._process, self._durable = threading.RLock(), os.getpid(), True
-        with self._named():
+        with _named():
             self._db = sqlite3.connect(
                 path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
         try:
@@ -90,7 +96,7 @@ class Database:
     def create(path: Path, keys: list[Row], meta: dict[str, bytes]) -> None:
         """A new database with rows of `keys` and `meta`, and nothing else."""
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with Database._named():
+        with _named():
             db = sqlite3.connect(path, isolation_level=None)
             try:
                 db.execute("PRAGMA journal_mode = WAL")
@@ -109,10 +115,13 @@ class Database:
 
     def rows(self, query: str, *values: object) -> list[Row]:
         """Run one statement."""
-        with self.lock, self._named():
+        with self.lock:
             if self.forked:
                 raise VaultError("This vault was opened before a fork; open it anew in the child.")
-            return self._db.execute(query, values).fetchall()
+            try:
+                return self._db.execute(query, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise _error(error) from None
 
     @contextmanager
     def transaction(self, *, durable: bool = True, write: bool = True) -> Iterator[None]:
@@ -149,35 +158,37 @@ class Database:
 
     def close(self) -> None:
         """Let go of the files."""
-        with self._named():
+        with _named():
             self._db.close()
 
-    @staticmethod
-    @contextmanager
-    def _named() -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            name = getattr(error, "sqlite_errorname", type(error).__name__)
-            if name == "SQLITE_FULL":
-                raise NotEnoughDisk(
-                    "The disk filled while the vault was written; make room.") from None
-            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-                raise VaultError(
-                    f"Another process kept the vault busy for {WAIT_S:.0f} s; end it, and try "
-                    "again."
-                ) from None
-            if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-                raise VaultError(
-                    "The vault's files cannot be written; check their owner, and that the disk is "
-                    "not read-only."
-                ) from None
-            if name.startswith("SQLITE_IOERR"):
-                raise VaultError(
-                    "The disk failed while the vault was used; nothing of that write is kept: "
-                    "check the disk."
-                ) from None
-            raise _damaged(f"The vault's database is damaged ({name})") from None
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise _error(error) from None
+
+
+def _error(error: sqlite3.DatabaseError) -> CloisterError:
+    """The same, by our names."""
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if name == "SQLITE_FULL":
+        return NotEnoughDisk("The disk filled while the vault was written; make room.")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return VaultError(
+            f"Another process kept the vault busy for {WAIT_S:.0f} s; end it, and try again.")
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return VaultError(
+            "The vault's files cannot be written; check their owner, and that the disk is not "
+            "read-only."
+        )
+    if name.startswith("SQLITE_IOERR"):
+        return VaultError(
+            "The disk failed while the vault was used; nothing of that write is kept: check the "
+            "disk."
+        )
+    return _damaged(f"The vault's database is damaged ({name})")
 
 
 def _damaged(what: str) -> VaultDamaged:

@@ -36,19 +36,21 @@ _HEADER_BYTES, _CHUNK_BYTES, _TAG_BYTES = 56, 16384, 16  # of Cobblestone-256
 _LEAST_BYTES = 256  # of a padded record
 PIECE_BYTES = 1 << 20  # bytes sealed or opened at a time: stays in the processor's cache
 
+_EIGHT = (8).to_bytes(4, "big")
+
 Field = bytes | str | int
 
 
 def context(label: str, *fields: Field) -> bytes:
     """`C(label, fields...)` of FORMAT.md: no two lists of fields give the same bytes."""
-    parts = [_PREFIX]
+    out = _PREFIX
     for field in (label, *fields):
         if isinstance(field, int):
-            field = field.to_bytes(8, "big")
-        elif isinstance(field, str):
-            field = field.encode()
-        parts += [len(field).to_bytes(4, "big"), field]
-    return b"".join(parts)
+            out += _EIGHT + field.to_bytes(8, "big")
+        else:
+            part = field.encode() if isinstance(field, str) else field
+            out += len(part).to_bytes(4, "big") + part
+    return out
 
 
 def new_key() -> bytes:
