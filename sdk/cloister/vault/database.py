@@ -120,7 +120,7 @@ class Database:
                 raise VaultError("This vault was opened before a fork; open it anew in the child.")
             try:
                 return self._db.execute(query, values).fetchall()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:  # damage may be in its messages
                 raise _error(error) from None
 
     @contextmanager
@@ -166,11 +166,11 @@ class Database:
 def _named() -> Iterator[None]:
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise _error(error) from None
 
 
-def _error(error: sqlite3.DatabaseError) -> CloisterError:
+def _error(error: Exception) -> CloisterError:
     """The same, by our names."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     if name == "SQLITE_FULL":
