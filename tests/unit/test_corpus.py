@@ -283,9 +283,13 @@ def test_the_published_clinc_and_fairytale_files_are_read_whole() -> None:
     folder = Settings.from_environment().data
     if folder is None:
         pytest.skip("CLOISTER_DATA is not set")
-    intents = read(folder / "clinc150")
+    file = folder / "clinc150" / "train_val.json"
+    intents = read(file, parts=("train", "val", "oos_train", "oos_val"))
     assert len(intents) == 18_200
     assert len({example.target for example in intents}) == 151
+    assert len(read(folder / "clinc150")) == 3_100
+    assert len(load(folder / "clinc150").examples) > 15_000
+    assert len(read(folder / "fairytaleqa")) > 3_000
     tales = read(folder / "fairytaleqa" / "stories_train.jsonl")
     assert len(tales) > 3000
     assert sum(len(example.target) for example in tales) > 2_000_000
