@@ -136,18 +136,17 @@ class _Builder:
         if path.exists():
             return Checkpoint.open(path)
         rung, folder = RUNGS[tier], self.out / "runs" / tier
-        if rung.teacher is None and self.begin is not None:
-            rung = replace(rung, schedule=FURTHER)
         folder.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(exist_ok=True)
         config = ModelConfig(shape=ladder()[tier])
         teacher = parent = begun = None
-        if rung.teacher is None:
+        if rung.teacher is None and self.begin is not None:
+            rung = replace(rung, schedule=FURTHER)
+            student = Checkpoint.open(self.begin / "checkpoints" / tier).load()
+            begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
+        elif rung.teacher is None:
             student = Decoder(config)
             student.initialize(self.seed)
-            if self.begin is not None:
-                student = Checkpoint.open(self.begin / "checkpoints" / tier).load()
-                begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
         else:
             parent = self.checkpoint(rung.teacher)
             teacher = parent.load().to(Parallel().device)

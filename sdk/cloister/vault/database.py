@@ -148,13 +148,12 @@ class Database:
         end = time.monotonic() + WAIT_S
         # It is not waited for where another process does the same.
         while self.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
-            if time.monotonic() < end:
-                time.sleep(0.01)
-                continue
-            raise VaultError(
-                "It is done, but another process keeps what was deleted in the vault's log; end "
-                "that process, and run `cloister vault status`."
-            )
+            if time.monotonic() >= end:
+                raise VaultError(
+                    "It is done, but another process keeps what was deleted in the vault's log; "
+                    "end that process, and run `cloister vault status`."
+                )
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Let go of the files."""

@@ -107,7 +107,7 @@ class Keychain:
 
     def close(self) -> None:
         """Hold no key any longer."""
-        self._data_keys.clear()
+        self.forget()
         self._kek = self._root_key = self._index_key = b""
         self._known = None
 

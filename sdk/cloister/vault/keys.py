@@ -210,19 +210,15 @@ class Keyholder:
                 if keys.get_password(_SERVICE, name) is not None:
                     keys.delete_password(_SERVICE, name)
         elif header.provider is Provider.KEYFILE:
-            with self._changed() as held:
-                held.pop(name, None)
+            self._remove([name])
 
     def drop_others(self, header: Header) -> None:
         """Forget what a rotation that was cut off left of this vault in the key file."""
         if header.provider is not Provider.KEYFILE:
             return
         mine, own = f"{header.vault.hex()}/", _user(header)
-        left = [name for name in self._read() if name.startswith(mine) and name != own]
-        if left:
-            with self._changed() as held:
-                for name in left:
-                    held.pop(name, None)
+        self._remove(
+            [name for name in self._read() if name.startswith(mine) and name != own])
 
     def anchors(self, header: Header) -> bool:
         """Whether the vault's generation is noted outside of it."""
@@ -310,6 +306,13 @@ class Keyholder:
             raise KeyDamaged(
                 f"Key file {self.keyfile.name} is not what was written; put back a copy of it.")
         return held
+
+    def _remove(self, names: list[str]) -> None:
+        """Write the key file without `names`, if it holds any."""
+        if not self._read().keys().isdisjoint(names):
+            with self._changed() as held:
+                for name in names:
+                    held.pop(name, None)
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, str]]:
