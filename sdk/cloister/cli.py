@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, InvalidText
 from cloister.tiers import Scale, Tier
+from cloister.vault import hygiene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,8 @@ _FUNCTIONS = {"eval": "eval_", "import": "import_"}  # where the command is a wo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, 1 with one sentence on a named error, 2 on wrong usage."""
     parsed = _parser().parse_args(arguments)
+    if arguments is None and not parsed.debug:  # a whole process, whose crash must leave no text
+        hygiene.keep_out_of_dumps()
     try:
         if getattr(parsed, "prompt", None) is not None:
             parsed.prompt = _prompt(parsed.prompt)

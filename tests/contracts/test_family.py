@@ -21,11 +21,13 @@ from cloister.runtime.prefix import BLOCK, PrefixCache
 from cloister.runtime.sampling import Sampling
 from cloister.runtime.session import Session
 from cloister.settings import Settings
+from cloister.tiers import Tier
 from cloister.tokenizer import Message
 from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 
-TIERS = ("pro", "nano-1")
+TIERS = tuple(Tier)
+CHECKPOINTS = ("ultra", "pro", "nano-1")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_the_package_stays_under_sixty_megabytes() -> None:
     assert size < 60e6
 
 
-@pytest.mark.parametrize("tier", ["ultra", *TIERS])
+@pytest.mark.parametrize("tier", CHECKPOINTS)
 def test_the_shipped_checkpoints_can_be_opened(tier: str) -> None:
     assert Checkpoint.open(reference.checkpoint_path(tier)).metadata.name == tier
 

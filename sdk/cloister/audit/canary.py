@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import secrets
 import signal
 import struct
@@ -112,18 +113,19 @@ def plant(
         with (stage.root / "errors.txt").open("ab") as file:  # as a log would keep it
             file.write(done.stderr)
 
-    def kill(*words: str, said: str) -> None:
-        """End a conversation after its first answer, as a crash would: the log stays behind."""
+    def crash(*words: str, said: str) -> None:
+        """End a conversation after its first answer: a log stays behind, and a core file may."""
         with subprocess.Popen(
             [*program, *words], cwd=work, env=stage.environment(), start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            preexec_fn=_allow_core_files,
         ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(said.encode())
             process.stdin.flush()
             process.stdout.readline()
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGABRT)
 
     def new(way: str) -> str:
         progress(way)
@@ -150,8 +152,13 @@ def plant(
         run("distill", "--teacher", str(teacher), "--tier", "nano-1", "--data", str(data),
             "--draws", "12", "--private", "--steps", "2", "--tokens", "512", "-o",
             str(work / "student"), "--json")
-    kill("chat", str(bundle), "--session", "killed", said=f"{new('killed process')}\n")
+    crash("chat", str(bundle), "--session", "crashed", said=f"{new('crashed process')}\n")
     return planted
+
+
+def _allow_core_files() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
 
 def forms(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:

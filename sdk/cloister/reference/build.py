@@ -73,11 +73,17 @@ RUNGS = {
         schedule=Schedule(steps=4000, peak=4e-3, decay=0.6),
     ),
     Tier.PRO: Rung(
-        teacher=Tier.ULTRA, objective=_HALF, schedule=Schedule(steps=550, peak=4e-3)),
+        teacher=Tier.ULTRA, objective=_HALF,
+        schedule=Schedule(steps=1200, peak=4e-3, decay=0.8),
+    ),
     Tier.NANO_2: Rung(
-        teacher=Tier.PRO, objective=_HALF, schedule=Schedule(steps=1200, peak=4e-3)),
+        teacher=Tier.PRO, objective=_HALF,
+        schedule=Schedule(steps=1200, peak=4e-3, decay=0.8),
+    ),
     Tier.NANO_1: Rung(
-        teacher=Tier.NANO_2, objective=_HALF, schedule=Schedule(steps=1500, peak=5e-3)),
+        teacher=Tier.NANO_2, objective=_HALF,
+        schedule=Schedule(steps=1500, peak=5e-3, decay=0.8),
+    ),
 }
 # Ultra from weights that an earlier run left, where it is given more time.
 FURTHER = Schedule(steps=2000, peak=3e-3, decay=1.0)
@@ -266,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         builder = _Builder(
             given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
             begin=given.begin)
+        for tier in tiers:  # what takes hours, before what needs an idle machine
+            builder.quantized(tier)
         for tier in tiers:
             screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
         (given.out / "MODEL_CARD.md").write_text(card(given.out), "utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from cloister.evaluate.scoreboard import ratios
 from cloister.tiers import Tier, ladder
 
 if TYPE_CHECKING:
@@ -78,10 +79,15 @@ def card(out: Path) -> str:
     return "\n".join([
         _HEAD, "## What they can do\n",
         "On development examples, measured on the shipped program, with standard errors:\n",
-        *_scores(records), "", "## What 4 and 8 bits cost\n",
+        *_scores(records), "",
+        *_divided(records),
+        "## What 4 and 8 bits cost\n",
         "Each tier against its own unquantized self, on the answers' tokens of all development\n"
-        "examples by task; for the Nano tiers also without the training (post-training).\n",
-        *_losses(records), "", "## How they were made\n",
+        "examples by task. The Nano tiers also without the training to bear 4 bits (post-training);\n"
+        "`recovered` is the share of that row's mean KL divergence which the training took away.\n",
+        *_losses(records), "",
+        *_distillation(out / "distillation.json"),
+        "## How they were made\n",
         "`python -m cloister.reference.build --data DIR`; every twentieth step's loss is in\n"
         "`records/`.\n", *_runs(records), "", _TAIL,
     ])
@@ -111,17 +117,61 @@ def _scores(records: dict[Tier, Record]) -> Iterator[str]:
     ))
 
 
+def _divided(records: dict[Tier, Record]) -> Iterator[str]:
+    scores = {
+        str(tier): {
+            f"{task}.{name}": record["evaluation"][task]["metrics"][name]
+            for task, name, _ in _SCORES
+            if name in record["evaluation"].get(task, {}).get("metrics", {})
+        } for tier, record in records.items() if "evaluation" in record
+    }
+    if Tier.PRO not in scores:
+        return
+    divided = ratios(scores, Tier.PRO)
+    yield "The same divided by Pro's; more is better:\n"
+    yield from _table(("task", "score", *divided), (
+        (f"`{task}`", title, *(
+            f"{shares[name]:.3f}" if (name := f"{task}.{score}") in shares else "-"
+            for shares in divided.values()))
+        for task, score, title in _SCORES
+    ))
+    yield ""
+
+
 def _losses(records: dict[Tier, Record]) -> Iterator[str]:
     rows = []
     for tier, record in records.items():
-        for key, title in (
-            ("post_training_quantization", f"{tier}, post-training"), ("evaluation", f"{tier}"),
-        ):
-            for task, found in record.get(key, {}).items():
-                metrics = found["metrics"]
+        after = record.get("post_training_quantization", {})
+        for title, group in ((f"{tier}, post-training", after), (f"{tier}", record.get(
+                "evaluation", {}))):
+            for task, found in group.items():
+                metrics, recovered = found["metrics"], "-"
+                if group is not after and task in after:
+                    lost = after[task]["metrics"]["mean_kld"]
+                    recovered = f"{1 - metrics['mean_kld'] / lost:.0%}"
                 rows.append((title, f"`{task}`", *(
-                    f"{metrics[name]:.3g}" if name in metrics else "-" for name, _ in _LOSSES)))
-    yield from _table(("tier", "task", *(title for _, title in _LOSSES)), rows)
+                    f"{metrics[name]:.3g}" if name in metrics else "-" for name, _ in _LOSSES),
+                    recovered))
+    yield from _table(("tier", "task", *(title for _, title in _LOSSES), "recovered"), rows)
+
+
+def _distillation(path: Path) -> Iterator[str]:
+    """What `tests/bench/distillation.py` found, where its record is here."""
+    if not path.exists():
+        return
+    found = json.loads(path.read_text("utf-8"))
+    yield "## What distillation brings\n"
+    yield (f"The same {found['tier']} from the same tokens ({found['steps']} steps), taught by "
+           f"{found['teacher_name']} or by the labels alone,\non development examples; one value "
+           f"for each of {len(found['seeds'])} seeds. The teacher has {found['teacher']:.4f} nats a "
+           "token;\n`gap closed` is the mean share of the way there from the student from scratch.\n")
+    yield from _table(("student", "cross-entropy, nats a token", "gap closed"), (
+        (row["variant"], ", ".join(f"{value:.4f}" for value in row["cross_entropy"]),
+         f"{row['gap_closed']:.0%}") for row in found["variants"]
+    ))
+    if (size := found.get("bytes_a_token")) is not None:
+        yield f"\nDraws on disk take {size:.0f} bytes a token."
+    yield f"\n`{found['command']}`\n"
 
 
 def _runs(records: dict[Tier, Record]) -> Iterator[str]:
