@@ -83,8 +83,8 @@ def card(out: Path) -> str:
         *_divided(records),
         "## What 4 and 8 bits cost\n",
         "Each tier against its own unquantized self, on the answers' tokens of all development\n"
-        "examples by task. The Nano tiers also without the training to bear 4 bits (post-training);\n"
-        "`recovered` is the share of that row's mean KL divergence which the training took away.\n",
+        "examples by task. The Nano tiers also without training to bear 4 bits (post-training);\n"
+        "`recovered` is the share of that row's mean KL divergence which training took away.\n",
         *_losses(records), "",
         *_distillation(out / "distillation.json"),
         "## How they were made\n",
@@ -162,9 +162,9 @@ def _distillation(path: Path) -> Iterator[str]:
     found = json.loads(path.read_text("utf-8"))
     yield "## What distillation brings\n"
     yield (f"The same {found['tier']} from the same tokens ({found['steps']} steps), taught by "
-           f"{found['teacher_name']} or by the labels alone,\non development examples; one value "
-           f"for each of {len(found['seeds'])} seeds. The teacher has {found['teacher']:.4f} nats a "
-           "token;\n`gap closed` is the mean share of the way there from the student from scratch.\n")
+           f"{found['teacher_name']} or by the labels alone,\non development examples; a value for "
+           f"each of {len(found['seeds'])} seeds. The teacher has {found['teacher']:.4f} nats.\n"
+           "`gap closed` is the mean share of the way there from the student from scratch.\n")
     yield from _table(("student", "cross-entropy, nats a token", "gap closed"), (
         (row["variant"], ", ".join(f"{value:.4f}" for value in row["cross_entropy"]),
          f"{row['gap_closed']:.0%}") for row in found["variants"]

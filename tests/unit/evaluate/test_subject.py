@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloister import reference
-from cloister.bundle import Bundle
+from cloister import pipeline, reference
 from cloister.errors import SettingError
 from cloister.evaluate import subject as module
 from cloister.evaluate.subject import BundleSubject, CheckpointSubject, Pair, open_subject
@@ -21,18 +20,24 @@ LONG = "the old king looked out over the sea and said nothing for a long while "
 
 
 @pytest.fixture(scope="module")
-def bundle() -> BundleSubject:
-    return BundleSubject(reference.bundle_path("nano-1"))
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tmp_path_factory.mktemp("quantized") / "nano-1"
+    quantize(Checkpoint.open(reference.checkpoint_path("nano-1")), path,
+             Recipe.parse("8da4w-g32"))
+    return Checkpoint.open(path)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CheckpointSubject:
-    """What the shipped bundle was exported from."""
-    shipped = Bundle.open(reference.bundle_path("nano-1")).manifest
-    path = tmp_path_factory.mktemp("quantized") / "nano-1"
-    quantize(Checkpoint.open(reference.checkpoint_path("nano-1")), path,
-             Recipe.parse(shipped.recipe))
-    return CheckpointSubject(Checkpoint.open(path))
+def checkpoint(quantized: Checkpoint) -> CheckpointSubject:
+    return CheckpointSubject(quantized)
+
+
+@pytest.fixture(scope="module")
+def bundle(quantized: Checkpoint) -> BundleSubject:
+    """What is exported of it."""
+    path = quantized.path.with_name("nano-1.cloister")
+    pipeline.export(quantized, path)
+    return BundleSubject(path)
 
 
 def asked(subject: BundleSubject | CheckpointSubject) -> list[Pair]:
