@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["dequantize", "fake_quantize_rows", "linear_8da", "pack_4bit", "pack_4bit_embedding"]
+__all__ = ["LEAST_SCALE", "dequantize", "fake_quantize_rows", "linear_8da", "pack_4bit",
+           "pack_4bit_embedding"]
 
-_EPS = torch.finfo(torch.float32).eps  # smallest scale, so that a row of zeros has one
+# Smallest scale. XNNPACK has none: one as small as this leaves every row its own scale.
+LEAST_SCALE = torch.finfo(torch.float32).smallest_normal
 
 
 def fake_quantize_rows(x_MK: torch.Tensor) -> torch.Tensor:
@@ -21,7 +23,7 @@ def fake_quantize_rows(x_MK: torch.Tensor) -> torch.Tensor:
     """
     low = x_MK.amin(-1, keepdim=True).clamp(max=0)
     high = x_MK.amax(-1, keepdim=True).clamp(min=0)
-    scale = ((high - low) / 255).clamp(min=_EPS)
+    scale = ((high - low) / 255).clamp(min=LEAST_SCALE)
     zero = (-128 - (low / scale).round()).clamp(-128, 127)
     quantized = ((x_MK * (1 / scale)).round() + zero).clamp(-128, 127)
     return (quantized - zero) * scale

@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
                          help="seal them in the vault: they tell what the data says")
     _namespace(distill)
     distill.add_argument("--own-answers", type=float, default=0.0, metavar="SHARE",
-                         help="share of the steps, the last ones, on the student's own answers")
+                         help="share of the steps, the last ones, on the student's own answers, "
+                              "by the Jensen-Shannon divergence (GKD)")
     _training(distill, rate=4e-3)
     _output(distill)
 

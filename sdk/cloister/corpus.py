@@ -18,7 +18,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ class Example:
     task: str  # the system prompt
     input: str
     target: str
+    place: str = field(default="", compare=False)  # file and number, where it was read
 
     def __repr__(self) -> str:
         return f"Example(task={self.task!r})"
@@ -159,9 +160,14 @@ def split(
 
 
 def normalized(text: str) -> str:
-    """`text` without case, punctuation, accents' spelling and repeated spaces."""
+    """`text` without case, punctuation and repeated spaces, letters in one spelling.
+
+    What is all punctuation or symbols stays as it is.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]", " ", folded).split())
+    words = "".join(
+        sign if sign == "_" or unicodedata.category(sign)[0] in "LMN" else " " for sign in folded)
+    return " ".join((words if words.strip() else folded).split())
 
 
 def overlap(training: Iterable[Example], evaluation: Iterable[Example]) -> int:
@@ -240,7 +246,7 @@ def _found(path: Path, number: int, made: Callable[[], list[Example]]) -> Iterat
         return
     for example in examples:
         if example.input.strip() and example.target.strip():
-            yield path.name, number, example
+            yield path.name, number, replace(example, place=f"{path.name}:{number}")
         else:
             yield Flaw(file=path.name, number=number, kind="empty")
 

@@ -6,6 +6,7 @@ Everything that `distill` imports runs without torchao and ExecuTorch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
@@ -20,11 +21,17 @@ from cloister.distill.data import pairs
 from cloister.distill.losses import Objective
 from cloister.distill.measure import cross_entropy
 from cloister.distill.parallel import Parallel
-from cloister.distill.prune import prune
-from cloister.distill.state import read_state
+from cloister.distill.prune import fitted, prune
+from cloister.distill.state import make_folder, read_state
 from cloister.distill.teacher import FileStore, Sampled, record
-from cloister.errors import QuantizationError, SettingError, TokenizerError, TrainingError
-from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
+from cloister.errors import (
+    LossNotFinite,
+    QuantizationError,
+    SettingError,
+    TokenizerError,
+    TrainingError,
+)
+from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, check_output, plan
 from cloister.model.transformer import Decoder
 from cloister.tokenizer import Tokenizer
 
@@ -114,7 +121,8 @@ def distill(
     The student begins as a pruned teacher, or with `from_scratch` as noise. With `draws` the
     teacher reads the data once, and the student learns from that many draws a token, kept in
     `run_folder(out)`, or sealed in `space`: they tell what the data says. Without, the teacher
-    reads along. A run that is killed goes on when it is repeated.
+    reads along. A run that is killed goes on when it is repeated. What a loss that is not finite
+    left behind is the checkpoint `last-good` in the run's folder.
 
     Raises:
         QuantizationError: the teacher is quantized.
@@ -123,39 +131,47 @@ def distill(
         TrainingError, NotEnoughDisk: see `cloister.distill.loop.train`.
         OutputExists: `out` is taken, and `replace_existing` is not set.
     """
-    if source.metadata.recipe is not None:
-        raise _quantized(source)
-    parallel = Parallel()
+    _check(source, out, replace_existing=replace_existing)
+    objective, parallel = objective or Objective(), Parallel()
+    if draws is not None:
+        if parallel.world > 1:
+            raise SettingError(
+                "Recorded draws serve one process; run without torchrun, or without --draws.")
+        loop.check_recorded(objective, on_policy)
     teacher = source.load().to(parallel.device)
     if from_scratch:
-        student = Decoder(replace(teacher.config, shape=shape))
+        depth = teacher.config.shape.layers
+        student = Decoder(fitted(  # a pattern of layers goes on as it began
+            teacher.config, shape, [layer % depth for layer in range(shape.layers)]))
         student.initialize(schedule.seed)
     else:
         student = prune(teacher, shape, calibration(data, shape.context))
     student.to(parallel.device)
     losses = [cross_entropy(decoder, held_out) for decoder in (teacher, student)]
-    folder = run_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(run_folder(out))
     guide: Decoder | Sampled = teacher
     if draws is not None:
-        if parallel.world > 1:
-            raise SettingError(
-                "Recorded draws serve one process; run without torchrun, or without --draws.")
         guide = _recorded(
             source, teacher, data, folder, draws, schedule.seed, space, console)
-    run = loop.train(
-        student, data, schedule, folder / "state", objective=objective or Objective(),
-        teacher=guide, on_policy=on_policy, metrics=folder / "metrics.jsonl", parallel=parallel,
-        compiled=compiled, origin=f"{'noise' if from_scratch else 'cut'} {source.identity} {draws}",
-        title=name, console=console,
-    )
+    del teacher  # its memory, where its draws stand for it
     metadata = replace(
         source.metadata, name=name, config=student.config, parent=source.identity)
-    if parallel.rank == 0:
-        write(
-            folder, out, metadata, tokenizer=source.tokenizer_path, template=source.template_path,
-            replace_existing=replace_existing,
+    keep = functools.partial(
+        write, folder, metadata=metadata, tokenizer=source.tokenizer_path,
+        template=source.template_path)
+    try:
+        run = loop.train(
+            student, data, schedule, folder / "state", objective=objective, teacher=guide,
+            on_policy=on_policy, metrics=folder / "metrics.jsonl", parallel=parallel,
+            compiled=compiled, title=name, console=console,
+            origin=f"{'noise' if from_scratch else 'cut'} {source.identity} {draws}",
         )
+    except LossNotFinite:
+        if parallel.rank == 0 and (folder / "state").exists():
+            keep(folder / "last-good", replace_existing=True)
+        raise
+    if parallel.rank == 0:
+        keep(out, replace_existing=replace_existing)
     parallel.wait()
     checkpoint = Checkpoint.open(out)
     return Outcome(
@@ -188,12 +204,11 @@ def train_quantized(
     from cloister.quantize.apply import quantize
     from cloister.quantize.qat import prepare
 
-    if source.metadata.recipe is not None:
-        raise _quantized(source)
+    _check(source, out, replace_existing=replace_existing)
     parallel = Parallel()
     teacher = source.load().to(parallel.device)
     student = prepare(teacher, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run = loop.train(
         student, data, replace(schedule, autocast=False), folder / "state",
         objective=Objective(hard=0.0), teacher=teacher, metrics=folder / "metrics.jsonl",
@@ -212,11 +227,14 @@ def train_quantized(
     return run
 
 
-def _quantized(source: Checkpoint) -> QuantizationError:
-    return QuantizationError(
-        f"Checkpoint {source.path.name} is quantized ({source.metadata.recipe}); name the one it "
-        "was made from."
-    )
+def _check(source: Checkpoint, out: Path, *, replace_existing: bool) -> None:
+    """What would be refused after hours is refused before."""
+    if source.metadata.recipe is not None:
+        raise QuantizationError(
+            f"Checkpoint {source.path.name} is quantized ({source.metadata.recipe}); name the one "
+            "it was made from."
+        )
+    check_output(out, replace=replace_existing)
 
 
 def write(
@@ -240,8 +258,11 @@ def write(
 
 
 def calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
-    """Tokens int64[1, T] of the first CALIBRATION examples, each alone."""
-    for prompt, answer in data[:CALIBRATION]:
+    """Tokens int64[1, T] of CALIBRATION examples or so, each alone.
+
+    Evenly over the whole, not the first: files are sorted by intent.
+    """
+    for prompt, answer in data[::max(1, -(-len(data) // CALIBRATION))]:
         yield torch.tensor([[*prompt, *answer][:context]])
 
 

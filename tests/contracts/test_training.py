@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cloister import pipeline, reference
 from cloister.bundle import Bundle
 from cloister.cli import main
+from cloister.commands import teach
+from cloister.corpus import read
+from cloister.distill import loop
+from cloister.distill.schedule import Schedule
 from cloister.model.checkpoint import Checkpoint
 
 TEACHER = reference.checkpoint_path("pro")
@@ -70,6 +75,11 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
     assert checkpoint.metadata.parent == Checkpoint.open(TEACHER).identity
     held_out = found["held_out_cross_entropy"]
     assert held_out["after"] < held_out["before"]
+    apart = tmp_path / "s.run" / "held-out.jsonl"
+    assert 1 <= len(read(apart)) < 20
+    assert set(read(apart)) < set(read(data))
+    assert "s exists already" in refused(
+        capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data, "-o", student)
     steps = (tmp_path / "s.run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in steps] == [0, 1, 2]
     assert SECRET not in "".join(steps)
@@ -123,9 +133,10 @@ def test_a_bundle_and_its_checkpoint_have_the_same_scores(
     tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     done(capfd, "quantize", NANO, "-o", tmp_path / "q")
+    done(capfd, "export", tmp_path / "q", "-o", tmp_path / "q.cloister")
     eager, program = (
         done(capfd, "eval", subject, "--data", data, "--limit", "30", "--against", NANO)["metrics"]
-        for subject in (tmp_path / "q", "nano-1")
+        for subject in (tmp_path / "q", tmp_path / "q.cloister")
     )
     for name in ("frame_exact", "intent_accuracy", "slot_f1"):
         assert eager[name] == pytest.approx(program[name], abs=0.04)
@@ -183,7 +194,7 @@ def test_a_gate_that_is_not_kept_leaves_no_bundle(
     (("eval", "nowhere", "--data", "DATA"), "nowhere"),
     (("eval", "nano-1", "--data", "DATA", "--task", "other"), "no examples"),
     (("eval", NANO, "--data", "DATA", "--record"), "Only a bundle"),
-    (("eval", "nano-1", "--data", "LONG"), "Example 1 has"),
+    (("eval", "nano-1", "--data", "LONG"), "long.jsonl:1 has"),
     (("eval", "nano-1", "--data", "DATA", "--limit", "4", "--picture", "x.docx"), "no picture"),
     (("export", NANO, "-o", "OUT", "--gate", "top1"), "needs data"),
     (("export", NANO, "-o", "OUT", "--gate-data", "DATA"), "needs bounds"),
@@ -202,7 +213,7 @@ def test_a_gate_that_is_not_kept_leaves_no_bundle(
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT",
       "--held-out", "DATA"), "evaluation requests occur in the training data"),
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "LONG", "--held-out", "DATA",
-      "-o", "OUT"), "Example 1 has"),
+      "-o", "OUT"), "long.jsonl:1 has"),
 ])
 def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     arguments: tuple[object, ...], said: str, tmp_path: Path, data: Path,
@@ -264,6 +275,41 @@ def test_an_interrupted_distillation_goes_on_where_it_stopped(
     whole = metrics.read_text().splitlines()
     assert len(whole) == 40
     assert whole[:made] == first
+
+
+def test_draws_that_cannot_serve_are_refused_before_the_teacher_reads(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("distill", "--teacher", NANO, "--tier", "nano-1", "--data", data, "--draws", "8",
+               "-o", tmp_path / "s")
+    assert "forward KL" in refused(capfd, *command, "--divergence", "js")
+    assert "own answers" in refused(capfd, *command, "--own-answers", "0.5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_loss_that_is_not_finite_left_behind_is_a_checkpoint(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, steps = loop._Loop._save, []
+
+    def spoil(self: loop._Loop) -> None:
+        save(self)
+        steps.append(self.saved)
+        with torch.no_grad():
+            self.student.norm.weight[0] = float("nan")
+
+    monkeypatch.setattr(loop._Loop, "_save", spoil)
+    monkeypatch.setattr(teach, "_schedule", lambda *_: Schedule(
+        steps=5, tokens=512, micro=256, save_every=2))
+    said = refused(capfd, "distill", "--teacher", NANO, "--tier", "nano-1", "--data", data,
+                   "-o", tmp_path / "s")
+    assert "step 3 is not finite" in said
+    assert "state holds step 2" in said
+    assert steps == [2]
+    assert not (tmp_path / "s").exists()
+    good = Checkpoint.open(tmp_path / "s.run" / "last-good")
+    assert good.metadata.name == "nano-1"
+    assert good.load().norm.weight.isfinite().all()
 
 
 def test_two_processes_of_torchrun_make_one_student(tmp_path: Path, data: Path) -> None:

@@ -272,6 +272,10 @@ def test_evaluation_requests_in_the_training_data_are_found_however_they_are_spe
     same = Example(task="a", input="play some jazz please", target="y")
     other = Example(task="b", input="play some jazz please", target="y")
     assert normalized("\uff30lay ca\u0301fe") == normalized("play c\u00e1fe")
+    # Vowel signs are letters of their word, and a symbol may be all that there is.
+    for one, two in (("\u0926\u093e\u092e \u0915\u0940", "\u0926\u093e\u092e \u0915\u093e"),
+                     ("\U0001f3b5", "\U0001f44d!"), ("+", "-")):
+        assert normalized(one) != normalized(two)
     assert overlap(training, [same, same, other]) == 2
     refuse_overlap(training, [other])
     with pytest.raises(OverlapError, match="2 of 3 evaluation requests") as caught:

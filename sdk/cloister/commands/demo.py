@@ -55,6 +55,7 @@ def _make(
     scratch: Path, out: Path, requests: list[Record], console: Console, *, force: bool
 ) -> Record:
     from cloister import training
+    from cloister.corpus import normalized
     from cloister.distill.schedule import Schedule
     from cloister.evaluate.report import evaluate
     from cloister.evaluate.subject import BundleSubject, CheckpointSubject
@@ -66,9 +67,11 @@ def _make(
     teacher = Checkpoint.open(reference.checkpoint_path("pro"))
     shape = ladder()[Tier.NANO_1]
     held_out = list(redaction.generate(HELD_OUT, seed=1, development=True))
+    apart = {normalized(each.input) for each in held_out}
     data, kept = (
         training.encode(teacher, examples, shape.context)
-        for examples in (redaction.generate(EXAMPLES, seed=2), held_out)
+        for examples in ((each for each in redaction.generate(EXAMPLES, seed=2)
+                          if normalized(each.input) not in apart), held_out)
     )
     console.print(
         f"[bold]1. Distil[/] Pro ({display.count(teacher.metadata.config.shape.parameters)} "

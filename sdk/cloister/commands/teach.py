@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from cloister.corpus import Example
     from cloister.distill.data import Pair
     from cloister.distill.schedule import Schedule
-    from cloister.model.checkpoint import Checkpoint
     from cloister.vault.namespace import Namespace as Space
 
 __all__ = ["distill", "quantize_aware"]
@@ -47,18 +47,22 @@ def _distill(args: Namespace, console: Console) -> Record:
         context=min(config.shape.context, ladder(args.size)[args.tier].context),
         tied=config.shape.tied,
     )
-    data, held_out = _examples(args, teacher, shape.context, console)
+    examples, held_out = _examples(args, console)
+    data, kept = (
+        training.encode(teacher, each, shape.context) for each in (examples, held_out))
     schedule = _schedule(args, data, shape.context)
     objective = Objective(
         hard=args.hard, divergence=Divergence(args.divergence), temperature=args.temperature)
     with _private(args) as space:
         outcome = training.distill(
-            teacher, args.output, shape=shape, name=args.tier, data=data, held_out=held_out,
+            teacher, args.output, shape=shape, name=args.tier, data=data, held_out=kept,
             schedule=schedule, objective=objective, draws=args.draws, space=space,
             on_policy=OnPolicy(share=args.own_answers) if args.own_answers else None,
             from_scratch=args.from_scratch, compiled=args.compile, replace_existing=args.force,
             console=console,
         )
+    if args.held_out is None and not args.private and not args.silent:
+        _keep(args, held_out, console)
     record = outcome.to_dict()
     if not args.json and not args.silent:
         run = outcome.run
@@ -105,7 +109,8 @@ def _quantize_aware(args: Namespace, console: Console) -> Record:
     if args.data is None:
         raise SettingError("Training needs data; name some with --data, or leave --qat out.")
     source = Checkpoint.open(args.source)
-    data, _ = _examples(args, source, source.metadata.config.shape.context, console)
+    examples, _ = _examples(args, console)
+    data = training.encode(source, examples, source.metadata.config.shape.context)
     run = training.train_quantized(
         source, args.output, recipe=Recipe.parse(args.recipe), data=data,
         schedule=_schedule(args, data, source.metadata.config.shape.context),
@@ -131,11 +136,8 @@ def _lead(args: Namespace, console: Console) -> None:
     args.silent = console.quiet = Parallel().rank > 0
 
 
-def _examples(
-    args: Namespace, source: Checkpoint, context: int, console: Console
-) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out data as ids, and word of what had to be left out."""
-    from cloister import training
+def _examples(args: Namespace, console: Console) -> tuple[list[Example], list[Example]]:
+    """Training and held-out data, and word of what had to be left out."""
     from cloister.corpus import load, read, refuse_overlap, split
 
     corpus = load(args.data, tolerated=args.tolerate)
@@ -155,7 +157,21 @@ def _examples(
             f"{args.data.name} has too few examples to hold some out; add data, or name other "
             "examples with --held-out."
         )
-    return training.encode(source, examples, context), training.encode(source, held_out, context)
+    return examples, held_out
+
+
+def _keep(args: Namespace, held_out: list[Example], console: Console) -> None:
+    """What was held out of the data stays beside the run, for later measuring."""
+    from cloister.distill.state import writing
+    from cloister.training import run_folder
+
+    path = run_folder(args.output) / "held-out.jsonl"
+    with writing(path):
+        path.write_text("".join(
+            json.dumps({"task": each.task, "input": each.input, "target": each.target}) + "\n"
+            for each in held_out), "utf-8")
+    console.print(
+        f"{len(held_out):,} examples were held out: {path.parent.name}/{path.name}.", markup=False)
 
 
 def _schedule(args: Namespace, data: list[Pair], context: int) -> Schedule:

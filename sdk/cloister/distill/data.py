@@ -9,7 +9,7 @@ import random
 import zlib
 from array import array
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,8 +42,9 @@ Row = list[int]
 class Batch:
     """Rows of packed examples."""
 
-    tokens_BT: torch.Tensor  # int64; 0 where a row is not full
-    labels_BT: torch.Tensor  # int64, the token that follows; IGNORE where nothing is to be learnt
+    tokens_BT: torch.Tensor = field(repr=False)  # int64; 0 where a row is not full
+    # int64, the token that follows; IGNORE where nothing is to be learnt
+    labels_BT: torch.Tensor = field(repr=False)
     segments_BT: torch.Tensor  # int64, number of the example in its row; -1 where there is none
     keys: tuple[int, ...]  # numbers of the examples, row by row
 
@@ -132,15 +133,15 @@ def pairs(
     """Every example as ids.
 
     Raises:
-        ContextExceeded: an example is longer than `context`; it is named by its number.
+        ContextExceeded: an example is longer than `context`; it is named by its place.
     """
     made = []
     for number, example in enumerate(examples, start=1):
         prompt, answer = pair(tokenizer, example, end)
         if len(prompt) + len(answer) > context:
             raise ContextExceeded(
-                f"Example {number} has {len(prompt) + len(answer)} tokens and the context holds "
-                f"{context}; shorten it or leave it out."
+                f"{example.place or f'Example {number}'} has {len(prompt) + len(answer)} tokens "
+                f"and the context holds {context}; shorten it or leave it out."
             )
         made.append((prompt, answer))
     return made
@@ -181,7 +182,10 @@ def one_pass(
     """
     if not data:
         raise DataError("There are no examples to train on; name other data.")
-    lengths = [length for length in ROWS if length < context] + [context]
+    lengths = [length for length in ROWS if length < context]
+    while lengths and 2 * lengths[-1] < context and lengths[-1] >= ROWS[-1]:
+        lengths.append(2 * lengths[-1])
+    lengths.append(context)
     sizes = [len(prompt) + len(answer) for prompt, answer in data]
     chance = random.Random(f"rows {seed}")  # not for secrets
     order = list(range(len(data)))

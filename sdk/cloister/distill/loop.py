@@ -40,7 +40,7 @@ from cloister.distill.losses import Objective
 from cloister.distill.optimizer import Optimizer
 from cloister.distill.parallel import Parallel, multiplies_bfloat16
 from cloister.distill.progress import bar
-from cloister.distill.state import read_state, write_state
+from cloister.distill.state import read_state, write_state, writing
 from cloister.distill.teacher import Sampled
 from cloister.errors import LossNotFinite, SettingError, VocabularyMismatch
 from cloister.model.generate import generate
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from cloister.distill.schedule import OnPolicy, Schedule
     from cloister.model.transformer import Decoder
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "check_recorded", "train"]
 
 _T = TypeVar("_T")
 
@@ -239,13 +239,13 @@ class _Loop:
                         break
                     if number < done:  # a resumed run draws the same batches
                         continue
-                    self._learn(number, plan)
+                    stop = self._learn(number, plan, asked)
                     self.run_.seconds = time.perf_counter() - began
                     show(number + 1, self._note())
                     last = number + 1 == schedule.steps
-                    if (number + 1) % schedule.save_every == 0 or last or asked():
+                    if (number + 1) % schedule.save_every == 0 or last or stop:
                         self._save()
-                    if asked():
+                    if stop:
                         raise KeyboardInterrupt
         finally:
             for hook in dropping:
@@ -261,8 +261,10 @@ class _Loop:
         while True:
             yield list(islice(batches, max(1, schedule.tokens // schedule.micro)))
 
-    def _learn(self, number: int, plan: list[tuple[int, list[list[int]]]]) -> None:
-        """One step."""
+    def _learn(
+        self, number: int, plan: list[tuple[int, list[list[int]]]], asked: Callable[[], bool]
+    ) -> bool:
+        """One step; whether any process was asked to stop after it."""
         schedule, parallel = self.schedule, self.parallel
         began = time.perf_counter()
         # Set anew at every step, so that dropout and sampling go on alike after a kill.
@@ -273,7 +275,7 @@ class _Loop:
         else:
             batches = [batch(self.data, length, rows) for length, rows in plan]
         count = sum(int((whole.labels_BT != IGNORE).sum()) for whole in batches)
-        sums = torch.zeros(3, device=parallel.device)
+        sums = torch.zeros(4, device=parallel.device)
         for whole in batches:
             part = whole.part(parallel.rank, parallel.world).to(parallel.device)
             with torch.autocast(parallel.device.type, torch.bfloat16, enabled=self.narrow):
@@ -281,10 +283,11 @@ class _Loop:
             loss = (objective.hard * entropy + (1 - objective.hard) * apart) / count
             # Gradients are averaged over processes, and the loss is a sum over them.
             torch.autograd.backward(loss * parallel.world)
-            sums += torch.stack([loss, entropy / count, apart / count]).detach()
+            sums[:3] += torch.stack([loss, entropy / count, apart / count]).detach()
         norm = float(parallel.full(
             nn.utils.clip_grad_norm_(self.student.parameters(), schedule.clip)))
-        total, entropy_a_token, apart_a_token = parallel.sum(sums)
+        sums[3] = asked()
+        total, entropy_a_token, apart_a_token, stop = parallel.sum(sums)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise LossNotFinite(self._diverged(number, batches))
         rate = schedule.rate(number)
@@ -297,6 +300,7 @@ class _Loop:
             "divergence": apart_a_token, "rate": rate, "gradient_norm": norm, "tokens": tokens,
             "labels": count, "seconds": round(time.perf_counter() - began, 4), "on_policy": own,
         })
+        return stop > 0
 
     def _phase(self, number: int) -> list[float | bool]:
         """Learning rate of a step, and whether the student answers itself."""
@@ -336,10 +340,11 @@ class _Loop:
 
     def _diverged(self, number: int, batches: list[Batch]) -> str:
         keys = [key + 1 for whole in batches for key in whole.keys]
+        kept = f"{self.state.name} holds step {self.saved}" if self.saved else "none was kept yet"
         return (
             f"The loss of step {number + 1} is not finite (a batch of {len(keys)} examples, first "
-            f"numbers {', '.join(map(str, keys[:8]))}); {self.state.name} holds step {self.saved}: "
-            "look at those examples or lower the learning rate."
+            f"numbers {', '.join(map(str, keys[:8]))}); {kept}: look at those examples, or begin "
+            "anew, to another output, at a lower learning rate."
         )
 
     def _dropout(self) -> list[RemovableHandle]:
@@ -362,7 +367,7 @@ class _Loop:
 
     def _record(self, line: dict[str, object]) -> None:
         if self.metrics is not None and self.parallel.rank == 0:
-            with self.metrics.open("a", encoding="utf-8") as file:
+            with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
@@ -394,7 +399,24 @@ class _Loop:
         if self.metrics is not None and self.parallel.rank == 0:
             lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.exists() else []
             kept = lines[:len(self.run_.losses)]
-            self.metrics.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            with writing(self.metrics):
+                self.metrics.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+
+
+def check_recorded(objective: Objective, on_policy: OnPolicy | None) -> None:
+    """Nothing, where a teacher's draws are enough for what is to be learnt.
+
+    Raises:
+        SettingError: they are not.
+    """
+    if on_policy is not None:
+        raise SettingError(
+            "A student's own answers need a teacher that reads them; name its checkpoint, not its "
+            "recorded logits."
+        )
+    if objective != Objective(hard=objective.hard):
+        raise SettingError(
+            "Recorded logits serve the forward KL divergence at temperature 1; choose those.")
 
 
 def _check(
@@ -406,16 +428,7 @@ def _check(
     if objective.hard < 1 and teacher is None:
         raise SettingError("There is no teacher to learn from; name one, or set hard to 1.")
     if isinstance(teacher, Sampled):
-        if on_policy is not None:
-            raise SettingError(
-                "A student's own answers need a teacher that reads them; name its checkpoint, "
-                "not its recorded logits."
-            )
-        plain = Objective(hard=objective.hard)
-        if objective != plain:
-            raise SettingError(
-                "Recorded logits serve the forward KL divergence at temperature 1; choose those."
-            )
+        check_recorded(objective, on_policy)
     if on_policy is not None and teacher is None:
         raise SettingError("The student-generated phase needs a teacher; name one.")
     if teacher is not None:

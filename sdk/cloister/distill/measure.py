@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from cloister.distill.data import IGNORE, Packed, batch, one_pass
+from cloister.distill.losses import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +35,11 @@ def cross_entropy(decoder: Decoder, data: Sequence[Pair]) -> float:
         learnt_BT = part.labels_BT != IGNORE
         rows_ND = decoder.hidden(
             part.tokens_BT, 0, Packed(decoder.config, part.segments_BT))[learnt_BT]
-        logits_NV = decoder.logits(rows_ND).float()
-        total += float(functional.cross_entropy(
-            logits_NV, part.labels_BT[learnt_BT], reduction="sum"))
-        count += len(logits_NV)
+        size = max(1, CHUNK_BYTES // (4 * decoder.config.shape.vocab_size))
+        for some_ND, labels_N in zip(
+            rows_ND.split(size), part.labels_BT[learnt_BT].split(size), strict=True
+        ):
+            total += float(functional.cross_entropy(
+                decoder.logits(some_ND).float(), labels_N, reduction="sum"))
+        count += len(rows_ND)
     return total / count

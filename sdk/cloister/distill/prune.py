@@ -19,14 +19,14 @@ from cloister.errors import SettingError, VocabularyMismatch
 from cloister.model.transformer import Attention, Block, Decoder, FeedForward, RMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
     from cloister.model.config import ModelConfig
     from cloister.tiers import Shape
 
-__all__ = ["prune"]
+__all__ = ["fitted", "prune"]
 
 _Key = TypeVar("_Key")
 
@@ -45,7 +45,7 @@ def prune(teacher: Decoder, shape: Shape, batches: Iterable[torch.Tensor]) -> De
     usage = _Usage.of(teacher, batches)
     layers = _top(usage.layers, shape.layers)
     channels = _top(usage.channels, shape.hidden_size)
-    student = Decoder(_config(teacher.config, shape, layers))
+    student = Decoder(fitted(teacher.config, shape, layers))
     with torch.no_grad():
         _copy(student.embed.weight, teacher.embed.weight[:, channels])
         _copy(student.head.weight, (teacher.embed if shape.tied else teacher.head)
@@ -140,8 +140,8 @@ def _check(teacher: Shape, student: Shape) -> None:
             )
 
 
-def _config(config: ModelConfig, shape: Shape, layers: list[int]) -> ModelConfig:
-    """Per-layer settings follow their layers."""
+def fitted(config: ModelConfig, shape: Shape, layers: Sequence[int]) -> ModelConfig:
+    """`config` for another shape; each layer has the settings of the one that `layers` names."""
     def kept(numbers: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(at for at, number in enumerate(layers) if number in numbers)
 

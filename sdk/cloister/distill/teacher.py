@@ -12,19 +12,19 @@ drawn (uint16, or uint32 above 65,536 entries), then how often each was (uint8).
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from cloister.distill.data import IGNORE, Packed, batch, one_pass
 from cloister.distill.progress import bar
-from cloister.errors import LossNotFinite, NotEnoughDisk, SettingError, TrainingError
+from cloister.distill.state import writing
+from cloister.errors import LossNotFinite, SettingError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,8 +46,8 @@ _FRAME = struct.Struct("<QII")  # example, bytes of the record, its CRC-32
 class Draws:
     """Tokens drawn at N positions, and the share of each; unused places have the share 0."""
 
-    ids: torch.Tensor  # int64[N, K]
-    weights: torch.Tensor  # float32[N, K]; rows sum to 1
+    ids: torch.Tensor = field(repr=False)  # int64[N, K]
+    weights: torch.Tensor = field(repr=False)  # float32[N, K]; rows sum to 1
 
     def __getitem__(self, at: slice) -> Draws:
         return Draws(self.ids[at], self.weights[at])
@@ -183,7 +183,8 @@ class FileStore:
 
     def flush(self) -> None:
         """Make sure that what was put stays."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def _index(self, at: int) -> int:
         """Where the last whole record ends; what follows is cut off."""
@@ -203,18 +204,11 @@ class FileStore:
         return at + place
 
     def _write(self, at: int, data: bytes) -> None:
-        try:
+        with writing(self.path):
             self._file.seek(at)
             view = memoryview(data)
             while view:
                 view = view[self._file.write(view):]
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise NotEnoughDisk(
-                    f"The disk filled while {self.path.name} was written; make room and run again "
-                    "to go on, or take fewer draws."
-                ) from None
-            raise
 
 
 class Sampled:
@@ -284,18 +278,16 @@ def _record(
     learnt_BT = part.labels_BT != IGNORE
     attend = Packed(teacher.config, part.segments_BT)
     rows_ND = teacher.hidden(part.tokens_BT, 0, attend)[learnt_BT]
-    logits_NV = teacher.logits(rows_ND).float().cpu()
-    if not logits_NV.isfinite().all():
-        raise LossNotFinite(
-            f"The teacher's logits are not finite on a batch of {len(part.keys)} examples "
-            f"(first number {part.keys[0] + 1}); check its weights."
-        )
     at = 0
     for key in part.keys:
         size = len(data[key][1])
         if key not in store:
+            logits_NV = teacher.logits(rows_ND[at:at + size]).float().cpu()
+            if not logits_NV.isfinite().all():
+                raise LossNotFinite(
+                    f"The teacher's logits are not finite on example {key + 1}; check its weights.")
             generator = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
-            made = draw(logits_NV[at:at + size], draws, generator)
+            made = draw(logits_NV, draws, generator)
             store.put(key, encode(made, draws, teacher.config.shape.vocab_size))
         at += size
 

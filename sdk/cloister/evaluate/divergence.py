@@ -5,6 +5,7 @@ Shapes: T positions, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ class Divergence:
 
     n: int
     mean_kld: float  # nats a token, KL(reference || candidate)
-    mean_kld_se: float  # standard error of the mean
+    mean_kld_se: float  # standard error of the mean; tokens of one text are not independent
     median_kld: float
     p99_kld: float
     p999_kld: float
@@ -50,10 +51,11 @@ def compare(
     `labels`, int64[T] for each pair, are the true next tokens; without them there is no perplexity.
     Pairs are consumed one by one, a few positions at a time: of each only numbers are kept.
     """
-    klds, same, surprise = [], [], []
+    klds, same, surprise, texts = [], [], [], []
     difference = norm = 0.0
     truths = repeat(None) if labels is None else iter(labels)
-    for reference, candidate, truth in _parts(pairs, truths):
+    for text, reference, candidate, truth in _parts(pairs, truths):
+        texts += [text] * len(reference)
         log_p, log_q = reference.double().log_softmax(-1), candidate.double().log_softmax(-1)
         klds.append((log_p.exp() * (log_p - log_q)).sum(-1))
         same.append(reference.argmax(-1) == candidate.argmax(-1))
@@ -61,17 +63,17 @@ def compare(
             surprise.append((log_p - log_q).gather(-1, truth[:, None])[:, 0])
         difference += float((reference.double() - candidate.double()).square().sum())
         norm += float(reference.double().square().sum())
-    kld, top1 = torch.cat(klds), torch.cat(same).double()
+    kld, top1, text_of = torch.cat(klds), torch.cat(same).double(), torch.tensor(texts)
     quantiles = kld.quantile(torch.tensor([0.5, 0.99, 0.999], dtype=kld.dtype)).tolist()
     ratio = ratio_se = None
     if surprise:
         log_ratio = torch.cat(surprise)
         ratio = float(log_ratio.mean().exp())
-        ratio_se = ratio * _error(log_ratio)
+        ratio_se = ratio * _error(log_ratio, text_of)
     return Divergence(
-        n=kld.numel(), mean_kld=float(kld.mean()), mean_kld_se=_error(kld),
+        n=kld.numel(), mean_kld=float(kld.mean()), mean_kld_se=_error(kld, text_of),
         median_kld=quantiles[0], p99_kld=quantiles[1], p999_kld=quantiles[2],
-        max_kld=float(kld.max()), top1=float(top1.mean()), top1_se=_error(top1),
+        max_kld=float(kld.max()), top1=float(top1.mean()), top1_se=_error(top1, text_of),
         ppl_ratio=ratio, ppl_ratio_se=ratio_se,
         relative_error=(difference / norm) ** 0.5 if norm else 0.0,
     )
@@ -79,14 +81,17 @@ def compare(
 
 def _parts(
     pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], truths: Iterable[torch.Tensor | None]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    for (reference, candidate), truth in zip(pairs, truths, strict=False):
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    for text, ((reference, candidate), truth) in enumerate(zip(pairs, truths, strict=False)):
         for at in range(0, len(reference), _ROWS):
             rows = slice(at, at + _ROWS)
-            yield reference[rows], candidate[rows], None if truth is None else truth[rows]
+            yield text, reference[rows], candidate[rows], None if truth is None else truth[rows]
 
 
-def _error(values: torch.Tensor) -> float:
-    """Standard error of the mean."""
-    n = values.numel()
-    return float(values.std()) / n**0.5 if n > 1 else 0.0
+def _error(values: torch.Tensor, text_of: torch.Tensor) -> float:
+    """Standard error of the mean, texts being the sample; of one text, its tokens."""
+    n, texts = values.numel(), int(text_of.max()) + 1
+    if texts == 1:
+        return float(values.std()) / n**0.5 if n > 1 else 0.0
+    off = torch.zeros(texts, dtype=values.dtype).index_add(0, text_of, values - values.mean())
+    return math.sqrt(float(off.square().sum()) * texts / (texts - 1)) / n

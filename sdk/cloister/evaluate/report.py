@@ -86,7 +86,7 @@ def evaluate(
     predicted from the request and the answer so far.
 
     Raises:
-        ContextExceeded: an example does not fit one of the models, named by its number.
+        ContextExceeded: an example does not fit one of the models, named by its place.
         DataError: a target is not what its task asks for (see `tasks.check`).
         VocabularyMismatch: the two models have different tokenizers.
         SettingError: there is nothing to evaluate, or a model names no end of an answer.
@@ -153,8 +153,9 @@ def _pairs(subject: Subject, examples: Sequence[Example], other: Subject) -> Ite
         answer = [*subject.tokenizer.encode(example.target), subject.eos[0]]
         if len(prompt) + len(answer) > narrow.context:
             raise ContextExceeded(
-                f"Example {number} has {len(prompt) + len(answer)} tokens and the context of "
-                f"{narrow.name} holds {narrow.context}; shorten it or leave it out."
+                f"{example.place or f'Example {number}'} has {len(prompt) + len(answer)} tokens "
+                f"and the context of {narrow.name} holds {narrow.context}; shorten it or leave it "
+                "out."
             )
         yield prompt, answer
 

@@ -53,14 +53,14 @@ def check(examples: Sequence[Example]) -> None:
     """Nothing, where every answer that is wanted can be given.
 
     Raises:
-        DataError: one that should be a tool call is none; it is named by its number.
+        DataError: one that should be a tool call is none; it is named by its place.
     """
     for number, example in enumerate(examples, start=1):
         if example.task in _CALLS and _call(example.target) is None:
             raise DataError(
-                f"The target of example {number} of task {example.task} is no tool call, "
-                '{"name": ..., "arguments": {...}} with strings; correct it or name the task '
-                "otherwise."
+                f"The target of {example.place or f'example {number}'} of task {example.task} is "
+                'no tool call, {"name": ..., "arguments": {...}} with strings; correct it or name '
+                "the task otherwise."
             )
 
 

@@ -326,6 +326,23 @@ def _metadata(record: Mapping[str, object], path: Path) -> Metadata:
         raise CheckpointError(f"Checkpoint {path.name} cannot be used: {error}") from error
 
 
+def check_output(path: Path, *, replace: bool) -> None:
+    """Nothing, where a checkpoint may be written to `path`.
+
+    Raises:
+        OutputExists: it is there and `replace` is false, or it is anything but a checkpoint.
+    """
+    if not os.path.lexists(path):
+        return
+    if not replace:
+        raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
+    # What is replaced is removed: never a home directory named by mistake.
+    if path.is_symlink() or not (path / "config.json").is_file():
+        raise OutputExists(
+            f"Output {path.name} exists and is no checkpoint, so it is not replaced; name another."
+        )
+
+
 class CheckpointWriter:
     """Writes a checkpoint beside its place, and moves it there once it is whole.
 
@@ -360,17 +377,7 @@ class CheckpointWriter:
         }
 
     def __enter__(self) -> Self:
-        if os.path.lexists(self.path):
-            if not self.replace:
-                raise OutputExists(
-                    f"Output {self.path.name} exists already; name another or pass --force."
-                )
-            # What is replaced is removed: never a home directory named by mistake.
-            if self.path.is_symlink() or not (self.path / "config.json").is_file():
-                raise OutputExists(
-                    f"Output {self.path.name} exists and is no checkpoint, so it is not replaced; "
-                    "name another."
-                )
+        check_output(self.path, replace=self.replace)
         parent = self.path.resolve().parent
         if not parent.is_dir():
             raise CheckpointError(

@@ -20,14 +20,12 @@ from torch.nn import functional
 from cloister.model.checkpoint import expected_tensors
 from cloister.model.transformer import Decoder
 from cloister.quantize.apply import check_groups
+from cloister_kernels.reference import LEAST_SCALE
 
 if TYPE_CHECKING:
     from cloister.model.recipe import Recipe, Scheme
 
 __all__ = ["RoundedEmbedding", "RoundedLinear", "prepare", "round_rows", "round_weight"]
-
-# Smallest scale. XNNPACK has none: one as small as this leaves every row its own scale.
-_LEAST = torch.finfo(torch.float32).smallest_normal
 
 
 def prepare(decoder: Decoder, recipe: Recipe) -> Decoder:
@@ -95,7 +93,7 @@ def round_weight(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     half = 2.0 ** (scheme.bits - 1)
     with torch.no_grad():
         low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        scale = (torch.maximum(-low, high) / (half - 0.5)).clamp(min=_LEAST)
+        scale = (torch.maximum(-low, high) / (half - 0.5)).clamp(min=LEAST_SCALE)
         inverse = 1.0 / scale
         if scheme.scale_bits == 16:  # then torchao's inverse has 16 bits, too
             scale = _bfloat16(scale)
@@ -112,7 +110,7 @@ def round_rows(x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         low = x.amin(-1, keepdim=True).clamp(max=0)
         high = x.amax(-1, keepdim=True).clamp(min=0)
-        scale = ((high - low) / 255).clamp(min=_LEAST)
+        scale = ((high - low) / 255).clamp(min=LEAST_SCALE)
         zero = -128 - (low / scale).round()
     return _round(x, 1.0 / scale, scale, zero, -128.0, 127.0)
 

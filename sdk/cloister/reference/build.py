@@ -8,7 +8,7 @@
     OUT/family/TIER.cloister/                 quantized, exported, checked and measured
     OUT/TIER.json, MODEL_CARD.md              what it cost and what it can do
 
-A stage whose result stands is not repeated. `family`, `checkpoints/pro`, the records
+A stage whose result and record stand is not repeated. `family`, `checkpoints/pro`, the records
 and the model card made of them are what the package ships.
 """
 
@@ -21,13 +21,13 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
 from cloister import pipeline, training
-from cloister.bundle import rewrite_receipt
+from cloister.bundle import Bundle, rewrite_receipt
 from cloister.distill.data import pairs
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloister.distill.data import Pair
+    from cloister.evaluate.subject import Subject
 
 __all__ = ["RUNGS", "Rung", "main"]
 
@@ -139,7 +140,7 @@ class _Builder:
     def checkpoint(self, tier: Tier) -> Checkpoint:
         """The tier's weights, trained if they are not there."""
         path = self.out / "checkpoints" / tier
-        if path.exists():
+        if path.exists() and "training" in self._noted(tier):
             return Checkpoint.open(path)
         rung, folder = RUNGS[tier], self.out / "runs" / tier
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +170,7 @@ class _Builder:
             Metadata(name=tier, config=config, eos=(self.end,),
                      parent=parent.identity if parent else None),
             tokenizer=self.out / "tokenizer.json", template=self.out / "chat_template.jinja",
-            dtype=torch.bfloat16,
+            dtype=torch.bfloat16, replace_existing=True,
         )
         self._note(tier, "training", {
             "command": self.command, "checkpoint": made.identity, "steps": len(run.losses),
@@ -183,7 +184,9 @@ class _Builder:
     def quantized(self, tier: Tier) -> Checkpoint:
         """The tier in 8 bits, or in 4 after training to bear them."""
         path = self.out / "quantized" / tier
-        if path.exists():
+        if path.exists() and (
+            not tier.four_bit or "quantization_aware_training" in self._noted(tier)
+        ):
             return Checkpoint.open(path)
         source = self.checkpoint(tier)
         path.parent.mkdir(exist_ok=True)
@@ -196,7 +199,7 @@ class _Builder:
         quantize(source, after, recipe, replace_existing=True)
         outcome = training.train_quantized(
             source, path, recipe=recipe, data=self.examples, schedule=self.schedule(QAT),
-            folder=self.out / "runs" / f"{tier}-4bit",
+            folder=self.out / "runs" / f"{tier}-4bit", replace_existing=True,
         )
         self._note(tier, "quantization_aware_training", {
             "steps": len(outcome.losses), "seconds": round(outcome.seconds),
@@ -207,36 +210,45 @@ class _Builder:
     def bundle(self, tier: Tier) -> Path:
         """The tier as it ships, with what it can do in its receipt."""
         path = self.out / "family" / f"{tier}.cloister"
-        if path.exists():
-            return path
-        path.parent.mkdir(exist_ok=True)
-        rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
-        bundle, _ = pipeline.export(
-            self.quantized(tier), path, golden=[(row["system"], row["prompt"]) for row in rows])
-        held_out = mixture.development(self.data)
-        subject, itself = BundleSubject(path), CheckpointSubject(self.checkpoint(tier))
-        found = {
-            task: evaluate(subject, examples, against=itself).to_dict()
-            for task, examples in held_out.items()
-        }
-        rewrite_receipt(bundle, {**bundle.receipt(), "evaluations": {
-            f"{task}, development": {key: report[key] for key in ("n", "metrics", "errors")}
-            for task, report in found.items()
-        }})
-        self._note(tier, "evaluation", found)
-        if tier.four_bit:
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
+            pipeline.export(
+                self.quantized(tier), path,
+                golden=[(row["system"], row["prompt"]) for row in rows])
+        if "evaluation" not in self._noted(tier):
+            found = self._evaluated(tier, BundleSubject(path))
+            bundle = Bundle.open(path)
+            rewrite_receipt(bundle, {**bundle.receipt(), "evaluations": {
+                f"{task}, development": {key: report[key] for key in ("n", "metrics", "errors")}
+                for task, report in found.items()
+            }})
+            self._note(tier, "evaluation", found)
+        if tier.four_bit and "post_training_quantization" not in self._noted(tier):
             plain = CheckpointSubject(Checkpoint.open(self.out / "after" / tier))
-            self._note(tier, "post_training_quantization", {
-                task: evaluate(plain, examples, against=itself).to_dict()
-                for task, examples in held_out.items()
-            })
+            self._note(tier, "post_training_quantization", self._evaluated(tier, plain))
         return path
 
-    def _note(self, tier: Tier, key: str, record: object) -> None:
-        """Add to what is known of a tier."""
+    def _evaluated(self, tier: Tier, subject: Subject) -> dict[str, dict[str, object]]:
+        """By task, on development data, against the tier's unquantized self."""
+        itself = CheckpointSubject(self.checkpoint(tier))
+        return {
+            task: evaluate(subject, examples, against=itself).to_dict()
+            for task, examples in mixture.development(self.data).items()
+        }
+
+    def _noted(self, tier: Tier) -> dict[str, Any]:
+        """What is known of a tier."""
         path = self.out / f"{tier}.json"
-        held = json.loads(path.read_text("utf-8")) if path.exists() else {"tier": tier}
-        path.write_text(json.dumps({**held, key: record}, indent=1) + "\n", "utf-8")
+        return json.loads(path.read_text("utf-8")) if path.exists() else {"tier": tier}
+
+    def _note(self, tier: Tier, key: str, record: object) -> None:
+        """Add to what is known of a tier, all of it or nothing."""
+        path = self.out / f"{tier}.json"
+        part = path.with_suffix(".part")
+        part.write_text(
+            json.dumps({**self._noted(tier), key: record}, indent=1) + "\n", "utf-8")
+        part.replace(path)
 
 
 def _device() -> str:

@@ -61,8 +61,8 @@ Questions and Where to Find Them: FairytaleQA", ACL 2022 |
 
 Requests are varied (slot values swapped, casing, typos, filler words). Development examples are
 apart from all of it: 5 % of SNIPS by hash of the request, CLINC150's own validation parts, tales of
-FairytaleQA's validation part, and redactions with names, streets and hosts of their own, in the
-same sentences. No official test split was looked at. A variant that falls on a development request
+FairytaleQA's validation part, and redactions in the same sentences, most names, streets and hosts
+of their own. No official test split was looked at. A variant that falls on a development request
 is not used. More requests out of scope were made up (`outside.json`) after errors on CLINC150's
 validation part had been read: its out-of-scope recall here is not independent of that.
 

@@ -4,7 +4,7 @@
 |---|---|---|
 | `call` | SNIPS, 95 %, varied (augment.py) | the other 5 %, by hash of the request |
 | `intent` | CLINC150 `train`, `oos_train`, varied; more requests out of scope | its `val`s |
-| `redact` | redaction.py | redaction.py with names, streets and hosts of its own |
+| `redact` | redaction.py | redaction.py, most names, streets and hosts of its own |
 | `story` | FairytaleQA, training tales | validation tales |
 
 More requests out of scope: questions on tales, everyday ones (outside.py), and SNIPS requests of

@@ -8,7 +8,8 @@ The rules that the data follows:
 - a number is redacted only as a phone, a card or a bank account (IBAN): orders, prices, flights,
   rooms, scores, versions and times stay.
 
-Development examples draw their names, streets and mail hosts from lists of their own.
+Development examples draw first names, streets and mail hosts from lists of their own; names that
+are words, some surnames and foreign streets are shared.
 """
 
 from __future__ import annotations

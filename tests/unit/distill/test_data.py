@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cloister.corpus import Example
-from cloister.distill.data import IGNORE, Packed, Pair, batch, pairs, schedule_rows
+from cloister.distill.data import IGNORE, Packed, Pair, batch, one_pass, pairs, schedule_rows
 from cloister.errors import ContextExceeded, DataError
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import Decoder
@@ -116,6 +116,19 @@ def test_an_example_longer_than_the_context_is_refused_by_number(tokenizer_dir) 
     short = Example(task="a", input="zebra", target="c")
     long = Example(task="a", input="zebra " * 50, target="c")
     assert len(pairs(tokenizer, [short], 0, 64)) == 1
-    with pytest.raises(ContextExceeded, match="Example 2") as caught:
+    with pytest.raises(ContextExceeded, match="Example 2 has") as caught:
         pairs(tokenizer, [short, long], 0, 64)
     assert "zebra" not in str(caught.value)
+    with pytest.raises(ContextExceeded, match=r"own\.jsonl:7 has"):
+        pairs(tokenizer, [short, replace(long, place="own.jsonl:7")], 0, 64)
+
+
+def test_long_examples_get_rows_of_twice_the_length_and_no_more() -> None:
+    for size, length in ((60, 128), (1100, 2048), (2047, 2048), (2048, 4096), (9000, 16384)):
+        data = [([1] * size, [2])]
+        assert one_pass(data, 1024, 0, 131_072)[0][0] == length
+    assert one_pass([([1] * 9000, [2])], 1024, 0, 10_000)[0][0] == 10_000
+
+
+def test_no_text_is_in_a_batchs_repr() -> None:
+    assert "tokens_BT" not in repr(batch(some(2, 8), 64, [[0, 1]]))

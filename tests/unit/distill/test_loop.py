@@ -1,5 +1,6 @@
 """Training learns what it is told, survives kills, and does not depend on how many run it."""
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from cloister.distill.loop import train
 from cloister.distill.losses import Objective
 from cloister.distill.optimizer import Kind
 from cloister.distill.schedule import OnPolicy, Schedule
-from cloister.distill.state import read_state, write_state
+from cloister.distill.state import read_state, write_state, writing
 from cloister.errors import (
     DataError,
     LossNotFinite,
@@ -67,10 +68,10 @@ def test_a_run_that_is_cut_and_started_again_gives_the_same_losses_and_weights(
     run = train(whole, DATA, SCHEDULE, tmp_path / "whole", metrics=tmp_path / "a", **given)
     learn = loop._Loop._learn
 
-    def until_killed(self: object, number: int, *rest: object) -> None:
+    def until_killed(self: object, number: int, *rest: object) -> bool:
         if number == 8:
             raise SystemExit
-        learn(self, number, *rest)  # type: ignore[arg-type]
+        return learn(self, number, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(loop._Loop, "_learn", until_killed)
@@ -89,10 +90,10 @@ def test_an_interrupted_run_keeps_every_step_it_made(
 ) -> None:
     learn, before = loop._Loop._learn, signal.getsignal(signal.SIGINT)
 
-    def interrupted(self: object, number: int, *rest: object) -> None:
+    def interrupted(self: object, number: int, *rest: object) -> bool:
         if number == 7:
             signal.raise_signal(signal.SIGINT)
-        learn(self, number, *rest)  # type: ignore[arg-type]
+        return learn(self, number, *rest)  # type: ignore[arg-type]
 
     whole = train(fresh(), DATA, SCHEDULE, tmp_path / "whole").losses
     with monkeypatch.context() as patch:
@@ -204,11 +205,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights
     train(good, DATA, replace(SCHEDULE, steps=10, decay=0.0), tmp_path / "good")
     learn = loop._Loop._learn
 
-    def poisoned(self: loop._Loop, number: int, *rest: object) -> None:
+    def poisoned(self: loop._Loop, number: int, *rest: object) -> bool:
         if number == 11:
             with torch.no_grad():
                 self.student.norm.weight[0] = float("nan")
-        learn(self, number, *rest)  # type: ignore[arg-type]
+        return learn(self, number, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop._Loop, "_learn", poisoned)
     with pytest.raises(LossNotFinite, match=r"step 12 .*first numbers \d+.* holds step 10"):
@@ -240,6 +241,15 @@ def test_a_run_may_be_made_longer_before_its_decay_but_not_otherwise_changed(
         train(fresh(), DATA, longer, tmp_path / "state", origin="cut out of another")
     with pytest.raises(SettingError, match="other settings"):
         train(fresh(feed_forward=16), DATA, longer, tmp_path / "state")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written"):
+        train(fresh(), DATA, SCHEDULE, tmp_path / "state",
+              metrics=tmp_path / "no" / "metrics.jsonl")
+    for number, error in ((errno.ENOSPC, NotEnoughDisk), (errno.EROFS, TrainingError)):
+        with pytest.raises(error, match=r"^.*logits.*$"), writing(tmp_path / "logits"):
+            raise OSError(number, os.strerror(number))
 
 
 def test_a_full_disk_leaves_the_state_as_it_was(

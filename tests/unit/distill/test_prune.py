@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cloister.distill.prune import prune
+from cloister.distill.prune import fitted, prune
 from cloister.errors import SettingError, VocabularyMismatch
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import Decoder
@@ -84,6 +84,13 @@ def test_a_layer_that_passes_everything_on_is_the_one_that_goes() -> None:
     student = prune(teacher, replace(SHAPE, layers=2), TOKENS)
     assert student.config.no_rope_layers == ()
     torch.testing.assert_close(student(TOKENS[0]), teacher(TOKENS[0]))
+
+
+def test_a_pattern_of_layers_goes_on_as_it_began_in_another_depth() -> None:
+    config = model("gemma").config
+    for depth, windowed in ((1, (0,)), (2, (0,)), (7, (0, 2, 3, 5, 6))):
+        shape = replace(SHAPE, layers=depth)
+        assert fitted(config, shape, [at % 3 for at in range(depth)]).windowed_layers == windowed
 
 
 def test_settings_of_a_layer_follow_it() -> None:

@@ -131,7 +131,7 @@ def test_a_gate_speaks_of_the_bundle_by_the_name_that_it_was_to_have(
     done(capfd, "quantize", NANO, "-o", tmp_path / "q")
     said = refused(capfd, "export", tmp_path / "q", "-o", tmp_path / "mine.cloister",
                    "--gate", "exact>=0", "--gate-data", long)
-    assert "Example 1 has" in said
+    assert "long.jsonl:1 has" in said
     assert "of mine.cloister holds" in said
     assert "zebra" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.jsonl", "q"]

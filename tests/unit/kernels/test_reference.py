@@ -6,6 +6,7 @@ from torch import nn
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
 from torchao.quantization.granularity import PerAxis, PerGroup
 
+from cloister.quantize.qat import round_rows
 from cloister_kernels import reference
 
 
@@ -25,6 +26,14 @@ def test_a_quantized_linear_layer_computes_what_torchao_computes(bits: int) -> N
 
 def test_a_row_of_zeros_stays_zero() -> None:
     assert torch.equal(reference.fake_quantize_rows(torch.zeros(3, 8)), torch.zeros(3, 8))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-7, 1.0, 1e7])
+def test_rows_are_rounded_alike_whatever_their_size_and_as_in_training(size: float) -> None:
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1)) * size
+    rounded = reference.fake_quantize_rows(x)
+    assert float((rounded - x).abs().max() / x.abs().max()) < 0.01
+    assert torch.equal(rounded, round_rows(x))
 
 
 def test_rounding_a_row_moves_no_entry_by_more_than_half_a_step() -> None:

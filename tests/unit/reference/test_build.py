@@ -144,6 +144,12 @@ def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
 
     monkeypatch.delattr(build, "train")  # nothing is trained again
     before = (tmp_path / "nano-1.json").read_bytes()
+    # A kill between the export and the end of the evaluation.
+    unfinished = {name: held for name, held in record.items()
+                  if name not in ("evaluation", "post_training_quantization")}
+    (tmp_path / "nano-1.json").write_text(json.dumps(unfinished))
+    assert build.main([*given, "--tiers", "nano-1"]) == 0
+    assert (tmp_path / "nano-1.json").read_bytes() == before
     assert build.main([*given, "--tiers", "nano-1"]) == 0
     assert (tmp_path / "nano-1.json").read_bytes() == before
     assert "nano-1.cloister is ready" in capsys.readouterr().err
