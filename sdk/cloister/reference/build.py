@@ -79,11 +79,11 @@ RUNGS = {
     ),
     Tier.NANO_2: Rung(
         teacher=Tier.PRO, objective=_HALF,
-        schedule=Schedule(steps=1200, peak=4e-3, decay=0.8),
+        schedule=Schedule(steps=1500, peak=4e-3, decay=0.8),
     ),
     Tier.NANO_1: Rung(
         teacher=Tier.NANO_2, objective=_HALF,
-        schedule=Schedule(steps=1500, peak=5e-3, decay=0.8),
+        schedule=Schedule(steps=2500, peak=5e-3, decay=0.8),
     ),
 }
 # Ultra from weights that an earlier run left, where it is given more time.

@@ -34,6 +34,7 @@ class Keychain:
         self.keyholder = keyholder
         self._db = db
         self._known: bytes | None = None  # the header, as it was read
+        self._true: bytes | None = None  # the state that was checked or signed last
         self._data_keys: dict[tuple[bytes, int, int], tuple[bytes, bytes]] = {}
 
     @staticmethod
@@ -72,11 +73,13 @@ class Keychain:
                 if known == before:
                     raise  # and no rotation came between
         generation, root = (int.from_bytes(state[at], "big") for at in (slice(8), slice(8, 40)))
-        if state != _state(self._root_key, known, generation, root):
-            raise VaultDamaged(
-                "The vault's state is not what was written; put back a copy of the vault, or "
-                f"{BEGIN_ANEW}."
-            )
+        if state != self._true:
+            if state != _state(self._root_key, known, generation, root):
+                raise VaultDamaged(
+                    "The vault's state is not what was written; put back a copy of the vault, or "
+                    f"{BEGIN_ANEW}."
+                )
+            self._true = state
         return generation, root
 
     def _meta(self) -> tuple[bytes, bytes]:
@@ -85,16 +88,17 @@ class Keychain:
 
     def signed(self, generation: int, root: int, known: bytes | None = None) -> bytes:
         """The state to be written, under the header that there is, or another."""
-        return _state(self._root_key, known or self._known or b"", generation, root)
+        self._true = _state(self._root_key, known or self._known or b"", generation, root)
+        return self._true
 
     def adopt(self, known: bytes, kek: bytes) -> None:
         """Take `known` as the header, and what `kek` unwraps."""
         self.vault, self._kek = Header.decode(known).vault, kek
         self._root_key, self._index_key = (
-            _unwrap(_wrapping(kek, self.vault, name), self._wrapped(name, 0, 0))
+            _unwrap(_wrapping(kek, self.vault, name), self.wrapped(name, 0, 0))
             for name in (_ROOT, _INDEX)
         )
-        self._known = known
+        self._known, self._true = known, None
 
     def secrets(self) -> list[bytes]:
         """The keys that lie in memory."""
@@ -123,26 +127,25 @@ class Keychain:
         """A row's share of the root."""
         return _leaf(self._root_key, table, row)
 
-    def data_key(self, namespace: bytes, kind: int, epoch: int) -> bytes:
-        """The data key of a namespace's kind at an epoch.
+    def data_key(
+        self, namespace: bytes, kind: int, epoch: int, wrapped: bytes | None = None
+    ) -> bytes:
+        """The data key of a namespace's kind at an epoch; `wrapped`, as it was just read.
 
         Raises:
             KeyDamaged: it is missing, or not what was written.
         """
         place = (namespace, kind, epoch)
-        wrapped = self._wrapped(*place)
+        if wrapped is None:
+            wrapped = self.wrapped(*place)
         # Held beside what it was unwrapped from: other processes may shred, rotate and begin anew.
         known, key = self._data_keys.get(place, (b"", b""))
         if not wrapped or known != wrapped:
             self.state()  # after a rotation, the wrapping key is another
-            wrapped = self._wrapped(*place)
+            wrapped = self.wrapped(*place)
             key = _unwrap(_wrapping(self._kek, self.vault, b"data", *place), wrapped)
             self._data_keys[place] = wrapped, key
         return key
-
-    def holds(self, namespace: bytes, kind: int, epoch: int) -> bool:
-        """Whether there is such a data key."""
-        return bool(self._wrapped(namespace, kind, epoch))
 
     def new_data_key(self, namespace: bytes, kind: int, epoch: int) -> Row:
         """A row of `keys`, with a new key."""
@@ -157,16 +160,19 @@ class Keychain:
         key = self._root_key if namespace == _ROOT else self._index_key
         return namespace, kind, epoch, wrap(_wrapping(kek, self.vault, namespace), key)
 
-    def object_wrapping(self, namespace: bytes, kind: int, epoch: int, tag: bytes) -> bytes:
-        """The key that wraps an object's."""
+    def object_wrapping(
+        self, namespace: bytes, kind: int, epoch: int, tag: bytes, wrapped: bytes | None = None
+    ) -> bytes:
+        """The key that wraps an object's (see `data_key`)."""
         return derive(
-            self.data_key(namespace, kind, epoch), self.vault, context("wrap", "object", tag))
+            self.data_key(namespace, kind, epoch, wrapped), self.vault,
+            context("wrap", "object", tag))
 
     def _data_row(self, kek: bytes, place: tuple[bytes, int, int], key: bytes) -> Row:
         return *place, wrap(_wrapping(kek, self.vault, b"data", *place), key)
 
-    def _wrapped(self, namespace: bytes, kind: int, epoch: int) -> bytes:
-        """As it stands in the database; nothing where it does not."""
+    def wrapped(self, namespace: bytes, kind: int, epoch: int) -> bytes:
+        """A data key as it stands in the database; nothing where it does not."""
         rows = self._db.rows(
             "SELECT wrapped FROM keys WHERE namespace = ? AND kind = ? AND epoch = ?",
             namespace, kind, epoch)

@@ -238,9 +238,13 @@ class Namespace:
     def _place(self, label: str, kind: int, epoch: int, tag: bytes, *more: Field) -> bytes:
         return context(label, self.vault.keys.vault, self.tag, kind, epoch, tag, *more)
 
-    def _object_key(self, kind: int, epoch: int, tag: bytes, wrapped: bytes) -> bytes:
+    def _object_key(
+        self, kind: int, epoch: int, tag: bytes, wrapped: bytes, data: bytes | None = None
+    ) -> bytes:
+        """An object's key; `data` is the data key, wrapped, where it was read with it."""
+        keys = self.vault.keys
         try:
-            return unwrap(self.vault.keys.object_wrapping(self.tag, kind, epoch, tag), wrapped)
+            return unwrap(keys.object_wrapping(self.tag, kind, epoch, tag, data), wrapped)
         except InvalidTag:
             raise key_damaged() from None
 
@@ -248,9 +252,9 @@ class Namespace:
         vault, tag = self.vault, self._tag(kind, name)
 
         def read(rows: list[Row]) -> list[bytes]:
-            epoch, wrapped = rows[0][:2]
-            key, found = self._object_key(kind, epoch, tag, wrapped), []
-            for _, _, number, version, sealed in rows:
+            epoch, wrapped, data = rows[0][:3]
+            key, found = self._object_key(kind, epoch, tag, wrapped, data), []
+            for *_, number, version, sealed in rows:
                 place = self._place("record", kind, epoch, tag, number, version)
                 try:
                     found.append(open_record(key, place, sealed))
@@ -263,8 +267,9 @@ class Namespace:
             return found
 
         return self._with_rows(
-            read, "SELECT epoch, wrapped, number, version, sealed FROM records JOIN objects "
-            f"ON object = tag WHERE object = ? {which}", tag) or []
+            read, "SELECT epoch, objects.wrapped, coalesce(keys.wrapped, x''), number, version, "
+            "sealed FROM records JOIN objects ON object = tag "
+            f"LEFT JOIN keys USING (namespace, kind, epoch) WHERE object = ? {which}", tag) or []
 
     def _with_rows(
         self, read: Callable[[list[Row]], _T], query: str, *values: object
@@ -289,26 +294,30 @@ class Namespace:
     ) -> None:
         """Records from `number` on, in place of those that have it."""
         db, tag = self.vault.db, self._tag(kind, name)
-        rows = db.rows("SELECT epoch, wrapped FROM objects WHERE tag = ?", tag)
+        rows = db.rows(
+            "SELECT epoch, objects.wrapped, coalesce(keys.wrapped, x''), version, "
+            f"substr(sealed, 1, {SALTED_BYTES}) FROM objects "
+            "LEFT JOIN keys USING (namespace, kind, epoch) "
+            "LEFT JOIN records ON object = tag AND number = ? WHERE tag = ?", number, tag)
+        old: Row | None = None  # the record that has the number
         if rows:
-            (epoch, wrapped), = rows
-            key = self._object_key(kind, epoch, tag, wrapped)
+            (epoch, wrapped, data, held, salted), = rows
+            if held is not None:
+                old = tag, number, held, salted
+            key = self._object_key(kind, epoch, tag, wrapped, data)
             db.rows("UPDATE objects SET used = ?, hour = ? WHERE tag = ?",
                     change.generation, _hour(), tag)
         else:
             epoch, key = self.vault.header.epoch, new_key()
             self._insert(change, kind, epoch, tag, key, None, 0)
         for place, content in enumerate(contents, start=number):
-            old = db.rows(
-                f"SELECT {LEAVES['records']} FROM records WHERE object = ? AND number = ?",
-                tag, place) if rows else []
-            version = old[0][2] + 1 if old else 1
+            # Only the first can stand in another's place: what is appended comes after all.
+            version = old[2] + 1 if old else 1
             sealed = seal_record(
                 key, self._place("record", kind, epoch, tag, place, version), content)
             db.rows("REPLACE INTO records VALUES (?, ?, ?, ?)", tag, place, version, sealed)
-            change.count(
-                "records", old[0] if old else None,
-                (tag, place, version, sealed[:SALTED_BYTES]))
+            change.count("records", old, (tag, place, version, sealed[:SALTED_BYTES]))
+            old = None
 
     def _insert(
         self, change: Change, kind: Kind, epoch: int, tag: bytes, key: bytes, file: str | None,
@@ -316,8 +325,10 @@ class Namespace:
     ) -> None:
         """A row for a new object, and the data key that it needs."""
         vault = self.vault
-        if not vault.keys.holds(self.tag, kind, epoch):
+        data = vault.keys.wrapped(self.tag, kind, epoch)
+        if not data:
             row = vault.keys.new_data_key(self.tag, kind, epoch)
+            data = row[3]
             vault.db.rows("INSERT INTO keys VALUES (?, ?, ?, ?)", *row)
             change.count("keys", None, row)
             if not vault.db.rows("SELECT 1 FROM namespaces WHERE tag = ?", self.tag):
@@ -326,7 +337,7 @@ class Namespace:
                     self.name.encode())
                 vault.db.rows("INSERT INTO namespaces VALUES (?, ?)", self.tag, sealed)
                 change.count("namespaces", None, (self.tag, sealed[:SALTED_BYTES]))
-        wrapped = wrap(vault.keys.object_wrapping(self.tag, kind, epoch, tag), key)
+        wrapped = wrap(vault.keys.object_wrapping(self.tag, kind, epoch, tag, data), key)
         vault.db.rows(
             "INSERT INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             tag, self.tag, kind, epoch, wrapped, file, size, change.generation, _hour())
