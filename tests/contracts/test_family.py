@@ -26,7 +26,7 @@ from cloister.tokenizer import Message
 from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 
-TIERS = tuple(Tier)
+TIERS = (Tier.ULTRA, Tier.PRO, Tier.NANO_1)
 CHECKPOINTS = ("ultra", "pro", "nano-1")
 
 

@@ -23,9 +23,10 @@ _SCORES = (
     ("story", "bits_per_byte", "bits a byte"),
 )
 _LOSSES = (
-    ("mean_kld", "mean KL divergence, nats"), ("median_kld", "median"), ("p99_kld", "99 %"),
-    ("p999_kld", "99.9 %"), ("max_kld", "maximum"), ("top1", "same token"),
-    ("ppl_ratio", "perplexity ratio"), ("flips", "flips"),
+    ("mean_kld", "mean KL divergence, nats", ".2g"), ("median_kld", "median", ".2g"),
+    ("p99_kld", "99 %", ".2g"), ("p999_kld", "99.9 %", ".2g"), ("max_kld", "maximum", ".2g"),
+    ("top1", "same token", ".2%"), ("ppl_ratio", "perplexity ratio", ".4f"),
+    ("flips", "flips", ".1%"),
 )
 
 _HEAD = """\
@@ -43,8 +44,8 @@ tiers learnt to bear 4 bits. They answer four tasks, named by the system prompt:
 `[CARD]`, `[ACCOUNT]` |
 | `story` | a tale is continued |
 
-They know nothing else. English only; `redact` misses what its generator does not invent, and is
-no guarantee; `story` makes sense for a sentence or two.
+They know nothing else. English only; `redact` knows the sentences of its generator, garbles others,
+and is no guarantee of anything; `story` makes sense for a sentence or two.
 """
 _TAIL = """\
 ## Data
@@ -150,9 +151,9 @@ def _losses(records: dict[Tier, Record]) -> Iterator[str]:
                     lost = after[task]["metrics"]["mean_kld"]
                     recovered = f"{1 - metrics['mean_kld'] / lost:.0%}"
                 rows.append((title, f"`{task}`", *(
-                    f"{metrics[name]:.3g}" if name in metrics else "-" for name, _ in _LOSSES),
-                    recovered))
-    yield from _table(("tier", "task", *(title for _, title in _LOSSES), "recovered"), rows)
+                    format(metrics[name], form) if name in metrics else "-"
+                    for name, _, form in _LOSSES), recovered))
+    yield from _table(("tier", "task", *(title for _, title, _ in _LOSSES), "recovered"), rows)
 
 
 def _distillation(path: Path) -> Iterator[str]:
