@@ -85,9 +85,9 @@ def test_a_bad_setting_is_refused_by_name() -> None:
     refused(run("run", "nano-1", "x", "--logprobs", "5000"), "top")
 
 
-def test_an_unknown_bundle_or_a_missing_tier_is_refused() -> None:
+def test_an_unknown_bundle_or_a_missing_tier_is_refused(tmp_path: Path) -> None:
     refused(run("run", "femto-9", "x"), "tiers are")
-    refused(run("run", "ultra", "x"), "ultra")
+    refused(run("run", "ultra", "x", "--family", str(tmp_path)), "no ultra")
 
 
 @pytest.mark.parametrize("name", ["program.xnnpack.pte", "tokenizer.json", "manifest.json"])
