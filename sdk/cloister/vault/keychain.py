@@ -55,7 +55,7 @@ class Keychain:
     def header(self) -> Header:
         """What is known without a key."""
         assert self._known is not None, "state() comes first"
-        return Header.decode(self._known)
+        return self._header
 
     def state(self) -> tuple[int, int]:
         """Generation and root; a rotation by another process is taken up first.
@@ -93,7 +93,8 @@ class Keychain:
 
     def adopt(self, known: bytes, kek: bytes) -> None:
         """Take `known` as the header, and what `kek` unwraps."""
-        self.vault, self._kek = Header.decode(known).vault, kek
+        self._header, self._kek = Header.decode(known), kek
+        self.vault = self._header.vault
         self._root_key, self._index_key = (
             _unwrap(_wrapping(kek, self.vault, name), self.wrapped(name, 0, 0))
             for name in (_ROOT, _INDEX)
