@@ -183,8 +183,10 @@ def one_pass(
     if not data:
         raise DataError("There are no examples to train on; name other data.")
     lengths = [length for length in ROWS if length < context]
-    while lengths and 2 * lengths[-1] < context and lengths[-1] >= ROWS[-1]:
-        lengths.append(2 * lengths[-1])
+    longer = 2 * ROWS[-1]
+    while longer < context:
+        lengths.append(longer)
+        longer *= 2
     lengths.append(context)
     sizes = [len(prompt) + len(answer) for prompt, answer in data]
     chance = random.Random(f"rows {seed}")  # not for secrets

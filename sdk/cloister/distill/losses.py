@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cloister.distill.teacher import Draws
 
 __all__ = [
-    "Divergence", "Objective", "chunked", "divergence", "forward_kl", "jensen_shannon",
-    "reverse_kl", "sampled_cross_entropy",
+    "Divergence", "Objective", "chunk_rows", "chunked", "divergence", "forward_kl",
+    "jensen_shannon", "reverse_kl", "sampled_cross_entropy",
 ]
 
 CHUNK_BYTES = 128 << 20  # of the float32 logits that are held at a time
@@ -102,6 +102,11 @@ def sampled_cross_entropy(student_NV: torch.Tensor, draws: Draws) -> torch.Tenso
     return torch.neg((picked * draws.weights).sum())
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """Positions whose logits are held at a time."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
+
 def chunked(
     rows: Callable[[slice], tuple[torch.Tensor, torch.Tensor]], count: int, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +115,7 @@ def chunked(
     Where one slice does not hold them all, its logits are made again for the gradient, so that no
     two slices' logits exist at a time.
     """
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    size = chunk_rows(vocabulary)
     if count <= size:
         return rows(slice(0, count))
     parts = [

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from cloister.distill.data import IGNORE, Packed, batch, one_pass
-from cloister.distill.losses import CHUNK_BYTES
+from cloister.distill.losses import chunk_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ def cross_entropy(decoder: Decoder, data: Sequence[Pair]) -> float:
         learnt_BT = part.labels_BT != IGNORE
         rows_ND = decoder.hidden(
             part.tokens_BT, 0, Packed(decoder.config, part.segments_BT))[learnt_BT]
-        size = max(1, CHUNK_BYTES // (4 * decoder.config.shape.vocab_size))
+        size = chunk_rows(decoder.config.shape.vocab_size)
         for some_ND, labels_N in zip(
             rows_ND.split(size), part.labels_BT[learnt_BT].split(size), strict=True
         ):

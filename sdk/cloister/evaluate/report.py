@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cloister.distill.data import pair
 from cloister.errors import ContextExceeded, SettingError, VocabularyMismatch
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.evaluate.tasks import Score, check, correct, flips, scores
-from cloister.tokenizer import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -146,11 +146,7 @@ def _pairs(subject: Subject, examples: Sequence[Example], other: Subject) -> Ite
         raise SettingError(
             f"{subject.name} names no token that ends an answer; import or export it anew.")
     for number, example in enumerate(examples, start=1):
-        prompt = subject.tokenizer.encode_chat([
-            Message(role="system", content=example.task),
-            Message(role="user", content=example.input),
-        ])
-        answer = [*subject.tokenizer.encode(example.target), subject.eos[0]]
+        prompt, answer = pair(subject.tokenizer, example, subject.eos[0])
         if len(prompt) + len(answer) > narrow.context:
             raise ContextExceeded(
                 f"{example.place or f'Example {number}'} has {len(prompt) + len(answer)} tokens "

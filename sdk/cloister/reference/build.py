@@ -8,8 +8,8 @@
     OUT/family/TIER.cloister/                 quantized, exported, checked and measured
     OUT/TIER.json, MODEL_CARD.md              what it cost and what it can do
 
-A stage whose result and record stand is not repeated. `family`, `checkpoints/pro`, the records
-and the model card made of them are what the package ships.
+A stage whose result and record stand is not repeated. `family`, `checkpoints` without Nano-2, the
+records and the model card made of them are what the package ships.
 """
 
 from __future__ import annotations
