@@ -16,9 +16,10 @@ import torch
 from cloister import pipeline, reference
 from cloister.bundle import Bundle
 from cloister.errors import WorkerError
-from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
+from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import Recipe
+from cloister.model.writer import CheckpointWriter
 from cloister.runtime.memory import peak_bytes
 from cloister.tiers import ladder
 

@@ -31,8 +31,9 @@ from cloister.errors import (
     TokenizerError,
     TrainingError,
 )
-from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, check_output, plan
+from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.transformer import Decoder
+from cloister.model.writer import CheckpointWriter, check_output
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

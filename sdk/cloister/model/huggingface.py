@@ -27,7 +27,6 @@ from cloister.errors import (
 )
 from cloister.model.checkpoint import (
     Checkpoint,
-    CheckpointWriter,
     Metadata,
     Plan,
     check_finite,
@@ -36,6 +35,7 @@ from cloister.model.checkpoint import (
     shards,
 )
 from cloister.model.config import Activation, ModelConfig, RopeScaling
+from cloister.model.writer import CheckpointWriter
 from cloister.tiers import Shape
 
 if TYPE_CHECKING:

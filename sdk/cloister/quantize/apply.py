@@ -11,14 +11,9 @@ from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize
 from torchao.quantization.granularity import PerAxis, PerGroup
 
 from cloister.errors import GroupSizeError, QuantizationError
-from cloister.model.checkpoint import (
-    Checkpoint,
-    CheckpointWriter,
-    check_finite,
-    expected_tensors,
-    plan,
-)
+from cloister.model.checkpoint import Checkpoint, check_finite, expected_tensors, plan
 from cloister.model.quantized import scale_dtype
+from cloister.model.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

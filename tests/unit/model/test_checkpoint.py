@@ -23,10 +23,11 @@ from cloister.errors import (
     SettingError,
     TensorMismatch,
 )
-from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
+from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.config import ModelConfig, RopeScaling
 from cloister.model.recipe import RECIPES, Recipe
 from cloister.model.transformer import Decoder
+from cloister.model.writer import CheckpointWriter
 from cloister.quantize.apply import quantize
 from cloister.tiers import Shape
 

@@ -22,11 +22,12 @@ from cloister.distill.loop import train
 from cloister.distill.losses import Objective
 from cloister.distill.schedule import Schedule
 from cloister.errors import GroupSizeError
-from cloister.model.checkpoint import Checkpoint, CheckpointWriter, Metadata, plan
+from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.config import ModelConfig
 from cloister.model.quantized import scale_dtype
 from cloister.model.recipe import RECIPES, Recipe, Scheme
 from cloister.model.transformer import Decoder
+from cloister.model.writer import CheckpointWriter
 from cloister.quantize.apply import quantize
 from cloister.quantize.qat import prepare, round_rows, round_weight
 from cloister.tiers import Shape
