@@ -20,6 +20,7 @@ from cloister.distill import loop
 from cloister.distill.data import pairs
 from cloister.distill.losses import Objective
 from cloister.distill.measure import cross_entropy
+from cloister.distill.optimizer import Kind
 from cloister.distill.parallel import Parallel
 from cloister.distill.prune import fitted, prune
 from cloister.distill.state import make_folder, read_state
@@ -50,10 +51,13 @@ if TYPE_CHECKING:
     from cloister.tiers import Shape
     from cloister.vault.namespace import Namespace
 
-__all__ = ["Outcome", "calibration", "distill", "encode", "run_folder",
+__all__ = ["Outcome", "bearing", "calibration", "distill", "encode", "run_folder",
            "train_quantized", "write"]
 
 CALIBRATION = 512  # examples that decide what is pruned
+# Of training to bear quantization. On data that it has learnt a teacher is so sure that little but
+# its first choice is taught; softened, it teaches what new data will ask for, too.
+_BEARING = Objective(hard=0.0, temperature=2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +185,18 @@ def distill(
     )
 
 
+def bearing(schedule: Schedule) -> Schedule:
+    """`schedule` as `train_quantized` follows it: AdamW, no weight decay, a rate that only falls.
+
+    Weights are to stay near where they are, each to find a rounding that serves: what moves all
+    of a matrix together, as Muon and weight decay do, works against it. After 100 steps of Nano-1
+    AdamW took away 79 % of the KL divergence on held-out tool calls, 74 % on intents, 88 % on
+    redactions and 55 % on tales, Muon 68, 64, 67 and 46 (both at a rate of 2e-4).
+    """
+    return replace(
+        schedule, optimizer=Kind.ADAMW, weight_decay=0.0, decay=1.0, autocast=False)
+
+
 def train_quantized(
     source: Checkpoint,
     out: Path,
@@ -195,7 +211,7 @@ def train_quantized(
 ) -> Run:
     """Quantize `source` to `out` after training it to bear that, by its unquantized self.
 
-    `folder` keeps what a killed run goes on from.
+    Of `schedule` some is set by `bearing`. `folder` keeps what a killed run goes on from.
 
     Raises:
         QuantizationError, GroupSizeError: see `cloister.quantize.apply.quantize`.
@@ -211,8 +227,8 @@ def train_quantized(
     student = prepare(teacher, recipe)
     make_folder(folder)
     run = loop.train(
-        student, data, replace(schedule, autocast=False), folder / "state",
-        objective=Objective(hard=0.0), teacher=teacher, metrics=folder / "metrics.jsonl",
+        student, data, bearing(schedule), folder / "state",
+        objective=_BEARING, teacher=teacher, metrics=folder / "metrics.jsonl",
         parallel=parallel, compiled=compiled, origin=f"{recipe.name} {source.identity}",
         title=recipe.name, console=console,
     )

@@ -91,8 +91,7 @@ def _make(
     sizes = quantize(student, scratch / "after", recipe)
     training.train_quantized(
         student, scratch / "4bit", recipe=recipe, data=data, folder=scratch / "4bit.run",
-        schedule=Schedule(
-            steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5, decay=0.8), console=console,
+        schedule=Schedule(steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5), console=console,
     )
     console.print("[bold]3. Export[/] it with ExecuTorch, and check the program")
     exported = export_bundle(

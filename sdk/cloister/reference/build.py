@@ -89,7 +89,7 @@ RUNGS = {
 # Ultra from weights that an earlier run left, where it is given more time.
 FURTHER = Schedule(steps=2000, peak=3e-3, decay=1.0)
 # From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
-QAT = Schedule(steps=600, peak=2e-4, warmup=20, decay=0.8, autocast=False)
+QAT = training.bearing(Schedule(steps=600, peak=2e-4, warmup=20))
 _EIGHT_BITS = "8da8w"
 
 
@@ -256,7 +256,9 @@ def _device() -> str:
     cuda = torch.cuda.is_available()
     numbers = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")) else (
         "float32")
-    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} processor cores"
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name() if cuda else (
+        f"{threads} processor core{'s' * (threads > 1)}")
     return f"{name}, {numbers}"
 
 
