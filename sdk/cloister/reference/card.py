@@ -85,7 +85,8 @@ def card(out: Path) -> str:
         "## What 4 and 8 bits cost\n",
         "Each tier against its own unquantized self, on the answers' tokens of all development\n"
         "examples by task. The Nano tiers also without training to bear 4 bits (post-training);\n"
-        "`recovered` is the share of that row's mean KL divergence which training took away.\n",
+        "`recovered` is the share which training took away of that row's mean KL divergence, and\n"
+        "of what its perplexity ratio is above one.\n",
         *_losses(records), "",
         *_distillation(out / "distillation.json"),
         "## How they were made\n",
@@ -148,8 +149,11 @@ def _losses(records: dict[Tier, Record]) -> Iterator[str]:
             for task, found in group.items():
                 metrics, recovered = found["metrics"], "-"
                 if group is not after and task in after:
-                    lost = after[task]["metrics"]["mean_kld"]
-                    recovered = f"{1 - metrics['mean_kld'] / lost:.0%}"
+                    lost = after[task]["metrics"]
+                    recovered = ", ".join(
+                        f"{1 - (metrics[name] - best) / (lost[name] - best):.0%}"
+                        if lost[name] > best else "-"
+                        for name, best in (("mean_kld", 0), ("ppl_ratio", 1)))
                 rows.append((title, f"`{task}`", *(
                     format(metrics[name], form) if name in metrics else "-"
                     for name, _, form in _LOSSES), recovered))

@@ -8,19 +8,20 @@ from pathlib import Path
 from cloister.reference.card import card
 
 
-def losses(kld: float) -> dict[str, object]:
-    return {"metrics": {"mean_kld": kld}, "errors": {}}
+def losses(kld: float, ratio: float) -> dict[str, object]:
+    return {"metrics": {"mean_kld": kld, "ppl_ratio": ratio}, "errors": {}}
 
 
-def test_scores_are_divided_by_pros_and_recovery_is_of_the_divergence(tmp_path: Path) -> None:
+def test_scores_are_divided_by_pros_and_recovery_is_of_what_was_lost(tmp_path: Path) -> None:
     for tier, exact, bits in (("pro", 0.8, 1.5), ("nano-1", 0.78, 2.0)):
         (tmp_path / f"{tier}.json").write_text(json.dumps({
             "evaluation": {
-                "call": {"metrics": {"frame_exact": exact, "mean_kld": 0.01},
+                "call": {"metrics": {"frame_exact": exact, "mean_kld": 0.01, "ppl_ratio": 1.001},
                          "errors": {"frame_exact": 0.01}},
                 "story": {"metrics": {"bits_per_byte": bits}, "errors": {"bits_per_byte": 0.02}},
             },
-            **({"post_training_quantization": {"call": losses(0.04)}} if tier == "nano-1" else {}),
+            **({"post_training_quantization": {"call": losses(0.04, 1.005)}}
+               if tier == "nano-1" else {}),
         }))
     text = card(tmp_path)
     assert "| `call` | exact frame | 80.0% ± 1.0% | 78.0% ± 1.0% |" in text
@@ -29,7 +30,7 @@ def test_scores_are_divided_by_pros_and_recovery_is_of_the_divergence(tmp_path: 
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| nano-1")]
     after, trained = rows[:2]
     assert after[0] == "| nano-1, post-training" and after[-1] == "- |"
-    assert trained[2] == "0.01" and trained[-1] == "75% |"
+    assert trained[2] == "0.01" and trained[-1] == "75%, 80% |"
     assert "distillation brings" not in text
 
 
