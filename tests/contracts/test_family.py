@@ -27,7 +27,7 @@ from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 
 TIERS = (Tier.ULTRA, Tier.PRO, Tier.NANO_1)
-CHECKPOINTS = ("ultra", "pro", "nano-1")
+CHECKPOINTS = ("pro", "nano-1")
 
 
 @pytest.fixture(scope="module")

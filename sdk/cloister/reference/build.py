@@ -8,8 +8,8 @@
     OUT/family/TIER.cloister/                 quantized, exported, checked and measured
     OUT/TIER.json, MODEL_CARD.md              what it cost and what it can do
 
-A stage whose result and record stand is not repeated. `family`, `checkpoints` without Nano-2, the
-records and the model card made of them are what the package ships.
+A stage whose result and record stand is not repeated. `family`, Pro's and Nano-1's `checkpoints`,
+the records and the model card made of them are what the package ships.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from cloister.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cloister.corpus import Example
     from cloister.distill.data import Pair
     from cloister.evaluate.subject import Subject
 
@@ -86,8 +87,9 @@ RUNGS = {
         schedule=Schedule(steps=2500, peak=5e-3, decay=0.8),
     ),
 }
-# Ultra from weights that an earlier run left, where it is given more time.
-FURTHER = Schedule(steps=2000, peak=3e-3, decay=1.0)
+# From weights that an earlier run left, where a tier is given more time or other data.
+FURTHER = Schedule(steps=500, peak=2e-3, decay=1.0)
+_DROPOUT = 0.1  # of a tier that goes on without a teacher: it has seen the labels often
 # From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
 QAT = training.bearing(Schedule(steps=600, peak=2e-4, warmup=20))
 _EIGHT_BITS = "8da8w"
@@ -104,8 +106,9 @@ class _Builder:
         self.compiled, self.begin = compiled, begin
         self.mixture = mixture.Mixture.read(data)
         if begin is not None:
-            if not (begin / "checkpoints" / Tier.ULTRA).exists():
-                raise SettingError("--begin holds no Ultra; name the --out of an earlier run.")
+            if not (begin / "checkpoints").exists():
+                raise SettingError(
+                    "--begin holds no checkpoints; name the --out of an earlier run.")
             for name in ("tokenizer.json", "chat_template.jinja"):
                 shutil.copyfile(begin / name, out / name)
         elif not (out / "chat_template.jinja").exists():
@@ -133,6 +136,11 @@ class _Builder:
             ladder()[Tier.NANO_1].context,
         )
 
+    @cached_property
+    def held_out(self) -> dict[str, list[Example]]:
+        """Development data, by task."""
+        return mixture.development(self.data)
+
     def schedule(self, schedule: Schedule) -> Schedule:
         """With the seed, and the number of steps where one is given."""
         return replace(schedule, seed=self.seed, steps=self.steps or schedule.steps)
@@ -147,23 +155,25 @@ class _Builder:
         path.parent.mkdir(exist_ok=True)
         config = ModelConfig(shape=ladder()[tier])
         teacher = parent = begun = None
-        if rung.teacher is None and self.begin is not None:
-            rung = replace(rung, schedule=FURTHER)
+        if rung.teacher is not None:
+            parent = self.checkpoint(rung.teacher)
+            teacher = parent.load().to(Parallel().device)
+        if self.begin is not None and (self.begin / "checkpoints" / tier).exists():
+            dropout = _DROPOUT if teacher is None else 0.0
+            rung = replace(rung, schedule=replace(FURTHER, dropout=dropout))
             student = Checkpoint.open(self.begin / "checkpoints" / tier).load()
             begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
-        elif rung.teacher is None:
+        elif teacher is None:
             student = Decoder(config)
             student.initialize(self.seed)
         else:
-            parent = self.checkpoint(rung.teacher)
-            teacher = parent.load().to(Parallel().device)
             reading = training.calibration(self.examples, config.shape.context)
             student = prune(teacher, config.shape, reading)
         run = train(
             student, self.examples, self.schedule(rung.schedule), folder / "state",
             objective=rung.objective, teacher=teacher, on_policy=rung.on_policy,
             metrics=folder / "metrics.jsonl", compiled=self.compiled, title=tier,
-            origin=str(parent.identity if parent else begun and begun["checkpoint"]),
+            origin=f"{parent and parent.identity} {begun and begun['checkpoint']}",
         )
         made = training.write(
             folder, path,
@@ -234,7 +244,7 @@ class _Builder:
         itself = CheckpointSubject(self.checkpoint(tier))
         return {
             task: evaluate(subject, examples, against=itself).to_dict()
-            for task, examples in mixture.development(self.data).items()
+            for task, examples in self.held_out.items()
         }
 
     def _noted(self, tier: Tier) -> dict[str, Any]:
@@ -274,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="of every run, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin", type=Path, metavar="OUT",
-                        help="train Ultra further from what an earlier run made there")
+                        help="train the tiers further that an earlier run made there")
     parser.add_argument("--eager", action="store_true", help="compile nothing: for short runs")
     given = parser.parse_args(arguments)
     screen = Console(stderr=True)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from cloister.evaluate.scoreboard import ratios
+from cloister.reference.mixture import OTHER_SENTENCES
 from cloister.tiers import Tier, ladder
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _SCORES = (
     ("call", "frame_exact", "exact frame"), ("call", "intent_accuracy", "intent"),
     ("call", "slot_f1", "slot F1"), ("intent", "intent_accuracy", "in scope"),
     ("intent", "oos_recall", "out-of-scope recall"), ("redact", "exact", "exact text"),
-    ("story", "bits_per_byte", "bits a byte"),
+    (OTHER_SENTENCES, "exact", "exact text"), ("story", "bits_per_byte", "bits a byte"),
 )
 _LOSSES = (
     ("mean_kld", "mean KL divergence, nats", ".2g"), ("median_kld", "median", ".2g"),

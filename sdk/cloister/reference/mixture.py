@@ -4,7 +4,8 @@
 |---|---|---|
 | `call` | SNIPS, 95 %, varied (augment.py) | the other 5 %, by hash of the request |
 | `intent` | CLINC150 `train`, `oos_train`, varied; more requests out of scope | its `val`s |
-| `redact` | redaction.py | redaction.py, most names, streets and hosts of its own |
+| `redact` | redaction.py, in its own sentences and in those of tales and CLINC150's `train` | \
+redaction.py, most names, streets and hosts of its own, and apart from that in other sentences |
 | `story` | FairytaleQA, training tales | validation tales |
 
 More requests out of scope: questions on tales, everyday ones (outside.py), and SNIPS requests of
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["PASSES", "Mixture", "development", "vocabulary_texts"]
+__all__ = ["OTHER_SENTENCES", "PASSES", "Mixture", "development", "vocabulary_texts"]
 
+OTHER_SENTENCES = "redact, other sentences"  # than the generator's own
 PASSES = 8  # variants of each request
-_REDACTED = 4_000  # examples a pass
+_REDACTED = 10_000  # examples a pass
 _OUTSIDE = 6  # times that each request outside every intent is seen a pass
 _QUESTIONS = 300  # on tales, a pass, out of scope
 _EVERYDAY = 700  # of outside.py
@@ -49,6 +51,7 @@ class Mixture:
     intents: list[Example]
     tales: list[Example]
     questions: list[str]
+    carriers: list[str]  # sentences without personal data
     held: frozenset[str]  # inputs that no variant may fall on, normalised
 
     @classmethod
@@ -68,10 +71,10 @@ class Mixture:
             read(data / "fairytaleqa" / "stories_val.jsonl"),
         )
         refuse_overlap([*calls, *intents, *tales], held_calls)
-        held = [*held_calls, *read(clinc, parts=("val", "oos_val")), *_redacted()]
+        held = [example for rows in development(data).values() for example in rows]
         return cls(
             held=frozenset(normalized(example.input) for example in held),
-            calls=calls, intents=intents, tales=tales,
+            calls=calls, intents=intents, tales=tales, carriers=_carriers(tales, intents),
             questions=_questions(data / "fairytaleqa" / "questions_train.jsonl"),
         )
 
@@ -100,7 +103,8 @@ class Mixture:
                 *(outside.request(chance) for _ in range(_EVERYDAY)),
             ]
             made += [Example(task="intent", input=text, target=none) for text in extra]
-            made += redaction.generate(_REDACTED, seed=chance.randrange(2**32))
+            made += redaction.generate(
+                _REDACTED, seed=chance.randrange(2**32), carriers=self.carriers)
             made += self.tales[number % _TALES::_TALES]
             made = [
                 example for example in made if normalized(example.input) not in self.held
@@ -119,11 +123,15 @@ def development(data: Path) -> dict[str, list[Example]]:
     Raises:
         DataError: a data set is missing or malformed.
     """
+    intents = read(data / "clinc150" / "train_val.json", parts=("val", "oos_val"))
+    tales = read(data / "fairytaleqa" / "stories_val.jsonl")
     return {
         "call": split(read(data / "snips"))[1],
-        "intent": read(data / "clinc150" / "train_val.json", parts=("val", "oos_val")),
-        "redact": _redacted(),
-        "story": read(data / "fairytaleqa" / "stories_val.jsonl"),
+        "intent": intents,
+        "redact": list(redaction.generate(1000, seed=1, development=True)),
+        OTHER_SENTENCES: list(redaction.generate(
+            500, seed=2, development=True, carriers=_carriers(tales, intents))),
+        "story": tales,
     }
 
 
@@ -137,8 +145,9 @@ def vocabulary_texts(mixture: Mixture) -> Iterator[str]:
         yield from [example.target] * 2
 
 
-def _redacted() -> list[Example]:
-    return list(redaction.generate(1000, seed=1, development=True))
+def _carriers(tales: list[Example], intents: list[Example]) -> list[str]:
+    texts = [f"{tale.input} {tale.target}" for tale in tales]
+    return redaction.carriers([*texts, *(example.input for example in intents)])
 
 
 def _apart(training: list[Example], held: list[Example]) -> list[Example]:

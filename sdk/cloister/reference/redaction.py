@@ -8,6 +8,9 @@ The rules that the data follows:
 - a number is redacted only as a phone, a card or a bank account (IBAN): orders, prices, flights,
   rooms, scores, versions and times stay.
 
+Sentences come from templates, or are given (`carriers`) and have personal data put in at random
+places: whoever learns from the templates alone knows no other sentence, and garbles it.
+
 Development examples draw first names, streets and mail hosts from lists of their own; names that
 are words, some surnames and foreign streets are shared.
 """
@@ -18,15 +21,16 @@ import hashlib
 import json
 import random
 import re
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from cloister.corpus import Example
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["LABELS", "generate"]
+__all__ = ["LABELS", "carriers", "generate"]
 
 LABELS = ("NAME", "PHONE", "EMAIL", "ADDRESS", "DATE", "CARD", "ACCOUNT")
 
@@ -46,23 +50,83 @@ _OPENINGS = ("Hello,", "Hi there,", "Good morning,", "Hey,", "Quick note:", "FYI
 _LETTERS = "ABDEFGHJLNPQRSTUWXYZ"  # of British postcodes
 _PLACE = re.compile(r"\{(\w+)\}")
 
+# What is put into given sentences: one of a kind, drawn by weight.
+_INSERTED = {
+    5: ("{NAME}", "for {NAME}", "to {NAME}", "with {NAME}", "and {NAME}", "from {NAME}",
+        "by {NAME}", "{NAME}'s", ", {NAME},", "of {NAME}", "{title} {LAST}", "for {WORD}",
+        "{NAME} and {NAME}"),
+    2: ("at {PHONE}", "call {PHONE}", "on {PHONE}", "({PHONE})", "{PHONE}", ", {PHONE},",
+        "{EMAIL}", "at {EMAIL}", "to {EMAIL}", "({EMAIL})", "write to {EMAIL}",
+        "{ADDRESS}", "at {ADDRESS}", "to {ADDRESS}", "near {ADDRESS}", "from {ADDRESS}",
+        ", {ADDRESS},", "{DATE}", "on {DATE}", "by {DATE}", "since {DATE}", "before {DATE}",
+        "until {DATE}", "with {CARD}", "card {CARD}", "{CARD}", "account {ACCOUNT}",
+        "from {ACCOUNT}", "{ACCOUNT}"),
+    1: ("{NAME}, {ADDRESS}", "{NAME}, {PHONE}", "{NAME} ({PHONE})", "{NAME} <{EMAIL}>",
+        "{NAME}, {EMAIL}", "{NAME}, born {DATE},", "{NAME} of {ADDRESS}", "{NAME} at {PHONE}",
+        "{PHONE} or {EMAIL}", "{EMAIL}, {PHONE}", "{NAME}, {ADDRESS}, {PHONE}"),
+    3: ("order {order}", "{price}", "for {price}", "room {room}", "flight {flight}", "at {time}",
+        "version {version}", "on {day}", "in {month}", "in {year}", "in {city}", "to {city}",
+        "{people}", "gate {gate}", "code {pin}", "number {small}", "{count} of them",
+        "from {time}", "serial {serial}", "tracking {tracking}"),
+}
 
-def generate(count: int, *, seed: int, development: bool = False) -> Iterator[Example]:
-    """`count` examples; the same arguments give the same ones."""
+
+def generate(
+    count: int, *, seed: int, development: bool = False, carriers: Sequence[str] = (),
+) -> Iterator[Example]:
+    """`count` examples; the same arguments give the same ones.
+
+    With `carriers`, sentences without personal data, two of three sentences are such a one; in
+    development all are, each alone.
+    """
     chance = random.Random(f"redact {seed} {development}")
-    people = _People(chance, development)
+    people = _People(chance, development, carriers)
     for _ in range(count):
         yield people.example()
+
+
+def carriers(texts: Sequence[str]) -> list[str]:
+    """The sentences of `texts` that hold nothing which looks like personal data.
+
+    That is no digit, no capital but the first, no name of the lists or of a month, and no word
+    that `texts` write with a capital only.
+    """
+    lists = _lists()
+    names = {word.lower() for kind in ("first", "last", "cities") for word in lists[kind]}
+    names |= {word.lower() for word in (*_MONTHS, *_DAYS)}
+    within = [word for text in texts for word in re.findall(r"(?<=[a-z,;] )[^\W\d_]+", text)]
+    names |= {word.lower() for word in within if word[0].isupper()}.difference(within)
+    usual = set(within)
+    found: dict[str, None] = {}
+    for text in texts:
+        for sentence in re.split(r"(?<=[.!?])\s+", text):
+            words = re.findall(r"[^\W_]+", sentence)
+            if not 3 <= len(sentence.split()) <= 20 or re.search(r"[\d\"\[\]{}@]|''|``", sentence):
+                continue
+            if any(word[0].isupper() and word != "I" for word in words[1:]):
+                continue
+            if words[0].lower() in usual and names.isdisjoint(word.lower() for word in words):
+                found[sentence.strip()] = None
+    return list(found)
+
+
+@cache
+def _lists() -> dict[str, list[str]]:
+    text = resources.files("cloister.reference").joinpath("redaction.json").read_text("utf-8")
+    lists: dict[str, list[str]] = json.loads(text)
+    return lists
 
 
 class _People:
     """Draws invented personal data, and text around it."""
 
-    def __init__(self, chance: random.Random, development: bool) -> None:
-        self.chance = chance
+    def __init__(
+        self, chance: random.Random, development: bool, carriers: Sequence[str] = (),
+    ) -> None:
+        self.chance, self.development, self.carriers = chance, development, carriers
         # Templates have a kind of personal data, or of what only looks like it, in braces.
-        text = resources.files("cloister.reference").joinpath("redaction.json").read_text("utf-8")
-        self.lists: dict[str, list[str]] = json.loads(text)
+        self.lists = _lists()
+
         def ours(kind: str) -> list[str]:
             return [name for name in self.lists[kind] if (_number(name) % 8 == 0) == development]
 
@@ -71,22 +135,55 @@ class _People:
 
     def example(self) -> Example:
         chance = self.chance
+        if self.carriers and self.development:
+            return self.cased(*self.carried(chance.choice(self.carriers), alone=True))
         source, target = [], []
         if chance.random() < 0.15:
             opening = chance.choice(_OPENINGS)
             source.append(opening)
             target.append(opening)
-        for _ in range(chance.choice((1, 1, 1, 2, 2, 3))):
-            text, redacted = self.sentence(chance.choice(self.lists["templates"]))
+        count = chance.choice((1, 1, 1, 2, 2, 3))
+        for _ in range(count):
+            if self.carriers and chance.random() < 2 / 3:
+                text, redacted = self.carried(chance.choice(self.carriers), alone=count == 1)
+            else:
+                text, redacted = self.sentence(chance.choice(self.lists["templates"]))
             source.append(text)
             target.append(redacted)
-        return self.cased(" ".join(source), " ".join(target))
+        mark = "\n" if self.carriers and chance.random() < 0.1 else " "
+        return self.cased(mark.join(source), mark.join(target))
+
+    def carried(self, sentence: str, *, alone: bool) -> tuple[str, str]:
+        """`sentence` with up to three insertions, and the same redacted."""
+        chance = self.chance
+        plain = sentence[0].islower()
+        if plain and (not alone or chance.random() < 0.5):  # as a request is written with care
+            sentence = sentence[0].upper() + sentence[1:] + chance.choice((".", "?", "!", "."))
+        end = sentence[-1] if sentence[-1] in ".?!" else ""
+        words = sentence.removesuffix(end).split()
+        places = set(chance.sample(range(len(words) + 1), chance.choice((0, 1, 1, 1, 2, 2, 3))))
+        if places and chance.random() < 0.4:  # where most are in a sentence of one's own
+            places = {*list(places)[1:], len(words)}
+        source, target = [], []
+        for number in range(len(words) + 1):
+            if number in places:
+                weight = chance.choices(list(_INSERTED), list(_INSERTED))[0]
+                text, redacted = self.sentence(chance.choice(_INSERTED[weight]))
+                if plain and chance.random() < 0.3:  # as who types without capitals
+                    text, redacted = _lowered(text, redacted)
+                source.append(text)
+                target.append(redacted)
+            for word in words[number:number + 1]:
+                somebody = word.lower() in ("he", "she", "him") and chance.random() < 0.25
+                text, redacted = self.sentence("{NAME}" if somebody else word)
+                source.append(text)
+                target.append(redacted)
+        return _spaced(source) + end, _spaced(target) + end
 
     def cased(self, source: str, target: str) -> Example:
         """Now and then without capitals, as people type."""
         if self.chance.random() < 0.12:
-            source = source.lower()
-            target = re.sub(r"\[(\w+)\]", lambda m: f"[{m[1].upper()}]", target.lower())
+            source, target = _lowered(source, target)
         return Example(task="redact", input=source, target=target)
 
     def sentence(self, template: str) -> tuple[str, str]:
@@ -294,6 +391,16 @@ class _People:
 
     def _will_low(self) -> str:
         return self.chance.choice(("will", "may", "hope to"))
+
+
+def _lowered(source: str, target: str) -> tuple[str, str]:
+    labels = re.sub(r"\[(\w+)\]", lambda match: f"[{match[1].upper()}]", target.lower())
+    return source.lower(), labels
+
+
+def _spaced(parts: list[str]) -> str:
+    """Joined, with commas where they belong."""
+    return re.sub(r",?(?: ,)+", ",", " ".join(parts)).strip(" ,")
 
 
 def _number(text: str) -> int:

@@ -123,7 +123,8 @@ def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
     assert bundle.manifest.recipe == "8da4w-g32"
     assert bundle.manifest.eos == (0,)
     assert set(bundle.receipt()["evaluations"]) == {
-        f"{task}, development" for task in ("call", "intent", "redact", "story")}
+        f"{task}, development"
+        for task in ("call", "intent", "redact", mixture.OTHER_SENTENCES, "story")}
     record = json.loads((tmp_path / "nano-1.json").read_text())
     assert set(record) == {"tier", "training", "quantization_aware_training", "evaluation",
                            "post_training_quantization"}
@@ -137,10 +138,13 @@ def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
 
     (tmp_path / "further").mkdir()
     further = build._Builder(data, tmp_path / "further", steps=1, compiled=False, begin=tmp_path)
-    longer = further.checkpoint(Tier.ULTRA)
-    assert longer.identity != checkpoints[Tier.ULTRA].identity
-    training = json.loads((tmp_path / "further" / "ultra.json").read_text())["training"]
-    assert training["begun_from"]["checkpoint"] == checkpoints[Tier.ULTRA].identity
+    longer = further.checkpoint(Tier.PRO)
+    assert longer.metadata.parent == further.checkpoint(Tier.ULTRA).identity
+    for tier, dropout in ((Tier.ULTRA, build._DROPOUT), (Tier.PRO, 0.0)):
+        assert further.checkpoint(tier).identity != checkpoints[tier].identity
+        training = json.loads((tmp_path / "further" / f"{tier}.json").read_text())["training"]
+        assert training["begun_from"]["checkpoint"] == checkpoints[tier].identity
+        assert training["rung"]["schedule"]["dropout"] == dropout
 
     monkeypatch.delattr(build, "train")  # nothing is trained again
     before = (tmp_path / "nano-1.json").read_bytes()

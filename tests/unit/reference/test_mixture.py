@@ -84,6 +84,13 @@ def test_a_variant_of_an_intent_keeps_its_answer() -> None:
 
 
 REDACTED = list(redaction.generate(3000, seed=5))
+CARRIERS = redaction.carriers([
+    "The king gave her a golden ring. He told Hans to go. In May they came. She had 3 sons.",
+    "what is the balance of my account", "text maria that i am late", "Grimbold slept till noon.",
+    "Then he went home, for it was late! \"Come,\" said he.", "too short",
+    "and so what the king then did",
+])
+CARRIED = list(redaction.generate(3000, seed=5, carriers=CARRIERS))
 
 
 def test_the_same_seed_gives_the_same_redactions_and_another_gives_others() -> None:
@@ -92,15 +99,31 @@ def test_the_same_seed_gives_the_same_redactions_and_another_gives_others() -> N
     assert not overlap(REDACTED[:50], redaction.generate(50, seed=5, development=True))
 
 
-def test_outside_its_labels_a_redacted_text_is_the_text() -> None:
+def test_only_sentences_without_personal_data_carry_some() -> None:
+    assert CARRIERS == [
+        "The king gave her a golden ring.", "what is the balance of my account",
+        "Then he went home, for it was late!"]
+
+
+def test_in_development_every_sentence_is_a_given_one() -> None:
+    """With words put between its own, and a few replaced."""
+    made = list(redaction.generate(200, seed=5, development=True, carriers=CARRIERS))
+    assert len({example.input for example in made}) > 150
+    assert all(re.search(r"(?i)\b(golden|balance|late)\b", example.input) for example in made)
+    assert sum(example.input == example.target for example in made) > 10
+
+
+@pytest.mark.parametrize("made", [REDACTED, CARRIED], ids=["own", "given"])
+def test_outside_its_labels_a_redacted_text_is_the_text(made: list[Example]) -> None:
     """And every label stands for something."""
     labels = re.compile(rf"\[(?:{'|'.join(redaction.LABELS)})\]")
-    for example in REDACTED:
+    for example in made:
         kept = labels.split(example.target)
         pattern = "(.+?)".join(map(re.escape, kept))
-        assert re.fullmatch(pattern, example.input), example.target
+        assert re.fullmatch(pattern, example.input, re.DOTALL), example.target
+        assert not re.search(r"\s[,.]| {2}|[{}]", example.input), example.input
     for label in redaction.LABELS:
-        assert sum(f"[{label}]" in example.target for example in REDACTED) > 30
+        assert sum(f"[{label}]" in example.target for example in made) > 30
 
 
 def test_the_hard_cases_are_there() -> None:
@@ -150,7 +173,7 @@ def test_no_development_request_is_learnt(data: Path) -> None:
     learnt = list(mixed.examples(1, 0))
     held = mixture.development(data)
     assert {task: len(rows) > 100 for task, rows in held.items()} == {
-        "call": True, "intent": True, "redact": True, "story": True}
+        "call": True, "intent": True, "redact": True, mixture.OTHER_SENTENCES: True, "story": True}
     for task in held:
         assert overlap(learnt, held[task]) == 0, task
     assert list(mixed.examples(1, 0)) == learnt
