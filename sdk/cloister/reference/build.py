@@ -88,8 +88,7 @@ RUNGS = {
     ),
 }
 # From weights that an earlier run left, where a tier is given more time or other data.
-FURTHER = Schedule(steps=500, peak=2e-3, decay=1.0)
-_DROPOUT = 0.1  # of a tier that goes on without a teacher: it has seen the labels often
+FURTHER = Schedule(steps=1500, peak=3e-3, decay=1.0)
 # From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
 QAT = training.bearing(Schedule(steps=600, peak=2e-4, warmup=20))
 _EIGHT_BITS = "8da8w"
@@ -159,8 +158,7 @@ class _Builder:
             parent = self.checkpoint(rung.teacher)
             teacher = parent.load().to(Parallel().device)
         if self.begin is not None and (self.begin / "checkpoints" / tier).exists():
-            dropout = _DROPOUT if teacher is None else 0.0
-            rung = replace(rung, schedule=replace(FURTHER, dropout=dropout))
+            rung = replace(rung, schedule=FURTHER)
             student = Checkpoint.open(self.begin / "checkpoints" / tier).load()
             begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
         elif teacher is None:

@@ -33,7 +33,7 @@ __all__ = ["OTHER_SENTENCES", "PASSES", "Mixture", "development", "vocabulary_te
 
 OTHER_SENTENCES = "redact, other sentences"  # than the generator's own
 PASSES = 8  # variants of each request
-_REDACTED = 10_000  # examples a pass
+_REDACTED = 8_000  # examples a pass
 _OUTSIDE = 6  # times that each request outside every intent is seen a pass
 _QUESTIONS = 300  # on tales, a pass, out of scope
 _EVERYDAY = 700  # of outside.py

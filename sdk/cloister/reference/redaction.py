@@ -169,7 +169,7 @@ class _People:
             if number in places:
                 weight = chance.choices(list(_INSERTED), list(_INSERTED))[0]
                 text, redacted = self.sentence(chance.choice(_INSERTED[weight]))
-                if plain and chance.random() < 0.3:  # as who types without capitals
+                if plain and chance.random() < 0.1:  # as who types without capitals
                     text, redacted = _lowered(text, redacted)
                 source.append(text)
                 target.append(redacted)
