@@ -47,7 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     teacher, shape = Checkpoint.open(find_checkpoint(given.teacher)), ladder()[given.tier]
     mixed = mixture.Mixture.read(given.data)
-    held = mixture.development(given.data)
+    held = mixed.held_out
     held_out = training.encode(
         teacher, [*held["call"], *held["intent"][::5], *held["redact"][::3]], shape.context)
     given.out.mkdir(exist_ok=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from cloister.errors import SettingError
 from cloister.tiers import Scale, Tier
 
-__all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint",
-           "requests_path"]
+__all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint", "requests_path",
+           "word_lists"]
 
 
 def bundle_path(tier: str, family: Path | None = None) -> Path:
@@ -37,6 +40,13 @@ def find_checkpoint(name: str) -> Path:
 def requests_path() -> Path:
     """Requests to try the family on, as JSON lines of system and prompt."""
     return _directory() / "requests.jsonl"
+
+
+@cache
+def word_lists(name: str) -> dict[str, Any]:
+    """What the generator of training data `name` draws from."""
+    lists: dict[str, Any] = json.loads((_directory() / f"{name}.json").read_text("utf-8"))
+    return lists
 
 
 def _directory() -> Path:

@@ -51,7 +51,6 @@ from cloister.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloister.corpus import Example
     from cloister.distill.data import Pair
     from cloister.evaluate.subject import Subject
 
@@ -101,7 +100,7 @@ class _Builder:
         self, data: Path, out: Path, *, seed: int = 0, steps: int | None = None,
         compiled: bool = True, begin: Path | None = None,
     ) -> None:
-        self.data, self.out, self.seed, self.steps = data, out, seed, steps
+        self.out, self.seed, self.steps = out, seed, steps
         self.compiled, self.begin = compiled, begin
         self.mixture = mixture.Mixture.read(data)
         if begin is not None:
@@ -134,11 +133,6 @@ class _Builder:
             self.tokenizer, self.mixture.examples(mixture.PASSES, self.seed), self.end,
             ladder()[Tier.NANO_1].context,
         )
-
-    @cached_property
-    def held_out(self) -> dict[str, list[Example]]:
-        """Development data, by task."""
-        return mixture.development(self.data)
 
     def schedule(self, schedule: Schedule) -> Schedule:
         """With the seed, and the number of steps where one is given."""
@@ -242,7 +236,7 @@ class _Builder:
         itself = CheckpointSubject(self.checkpoint(tier))
         return {
             task: evaluate(subject, examples, against=itself).to_dict()
-            for task, examples in self.held_out.items()
+            for task, examples in self.mixture.held_out.items()
         }
 
     def _noted(self, tier: Tier) -> dict[str, Any]:

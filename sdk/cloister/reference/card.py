@@ -55,18 +55,19 @@ _TAIL = """\
 |---|---|---|---|
 | SNIPS | `call` | CC0 1.0 | Coucke et al., "Snips Voice Platform: an embedded Spoken Language \
 Understanding system for private-by-design voice interfaces", arXiv 1805.10190 |
-| CLINC150 | `intent` | CC BY 3.0 | Larson et al., "An Evaluation Dataset for Intent \
-Classification and Out-of-Scope Prediction", EMNLP 2019 |
-| FairytaleQA | `story`; its questions as out of scope | Apache-2.0 | Xu et al., "Fantastic \
-Questions and Where to Find Them: FairytaleQA", ACL 2022 |
+| CLINC150 | `intent`; some of its sentences in `redact` | CC BY 3.0 | Larson et al., \
+"An Evaluation Dataset for Intent Classification and Out-of-Scope Prediction", EMNLP 2019 |
+| FairytaleQA | `story`; its questions as out of scope; some of its sentences in `redact` | \
+Apache-2.0 | Xu et al., "Fantastic Questions and Where to Find Them: FairytaleQA", ACL 2022 |
 | a seeded generator, `redaction.py` | `redact` | Apache-2.0 | this project |
 
 Requests are varied (slot values swapped, casing, typos, filler words). Development examples are
 apart from all of it: 5 % of SNIPS by hash of the request, CLINC150's own validation parts, tales of
-FairytaleQA's validation part, and redactions in the same sentences, most names, streets and hosts
-of their own. No official test split was looked at. A variant that falls on a development request
-is not used. More requests out of scope were made up (`outside.json`) after errors on CLINC150's
-validation part had been read: its out-of-scope recall here is not independent of that.
+FairytaleQA's validation part, and redactions, both in the generator's own sentences and in others
+(of those validation parts), most names, streets and hosts of their own. No official test split was
+looked at. A variant that falls on a development request is not used. More requests out of scope
+were made up (`outside.json`) after errors on CLINC150's validation part had been read: its
+out-of-scope recall here is not independent of that.
 
 The weights are Apache-2.0, with the credits above.
 """

@@ -52,7 +52,8 @@ class Mixture:
     tales: list[Example]
     questions: list[str]
     carriers: list[str]  # sentences without personal data
-    held: frozenset[str]  # inputs that no variant may fall on, normalised
+    held_out: dict[str, list[Example]]  # what `development` gives
+    held: frozenset[str]  # its inputs, on which no variant may fall, normalised
 
     @classmethod
     def read(cls, data: Path) -> Mixture:
@@ -61,19 +62,17 @@ class Mixture:
         Raises:
             DataError: a data set is missing or malformed, or shares requests with what is held out.
         """
-        calls, held_calls = split(read(data / "snips"))
+        held_out = development(data)
+        calls, _ = split(read(data / "snips"))
         clinc = data / "clinc150" / "train_val.json"
-        intents = _apart(
-            read(clinc, parts=("train", "oos_train")), read(clinc, parts=("val", "oos_val"))
-        )
+        intents = _apart(read(clinc, parts=("train", "oos_train")), held_out["intent"])
         tales = _apart(
-            read(data / "fairytaleqa" / "stories_train.jsonl"),
-            read(data / "fairytaleqa" / "stories_val.jsonl"),
-        )
-        refuse_overlap([*calls, *intents, *tales], held_calls)
-        held = [example for rows in development(data).values() for example in rows]
+            read(data / "fairytaleqa" / "stories_train.jsonl"), held_out["story"])
+        refuse_overlap([*calls, *intents, *tales], held_out["call"])
         return cls(
-            held=frozenset(normalized(example.input) for example in held),
+            held_out=held_out,
+            held=frozenset(
+                normalized(example.input) for rows in held_out.values() for example in rows),
             calls=calls, intents=intents, tales=tales, carriers=_carriers(tales, intents),
             questions=_questions(data / "fairytaleqa" / "questions_train.jsonl"),
         )
@@ -123,10 +122,11 @@ def development(data: Path) -> dict[str, list[Example]]:
     Raises:
         DataError: a data set is missing or malformed.
     """
+    _, calls = split(read(data / "snips"))
     intents = read(data / "clinc150" / "train_val.json", parts=("val", "oos_val"))
     tales = read(data / "fairytaleqa" / "stories_val.jsonl")
     return {
-        "call": split(read(data / "snips"))[1],
+        "call": calls,
         "intent": intents,
         "redact": list(redaction.generate(1000, seed=1, development=True)),
         OTHER_SENTENCES: list(redaction.generate(

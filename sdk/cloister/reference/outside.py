@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cloister.reference import word_lists
 
 if TYPE_CHECKING:
     import random
@@ -14,16 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["request"]
 
 
-@cache
-def _lists() -> dict[str, Any]:
-    text = resources.files(__package__).joinpath("outside.json").read_text("utf-8")
-    lists: dict[str, Any] = json.loads(text)
-    return lists
-
-
 def request(chance: random.Random) -> str:
     """One of tens of thousands, in lower case as the data set's own are."""
-    lists = _lists()
+    lists = word_lists("outside")
     text = re.sub(
         r"\{(\w+)\}", lambda match: chance.choice(lists["words"][match[1]]),
         chance.choice(lists["frames"]),

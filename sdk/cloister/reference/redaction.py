@@ -18,17 +18,15 @@ are words, some surnames and foreign streets are shared.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from cloister.corpus import Example
+from cloister.reference import word_lists
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["LABELS", "carriers", "generate"]
 
@@ -91,7 +89,7 @@ def carriers(texts: Sequence[str]) -> list[str]:
     That is no digit, no capital but the first, no name of the lists or of a month, and no word
     that `texts` write with a capital only.
     """
-    lists = _lists()
+    lists = word_lists("redaction")
     names = {word.lower() for kind in ("first", "last", "cities") for word in lists[kind]}
     names |= {word.lower() for word in (*_MONTHS, *_DAYS)}
     within = [word for text in texts for word in re.findall(r"(?<=[a-z,;] )[^\W\d_]+", text)]
@@ -110,13 +108,6 @@ def carriers(texts: Sequence[str]) -> list[str]:
     return list(found)
 
 
-@cache
-def _lists() -> dict[str, list[str]]:
-    text = resources.files("cloister.reference").joinpath("redaction.json").read_text("utf-8")
-    lists: dict[str, list[str]] = json.loads(text)
-    return lists
-
-
 class _People:
     """Draws invented personal data, and text around it."""
 
@@ -125,7 +116,7 @@ class _People:
     ) -> None:
         self.chance, self.development, self.carriers = chance, development, carriers
         # Templates have a kind of personal data, or of what only looks like it, in braces.
-        self.lists = _lists()
+        self.lists: dict[str, list[str]] = word_lists("redaction")
 
         def ours(kind: str) -> list[str]:
             return [name for name in self.lists[kind] if (_number(name) % 8 == 0) == development]
@@ -164,21 +155,17 @@ class _People:
         places = set(chance.sample(range(len(words) + 1), chance.choice((0, 1, 1, 1, 2, 2, 3))))
         if places and chance.random() < 0.4:  # where most are in a sentence of one's own
             places = {*list(places)[1:], len(words)}
-        source, target = [], []
-        for number in range(len(words) + 1):
+        parts = []
+        for number, word in enumerate([*words, ""]):
             if number in places:
                 weight = chance.choices(list(_INSERTED), list(_INSERTED))[0]
-                text, redacted = self.sentence(chance.choice(_INSERTED[weight]))
-                if plain and chance.random() < 0.1:  # as who types without capitals
-                    text, redacted = _lowered(text, redacted)
-                source.append(text)
-                target.append(redacted)
-            for word in words[number:number + 1]:
-                somebody = word.lower() in ("he", "she", "him") and chance.random() < 0.25
-                text, redacted = self.sentence("{NAME}" if somebody else word)
-                source.append(text)
-                target.append(redacted)
-        return _spaced(source) + end, _spaced(target) + end
+                part = self.sentence(chance.choice(_INSERTED[weight]))
+                without = plain and chance.random() < 0.1  # capitals, as some type
+                parts.append(_lowered(*part) if without else part)
+            somebody = word.lower() in ("he", "she", "him") and chance.random() < 0.25
+            parts.append(self.sentence("{NAME}" if somebody else word))
+        source, target = map(_spaced, zip(*parts, strict=True))
+        return source + end, target + end
 
     def cased(self, source: str, target: str) -> Example:
         """Now and then without capitals, as people type."""
@@ -398,7 +385,7 @@ def _lowered(source: str, target: str) -> tuple[str, str]:
     return source.lower(), labels
 
 
-def _spaced(parts: list[str]) -> str:
+def _spaced(parts: Iterable[str]) -> str:
     """Joined, with commas where they belong."""
     return re.sub(r",?(?: ,)+", ",", " ".join(parts)).strip(" ,")
 

@@ -99,6 +99,15 @@ def test_wrong_usage_of_the_builder_ends_in_one_sentence(
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_a_folder_without_checkpoints_is_nothing_to_begin_from(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--begin", str(tmp_path)]
+    assert build.main(given) == 1
+    assert "--begin holds no checkpoints" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
