@@ -178,7 +178,7 @@ def test_a_replay_file_proves_that_the_same_tokens_come(tmp_path: Path) -> None:
 
 def test_compare_runs_each_tier_in_a_process_of_its_own() -> None:
     record = json.loads(run("compare", "play some jazz", "--system", "call", "--json").stdout)
-    assert [row["tier"] for row in record["answers"]] == ["ultra", "pro", "nano-1"]
+    assert [row["tier"] for row in record["answers"]] == ["ultra", "pro", "nano-2", "nano-1"]
     assert all(row["peak_rss_bytes"] < 600e6 for row in record["answers"])
 
 

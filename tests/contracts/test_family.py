@@ -26,7 +26,7 @@ from cloister.tokenizer import Message
 from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 
-TIERS = (Tier.ULTRA, Tier.PRO, Tier.NANO_1)
+TIERS = tuple(Tier)
 CHECKPOINTS = ("pro", "nano-1")
 
 

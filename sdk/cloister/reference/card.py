@@ -45,8 +45,9 @@ tiers learnt to bear 4 bits. They answer four tasks, named by the system prompt:
 `[CARD]`, `[ACCOUNT]` |
 | `story` | a tale is continued |
 
-They know nothing else. English only; `redact` knows the sentences of its generator, garbles others,
-and is no guarantee of anything; `story` makes sense for a sentence or two.
+They know nothing else. English only; `redact` is surest in the sentences of its generator, errs
+more often in others (their row tells how often), and is no guarantee of anything; `story` makes
+sense for a sentence or two.
 """
 _TAIL = """\
 ## Data

@@ -246,7 +246,7 @@ def test_learning_from_its_unquantized_self_a_decoder_comes_closer_to_it(tmp_pat
         tmp_path / "qat", teacher=plain, objective=Objective(hard=0.0),
     )
     after = apart(prepared)
-    assert after < 0.5 * before
+    assert after < 0.7 * before
 
 
 def test_a_group_that_does_not_divide_a_layer_is_refused_by_name() -> None:
