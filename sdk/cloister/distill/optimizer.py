@@ -43,7 +43,8 @@ class Optimizer:
             rest, lr=schedule.peak, betas=(0.9, 0.95), weight_decay=schedule.weight_decay)]
         if matrices:
             self._parts.append(Muon(
-                matrices, rate=schedule.peak, weight_decay=schedule.weight_decay))
+                matrices, rate=schedule.peak, weight_decay=schedule.weight_decay,
+                autocast=schedule.autocast))
         self._home = {
             parameter: part for part in self._parts
             for group in part.param_groups for parameter in group["params"]
@@ -69,14 +70,16 @@ class Muon(torch.optim.Optimizer):
     An entry moves by about 0.2 times the rate, as with AdamW, so that one rate serves both. As
     torch.optim.Muon, which always computes in bfloat16 (torch/optim/_muon.py, 2.13): on a processor
     that has no such products a step of an 11 M decoder took 30 s there, and takes one second here.
+    With `autocast`, products are in bfloat16 on a device that has them.
     """
 
     def __init__(
         self, matrices: Iterable[torch.Tensor], *, rate: float, weight_decay: float,
-        momentum: float = 0.95,
+        momentum: float = 0.95, autocast: bool = True,
     ) -> None:
         super().__init__(
             matrices, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
+        self._autocast = autocast
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -90,7 +93,10 @@ class Muon(torch.optim.Optimizer):
                 if not held:
                     held["momentum_buffer"] = torch.zeros_like(matrix)
                 average = held["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-                direction = orthogonal(matrix.grad.lerp(average, momentum))
+                direction = matrix.grad.lerp(average, momentum)
+                narrow = self._autocast and multiplies_bfloat16(matrix.device)
+                direction = orthogonal(
+                    direction.to(torch.bfloat16) if narrow else direction).to(matrix.dtype)
                 matrix.mul_(1 - rate * group["weight_decay"])
                 matrix.add_(direction, alpha=-rate * 0.2 * max(matrix.shape) ** 0.5)
 
@@ -103,11 +109,9 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
-    narrow = torch.bfloat16 if multiplies_bfloat16(matrix.device) else torch.float32
-    x = matrix.to(narrow)
-    x = x / x.norm().clamp(min=1e-7)
+    x = matrix / matrix.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x,
                         beta=3.4445)
-    return x.to(matrix.dtype)
+    return x
