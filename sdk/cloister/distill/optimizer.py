@@ -109,7 +109,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
-    x = matrix / matrix.norm().clamp(min=1e-7)
+    x: torch.Tensor = matrix / matrix.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x,
