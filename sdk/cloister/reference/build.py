@@ -98,10 +98,10 @@ class _Builder:
 
     def __init__(
         self, data: Path, out: Path, *, seed: int = 0, steps: int | None = None,
-        compiled: bool = True, begin: Path | None = None,
+        compiled: bool = True, begin: Path | None = None, mean: bool = False,
     ) -> None:
         self.out, self.seed, self.steps = out, seed, steps
-        self.compiled, self.begin = compiled, begin
+        self.compiled, self.begin, self.mean = compiled, begin, mean
         self.mixture = mixture.Mixture.read(data)
         if begin is not None:
             if not (begin / "checkpoints").exists():
@@ -122,6 +122,8 @@ class _Builder:
         words = ["python -m cloister.reference.build --data DIR", f"--seed {self.seed}"]
         if self.begin is not None:
             words.append("--begin EARLIER")
+        if self.mean:
+            words.append("--mean")
         if self.steps is not None:
             words.append(f"--steps {self.steps}")
         return " ".join(words)
@@ -147,13 +149,15 @@ class _Builder:
         folder.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(exist_ok=True)
         config = ModelConfig(shape=ladder()[tier])
-        teacher = parent = begun = None
+        teacher = parent = begun = start = None
         if rung.teacher is not None:
             parent = self.checkpoint(rung.teacher)
             teacher = parent.load().to(Parallel().device)
         if self.begin is not None and (self.begin / "checkpoints" / tier).exists():
             rung = replace(rung, schedule=FURTHER)
             student = Checkpoint.open(self.begin / "checkpoints" / tier).load()
+            if self.mean:
+                start = {name: held.clone() for name, held in student.state_dict().items()}
             begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
         elif teacher is None:
             student = Decoder(config)
@@ -172,13 +176,14 @@ class _Builder:
             Metadata(name=tier, config=config, eos=(self.end,),
                      parent=parent.identity if parent else None),
             tokenizer=self.out / "tokenizer.json", template=self.out / "chat_template.jinja",
-            dtype=torch.bfloat16, replace_existing=True,
+            dtype=torch.bfloat16, replace_existing=True, begun=start,
         )
         self._note(tier, "training", {
             "command": self.command, "checkpoint": made.identity, "steps": len(run.losses),
             "tokens": run.tokens, "seconds": round(run.seconds), "device": _device(),
             "torch": torch.__version__, "rung": asdict(rung), "seed": self.seed,
             "begun_from": begun,  # what was spent before
+            "mean": start is not None,  # of the weights begun from and those reached
             "losses": [round(loss, 4) for loss in run.losses[::20]],  # every twentieth step's
         })
         return made
@@ -277,17 +282,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin", type=Path, metavar="OUT",
                         help="train the tiers further that an earlier run made there")
+    parser.add_argument("--mean", action="store_true",
+                        help="with --begin: keep the mean of the weights begun from and reached")
     parser.add_argument("--eager", action="store_true", help="compile nothing: for short runs")
     given = parser.parse_args(arguments)
     screen = Console(stderr=True)
     try:
         if given.data is None:
             raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
+        if given.mean and given.begin is None:
+            raise SettingError("--mean is taken with what an earlier run made; add --begin.")
         tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
         given.out.mkdir(parents=True, exist_ok=True)
         builder = _Builder(
             given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
-            begin=given.begin)
+            begin=given.begin, mean=given.mean)
         for tier in tiers:  # what takes hours, before what needs an idle machine
             builder.quantized(tier)
         for tier in tiers:

@@ -93,8 +93,10 @@ def card(out: Path) -> str:
         *_losses(records), "",
         *_distillation(out / "distillation.json"),
         "## How they were made\n",
-        "`python -m cloister.reference.build --data DIR`; every twentieth step's loss is in\n"
-        "`records/`.\n", *_runs(records), "", _TAIL,
+        "`python -m cloister.reference.build --data DIR`, and the same with `--begin` for every\n"
+        "further run of a tier, below its first. `mean`: of the weights begun from and reached.\n"
+        "Each run's command and every twentieth step's loss are in `records/`.\n",
+        *_runs(records), "", _TAIL,
     ])
 
 
@@ -188,7 +190,8 @@ def _runs(records: dict[Tier, Record]) -> Iterator[str]:
             yield from rows(tier, run["begun_from"])
         yield (
             str(tier), f"{ladder()[tier].parameters / 1e6:.2f} M",
-            run["rung"]["teacher"] or "labels", f"{run['steps']:,}",
+            run["rung"]["teacher"] or "labels",
+            f"{run['steps']:,}{', mean' if run.get('mean') else ''}",
             f"{run['tokens'] / 1e6:.1f} M", f"{run['seconds'] / 3600:.1f}", run["device"],
             str(run["seed"]),
         )

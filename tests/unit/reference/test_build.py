@@ -87,7 +87,7 @@ def test_too_little_text_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("extra", "said"), [
-    (["--tiers", "femto"], "femto"), ([], "snips"),
+    (["--tiers", "femto"], "femto"), ([], "snips"), (["--tiers", "pro", "--mean"], "add --begin"),
 ])
 def test_wrong_usage_of_the_builder_ends_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], said: str
@@ -153,6 +153,15 @@ def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
         assert further.checkpoint(tier).identity != checkpoints[tier].identity
         training = json.loads((tmp_path / "further" / f"{tier}.json").read_text())["training"]
         assert training["begun_from"]["checkpoint"] == checkpoints[tier].identity
+    (tmp_path / "mean").mkdir()
+    between = build._Builder(
+        data, tmp_path / "mean", steps=1, compiled=False, begin=tmp_path, mean=True)
+    start, end, middle = (
+        held.tensor("layers.0.mlp.down.weight").float() for held in (
+            checkpoints[Tier.ULTRA], further.checkpoint(Tier.ULTRA),
+            between.checkpoint(Tier.ULTRA)))
+    assert torch.allclose(middle, (start + end) / 2, rtol=0.02, atol=1e-5)
+    assert not torch.allclose(middle, start, rtol=0.02, atol=1e-5)
 
     monkeypatch.delattr(build, "train")  # nothing is trained again
     before = (tmp_path / "nano-1.json").read_bytes()
