@@ -89,7 +89,7 @@ RUNGS = {
 # From weights that an earlier run left, where a tier is given more time or other data.
 FURTHER = Schedule(steps=1500, peak=3e-3, decay=1.0)
 # From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
-QAT = training.bearing(Schedule(steps=1200, peak=2e-4, warmup=20))
+QAT = training.bearing(Schedule(steps=600, peak=2e-4, warmup=20))
 _EIGHT_BITS = "8da8w"
 
 
