@@ -47,7 +47,7 @@ tiers learnt to bear 4 bits. They answer four tasks, named by the system prompt:
 
 They know nothing else. English only; `redact` is surest in the sentences of its generator, errs
 more often in others (their row tells how often), and is no guarantee of anything; `story` makes
-sense for a sentence or two.
+sense for a few words, and without sampling soon repeats itself.
 """
 _TAIL = """\
 ## Data
