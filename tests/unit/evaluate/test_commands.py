@@ -103,8 +103,12 @@ def test_a_receipt_keeps_what_was_measured_on_more(
         done(capfd, "eval", bundle, "--data", data, "--record", *more)
     after = Bundle.open(bundle)
     after.verify()
-    evaluations = after.receipt()["evaluations"]
-    assert isinstance(evaluations, dict)
+    found = after.receipt()["evaluations"]
+    shipped = Bundle.open(reference.bundle_path("nano-1")).receipt()["evaluations"]
+    assert isinstance(found, dict)
+    assert isinstance(shipped, dict)
+    assert {name: found[name] for name in shipped} == shipped
+    evaluations = {name: each for name, each in found.items() if name not in shipped}
     assert list(evaluations) == [
         "own.jsonl", "own.jsonl, 2 of 6", "own.jsonl, call", "own.jsonl against nano-1"]
     assert [each["n"] for each in evaluations.values()] == [6, 2, 4, 6]

@@ -99,7 +99,7 @@ def test_only_events_reach_the_client_and_nothing_its_standard_error() -> None:
         "from cloister.runtime.client import Worker; from cloister import reference\n"
         "with Worker() as w:\n"
         "    w.load(reference.bundle_path('nano-1'))\n"
-        "    print(len(list(w.stream('hi', max_tokens=3))))"
+        "    print(len(list(w.stream('play a song', system='call', max_tokens=3))))"
     )
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, check=True,
