@@ -257,12 +257,12 @@ def _check(source: Checkpoint, out: Path, *, replace_existing: bool) -> None:
 def write(
     folder: Path, out: Path, metadata: Metadata, *, tokenizer: Path, template: Path | None,
     dtype: torch.dtype = torch.float32, replace_existing: bool = False,
-    begun: Mapping[str, torch.Tensor] | None = None,
+    mean_with: Checkpoint | None = None,
 ) -> Checkpoint:
     """The weights of the run in `folder` as a checkpoint of plain tensors.
 
-    Or their mean with those that the run began from, `begun`, by name: two ends of one run are
-    often both worse than the middle between them (model soups, arXiv 2203.05482).
+    Or their mean with those that the run began from, `mean_with`: the two ends of a run are often
+    both worse than the middle between them (model soups, arXiv 2203.05482).
 
     Raises:
         OutputExists, NotEnoughDisk, CheckpointError: see `CheckpointWriter`.
@@ -274,8 +274,9 @@ def write(
         replace=replace_existing,
     ) as writer:
         for name in tensors:
-            writer.add(
-                name, weights[name].lerp(begun[name], 0.5) if begun else weights[name])
+            reached = weights[name]
+            writer.add(name, reached if mean_with is None else reached.lerp(
+                mean_with.tensor(name).to(reached.dtype), 0.5))
     return Checkpoint.open(out)
 
 

@@ -155,9 +155,8 @@ class _Builder:
             teacher = parent.load().to(Parallel().device)
         if self.begin is not None and (self.begin / "checkpoints" / tier).exists():
             rung = replace(rung, schedule=FURTHER)
-            student = Checkpoint.open(self.begin / "checkpoints" / tier).load()
-            if self.mean:
-                start = {name: held.clone() for name, held in student.state_dict().items()}
+            start = Checkpoint.open(self.begin / "checkpoints" / tier)
+            student = start.load()
             begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
         elif teacher is None:
             student = Decoder(config)
@@ -176,14 +175,14 @@ class _Builder:
             Metadata(name=tier, config=config, eos=(self.end,),
                      parent=parent.identity if parent else None),
             tokenizer=self.out / "tokenizer.json", template=self.out / "chat_template.jinja",
-            dtype=torch.bfloat16, replace_existing=True, begun=start,
+            dtype=torch.bfloat16, replace_existing=True, mean_with=start if self.mean else None,
         )
         self._note(tier, "training", {
             "command": self.command, "checkpoint": made.identity, "steps": len(run.losses),
             "tokens": run.tokens, "seconds": round(run.seconds), "device": _device(),
             "torch": torch.__version__, "rung": asdict(rung), "seed": self.seed,
             "begun_from": begun,  # what was spent before
-            "mean": start is not None,  # of the weights begun from and those reached
+            "mean": self.mean and start is not None,  # of the weights begun from and those reached
             "losses": [round(loss, 4) for loss in run.losses[::20]],  # every twentieth step's
         })
         return made

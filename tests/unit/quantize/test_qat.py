@@ -242,11 +242,11 @@ def test_learning_from_its_unquantized_self_a_decoder_comes_closer_to_it(tmp_pat
         (row[:2], row[2:]) for row in torch.randint(300, (2000, 20), generator=generator).tolist()
     ]
     train(
-        prepared, data, Schedule(steps=120, tokens=1024, micro=1024, peak=3e-4, autocast=False),
+        prepared, data, Schedule(steps=240, tokens=1024, micro=1024, peak=3e-4, autocast=False),
         tmp_path / "qat", teacher=plain, objective=Objective(hard=0.0),
     )
     after = apart(prepared)
-    assert after < 0.7 * before
+    assert after < 0.5 * before
 
 
 def test_a_group_that_does_not_divide_a_layer_is_refused_by_name() -> None:
