@@ -22,11 +22,16 @@
     ├── PromptError                 text that cannot be given to a model
     │   ├── EmptyPrompt
     │   ├── InvalidText                 bytes that are not UTF-8
-    │   └── ContextExceeded             more tokens than the context holds
+    │   ├── ContextExceeded             more tokens than the context holds
+    │   └── UnsupportedMedia            a picture or recording for a model that reads text only
+    ├── ConstraintError             a schema, grammar or list of choices that cannot be followed
+    │   └── AnswerIncomplete            an answer cut off before it met its constraint
     ├── ResourceError               the machine has too little of something
     │   ├── NotEnoughMemory
     │   └── NotEnoughDisk
     ├── OutputExists                the place to write to is taken
+    ├── OutputUnwritable            the place to write to cannot be written
+    ├── EngineBusy                  an engine asked from two threads, or by two unfinished streams
     ├── ReplayError                 a replay file that is malformed or gives other tokens
     ├── SnapshotError               KV state that is malformed or belongs to another model
     ├── DataError                   a data set that cannot be used
@@ -42,25 +47,31 @@
     │   ├── VaultRolledBack             an older state than the one that was last closed
     │   ├── VaultUnsafe                 others could read or replace it, or it lies on a network
     │   └── VaultVersionError           written by a release with another format
+    ├── GuardError                  the network cannot be refused on this system
     └── WorkerError                 the worker process ended or broke its protocol
+        └── ProtocolError               a message that is malformed, oversized or of another version
 
 A message says what happened, to which object, and what to do now, in one sentence, and never
 holds text that a user typed or that a model answered.
 """
 
 __all__ = [
+    "AnswerIncomplete",
     "BundleCorrupt",
     "BundleError",
     "BundleVersionError",
     "CheckpointError",
     "CloisterError",
+    "ConstraintError",
     "ContextExceeded",
     "DataError",
     "EmptyPrompt",
+    "EngineBusy",
     "ExportError",
     "ExportMismatch",
     "GateFailed",
     "GroupSizeError",
+    "GuardError",
     "IncompatibleProgram",
     "InvalidText",
     "KeyDamaged",
@@ -71,8 +82,10 @@ __all__ = [
     "NotEnoughDisk",
     "NotEnoughMemory",
     "OutputExists",
+    "OutputUnwritable",
     "OverlapError",
     "PromptError",
+    "ProtocolError",
     "QuantizationError",
     "ReplayError",
     "ResourceError",
@@ -84,6 +97,7 @@ __all__ = [
     "TrainingError",
     "UnsupportedArchitecture",
     "UnsupportedFeature",
+    "UnsupportedMedia",
     "VaultDamaged",
     "VaultError",
     "VaultRolledBack",
@@ -187,6 +201,18 @@ class ContextExceeded(PromptError):
     """More tokens than the context holds."""
 
 
+class UnsupportedMedia(PromptError):
+    """A picture or recording for a model that reads text only."""
+
+
+class ConstraintError(CloisterError):
+    """A schema, grammar or list of choices that cannot be followed."""
+
+
+class AnswerIncomplete(ConstraintError):
+    """An answer cut off before it met its constraint."""
+
+
 class ResourceError(CloisterError):
     """The machine has too little of something."""
 
@@ -201,6 +227,14 @@ class NotEnoughDisk(ResourceError):
 
 class OutputExists(CloisterError):
     """The place to write to is taken."""
+
+
+class OutputUnwritable(CloisterError):
+    """The place to write to cannot be written."""
+
+
+class EngineBusy(CloisterError):
+    """An engine asked from two threads, or by two unfinished streams."""
 
 
 class ReplayError(CloisterError):
@@ -263,5 +297,13 @@ class VaultVersionError(VaultError):
     """Written by a release with another format."""
 
 
+class GuardError(CloisterError):
+    """The network cannot be refused on this system."""
+
+
 class WorkerError(CloisterError):
     """The worker process ended or broke its protocol."""
+
+
+class ProtocolError(WorkerError):
+    """A message that is malformed, oversized or of another version."""

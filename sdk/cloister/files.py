@@ -1,0 +1,153 @@
+"""Files and directories written whole: they are there entirely, or as they were before.
+
+What is written lies beside its place until it is complete and flushed; then it is renamed there and
+the directory is flushed. Disk errors come by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from cloister.errors import NotEnoughDisk, OutputExists, OutputUnwritable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["check_output", "disk_errors", "is_regular", "sync", "whole_directory", "whole_file"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def disk_errors(name: str) -> Iterator[None]:
+    """Raise what fails while `name` is written by our names.
+
+    Raises:
+        NotEnoughDisk: the disk is full.
+        OutputUnwritable: it cannot be written for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NotEnoughDisk(
+                f"The disk filled up while {name} was written; make room and run it again."
+            ) from error
+        raise OutputUnwritable(
+            f"{name} cannot be written ({error.strerror or type(error).__name__}); check its "
+            "directory or name another place."
+        ) from error
+
+
+@contextmanager
+def whole_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block ends.
+
+    With `private` only its owner can read it, from its first byte on.
+
+    Raises:
+        NotEnoughDisk, OutputUnwritable: see `disk_errors`; what stood at `path` still does.
+    """
+    with disk_errors(path.name):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        part = Path(name)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor
+                if not private:
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            sync(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def check_output(path: Path, *, kind: str, mark: str, replace: bool) -> None:
+    """Raise unless a directory of `kind`, which has a file called `mark`, may be written to `path`.
+
+    Raises:
+        OutputExists: `path` is there and `replace` is false, or it is anything but such a
+            directory: what is replaced is removed, so never a directory named by mistake.
+    """
+    if not os.path.lexists(path):
+        return
+    if not replace:
+        raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
+    if path.is_symlink() or not is_regular(path / mark):
+        raise OutputExists(
+            f"Output {path.name} exists and is no {kind}, so it is not replaced; name another."
+        )
+
+
+@contextmanager
+def whole_directory(
+    path: Path, *, kind: str, mark: str, size_bytes: int = 0, replace: bool = False,
+    private: bool = False,
+) -> Iterator[Path]:
+    """A directory to write into, which becomes `path` when the block ends.
+
+    `kind` and `mark` are those of `check_output`; `size_bytes` is what will be written, if known.
+    With `private` only its owner can read what is in it.
+
+    Raises:
+        OutputExists: see `check_output`.
+        NotEnoughDisk: less than `size_bytes` is free, or the disk filled up.
+        OutputUnwritable: see `disk_errors`. On any failure what stood at `path` still does.
+    """
+    check_output(path, kind=kind, mark=mark, replace=replace)
+    parent = path.resolve().parent
+    if not parent.is_dir():
+        raise OutputUnwritable(
+            f"Directory {parent.name} does not exist; create it or name another output."
+        )
+    with disk_errors(path.name):
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
+        try:
+            free = shutil.disk_usage(parent).free
+            if size_bytes > free:
+                raise NotEnoughDisk(
+                    f"{path.name} takes {size_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
+                    "free; make room or name another disk."
+                )
+            new, old = work / "new", work / "old"
+            new.mkdir(mode=0o700 if private else 0o777)
+            yield new
+            for entry in (*new.iterdir(), new):
+                sync(entry)
+            if os.path.lexists(path):
+                path.rename(old)
+            new.rename(path)
+            sync(parent)
+        finally:
+            if os.path.lexists(work / "old") and not os.path.lexists(path):
+                (work / "old").rename(path)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether `path` is a regular file and no link: a pipe would be waited for."""
+    return path.is_file() and not path.is_symlink()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
