@@ -22,7 +22,7 @@ class Progress(Protocol):
         ...
 
 
-def silent(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:  # noqa: ARG001
+def silent(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
     """A `Progress` that shows nothing."""
 
 
