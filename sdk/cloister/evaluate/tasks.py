@@ -12,22 +12,24 @@ A tool call that is no JSON is a wrong answer, never an error.
 from __future__ import annotations
 
 import random
+import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cloister.corpus import NONE
 from cloister.errors import DataError
 from cloister.runtime.tools import tool_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cloister.corpus import Example
 
-__all__ = ["Score", "check", "correct", "flips", "scores", "spans"]
+__all__ = ["Score", "check", "correct", "flips", "resampled_error", "scores", "spans"]
 
 _CALLS = ("call", "intent")  # tasks whose answer is a tool call
 _RESAMPLES = 200
+_T = TypeVar("_T")
 
 Span = tuple[str, int, int]
 """A slot, and where its value begins and ends in the request."""
@@ -134,11 +136,14 @@ def _slot_f1(examples: Sequence[Example], answers: Sequence[str]) -> Score:
         got = set(spans(example.input, call[1])) if call else set()
         hits = len({span for span in wanted & got if span[1] >= 0})
         rows.append((hits, len(wanted), len(got)))
+    return Score(
+        value=_f1(rows), error=resampled_error(rows, _f1), n=sum(row[1] for row in rows))
+
+
+def resampled_error(rows: Sequence[_T], value: Callable[[Sequence[_T]], float]) -> float:
+    """Standard error of `value`, by drawing as many rows again, 200 times (the bootstrap)."""
     rng = random.Random(0)
-    draws = [_f1(rng.choices(rows, k=len(rows))) for _ in range(_RESAMPLES)]
-    mean = sum(draws) / _RESAMPLES
-    error = (sum((draw - mean) ** 2 for draw in draws) / (_RESAMPLES - 1)) ** 0.5
-    return Score(value=_f1(rows), error=error, n=sum(row[1] for row in rows))
+    return statistics.stdev(value(rng.choices(rows, k=len(rows))) for _ in range(_RESAMPLES))
 
 
 def _f1(rows: Sequence[tuple[int, int, int]]) -> float:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from cloister.errors import CloisterError, ProtocolError, WorkerError
 from cloister.runtime import protocol
 from cloister.runtime.memory import peak_bytes
+from cloister.settings import Settings, share_processor
 from cloister.vault import hygiene
 
 if TYPE_CHECKING:
@@ -116,7 +117,6 @@ class Service:
             peak_rss_bytes=peak_bytes())
 
     def _unlock(self, request: protocol.Unlock) -> Event:
-        from cloister.settings import Settings
         from cloister.vault.local import open_vault
 
         secret = request.passphrase
@@ -181,6 +181,7 @@ def main() -> None:
     # A terminal sends Ctrl-C to the client too, which cancels its request or closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     memory = hygiene.keep_out_of_dumps()
+    share_processor()
     # Only our own lines may reach the client: both descriptors are moved out of everybody's way.
     lines = os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_WRONLY)
