@@ -34,7 +34,7 @@ __all__ = ["bytes_text", "clean", "count", "note", "progress", "quiet", "show", 
 _LINE_S = 5  # between lines of progress where there is no terminal
 # Escape sequences begin with these; 202D and 202E turn a line around (unicode.org/reports/tr36).
 _CONTROLS = dict.fromkeys(
-    [*range(9), 11, 12, *range(13, 32), *range(127, 160), 0x202D, 0x202E], "\N{REPLACEMENT CHARACTER}")
+    [*range(9), *range(11, 32), *range(127, 160), 0x202D, 0x202E], "\N{REPLACEMENT CHARACTER}")
 
 
 def clean(text: str) -> str:

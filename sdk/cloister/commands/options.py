@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cloister.errors import CheckpointError, SettingError
@@ -15,6 +14,7 @@ from cloister.runtime.chat import Sampling
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from pathlib import Path
 
 __all__ = ["Asking", "Options", "Record", "check_checkpoint", "read_json"]
 

@@ -67,8 +67,10 @@ def check(examples: Sequence[Example]) -> None:
 
 
 def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:
-    """Return every score that applies to `examples`, all of one task, and the texts they were answered
-    with; `check` lets the examples through."""
+    """Return every score of `examples`, all of one task, and of the texts they were answered with.
+
+    `check` lets the examples through.
+    """
     task = examples[0].task
     right = correct(examples, answers)
     if task == "call":

@@ -73,8 +73,9 @@ def generate(
     """Choose the tokens after `prompt` one by one, the end token included.
 
     The engine is claimed from the first token on until the generator ends or is closed, unless
-    `owner` has claimed it. `stopped` is asked before each call of the program, of which a long prompt takes several. With a drafter
-    the tokens are those that would have come without it, up to the rounding of longer calls.
+    `owner` has claimed it. `stopped` is asked before each call of the program, of which a long
+    prompt takes several. With a drafter the tokens are those that would have come without it, up to
+    the rounding of longer calls.
 
     Raises:
         EmptyPrompt, ContextExceeded, UnsupportedMedia: see `Core.extend`.

@@ -194,7 +194,8 @@ def _encode(positions: Sequence[Position]) -> bytes:
 
 def _decode(data: bytearray) -> tuple[list[Position], memoryview]:
     """Read what `_encode` wrote, and what stands behind it."""
-    at, positions = 4, list[Position]()
+    positions: list[Position] = []
+    at = 4
     for _ in range(int.from_bytes(data[:4], "big")):
         id_ = int.from_bytes(data[at:at + 4], "big")
         at += 4

@@ -13,7 +13,7 @@ import msgspec
 
 from cloister.errors import OutputExists, ReplayError
 from cloister.files import whole_file
-from cloister.runtime.chat import Sampling
+from cloister.runtime.chat import Sampling  # noqa: TC001  # msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
