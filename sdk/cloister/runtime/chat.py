@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence  # noqa: TC003  # msgspec reads th
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from cloister.errors import EmptyPrompt, EngineBusy, SettingError
+from cloister.errors import EmptyPrompt, EngineBusy, NotEnoughDisk, SettingError
 from cloister.message import Message
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ class Turn:
     """The answer in the making: tokens, and what becomes of them, settled exactly once.
 
     `settle` is given the tokens that were read. It runs when the answer ends, fails or is closed,
-    whichever comes first; where an interrupt came before it, at the next question or at the end
-    of the program, since `turns` holds the turn until then.
+    whichever comes first; where an interrupt came before it, or the disk was full, at the next
+    question or at the end of the program, since `turns` holds the turn until then.
     """
 
     def __init__(
@@ -257,11 +257,16 @@ class Turn:
         if self not in self._turns:
             return
         with uninterrupted():
+            settled = True
             try:
                 self._tokens.close()
                 self._settle(self._read)
+            except NotEnoughDisk:  # the next question tries again: nobody may have heard of it
+                settled = False
+                raise
             finally:
-                self._turns.remove(self)
+                if settled:
+                    self._turns.remove(self)
 
 
 class Answer:
