@@ -62,11 +62,13 @@ class Grammars:
         if ask.schema is not None:
             what, grammar = "schema", self._schema(ask.schema)
         elif ask.grammar is not None:
+            if not isinstance(ask.grammar, str):
+                raise ConstraintError("The grammar is no text; give it in Lark.")
             what, grammar = "grammar", llguidance.LLMatcher.grammar_from_lark(ask.grammar)
         elif ask.choices is not None:
             what, grammar = "list of choices", _choices(ask.choices)
         else:
-            what, grammar = "tools", self._tools(functions(ask.tools or ()))
+            what, grammar = "list of tools", self._tools(functions(ask.tools or ()))
         return _Matcher(llguidance.LLMatcher(self._words, grammar, log_level=0), self._end, what)
 
     def _schema(self, schema: Mapping[str, object]) -> str:
@@ -81,7 +83,7 @@ class Grammars:
         rules = ["start: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
         form = layout(self._tokenizer)
         for number, tool in enumerate(tools):
-            _check_ends(tool.parameters, "tools")
+            _check_ends(tool.parameters, "list of tools")
             rules += self._call(number, tool, form)
         return llguidance.LLMatcher.grammar_from_lark("\n".join(rules))
 
@@ -90,16 +92,22 @@ class Grammars:
         before, after = self._literal(form.before), self._literal(form.after)
         head = _quoted(
             '{"name": ' + json.dumps(tool.name, ensure_ascii=False) + f', "{form.arguments}": ')
-        properties = tool.parameters.get("properties", {})
-        simple = set(tool.parameters) <= {
-            "type", "properties", "required", "additionalProperties", "title", "description",
-            "$schema"} and tool.parameters.get("additionalProperties", False) is False
+        properties = _dict(tool.parameters.get("properties"))
+        keys = tool.parameters.get("required", [])
+        simple = (
+            set(tool.parameters) <= {
+                "type", "properties", "required", "additionalProperties", "title", "description",
+                "$schema"}
+            and tool.parameters.get("additionalProperties", False) is False
+            and isinstance(keys, list) and all(key in list(properties) for key in keys)
+            and not any(_references(tool.parameters))  # which count from the whole
+        )
         if not properties or not simple or len(properties) > _MOST_KEYS:
             # In the schema's order, as llguidance has it.
             value = _json({"type": "object", "additionalProperties": False, **tool.parameters})
             yield f'call_{number}: {before} {head} {value} "}}" {after}'
             return
-        required = [list(properties).index(key) for key in tool.parameters.get("required", ())]
+        required = [list(properties).index(key) for key in keys]
         done = "true"
         for bit in required:
             done = f"and({done}, bit_set({bit}))"
@@ -162,7 +170,7 @@ def _reason(what: str, error: str) -> str:
 
 
 def _choices(choices: Sequence[str]) -> str:
-    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+    if not choices or isinstance(choices, str) or not all(isinstance(choice, str) and choice for choice in choices):
         raise ConstraintError("The list of choices is empty, or one of them is; name some texts.")
     return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, choices)))
 
@@ -224,15 +232,37 @@ def _ends(schema: object, finite: Collection[str]) -> bool:
     """Whether `schema` has a value of finite size, given the references that have one."""
     if not isinstance(schema, dict):
         return True
-    required = _list(schema.get("required"))
-    parts = [part for key, part in _dict(schema.get("properties")).items() if key in required]
-    parts += _list(schema.get("allOf")) + [schema.get("items")] * bool(schema.get("minItems"))
+    reference, kinds = schema.get("$ref"), schema.get("type")
     branches = [_list(schema[key]) for key in ("anyOf", "oneOf") if schema.get(key)]
     return (
-        schema.get("$ref", None) in (None, *finite)
-        and all(_ends(part, finite) for part in parts)
+        (not isinstance(reference, str) or reference in finite)
+        and all(_ends(part, finite) for part in _list(schema.get("allOf")))
         and all(any(_ends(part, finite) for part in branch) for branch in branches)
+        # Without a type any value will do, such as null.
+        and any(
+            all(_ends(part, finite) for part in _needed(kind, schema, finite))
+            for kind in (_list(kinds) or [kinds]))
     )
+
+
+def _needed(kind: object, schema: Mapping[str, object], finite: Collection[str]) -> list[object]:
+    """Schemas of which a value of that kind and `schema` cannot be without one each."""
+    if kind == "array":
+        items = [*_list(schema.get("prefixItems")), schema.get("items")]
+        return items[:_number(schema.get("minItems"))]
+    if kind != "object":
+        return []
+    properties, rest = _dict(schema.get("properties")), schema.get("additionalProperties")
+    required = [key for key in _list(schema.get("required")) if isinstance(key, str)]
+    needed = [properties.get(key, rest) for key in required]
+    if _number(schema.get("minProperties")) > len(required):  # one more, the easiest
+        more = [*properties.values(), *_dict(schema.get("patternProperties")).values(), rest]
+        needed.append(next((part for part in more if _ends(part, finite)), more[0]))
+    return needed
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _dict(value: object) -> dict[str, object]:

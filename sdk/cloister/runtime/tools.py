@@ -81,7 +81,10 @@ def functions(tools: Sequence[Mapping[str, object]]) -> list[Function]:
         inner = tool.get("function", tool) if isinstance(tool, dict) else None
         name = inner.get("name") if isinstance(inner, dict) else None
         parameters = inner.get("parameters", {}) if isinstance(inner, dict) else None
-        if not isinstance(name, str) or not name or not isinstance(parameters, dict):
+        if (
+            not isinstance(name, str) or not name or not isinstance(parameters, dict)
+            or parameters.get("type", "object") != "object"
+        ):
             raise ConstraintError(
                 'A tool is {"name": ..., "parameters": {a JSON Schema of an object}}; correct tool '
                 f"{len(found) + 1}."
