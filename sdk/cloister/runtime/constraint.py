@@ -43,7 +43,7 @@ class Grammars:
         Raises:
             ConstraintError: llguidance cannot read the tokenizer, or no token ends an answer.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer, self._end = tokenizer, list(end)
         self._made: dict[bytes, _Matcher] = {}
         if not end:
             raise ConstraintError(
@@ -51,7 +51,7 @@ class Grammars:
             )
         try:
             self._words = llguidance.LLTokenizer(
-                tokenizer.definition, n_vocab=vocabulary, eos_token=list(end))
+                tokenizer.definition, n_vocab=vocabulary, eos_token=self._end)
         except Exception:  # whatever its reader of tokenizers stumbles over
             raise ConstraintError(
                 f"The tokenizer of bundle {name} is of a kind that constraints cannot be made for; "
@@ -67,7 +67,8 @@ class Grammars:
         try:
             key = msgspec.json.encode(ask.constraints)
         except (TypeError, ValueError, RecursionError):
-            raise ConstraintError("A schema or tool holds a value that JSON has not.") from None
+            raise ConstraintError(
+                "A constraint holds a value that JSON has not; correct it.") from None
         matcher = self._made.pop(key, None) or self._make(ask)
         self._made[key] = matcher  # the latest last
         if len(self._made) > _KEPT:
@@ -95,7 +96,7 @@ class Grammars:
 
     def _tools(self, tools: Sequence[Function]) -> str:
         rules = ["start: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
-        form = layout(self._tokenizer)
+        form = layout(self._tokenizer, self._end)
         for number, tool in enumerate(tools):
             _check_ends(tool.parameters, "list of tools")
             rules += self._call(number, tool, form)
