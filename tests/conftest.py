@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,30 @@ TEXTS = (
     "the quick brown fox jumps over the lazy dog", "what is the weather in Paris tomorrow",
     '{"name": "GetWeather", "arguments": {"city": "Paris"}}', "na\u00efve caf\u00e9 \u4f60\u597d",
 )
+
+
+# No key store, for this process and for every other that a test starts.
+NO_KEY_STORE = {"PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Clear the environment of what belongs to the user, before anything reads it.
+
+    A desktop's key store is found through the session bus, and the bus through two variables.
+    """
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    ours = {name for name in os.environ if name.startswith("CLOISTER_")} - {"CLOISTER_DATA"}
+    for name in (*ours, "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"):
+        patch.delenv(name, raising=False)
+    for name, value in NO_KEY_STORE.items():
+        patch.setenv(name, value)
+    begin = subprocess.Popen.__init__
+
+    def begin_without_keys(self: Any, *args: Any, env: Any = None, **options: Any) -> None:
+        begin(self, *args, env=None if env is None else {**NO_KEY_STORE, **env}, **options)
+
+    patch.setattr(subprocess.Popen, "__init__", begin_without_keys)
 
 
 @pytest.fixture(autouse=True)

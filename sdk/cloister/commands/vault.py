@@ -1,4 +1,4 @@
-"""`cloister vault`: what is kept of the user, under which key, and how to be rid of it."""
+"""`cloister vault`: what the vault has of the user, under which key, and how to delete it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,12 @@ __all__ = ["asking", "vault"]
 
 Record = dict[str, Any]
 
-_PROTECTS = {
-    Provider.KEYRING: "whoever copies the disk learns nothing; programs of this user can ask the "
-                      "system's key store",
-    Provider.PASSPHRASE: "whoever copies the disk must guess the passphrase, at 64 MiB a guess",
-    Provider.KEYFILE: "whoever copies the vault alone learns nothing; whoever copies the key file "
-                      "too reads all of it",
-}
 _ROLLBACK = {
     Provider.KEYRING: "an older copy of the whole vault is refused",
 }
 _NO_ROLLBACK = "an older copy of the whole vault cannot be told from the newest"
 _RESIDUE = (
-    "An SSD may hold the old page until it is reused, and a backup keeps what it copied, "
+    "The disk may hold the old blocks until they are reused, and a backup keeps what it copied, "
 )
 _FORGOTTEN = _RESIDUE + (
     "which the vault's key still opens: `cloister vault shred` and `rotate` take that key away."
@@ -49,7 +42,7 @@ _SHREDDED = _RESIDUE + (
 
 
 def vault(args: Namespace) -> Record:
-    """One of the vault's commands."""
+    """Run one of the vault's commands."""
     provider = getattr(args, "provider", None)
     args.provider = None if provider is None else Provider(provider)
     commands: dict[str, Callable[[Namespace], Record]] = {
@@ -60,7 +53,8 @@ def vault(args: Namespace) -> Record:
 
 
 def asking(*, new: bool = False) -> Callable[[], str] | None:
-    """Asks for the passphrase at the terminal, twice for a new one; None where there is none."""
+    """Return what asks for the passphrase at the terminal, twice for a new one; None without one.
+    """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
 
@@ -104,7 +98,8 @@ def _init(args: Namespace) -> Record:
         if moved is not None:
             display.table("The vault that was there is as it was", ("",), [(f"now {moved}",)])
         _show("A new vault", record)
-    return {**record, "moved": moved}
+        print(made.notice)  # noqa: T201
+    return {**record, "moved": moved, "notice": made.notice}
 
 
 def _status(args: Namespace) -> Record:
@@ -215,11 +210,12 @@ def _forms(finds: Sequence[Find], way: str) -> str:
 
 
 def _unsealed(home: Path, out: Path, model: bytes) -> None:
-    """What the vault in `home` holds, as it would lie there without sealing."""
+    """Write what the vault in `home` holds as it would lie there without sealing."""
     from dataclasses import replace
 
     out.mkdir()
-    settings = replace(Settings.from_environment(), home=home, keyfile=None, passphrase=None)
+    settings = replace(
+        Settings.from_environment(), home=home, keyfile=None, passphrase=None, provider=None)
     with local.open_vault(settings) as held:
         for space in held.namespaces():
             for number, content in enumerate(space.everything(model)):
@@ -230,9 +226,9 @@ def _facts(held: Vault) -> Record:
     provider = held.header.provider
     return {
         "directory": str(held.directory), "provider": str(provider),
-        "protects": _PROTECTS[provider], "rollback": _ROLLBACK.get(provider, _NO_ROLLBACK),
+        "protects": provider.protects, "rollback": _ROLLBACK.get(provider, _NO_ROLLBACK),
         "epoch": held.header.epoch, "writes": held.generation,
-        "memory": hygiene.keep_out_of_dumps() | hygiene.lock_in_memory(held.keys.secrets()),
+        "memory": hygiene.keep_out_of_dumps() | held.keys.locked(),
         "namespaces": [
             {"name": space.name, "kinds": {
                 kind.name.lower(): {"objects": count, "bytes": size}

@@ -92,7 +92,7 @@ class Service:
         self.vault = open_vault(
             Settings.from_environment(), None if passphrase is None else lambda: passphrase,
             create=True)
-        memory |= hygiene.lock_in_memory(self.vault.keys.secrets())
+        memory |= self.vault.keys.locked()
         self.space = self.vault.namespace(request["namespace"])
         opened = {"provider": str(self.vault.header.provider), "memory": memory}
         name = request.get("session")
