@@ -11,32 +11,37 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloister.bundle import Bundle
     from cloister.errors import CloisterError
+    from cloister.message import Message
     from cloister.model.checkpoint import Checkpoint
     from cloister.pipeline import export
     from cloister.quantize.apply import quantize
+    from cloister.runtime.chat import Chat, Sampling, Token
     from cloister.runtime.client import Worker
     from cloister.runtime.engine import Engine
-    from cloister.runtime.sampling import Sampling
     from cloister.runtime.session import Session
     from cloister.tiers import Tier
 
 __all__ = [
     "Bundle",
+    "Chat",
     "Checkpoint",
     "CloisterError",
     "Engine",
+    "Message",
     "Sampling",
     "Session",
     "Tier",
+    "Token",
     "Worker",
     "export",
     "quantize",
 ]
 
 _HOMES = {
-    "Bundle": "bundle", "Checkpoint": "model.checkpoint", "CloisterError": "errors",
-    "Engine": "runtime.engine", "Sampling": "runtime.sampling", "Session": "runtime.session",
-    "Tier": "tiers", "Worker": "runtime.client", "export": "pipeline",
+    "Bundle": "bundle", "Chat": "runtime.chat", "Checkpoint": "model.checkpoint",
+    "CloisterError": "errors", "Engine": "runtime.engine", "Message": "message",
+    "Sampling": "runtime.chat", "Session": "runtime.session", "Tier": "tiers",
+    "Token": "runtime.chat", "Worker": "runtime.client", "export": "pipeline",
     "quantize": "quantize.apply",
 }
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError, InvalidText
+from cloister.settings import share_processor
 from cloister.tiers import Scale, Tier
 from cloister.vault import hygiene
 
@@ -17,40 +21,74 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_FUNCTIONS = {"eval": "eval_", "import": "import_"}  # where the command is a word of Python
+_CLOSED = 128 + 13  # as the shell says of a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, 1 with one sentence on a named error, 2 on wrong usage."""
     parsed = _parser().parse_args(arguments)
-    if arguments is None and not parsed.debug:  # a whole process, whose crash must leave no text
-        hygiene.keep_out_of_dumps()
+    if arguments is None:  # a whole process
+        share_processor()
+        if not parsed.debug:  # whose crash must leave no text
+            hygiene.keep_out_of_dumps()
+        for stream in (sys.stdout, sys.stderr):  # a locale without our characters is no error
+            with contextlib.suppress(AttributeError):
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        status = _run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        _drop_output()
+        return _CLOSED
+    except OSError as error:
+        if parsed.debug:
+            raise
+        _drop_output()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _say("The disk is full where the output goes; make room." if full else (
+            f"The system refused something ({error.strerror}); --debug shows what."))
+        return 1
+    return status
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
         if getattr(parsed, "prompt", None) is not None:
             parsed.prompt = _prompt(parsed.prompt)
         from cloister import commands
 
-        result = getattr(commands, _FUNCTIONS.get(parsed.command, parsed.command))(parsed)
-        if parsed.json and not getattr(parsed, "silent", False):
+        result = commands.run(parsed)
+        if parsed.json and result is not None:
             print(json.dumps(result))  # noqa: T201
     except CloisterError as error:
         if parsed.debug:
             raise
         if parsed.json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))  # noqa: T201
-        print(f"cloister: {error}", file=sys.stderr)  # noqa: T201
+        _say(str(error))
         return 1
     except KeyboardInterrupt:
-        print("cloister: stopped.", file=sys.stderr)  # noqa: T201
+        _say("stopped.")
         return 130
     return 0
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"cloister: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: the interpreter would fail once more as it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prompt(text: str) -> str:
     """The prompt; `-` is the standard input, which process lists and histories do not show."""
     try:
         if text == "-":
-            return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+            return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
         # Undecodable bytes of an argument arrive as surrogates.
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
@@ -271,6 +309,10 @@ def _asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-p", type=float, default=0.0)
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--schema", type=Path, metavar="FILE",
+                        help="a JSON Schema that the answer follows")
+    parser.add_argument("--tools", type=Path, metavar="FILE",
+                        help="a JSON list of tools, one of which the answer calls")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What people see: tables, progress, and an answer as it comes. Everything goes to standard error
-but results."""
+but results. What a model said is shown without control sequences, and never read as markup."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,43 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from cloister.runtime.memory import peak_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["bytes_text", "count", "counting", "quiet", "stages", "table"]
+    from cloister.progress import Progress
+
+__all__ = ["bytes_text", "clean", "count", "note", "progress", "quiet", "show", "table"]
+
+_LINE_S = 5  # between lines of progress where there is no terminal
+# Escape sequences begin with these; 202D and 202E turn a line around (unicode.org/reports/tr36).
+_CONTROLS = dict.fromkeys(
+    [*range(9), *range(11, 32), *range(127, 160), 0x202D, 0x202E], "\N{REPLACEMENT CHARACTER}")
+
+
+def clean(text: str) -> str:
+    """Return a text whose control characters, line breaks and tabs apart, do nothing."""
+    return text.translate(_CONTROLS)
+
+
+def show(text: str, *, end: str = "\n") -> None:
+    """Write a part of a result to the standard output, at once."""
+    print(clean(text), end=end, flush=True)  # noqa: T201
+
+
+def note(text: str) -> None:
+    """Write a remark to the standard error."""
+    Console(stderr=True).print(Text(clean(text)), style="dim")
 
 
 def bytes_text(size: float) -> str:
@@ -49,11 +73,12 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1
 ) -> None:
     """Print a table on the standard output; the first `texts` columns to the left."""
-    grid = Table(title=title, title_justify="left", title_style="bold", show_lines=texts > 1)
+    grid = Table(
+        title=Text(clean(title), style="bold"), title_justify="left", show_lines=texts > 1)
     for number, name in enumerate(columns):
-        grid.add_column(name, justify="left" if number < texts else "right")
+        grid.add_column(Text(clean(name)), justify="left" if number < texts else "right")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(clean(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 120).print(grid)
 
 
@@ -80,40 +105,36 @@ def quiet(debug: bool) -> Iterator[Console]:
 
 
 @contextmanager
-def counting(console: Console, title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for work that is counted: call it with what is done now, how many of it, and of how
-    many."""
+def progress(console: Console, title: str) -> Iterator[Progress]:
+    """Show long work: bars at a terminal, else a line when a stage begins and every few seconds."""
+    if not console.is_terminal:
+        yield _lines(console, title)
+        return
     columns = (
-        SpinnerColumn(), TextColumn(title), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TextColumn("{task.description:<12}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        SpinnerColumn(), TextColumn(title), TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"), TextColumn("peak {task.fields[peak]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None)
+    with Bars(*columns, console=console) as bars:
+        task = bars.add_task("", total=None, note="", peak="")
 
-        def count(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
+        def update(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+            bars.update(task, description=stage, completed=done, total=total or None, note=note,
+                        peak=bytes_text(peak_bytes()))
 
-        yield count
+        yield update
 
 
-@contextmanager
-def stages(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over `total` stages: call it with the name of each as it begins."""
-    columns = (
-        SpinnerColumn(), TextColumn(title), BarColumn(bar_width=24),
-        TextColumn("{task.description:<24}"), TimeElapsedColumn(),
-        TextColumn("peak {task.fields[peak]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total, peak=bytes_text(peak_bytes()))
-        begun = 0
+def _lines(console: Console, title: str) -> Progress:
+    last, shown = "", 0.0
 
-        def begin(stage: str) -> None:
-            nonlocal begun
-            bar.update(
-                task, completed=begun, description=stage, peak=bytes_text(peak_bytes())
-            )
-            begun += 1
+    def update(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        nonlocal last, shown
+        now = time.monotonic()
+        if stage == last and now - shown < _LINE_S:
+            return
+        last, shown = stage, now
+        of = f" {done}/{total}" if total else ""
+        console.print(Text(" ".join(f"{title}: {stage}{of} {note}".split())))
 
-        yield begin
-        bar.update(task, completed=total, description="done", peak=bytes_text(peak_bytes()))
+    return update

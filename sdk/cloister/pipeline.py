@@ -15,9 +15,10 @@ from cloister.errors import BundleCorrupt, ExportMismatch, TokenizerError
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.export import write
 from cloister.manifest import FORMAT, Manifest, ProgramEntry
+from cloister.message import Message
 from cloister.runtime import _executorch
 from cloister.runtime.engine import Engine
-from cloister.tokenizer import Message, Tokenizer
+from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -146,9 +147,7 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
     for number, row in enumerate(rows, start=1):
         ids = _prompt(engine.tokenizer, row.system, row.prompt)
         for position, wanted in enumerate(row.tokens):
-            logits = engine.logits(ids)
-            assert logits is not None
-            if int(logits.argmax()) != wanted:
+            if int(engine.extend(ids).argmax()) != wanted:
                 raise BundleCorrupt(
                     f"Golden prompt {number} of bundle {bundle.path.name} gives another token at "
                     f"position {position} on this machine; do not use it here."

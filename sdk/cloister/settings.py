@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "share_processor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +43,12 @@ class Settings:
     def vault(self) -> Path:
         """The directory of the vault."""
         return self.home / "vault"
+
+
+def share_processor() -> None:
+    """Let threads that wait for others sleep, not spin; to be called before torch is imported.
+
+    OpenMP's threads spin for each other by default, which brings a process to a standstill where
+    other programs keep the processor busy. A setting of the user's own stands.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -7,8 +7,7 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 import tokenizers
@@ -18,29 +17,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cloister.errors import EmptyPrompt, InvalidText, TokenizerError, VocabularyMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from jinja2 import nodes
     from jinja2.parser import Parser
 
-__all__ = ["Message", "TextStream", "Tokenizer"]
+    from cloister.message import Message
+
+__all__ = ["TextStream", "Tokenizer"]
 
 _PLAIN = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Message:
-    """One turn. Its repr does not show what was said."""
-
-    role: str  # system, user or assistant
-    content: str
-
-    def __repr__(self) -> str:
-        return f"Message(role={self.role!r})"
 
 
 class Tokenizer:
@@ -61,6 +51,7 @@ class Tokenizer:
             self._template = environment.from_string(template)
         except jinja2.TemplateError:
             raise TokenizerError("The chat template is not valid Jinja; correct it.") from None
+        self.renders_tool_calls = "tool_calls" in template
         backend.encode_special_tokens = True  # spelled in a text, they are text
         added = backend.get_added_tokens_decoder()
         self._special = {id_ for id_, token in added.items() if token.special}
@@ -101,7 +92,20 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """The same for tokenizers that give the same ids: sha256 of their definition."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        return hashlib.sha256(self.definition.encode()).hexdigest()
+
+    @property
+    def definition(self) -> str:
+        """What `tokenizer.json` says, as JSON."""
+        text: str = self._backend.to_str()
+        return text
+
+    def split_special(self, text: str) -> list[str | int]:
+        """Cut `text`, which no user typed, at the special tokens spelled in it, given as ids."""
+        return [
+            self._ids[piece] if place % 2 else piece
+            for place, piece in enumerate(re.split(f"({self._spelled})", text)) if piece
+        ]
 
     def check_vocabulary(self, rows: int) -> None:
         """Refuse a tokenizer with ids beyond the `rows` of a model's embedding.
@@ -135,9 +139,10 @@ class Tokenizer:
         return self._encode(text)
 
     def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> list[int]:
-        """Ids of a conversation as the chat template lays it out.
+        """Ids of a conversation as the chat template lays it out, told of `tools`.
 
         The ids are those of the template's text, with one exception: special tokens count where
         the template writes them, and a user who types `<|end|>` ends nothing.
@@ -151,28 +156,42 @@ class Tokenizer:
         # once the template's own are found. The rest reaches the template as it is, since
         # templates trim and search it.
         mark = f"[{secrets.randbelow(10**20)}]"
-        contents = []
         for message in messages:
             if not message.content and message.role != "assistant":
                 raise EmptyPrompt("A message is empty; give it at least one character.")
-            _check_unicode(message.content)
-            contents.append(re.sub(
-                f"(?={self._spelled})(.)", rf"\1{mark}", message.content, flags=re.DOTALL
-            ))
-        roles = [message.role for message in messages]
-        laid_out = self._render(roles, contents, add_generation_prompt)
+
+        def broken(text: str) -> str:
+            _check_unicode(text)
+            return re.sub(f"(?={self._spelled})(.)", rf"\1{mark}", text, flags=re.DOTALL)
+
+        def laid_out(typed: Callable[[str], str]) -> str:
+            return self._render(
+                [self._record(message, typed) for message in messages], add_generation_prompt,
+                tools)
+
+        text = laid_out(broken)
         # A content might complete a special token that the template's text begins.
-        closed = [f"{mark}{content}{mark}" for content in contents]
-        guarded = self._render(roles, closed, add_generation_prompt)
-        if re.findall(self._spelled, laid_out) != re.findall(self._spelled, guarded):
-            laid_out = guarded
+        guarded = laid_out(lambda typed: f"{mark}{broken(typed)}{mark}")
+        if re.findall(self._spelled, text) != re.findall(self._spelled, guarded):
+            text = guarded
         ids: list[int] = []
-        for place, piece in enumerate(re.split(f"({self._spelled})", laid_out)):
+        for place, piece in enumerate(re.split(f"({self._spelled})", text)):
             if place % 2:
                 ids.append(self._ids[piece])
             else:
                 ids += self._encode(piece.replace(mark, ""))
         return ids
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Text of a conversation that no user typed, as the chat template lays it out.
+
+        Raises:
+            TokenizerError: the template refuses the conversation.
+        """
+        records = [self._record(message, lambda text: text) for message in messages]
+        return self._render(records, add_generation_prompt, None)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -187,19 +206,31 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def _record(self, message: Message, typed: Callable[[str], str]) -> dict[str, object]:
+        """Return a message as templates read it, every text of it through `typed`."""
+        record: dict[str, object] = {"role": message.role, "content": typed(message.content)}
+        if message.name is not None:
+            record["name"] = typed(message.name)
+        if message.tool_calls and self.renders_tool_calls:  # in place of their text
+            record["content"] = ""
+            record["tool_calls"] = [
+                {"type": "function", "function": {
+                    "name": typed(call.name), "arguments": _texts(call.arguments, typed)}}
+                for call in message.tool_calls
+            ]
+        return record
+
     def _render(
-        self, roles: list[str], contents: list[str], add_generation_prompt: bool
+        self, messages: list[dict[str, object]], add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, object]] | None,
     ) -> str:
         def known(name: str) -> bool:
             return self.id_of(name) is not None
 
         try:
             return self._template.render(
-                messages=[
-                    {"role": role, "content": content}
-                    for role, content in zip(roles, contents, strict=True)
-                ],
-                add_generation_prompt=add_generation_prompt,
+                messages=messages, add_generation_prompt=add_generation_prompt,
+                tools=None if tools is None else list(tools), documents=None,
                 bos_token=next(filter(known, _BEGIN), ""),
                 eos_token=next(filter(known, _END), ""),
             )
@@ -209,6 +240,15 @@ class Tokenizer:
                 "The chat template refuses this order of roles; begin with a system or user "
                 "message and alternate."
             ) from None
+
+
+def _texts(value: Any, typed: Callable[[str], str]) -> Any:
+    """Pass every text in a JSON value through `typed`."""
+    if isinstance(value, str):
+        return typed(value)
+    if isinstance(value, dict):
+        return {typed(key): _texts(held, typed) for key, held in value.items()}
+    return [_texts(held, typed) for held in value] if isinstance(value, list) else value
 
 
 _BEGIN = ("<|begin_of_text|>", "<bos>", "<s>")

@@ -158,7 +158,7 @@ def eight_bits(folder: Path) -> dict[str, Any]:
     from cloister.evaluate.divergence import compare
     from cloister.runtime.engine import Engine
     from cloister.runtime.prefix import Precision, PrefixCache
-    from cloister.tokenizer import Message
+    from cloister.message import Message
 
     engine = Engine(reference.bundle_path("nano-1"))
     lines = reference.requests_path().read_text("utf-8").splitlines()

@@ -18,11 +18,11 @@ from cloister.errors import BundleCorrupt, IncompatibleProgram
 from cloister.model.checkpoint import Checkpoint
 from cloister.runtime.engine import Engine
 from cloister.runtime.prefix import BLOCK, PrefixCache
-from cloister.runtime.sampling import Sampling
+from cloister.runtime.chat import Sampling
 from cloister.runtime.session import Session
 from cloister.settings import Settings
 from cloister.tiers import Tier
-from cloister.tokenizer import Message
+from cloister.message import Message
 from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 

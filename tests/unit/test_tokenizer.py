@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
 from cloister.errors import EmptyPrompt, InvalidText, TokenizerError, VocabularyMismatch
-from cloister.tokenizer import Message, Tokenizer
+from cloister.message import Message
+from cloister.tokenizer import Tokenizer
 
 _TEXT = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1)
 

@@ -1,14 +1,42 @@
-"""What each command does. Each takes parsed arguments, shows people a result unless `--json` is
-given, and gives the record that `--json` prints."""
+"""What each command does. Each takes its typed options, shows people a result unless `--json` is
+given, and returns the record that `--json` prints."""
 
-from cloister.commands.demo import demo
-from cloister.commands.make import export, import_, quantize
-from cloister.commands.measure import bench, eval_, tiers, verify
-from cloister.commands.teach import distill
-from cloister.commands.use import chat, compare, replay, run
-from cloister.commands.vault import vault
+from __future__ import annotations
 
-__all__ = [
-    "bench", "chat", "compare", "demo", "distill", "eval_", "export", "import_", "quantize",
-    "replay", "run", "tiers", "vault", "verify",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+    from cloister.commands.options import Options, Record
+
+__all__ = ["run"]
+
+# Of each command: its module, its options and its function.
+_COMMANDS = {
+    "bench": ("measure", "Bench", "bench"),
+    "chat": ("use", "Chat", "chat"),
+    "compare": ("use", "Compare", "compare"),
+    "demo": ("demo", "Demo", "demo"),
+    "distill": ("teach", "Distill", "distill"),
+    "eval": ("measure", "Eval", "eval_"),
+    "export": ("make", "Export", "export"),
+    "import": ("make", "Import", "import_"),
+    "quantize": ("make", "Quantize", "quantize"),
+    "replay": ("use", "Replay", "replay"),
+    "run": ("use", "Run", "run"),
+    "tiers": ("measure", "Tiers", "tiers"),
+    "vault": ("vault", "Vault", "vault"),
+    "verify": ("measure", "Verify", "verify"),
+}
+
+
+def run(parsed: Namespace) -> Record | None:
+    """Run the command of parsed arguments; None where another process gives the result."""
+    module, options, function = _COMMANDS[parsed.command]
+    home = import_module(f"cloister.commands.{module}")
+    kind: type[Options] = getattr(home, options)
+    call: Callable[[Options], Record | None] = getattr(home, function)
+    return call(kind.of(parsed))

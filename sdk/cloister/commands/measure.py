@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloister import display, reference
+from cloister.commands.options import Options, Record
 from cloister.errors import SettingError
 from cloister.runtime.memory import PROCESS_BYTES, available_bytes
-from cloister.tiers import Tier, ladder
+from cloister.tiers import Scale, Tier, ladder
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterator
 
-__all__ = ["bench", "eval_", "tiers", "verify"]
+    from cloister.corpus import Example
 
-Record = dict[str, Any]
+__all__ = ["Bench", "Eval", "Tiers", "Verify", "bench", "eval_", "tiers", "verify"]
 
 _GIB = 2**30
 # What a foreground app may take on a common device: about half of a phone's memory.
@@ -26,7 +27,47 @@ _DEVICES = (
 )
 
 
-def tiers(args: Namespace) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class Tiers(Options):
+    """The ladder."""
+
+    size: Scale
+    context: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Options):
+    """A bundle to prove."""
+
+    bundle: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Options):
+    """What to measure the speed of."""
+
+    shape: Tier | None
+    bundle: Path | None
+    random: bool
+    size: Scale
+    recipe: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Options):
+    """Models, and the data to score them on."""
+
+    models: list[str]
+    data: Path
+    task: str | None
+    limit: int | None
+    against: str | None
+    record: bool
+    picture: Path | None
+    family: Path | None
+
+
+def tiers(args: Tiers) -> Record:
     """Print the ladder."""
     here = available_bytes()
     rows: list[Record] = []
@@ -59,7 +100,7 @@ def tiers(args: Namespace) -> Record:
     return {"size": str(args.size), "available_bytes": here, "tiers": rows}
 
 
-def verify(args: Namespace) -> Record:
+def verify(args: Verify) -> Record:
     """Prove a bundle."""
     with display.quiet(args.debug) as console, console.status("verifying"):
         from cloister import pipeline
@@ -77,7 +118,7 @@ def verify(args: Namespace) -> Record:
     return {"ok": True, **result}
 
 
-def bench(args: Namespace) -> Record:
+def bench(args: Bench) -> Record:
     """Speed and memory."""
     with display.quiet(args.debug) as console:
         from cloister import bench as benching
@@ -99,38 +140,18 @@ def bench(args: Namespace) -> Record:
     return record
 
 
-def eval_(args: Namespace) -> Record:
+def eval_(args: Eval) -> Record:
     """Scores, and divergence from another model."""
-    with display.quiet(args.debug) as console:
-        from cloister.corpus import read
-        from cloister.evaluate import scoreboard
-        from cloister.evaluate.report import evaluate
-        from cloister.evaluate.subject import open_subject
+    from cloister.evaluate import scoreboard
 
-        paths = [reference.find(name, args.family) for name in args.models]
-        names = _names(args.models)
-        if args.picture is not None:
-            scoreboard.check_picture(args.picture)
-        whole = read(args.data)
-        if args.task is not None:
-            whole = [example for example in whole if example.task == args.task]
-        # Evenly over the whole, not the first: files are sorted by intent.
-        step = 1 if args.limit is None else max(1, -(-len(whole) // args.limit))
-        examples = whole[::step]
-        if args.record and not all((path / "manifest.json").exists() for path in paths):
-            raise SettingError("Only a bundle has a receipt to record in; leave --record out.")
-        other = args.against and open_subject(
-            reference.find(args.against, args.family))
-        reports = []
-        for name, path in zip(names, paths, strict=True):
-            with display.counting(console, f"eval {name}") as progress:
-                report = evaluate(open_subject(path), examples, against=other, progress=progress)
-            reports.append({
-                **report.to_dict(), "model": name, "data": args.data.resolve().name,
-            })
-            if args.record:
-                part = f"{len(examples)} of {len(whole)}" if step > 1 else None
-                _record(path, reports[-1], args.task, part)
+    paths = [reference.find(name, args.family) for name in args.models]
+    names = _names(args.models)
+    if args.picture is not None:
+        scoreboard.check_picture(args.picture)
+    if args.record and not all((path / "manifest.json").exists() for path in paths):
+        raise SettingError("Only a bundle has a receipt to record in; leave --record out.")
+    examples, part = _examples(args)
+    reports = _reports(args, dict(zip(names, paths, strict=True)), examples, part)
     metrics = {report["model"]: report["metrics"] for report in reports}
     base = next((name for name in metrics if Path(name).stem == Tier.PRO), next(iter(metrics)))
     if args.picture is not None:
@@ -142,6 +163,41 @@ def eval_(args: Namespace) -> Record:
         return reports[0]
     return {"data": args.data.resolve().name, "n": len(examples), "reports": reports, "base": base,
             "divided": divided}
+
+
+def _examples(args: Eval) -> tuple[list[Example], str | None]:
+    """Return the examples, and which part of the data they are, where not all of it."""
+    from cloister.corpus import read
+
+    whole = read(args.data)
+    if args.task is not None:
+        whole = [example for example in whole if example.task == args.task]
+    # Evenly over the whole, not the first: files are sorted by intent.
+    step = 1 if args.limit is None else max(1, -(-len(whole) // args.limit))
+    examples = whole[::step]
+    return examples, f"{len(examples)} of {len(whole)}" if step > 1 else None
+
+
+def _reports(
+    args: Eval, models: dict[str, Path], examples: list[Example], part: str | None
+) -> list[Record]:
+    """Evaluate each model, and record the result in its receipt where that is asked for."""
+    reports: list[Record] = []
+    with display.quiet(args.debug) as console:
+        from cloister.evaluate.report import evaluate
+        from cloister.evaluate.subject import open_subject
+
+        other = args.against and open_subject(reference.find(args.against, args.family))
+        for name, path in models.items():
+            with display.progress(console, f"eval {name}") as progress:
+                report = evaluate(
+                    open_subject(path), examples, against=other or None, progress=progress)
+            reports.append({
+                **report.to_dict(), "model": name, "data": args.data.resolve().name,
+            })
+            if args.record:
+                _record(path, reports[-1], args.task, part)
+    return reports
 
 
 def _names(models: list[str]) -> list[str]:

@@ -2,167 +2,210 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cloister import display, reference
+from cloister.commands.options import Asking, Options, Record
 from cloister.errors import CloisterError, SettingError
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterator
+    from pathlib import Path
 
-__all__ = ["chat", "compare", "replay", "run"]
+    from cloister.runtime.chat import Stats
 
-Record = dict[str, Any]
-
-
-def run(args: Namespace) -> Record:
-    """One answer, streamed."""
-    with Worker(debug=args.debug) as worker:
-        loaded = worker.load(reference.find(args.bundle, args.family))
-        if args.cached:
-            _open(worker, args)
-        text, ids, tokens = "", [], []
-        for piece in worker.stream(
-            args.prompt, top=args.logprobs, cached=args.cached, **_request(args)
-        ):
-            text += piece.text
-            ids.append(piece.id)
-            if args.logprobs:
-                tokens.append({"id": piece.id, "text": piece.text, "logprob": piece.logprob,
-                               "top": [list(pair) for pair in piece.top]})
-            if not args.json:
-                print(piece.text, end="", flush=True)  # noqa: T201
-        stats = worker.stats
-    if not args.json:
-        print()  # noqa: T201
-        if args.logprobs:
-            display.table("Tokens", ("text", "log-probability", "id"), [
-                (repr(token["text"]), f"{token['logprob']:.3f}", str(token["id"]))
-                for token in tokens
-            ])
-    if args.replay is not None:
-        from cloister.runtime import replay
-        from cloister.runtime.sampling import Sampling
-
-        replay.write(
-            args.replay, model_id=loaded["model_id"], system=args.system, prompt=args.prompt,
-            max_tokens=args.max_tokens, sampling=Sampling(**_sampling(args)), tokens=ids,
-        )
-        _say(f"{args.replay.name} holds the prompt and the answer in plain text; keep it safe.")
-    record = {
-        "text": text, "tokens": stats["tokens"], "finish": stats["finish"],
-        "ttft_s": stats["ttft_s"], "decode_tokens_per_s": stats["decode_tokens_per_s"],
-        "peak_rss_bytes": stats["peak_rss_bytes"], "guard_tier": stats["guard_tier"],
-        "prompt_tokens": stats["prompt_tokens"], "restored_tokens": stats["restored_tokens"],
-        "load_s": loaded["load_s"],
-        "model_id": loaded["model_id"],
-    }
-    return {**record, "logprobs": tokens} if args.logprobs else record
+__all__ = ["Chat", "Compare", "Replay", "Run", "chat", "compare", "replay", "run"]
 
 
-def chat(args: Namespace) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class Run(Asking):
+    """One answer."""
+
+    bundle: str
+    prompt: str
+    logprobs: int
+    replay: Path | None
+    cached: bool
+    namespace: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Asking):
     """A conversation."""
-    turns = 0
-    with Worker(debug=args.debug) as worker:
-        worker.load(reference.find(args.bundle, args.family))
-        opened = {} if args.session is None else _open(
-            worker, args, session=args.session, system=args.system, kv=args.kv)
-        if not args.json:
-            _say(_greeting(opened))
-        answers = []
-        for prompt in _lines(prompts=not args.json):
-            if prompt == "/new" and not opened:
-                worker.forget()
+
+    bundle: str
+    session: str | None
+    kv: str
+    namespace: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Asking):
+    """Tiers side by side."""
+
+    prompt: str
+    tiers: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Options):
+    """A replay file, run again."""
+
+    bundle: str
+    file: Path
+    family: Path | None
+
+
+def run(options: Run) -> Record:
+    """One answer, streamed."""
+    asked = options.asked
+    with _worker(options.bundle, options) as worker:
+        chat = worker.session(
+            system=options.system, namespace=options.namespace, cached=options.cached)
+        _tell_of_a_new_vault(worker)
+        text, tokens = "", []
+        for token in chat.stream(options.prompt, top=options.logprobs, **asked):
+            text += token.text
+            tokens.append(token)
+            if not options.json:
+                display.show(token.text, end="")
+        stats, loaded, guard_tier = chat.stats, worker.loaded, worker.guard_tier
+    assert loaded is not None
+    if not options.json:
+        display.show("")
+        if options.logprobs:
+            display.table("Tokens", ("text", "log-probability", "id"), [
+                (repr(token.text), f"{token.logprob:.3f}", str(token.id)) for token in tokens
+            ])
+    if options.replay is not None:
+        from cloister.runtime import replay as replays
+
+        replays.write(options.replay, replays.Replay(
+            model_id=loaded.model_id, system=options.system, prompt=options.prompt,
+            max_tokens=options.max_tokens, sampling=options.sampling,
+            tokens=tuple(token.id for token in tokens)))
+        display.note(
+            f"{options.replay.name} holds the prompt and the answer in plain text; keep it safe.")
+    record = {
+        "text": text, **_measured(stats), "guard_tier": guard_tier,
+        "prompt_tokens": stats.prompt_tokens, "restored_tokens": stats.restored_tokens,
+        "load_s": loaded.load_s, "model_id": loaded.model_id,
+    }
+    if options.logprobs:
+        record["logprobs"] = [
+            {"id": token.id, "text": token.text, "logprob": token.logprob, "top": list(token.top)}
+            for token in tokens
+        ]
+    return record
+
+
+def chat(options: Chat) -> Record:
+    """A conversation."""
+    asked, answers = options.asked, list[str]()
+    with _worker(options.bundle, options) as worker:
+        def begin() -> Any:
+            return worker.session(
+                system=options.system, namespace=options.namespace, name=options.session,
+                kv=options.kv)
+
+        session = begin()
+        _tell_of_a_new_vault(worker)
+        before = len(session.messages) - (options.system is not None)
+        opened: Record = {}
+        if worker.unlocked is not None:
+            opened = {"provider": worker.unlocked.provider, "memory": worker.unlocked.memory,
+                      "messages": before, "restored_tokens": session.restored_tokens}
+        if not options.json:
+            display.note(_greeting(opened))
+        for prompt in _lines(prompts=not options.json):
+            if prompt == "/new" and options.session is None:
+                session.close()
+                session = begin()
                 continue
             text = ""
             try:
-                for piece in worker.stream(prompt, **_request(args)):
-                    text += piece.text
-                    if not args.json:
-                        print(piece.text, end="", flush=True)  # noqa: T201
+                for token in session.stream(prompt, **asked):
+                    text += token.text
+                    if not options.json:
+                        display.show(token.text, end="")
             except KeyboardInterrupt:
-                _say("(stopped)")
-            except CloisterError as error:  # the conversation is as before
-                _say(str(error))
+                display.note("(stopped)")
+            except CloisterError as error:  # the conversation goes on
+                display.note(str(error))
                 continue
-            turns += 1
             answers.append(text)
-            if not args.json:
-                print()  # noqa: T201
-    return {"turns": turns, "answers": answers, **opened}
+            if not options.json:
+                display.show("")
+        session.close()
+    return {"turns": len(answers), "answers": answers, **opened}
 
 
-def compare(args: Namespace) -> Record:
+def compare(options: Compare) -> Record:
     """Tiers side by side."""
-    if args.tiers:
-        names = args.tiers.split(",")
-    else:
-        names = [t for t in Tier if reference.bundle_path(t, args.family).is_dir()]
-        if not names:
-            raise SettingError("The family has no bundle; name some with --tiers.")
-    rows = [_answer(name, args) for name in names]
-    if not args.json:
-        _side_by_side(rows)
+    asked = options.asked
+    names: list[str] = options.tiers.split(",") if options.tiers else [
+        tier for tier in Tier if reference.bundle_path(tier, options.family).is_dir()]
+    if not names:
+        raise SettingError("The family has no bundle; name some with --tiers.")
+    rows = []
+    for name in names:
+        with _worker(name, options) as worker:  # one process a tier: its own peak memory
+            session = worker.session(system=options.system)
+            text = session.ask(options.prompt, **asked).content
+            assert worker.loaded is not None
+            rows.append({
+                "tier": str(name), "text": text, **_measured(session.stats),
+                "load_s": worker.loaded.load_s, "cold": True,
+            })
+    if not options.json:
+        display.table(
+            "Side by side, each in a new process, one at a time",
+            ("tier", "answer", "tokens/s", "first token", "ready in", "peak memory"),
+            [(
+                row["tier"], row["text"],
+                f"{row['decode_tokens_per_s']:,.0f}" if row["decode_tokens_per_s"] else "-",
+                f"{1000 * row['ttft_s']:.0f} ms", f"{row['load_s']:.2f} s",
+                display.bytes_text(row["peak_rss_bytes"]),
+            ) for row in rows], texts=2,
+        )
     return {"answers": rows}
 
 
-def replay(args: Namespace) -> Record:
+def replay(options: Replay) -> Record:
     """Run a replay file again."""
-    with display.quiet(args.debug):
-        from cloister.runtime.engine import Engine
-        from cloister.runtime.replay import replay as again
+    from cloister.runtime import replay as replays
 
-        tokens = again(Engine(reference.find(args.bundle, args.family)), args.file)
-    if not args.json:
-        print(f"{tokens} tokens, all the same.")  # noqa: T201
+    replays.read(options.file)  # before a model is loaded
+    with _worker(options.bundle, options) as worker:
+        assert worker.loaded is not None
+        tokens = replays.replay(
+            options.file, worker.loaded.model_id, lambda system: worker.session(system=system))
+    if not options.json:
+        display.show(f"{tokens} tokens, all the same.")
     return {"ok": True, "tokens": tokens}
 
 
-def _answer(name: str, args: Namespace) -> Record:
-    with Worker(debug=args.debug) as worker:  # one process a tier: its own peak memory
-        loaded = worker.load(reference.find(name, args.family))
-        text = "".join(piece.text for piece in worker.stream(args.prompt, **_request(args)))
-        stats = worker.stats
+def _worker(bundle: str, options: Run | Chat | Compare | Replay) -> Worker:
+    from cloister.commands.vault import asking
+
+    return Worker(
+        reference.find(bundle, options.family), passphrase=asking(), debug=options.debug)
+
+
+def _measured(stats: Stats) -> Record:
     return {
-        "tier": str(name), "text": text, "tokens": stats["tokens"], "finish": stats["finish"],
-        "load_s": loaded["load_s"], "ttft_s": stats["ttft_s"],
-        "decode_tokens_per_s": stats["decode_tokens_per_s"],
-        "peak_rss_bytes": stats["peak_rss_bytes"], "cold": True,
+        "tokens": stats.tokens, "finish": stats.finish, "ttft_s": stats.ttft_s,
+        "decode_tokens_per_s": stats.decode_tokens_per_s, "peak_rss_bytes": stats.peak_rss_bytes,
     }
 
 
-def _side_by_side(rows: list[Record]) -> None:
-    display.table(
-        "Side by side, each in a new process, one at a time",
-        ("tier", "answer", "tokens/s", "first token", "ready in", "peak memory"),
-        [(
-            row["tier"], row["text"],
-            f"{row['decode_tokens_per_s']:,.0f}" if row["decode_tokens_per_s"] else "-",
-            f"{1000 * row['ttft_s']:.0f} ms", f"{row['load_s']:.2f} s",
-            display.bytes_text(row["peak_rss_bytes"]),
-        ) for row in rows], texts=2,
-    )
-
-
-def _open(worker: Worker, args: Namespace, **session: Any) -> Record:
-    """Open the vault in the worker, with the passphrase where it takes one."""
-    from cloister.commands.vault import asking
-    from cloister.settings import Settings
-    from cloister.vault.keys import Provider
-    from cloister.vault.local import header
-
-    settings = Settings.from_environment()
-    known, ask = header(settings), asking()
-    secret = None
-    if known and known.provider is Provider.PASSPHRASE and settings.passphrase is None and ask:
-        secret = ask()
-    opened = worker.open(namespace=args.namespace, passphrase=secret, **session)
-    if known is None:
-        _say(f"A vault was made; {opened['provider']} holds its key: see cloister vault status")
-    return {name: value for name, value in opened.items() if name != "event"}
+def _tell_of_a_new_vault(worker: Worker) -> None:
+    if worker.unlocked is not None and worker.unlocked.notice is not None:
+        display.note(worker.unlocked.notice)
 
 
 def _greeting(opened: Record) -> str:
@@ -176,27 +219,15 @@ def _greeting(opened: Record) -> str:
     )
 
 
-def _request(args: Namespace) -> Record:
-    return {"system": args.system, "max_tokens": args.max_tokens, "sampling": _sampling(args)}
-
-
-def _sampling(args: Namespace) -> Record:
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    return {name: getattr(args, name) for name in names}
-
-
 def _lines(*, prompts: bool) -> Iterator[str]:
+    """Questions as they are typed, or piped; only at a terminal does an empty line end them."""
+    terminal = sys.stdin.isatty()
     while True:
         try:
-            line = input("> " if prompts else "")
+            line = input("> " if prompts else "").rstrip("\r")
         except EOFError:
             return
-        if not line:
+        if line:
+            yield line
+        elif terminal:
             return
-        yield line
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(text, markup=False, style="dim")

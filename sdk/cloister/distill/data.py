@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from cloister.errors import ContextExceeded, DataError
+from cloister.message import Message
 from cloister.model.cache import attend
-from cloister.tokenizer import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

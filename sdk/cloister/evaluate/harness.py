@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import closing
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,9 +36,11 @@ from cloister.errors import (
     SettingError,
     TokenizerError,
 )
+from cloister.message import Message
+from cloister.runtime.chat import Sampling
 from cloister.runtime.engine import Engine
-from cloister.runtime.sampling import Sampler, Sampling
-from cloister.tokenizer import Message
+from cloister.runtime.generate import Decoding, generate, score
+from cloister.runtime.sampling import Sampler
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -210,14 +213,9 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             )
         before = before or [self.prefix_token_id]  # a context may be nothing but spaces
         ids = [*before, *after][:-1][-self.max_length:]
-        total, greedy = 0.0, True
-        position = len(after) - len(ids)  # index into `after` of the token that a row predicts
-        for logits_TV in self.engine.score(ids):
-            first, position = position, position + len(logits_TV)
-            if position <= 0:
-                continue
-            logits_TV = logits_TV[max(0, -first):]
-            wanted_T = torch.tensor(after[max(0, first):position])
+        total, greedy, wanted = 0.0, True, torch.tensor(after)
+        for logits_TV in score(self.engine, ids, len(ids) - len(after)):
+            wanted_T, wanted = wanted[:len(logits_TV)], wanted[len(logits_TV):]
             logprobs_TV = logits_TV.log_softmax(-1)
             total += float(logprobs_TV.gather(1, wanted_T[:, None]).double().sum())
             greedy = greedy and bool((logits_TV.argmax(-1) == wanted_T).all())
@@ -243,22 +241,22 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             )
         # lm-eval seeds torch: repeats differ, and a second run gives the same.
         sampler = Sampler(Sampling(**{"seed": int(torch.randint(2**62, ())), **arguments}))
-        ids = ids[limit - self.max_length:]
+        end = self.engine.bundle.manifest.eos
+        decoding = Decoding(sampler=sampler, end=end, limit=limit)
         pieces, text = self.engine.tokenizer.stream(), ""
-        begin = len(ids)
-        while True:
-            logits_V = self.engine.logits(ids)
-            assert logits_V is not None  # nobody stops it
-            ids.append(sampler.choose(logits_V, ids[begin:]).id)
-            ended = ids[-1] in self.engine.bundle.manifest.eos
-            last = ended or len(ids) - begin == limit
-            text += ("" if ended else pieces.push(ids[-1])) + (pieces.end() if last else "")
-            found = [text.index(stop) for stop in stops if stop and stop in text]
-            if found:
-                return text[:min(found)]
-            if last:
-                return text
+        prompt = ids[limit - self.max_length:]
 
+        def cut() -> str | None:
+            found = [text.index(stop) for stop in stops if stop and stop in text]
+            return text[:min(found)] if found else None
+
+        with closing(generate(self.engine, prompt, decoding)) as choices:
+            for choice in choices:
+                text += "" if choice.id in end else pieces.push(choice.id)
+                if (answer := cut()) is not None:
+                    return answer
+        text += pieces.end()
+        return text if (answer := cut()) is None else answer
     def _report_cut(self, lengths: Iterable[int]) -> None:
         cut = sum(length > self.max_length for length in lengths)
         if cut:

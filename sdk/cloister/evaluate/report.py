@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,18 +11,26 @@ import torch
 from cloister.distill.data import pair
 from cloister.errors import ContextExceeded, SettingError, VocabularyMismatch
 from cloister.evaluate.divergence import Divergence, compare
-from cloister.evaluate.tasks import Score, check, correct, flips, scores
+from cloister.evaluate.tasks import (
+    Score,
+    check,
+    correct,
+    flips,
+    resampled_error,
+    scores,
+)
+from cloister.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from cloister.corpus import Example
     from cloister.evaluate.subject import Pair, Subject
+    from cloister.progress import Progress
 
 __all__ = ["Report", "evaluate"]
 
 _TEXTS = ("story",)  # tasks with no one right answer: how well the text is predicted counts
-_RESAMPLES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,7 @@ def evaluate(
     examples: Sequence[Example],
     *,
     against: Subject | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Report:
     """Score `subject` on `examples`, and measure its divergence from `against`.
 
@@ -157,7 +164,7 @@ def _pairs(subject: Subject, examples: Sequence[Example], other: Subject) -> Ite
 
 
 def _answers(
-    subject: Subject, pairs: Sequence[Pair], progress: Callable[[str, int, int], None]
+    subject: Subject, pairs: Sequence[Pair], progress: Progress
 ) -> list[str]:
     """Greedy answers; none is cut off that could still be right."""
     limit = 2 * max(len(answer) for _, answer in pairs) + 16
@@ -170,7 +177,7 @@ def _answers(
 
 def _bits(
     subject: Subject, pairs: Sequence[Pair], examples: Sequence[Example],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Score:
     """Bits that predicting the answers' text takes, for each byte of it; the end is not text."""
     rows = []
@@ -185,8 +192,4 @@ def _bits(
     def rate(chosen: Sequence[tuple[float, int]]) -> float:
         return sum(bits for bits, _ in chosen) / sum(size for _, size in chosen)
 
-    chance = random.Random(0)
-    draws = [rate(chance.choices(rows, k=len(rows))) for _ in range(_RESAMPLES)]
-    mean = sum(draws) / _RESAMPLES
-    error = (sum((draw - mean) ** 2 for draw in draws) / (_RESAMPLES - 1)) ** 0.5
-    return Score(value=rate(rows), error=error, n=len(rows))
+    return Score(value=rate(rows), error=resampled_error(rows, rate), n=len(rows))

@@ -11,8 +11,11 @@ import torch
 
 from cloister.errors import SettingError
 from cloister.model.checkpoint import Checkpoint
-from cloister.model.generate import generate
+from cloister.model.generate import generate as generate_eagerly
+from cloister.runtime.chat import Sampling
 from cloister.runtime.engine import Engine
+from cloister.runtime.generate import Decoding, generate, score
+from cloister.runtime.sampling import Sampler
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ class CheckpointSubject:
 
     def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
         """The greedy answer to each prompt, in order, without its end."""
-        yield from generate(self._decoder, prompts, end=self.eos, limit=limit)
+        yield from generate_eagerly(self._decoder, prompts, end=self.eos, limit=limit)
 
 
 class BundleSubject:
@@ -99,24 +102,15 @@ class BundleSubject:
         """Of each pair, what predicts the answer's tokens, float32[N, V]."""
         for prompt, answer in pairs:
             ids = [*prompt, *answer[:-1]]  # what follows the last token is not asked for
-            rows, start = [], 0
-            for part in self._engine.score(ids):
-                rows.append(part[max(0, len(prompt) - 1 - start):].clone())
-                start += len(part)
-            yield torch.cat(rows)
+            yield torch.cat(list(score(self._engine, ids, len(prompt) - 1)))
 
     def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
         """The greedy answer to each prompt, in order, without its end."""
+        decoding = Decoding(sampler=Sampler(Sampling()), end=self.eos, limit=limit)
         for prompt in prompts:
-            ids: list[int] = []
-            while len(ids) < limit and len(prompt) + len(ids) < self.context:
-                logits = self._engine.logits([*prompt, *ids])
-                assert logits is not None
-                token = int(logits.argmax())
-                if token in self.eos:
-                    break
-                ids.append(token)
-            yield ids
+            room = len(prompt) < self.context
+            ids = [choice.id for choice in generate(self._engine, prompt, decoding)] if room else []
+            yield ids[:-1] if ids and ids[-1] in self.eos else ids
 
 
 def open_subject(path: Path) -> Subject:

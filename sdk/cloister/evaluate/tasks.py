@@ -11,23 +11,25 @@ A tool call that is no JSON is a wrong answer, never an error.
 
 from __future__ import annotations
 
-import json
 import random
+import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cloister.corpus import NONE
 from cloister.errors import DataError
+from cloister.runtime.tools import tool_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cloister.corpus import Example
 
-__all__ = ["Score", "check", "correct", "flips", "scores", "spans"]
+__all__ = ["Score", "check", "correct", "flips", "resampled_error", "scores", "spans"]
 
 _CALLS = ("call", "intent")  # tasks whose answer is a tool call
 _RESAMPLES = 200
+_T = TypeVar("_T")
 
 Span = tuple[str, int, int]
 """A slot, and where its value begins and ends in the request."""
@@ -50,7 +52,7 @@ class Score:
 
 
 def check(examples: Sequence[Example]) -> None:
-    """Nothing, where every answer that is wanted can be given.
+    """Raise unless every answer that is wanted can be given.
 
     Raises:
         DataError: one that should be a tool call is none; it is named by its place.
@@ -65,8 +67,10 @@ def check(examples: Sequence[Example]) -> None:
 
 
 def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:
-    """Every score that applies to `examples`, all of one task, and the texts they were answered
-    with; `check` lets the examples through."""
+    """Return every score of `examples`, all of one task, and of the texts they were answered with.
+
+    `check` lets the examples through.
+    """
     task = examples[0].task
     right = correct(examples, answers)
     if task == "call":
@@ -134,11 +138,14 @@ def _slot_f1(examples: Sequence[Example], answers: Sequence[str]) -> Score:
         got = set(spans(example.input, call[1])) if call else set()
         hits = len({span for span in wanted & got if span[1] >= 0})
         rows.append((hits, len(wanted), len(got)))
-    chance = random.Random(0)
-    draws = [_f1(chance.choices(rows, k=len(rows))) for _ in range(_RESAMPLES)]
-    mean = sum(draws) / _RESAMPLES
-    error = (sum((draw - mean) ** 2 for draw in draws) / (_RESAMPLES - 1)) ** 0.5
-    return Score(value=_f1(rows), error=error, n=sum(row[1] for row in rows))
+    return Score(
+        value=_f1(rows), error=resampled_error(rows, _f1), n=sum(row[1] for row in rows))
+
+
+def resampled_error(rows: Sequence[_T], value: Callable[[Sequence[_T]], float]) -> float:
+    """Standard error of `value`, by drawing as many rows again, 200 times (the bootstrap)."""
+    rng = random.Random(0)
+    return statistics.stdev(value(rng.choices(rows, k=len(rows))) for _ in range(_RESAMPLES))
 
 
 def _f1(rows: Sequence[tuple[int, int, int]]) -> float:
@@ -151,27 +158,17 @@ Call = tuple[str, dict[str, list[str]]]
 
 
 def _call(text: str) -> Call | None:
-    """The tool call that `text` is, if it is one. Who reads JSON may take any of two equal keys."""
-    try:
-        held = json.loads(text, object_pairs_hook=_no_repeats)
-        name, arguments = held["name"], held["arguments"]
-        lists = {
-            slot: values if isinstance(values, list) else [values]
-            for slot, values in arguments.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    """The one tool call of texts that `text` is, if it is one."""
+    calls = tool_calls(text)
+    if len(calls) != 1:
         return None
-    good = isinstance(name, str) and len(held) == 2 and all(
-        isinstance(value, str) for values in lists.values() for value in values
-    )
-    return (name, lists) if good else None
-
-
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    held = dict(pairs)
-    if len(held) < len(pairs):
-        raise ValueError
-    return held
+    lists = dict[str, list[str]]()
+    for slot, value in calls[0].arguments.items():
+        lists[slot] = [text for text in (value if isinstance(value, list) else [value])
+                       if isinstance(text, str)]
+        if len(lists[slot]) != (len(value) if isinstance(value, list) else 1):
+            return None
+    return calls[0].name, lists
 
 
 def _target(example: Example) -> Call:

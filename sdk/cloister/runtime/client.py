@@ -2,175 +2,359 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import itertools
+import queue
 import subprocess
 import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+import threading
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from cloister import errors
-from cloister.errors import CloisterError, WorkerError
+from cloister.errors import CloisterError, ProtocolError, SettingError, WorkerError
+from cloister.message import Message
+from cloister.runtime import protocol
+from cloister.runtime.chat import Conversing, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["Piece", "Worker"]
+    from cloister.runtime.chat import Ask
+    from cloister.runtime.protocol import Event, Request
 
+__all__ = ["Worker", "WorkerSession"]
 
-@dataclass(frozen=True)
-class Piece:
-    """One generated token. Its repr does not show the text."""
-
-    id: int
-    text: str = field(repr=False)
-    logprob: float
-    top: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+_E = TypeVar("_E", bound="Event")
+_GRACE_S = 30  # for a cancelled request, which a long call of the program may hold up
 
 
 class Worker:
-    """A worker process, for the length of a `with` block. It ends when this process does.
+    """A model in a process of its own, which has no network and ends when this one does.
 
     What was said travels through the pipe only: never in arguments, in the environment or in a
-    file.
+    file. Conversations take turns: a question waits for those before it. Where the process dies,
+    the answer at hand fails by name and the next question begins a new process, which goes on with
+    every conversation where it was.
 
-    Raises:
+    Raises (from its methods):
         WorkerError: the process ended without an answer.
         CloisterError: whatever the worker refused, by its own class.
     """
 
-    def __init__(self, *, debug: bool = False) -> None:
-        self._debug = debug
+    def __init__(
+        self, bundle: str | Path | None = None, *, threads: int | None = None,
+        passphrase: Callable[[], str] | None = None, debug: bool = False,
+    ) -> None:
+        """Say what `start` loads; `passphrase` is asked for that of a vault that has one."""
+        self._bundle = None if bundle is None else str(bundle)
+        self._threads, self._passphrase, self._debug = threads, passphrase, debug
+        self._process: _Process | None = None
+        self._lock = threading.RLock()  # of the process
+        self.loaded: protocol.Loaded | None = None
+        self.unlocked: protocol.Unlocked | None = None
+
+    def __repr__(self) -> str:
+        return f"Worker({'running' if self._process else 'not running'})"
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            # -P: a module that lies in the current directory must not run beside private text.
-            [sys.executable, "-P", "-m", "cloister.runtime.worker", *["--debug"] * self._debug],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )
-        self.stats: dict[str, Any] = {}
-        return self
+        return self.start()
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
+        self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-        except OSError:  # it is gone already
-            self._process.kill()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self.close()
 
-    def load(self, bundle: str | Path, *, threads: int | None = None) -> dict[str, Any]:
-        """Load a bundle: its `model_id`, `backend`, `context`, `load_s`, `peak_rss_bytes`."""
-        self._send({"do": "load", "bundle": str(bundle), "threads": threads})
-        return self._last()
+    def start(self) -> Self:
+        """Start the process now, and load the bundle; the first use does it otherwise."""
+        self.ready()
+        return self
 
-    def open(
-        self, *, namespace: str = "default", session: str | None = None,
-        system: str | None = None, passphrase: str | None = None, kv: str = "float32",
-    ) -> dict[str, Any]:
-        """Open the vault, which is made where there is none; with `session`, go on with it.
+    def close(self) -> None:
+        """End the process; what is unfinished is kept first. More than once does no harm."""
+        with self._lock:
+            process, self._process, self.unlocked = self._process, None, None
+        if process is not None:
+            process.close()
 
-        `kv` is how its keys and values are kept: `float32`, or `int8`, which is not exact.
+    def load(self, bundle: str | Path, *, threads: int | None = None) -> protocol.Loaded:
+        """Load a bundle in place of the one that is loaded, whose conversations end."""
+        with self._lock:
+            self._bundle, self._threads, self.loaded = str(bundle), threads, None
+            self.ready()
+        assert self.loaded is not None
+        return self.loaded
 
-        Its `provider`, and what was done for `memory`; of a session, how many `messages` it has
-        and how many `restored_tokens` need not be read again.
-        """
-        self._send({
-            "do": "open", "namespace": namespace, "session": session, "system": system,
-            "passphrase": passphrase, "kv": kv,
-        })
-        return self._last()
+    def session(
+        self, *, system: str | None = None, namespace: str = "default", name: str | None = None,
+        cached: bool = False, kv: str = "float32",
+    ) -> WorkerSession:
+        """Begin a conversation, or go on with the one kept under `name`; see `Session`."""
+        return WorkerSession(self, protocol.Begin(
+            id=0, chat=0, system=system, namespace=namespace, name=name, cached=cached, kv=kv))
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        system: str | None = None,
-        cached: bool = False,
-        max_tokens: int | None = None,
-        sampling: dict[str, Any] | None = None,
-        top: int = 0,
-    ) -> Iterator[Piece]:
-        """Answer `prompt` in the running conversation; `stats` holds what it took, afterwards.
+    @property
+    def guard_tier(self) -> int:
+        """What refuses the network to the process (see `cloister.guard`)."""
+        return self.ready().welcome.guard_tier
 
-        A conversation keeps the system prompt it began with. `sampling` has the fields of
-        `cloister.runtime.sampling.Sampling`. With `cached`, in a conversation that is not kept,
-        what was read or answered before comes out of the vault.
-        """
-        self._send({
-            "do": "ask", "prompt": prompt, "system": system, "max_tokens": max_tokens,
-            "sampling": sampling or {}, "top": top, "cached": cached,
-        })
-        try:
-            for event in self._events():
-                if event["event"] == "token":
-                    yield Piece(
-                        event["id"], event["text"], event["logprob"],
-                        tuple((id_, logprob) for id_, logprob in event["top"]),
-                    )
-                else:
-                    self.stats = event
-        except CloisterError:
-            raise
-        except BaseException:  # closed or interrupted: the rest must not become the next answer
-            self.stop()
-            self.stats = self._last()
-            raise
+    def ready(self, *, vault: bool = False) -> _Process:
+        """Return the running process, its bundle loaded and, where asked for, its vault open."""
+        with self._lock:
+            if self._process is not None and self._process.dead.is_set():
+                self.close()
+            if self._process is None:
+                self._process, self.loaded = _Process(debug=self._debug), None
+            process = self._process
+            if self._bundle is not None and self.loaded is None:
+                self.loaded = process.call(protocol.Load(
+                    id=process.next_id(), bundle=self._bundle, threads=self._threads),
+                    protocol.Loaded)
+            if vault and self.unlocked is None:
+                self.unlocked = process.call(protocol.Unlock(
+                    id=process.next_id(), passphrase=self._secret()), protocol.Unlocked)
+            return process
+
+    def _secret(self) -> str | None:
+        """The passphrase, where the vault has one that the environment does not tell."""
+        from cloister.settings import Settings
+        from cloister.vault.keys import Provider
+        from cloister.vault.local import header
+
+        settings = Settings.from_environment()
+        known = header(settings)
+        if self._passphrase is None or settings.passphrase is not None or known is None:
+            return None
+        return self._passphrase() if known.provider is Provider.PASSPHRASE else None
+
+
+class WorkerSession(Conversing):
+    """A conversation whose model runs in a worker; see `cloister.runtime.chat.Chat`."""
+
+    def __init__(self, worker: Worker, begin: protocol.Begin) -> None:
+        """Begin as `begin` says; made by `Worker.session`."""
+        super().__init__()
+        if begin.system is not None and not isinstance(begin.system, str):
+            raise SettingError("A system prompt is a text; give one, or None.")
+        self._worker, self._plan = worker, begin
+        self._messages: list[Message] = []
+        self._process: _Process | None = None  # where it was begun
+        self._chat = self._request = 0
+        self.restored_tokens = 0
+        self._begun()
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was said and kept, the system prompt first."""
+        return list(self._messages)
 
     def stop(self) -> None:
-        """End the running answer within one token; from any thread."""
-        self._send({"do": "stop"})
+        """End the running answer within one token; what was generated stays."""
+        if self._process is not None:
+            with contextlib.suppress(WorkerError):
+                self._process.send(protocol.Cancel(id=self._request))
 
-    def forget(self) -> None:
-        """End the conversation."""
-        self._send({"do": "forget"})
-        self._last()
+    def close(self) -> None:
+        """Keep what is unfinished, and let go of the conversation."""
+        super().close()
+        process, self._process = self._process, None
+        if process is not None and not process.dead.is_set():
+            process.call(protocol.End(id=process.next_id(), chat=self._chat), protocol.Ended)
 
-    def _send(self, request: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except (OSError, ValueError):
-            raise self._gone() from None
+    def _begun(self) -> _Process:
+        """Return the process where this conversation is begun; begin it anew after a death."""
+        plan = self._plan
+        process = self._worker.ready(vault=plan.cached or plan.name is not None)
+        if process is self._process:
+            return process
+        said = [message for message in self._messages if message.role != "system"]
+        self._chat = process.next_id()
+        begun = process.call(protocol.Begin(
+            id=self._chat, chat=self._chat, system=plan.system, messages=tuple(said),
+            namespace=plan.namespace, name=plan.name, cached=plan.cached, kv=plan.kv,
+        ), protocol.Begun)
+        self._messages, self.restored_tokens = list(begun.messages), begun.restored_tokens
+        self._process = process
+        return process
 
-    def _last(self) -> dict[str, Any]:
-        *_, last = self._events()
-        return last
+    def _answer(self, ask: Ask) -> tuple[Generator[Token], Callable[[list[Token]], None]]:
+        process = self._begun()
+        self._request = id_ = process.next_id()
+        events = process.ask(protocol.Question(id=id_, chat=self._chat, ask=ask))
+        ends: list[Event | None] = []  # how the request ended; None where the process did
 
-    def _events(self) -> Iterator[dict[str, Any]]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == "error":
-                raise _error(event)
-            yield event
-            if event["event"] == "done":
+        def tokens() -> Generator[Token]:
+            while True:
+                event = events.get()
+                if isinstance(event, protocol.Produced):
+                    yield event.token
+                    continue
+                ends.append(event)
+                if event is None:
+                    raise process.gone()
+                if isinstance(event, protocol.Failed):
+                    raise _error(event)
                 return
-        raise self._gone()
 
-    def _gone(self) -> WorkerError:
-        code = self._process.poll()
+        def settle(said: list[Token]) -> None:
+            if not ends:
+                ends.append(process.cancel(id_, events))
+            process.forget(id_)
+            (end,) = ends
+            if isinstance(end, protocol.Answered):
+                self.stats = end.stats
+            if isinstance(end, protocol.Answered | protocol.Failed):
+                self._messages += end.kept
+            elif text := "".join(token.text for token in said):  # the next process is told
+                self._messages += [*ask.messages, Message(role="assistant", content=text)]
+
+        return tokens(), settle
+
+
+class _Process:
+    """A running worker process, and the thread that reads what it says."""
+
+    def __init__(self, *, debug: bool) -> None:
+        self._child = subprocess.Popen(
+            # -P: a module that lies in the current directory must not run beside private text.
+            [sys.executable, "-P", "-m", "cloister.runtime.worker", *["--debug"] * debug],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._to, self._from = self._child.stdin, self._child.stdout
+        self.dead = threading.Event()
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()  # of the pipe to the worker, and of what waits
+        self._waiting: dict[int, queue.SimpleQueue[Event | None]] = {}
+        try:
+            self.send(protocol.Hello())
+            line = protocol.read_line(self._from)
+            event = None if line is None else protocol.decode_event(line)
+            if isinstance(event, protocol.Failed):
+                raise _error(event)
+            if not isinstance(event, protocol.Welcome):
+                raise self.gone()
+            if event.version != protocol.VERSION:
+                raise ProtocolError("The worker is of another version; install one of them anew.")
+        except BaseException:
+            self.close()
+            raise
+        self.welcome = event
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next_id(self) -> int:
+        """Return an id that no other request has."""
+        return next(self._ids)
+
+    def send(self, request: Request) -> None:
+        """Send a request.
+
+        Raises:
+            ProtocolError: it is too large, or holds what JSON has not.
+            WorkerError: the process is gone.
+        """
+        line = protocol.encode(request)
+        try:
+            with self._lock:
+                self._to.write(line)
+                self._to.flush()
+        except (OSError, ValueError):
+            raise self.gone() from None
+
+    def ask(
+        self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.Question
+        | protocol.End,
+    ) -> queue.SimpleQueue[Event | None]:
+        """Send a request, and return where its events arrive; None where the process ends."""
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        with self._lock:
+            self._waiting[request.id] = events
+        try:
+            self.send(request)
+        except BaseException:
+            self.forget(request.id)
+            raise
+        if self.dead.is_set():
+            events.put(None)
+        return events
+
+    def call(
+        self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.End,
+        kind: type[_E],
+    ) -> _E:
+        """Send a request, and return the one event that answers it."""
+        events = self.ask(request)
+        try:
+            event = events.get()
+        finally:
+            self.forget(request.id)
+        if isinstance(event, protocol.Failed):
+            raise _error(event)
+        if not isinstance(event, kind):
+            raise self.gone()
+        return event
+
+    def cancel(self, id_: int, events: queue.SimpleQueue[Event | None]) -> Event | None:
+        """End a request, and return how it ended; a process that does not end it is killed."""
+        try:
+            self.send(protocol.Cancel(id=id_))
+            while isinstance(event := events.get(timeout=_GRACE_S), protocol.Produced):
+                pass
+        except (WorkerError, queue.Empty):
+            self._child.kill()
+            return None
+        return event
+
+    def forget(self, id_: int) -> None:
+        """Pass over what may still come for a request."""
+        with self._lock:
+            self._waiting.pop(id_, None)
+
+    def gone(self) -> WorkerError:
+        """Return the error that says how the process ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(timeout=1)
+        code = self._child.poll()
         return WorkerError(
             "The worker process ended without an answer"
             + (f" (exit status {code})" if code is not None else "")
-            + "; run the command again, with --debug to see why."
+            + "; ask again, or run the command with --debug to see why."
         )
 
+    def close(self) -> None:
+        """End the process, which keeps what is unfinished; a second wait kills it."""
+        try:
+            self._to.close()
+        except OSError:  # it is gone already
+            self._child.kill()
+        try:
+            self._child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self.dead.set()
 
-def _error(event: dict[str, Any]) -> CloisterError:
-    kind = getattr(errors, str(event["type"]), WorkerError)
-    error: CloisterError = kind(event["message"])
-    return error
+    def _read(self) -> None:
+        """Give each event to who waits for it."""
+        with contextlib.suppress(ProtocolError, OSError, ValueError):
+            while (line := protocol.read_line(self._from)) is not None:
+                event = protocol.decode_event(line)
+                with self._lock:
+                    waiting = self._waiting.get(getattr(event, "id", None) or 0)
+                if waiting is not None:
+                    waiting.put(event)
+        self.dead.set()  # nothing more can be understood from it
+        with self._lock:
+            for waiting in self._waiting.values():
+                waiting.put(None)
+        self._child.kill()
+
+
+def _error(event: protocol.Failed) -> CloisterError:
+    kind = getattr(errors, event.kind, WorkerError)
+    if not (isinstance(kind, type) and issubclass(kind, CloisterError)):
+        kind = WorkerError
+    return kind(event.message)

@@ -10,12 +10,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from cloister.errors import SessionMismatch, SettingError
-from cloister.tokenizer import Message
+from cloister.message import Message, ToolCall
 from cloister.vault.namespace import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from cloister.runtime.core import Position
     from cloister.runtime.prefix import PrefixCache
     from cloister.vault.namespace import Namespace
 
@@ -50,17 +51,35 @@ class Conversation:
                 "another session."
             )
         self.system = rows[0]["system"] if rows else system
-        self.messages = [
-            Message(role=row["role"], content=row["content"]) for row in rows if "role" in row]
-        self._kept = {name for row in rows for name in row.get("kept", ())}
+        self.messages = [_message(row) for row in rows if "role" in row]
+        self._cached_names = {name for row in rows for name in row.get("kept", ())}
         self._records = len(rows)
         self.restored = prefixes.resume(self._name) if rows else 0  # positions
 
     def __repr__(self) -> str:
         return f"Conversation({len(self.messages)} messages)"
 
-    def add(self, messages: Iterable[Message]) -> None:
-        """Keep what was said since, and the state of the engine.
+    def catch_up(self, messages: Sequence[Message]) -> None:
+        """Keep what `messages` have beyond those that are kept, after a worker's death.
+
+        Raises:
+            SessionMismatch: the two went on differently.
+        """
+        both = min(len(messages), len(self.messages))
+        mine, kept = list(messages[:both]), self.messages[:both]
+        # Of the answer at which the worker died more may have been kept than the client heard of.
+        heard = mine and mine[-1].role == "assistant" and kept[-1].role == "assistant" and (
+            kept[-1].content.startswith(mine[-1].content))
+        if mine != kept and not (mine[:-1] == kept[:-1] and heard):
+            raise SessionMismatch(
+                "A session of that name went on otherwise than this conversation; name another "
+                "session."
+            )
+        if len(messages) > both:
+            self.add(messages[both:])
+
+    def add(self, messages: Iterable[Message], positions: Sequence[Position] = ()) -> None:
+        """Keep what was said since, and the state of the engine after `positions`.
 
         What was said is on the disk before this returns; the state is a cache.
 
@@ -72,9 +91,11 @@ class Conversation:
         rows: list[dict[str, object]] = []
         if not self._records:
             rows.append({"model": self._prefixes.engine.model_id, "system": self.system})
-        rows += [{"role": message.role, "content": message.content} for message in messages]
+        rows += [_row(message) for message in messages]
         # Names before what they name: what is kept can always be forgotten.
-        names = {name.hex() for name in self._prefixes.names(self._name)} - self._kept
+        names = {
+            name.hex() for name in self._prefixes.names(positions, self._name)
+        } - self._cached_names
         if names:
             rows.append({"kept": sorted(names)})
         records = [json.dumps(row).encode() for row in rows]
@@ -85,8 +106,8 @@ class Conversation:
             )
         self._records += len(records)
         self.messages = [*self.messages, *messages]
-        self._kept |= names
-        self._prefixes.keep(self._name)
+        self._cached_names |= names
+        self._prefixes.keep(positions, self._name)
         if not self._space.has(Kind.HISTORY, self._name):  # deleted in between
             for name in names:
                 self._space.forget(Kind.PREFIX, bytes.fromhex(name))
@@ -116,3 +137,18 @@ def _encoded(name: str) -> bytes:
 
 def _records(space: Namespace, name: bytes) -> Sequence[dict[str, Any]]:
     return [json.loads(record) for record in space.records(Kind.HISTORY, name)]
+
+
+def _row(message: Message) -> dict[str, object]:
+    row: dict[str, object] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        row["calls"] = [[call.name, call.arguments] for call in message.tool_calls]
+    if message.name is not None:
+        row["name"] = message.name
+    return row
+
+
+def _message(row: dict[str, Any]) -> Message:
+    calls = tuple(ToolCall(name=name, arguments=held) for name, held in row.get("calls", ()))
+    return Message(
+        role=row["role"], content=row["content"], tool_calls=calls, name=row.get("name"))

@@ -1,7 +1,4 @@
-"""An engine: one bundle, loaded, with one set of KV buffers.
-
-Shapes: T tokens, V vocabulary.
-"""
+"""An engine: one bundle, loaded, with one set of KV buffers."""
 
 from __future__ import annotations
 
@@ -14,15 +11,20 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cloister.bundle import Bundle
-from cloister.errors import ContextExceeded, EmptyPrompt, SnapshotError
+from cloister.errors import SnapshotError
 from cloister.runtime import _executorch, memory
+from cloister.runtime.core import Core, Rows
 from cloister.settings import Settings
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from cloister.runtime.chat import Ask
+    from cloister.runtime.constraint import Grammars
+    from cloister.runtime.core import Position
+    from cloister.runtime.generate import Constraint
     from cloister.runtime.program import Program
 
 __all__ = ["Engine"]
@@ -32,11 +34,12 @@ class _Load(Protocol):
     def __call__(self, path: Path, layers: int, *, threads: int | None) -> Program: ...
 
 
-class Engine:
-    """A loaded bundle. Not for use from several threads at once.
+class Engine(Core):
+    """A loaded bundle.
 
     The KV buffers belong to the engine: sessions that take turns on it each find what the other
-    left, and read again only where their texts part.
+    left, and read again only where their texts part. One thread, and one unfinished answer, at a
+    time: the second is refused by name.
 
     Raises:
         BundleError: see `Bundle.open` and `Bundle.program`.
@@ -64,19 +67,17 @@ class Engine:
         self.tokenizer.check_vocabulary(manifest.shape.vocab_size)
         self._available = available_bytes
         self._check_memory(methods=1)
-        self._program = load(
+        program = load(
             self.bundle.path / self._entry.file, manifest.shape.layers, threads=threads
         )
-        self._scores = False  # whether `score` was given its memory
-        self._held: list[int] = []  # ids whose keys and values the buffers hold
+        super().__init__(
+            program, name=self.bundle.path.name, context=manifest.context,
+            chunk=manifest.prefill_chunk)
+        self._grammars: Grammars | None = None  # made at the first constraint
+        self._scores = False  # whether the method `score` was given its memory
 
     def __repr__(self) -> str:
         return f"Engine({self.bundle.path.name!r})"
-
-    @property
-    def context(self) -> int:
-        """Most tokens, prompt and answer together."""
-        return self.bundle.manifest.context
 
     @property
     def backend(self) -> str:
@@ -88,91 +89,38 @@ class Engine:
         """What sealed state is bound to (see `Bundle.model_id`)."""
         return self.bundle.model_id(self._entry)
 
-    def logits(
-        self, ids: Sequence[int], *, stopped: Callable[[], bool] = lambda: False
-    ) -> torch.Tensor | None:
-        """Logits after `ids`, float32[V]; None if `stopped` said so before they were read.
-
-        Ids that the buffers hold already, from the front, are not read again.
+    def constraint(self, ask: Ask) -> Constraint | None:
+        """Build what holds an answer to the schema, grammar, choices or tools of `ask`, if any.
 
         Raises:
-            EmptyPrompt: no ids.
-            ContextExceeded: more ids than the context holds.
+            ConstraintError: it cannot be followed, or not with this bundle's tokenizer.
         """
-        if not ids:
-            raise EmptyPrompt("There are no tokens to read; give at least one.")
-        if len(ids) > self.context:
-            raise ContextExceeded(
-                f"The text has {len(ids)} tokens and the context holds {self.context}; shorten it."
-            )
-        common = min(len(self._held), len(ids) - 1)  # the last one is read for its logits
-        if self._held[:common] != list(ids[:common]):
-            pairs = zip(self._held, ids, strict=False)
-            common = next(i for i, (held, wanted) in enumerate(pairs) if held != wanted)
-        del self._held[common:]
-        logits = None
-        for start in range(common, len(ids), self.bundle.manifest.prefill_chunk):
-            if stopped():
-                return None
-            part = list(ids[start:start + self.bundle.manifest.prefill_chunk])
-            logits = self._program.forward(torch.tensor([part]), start)
-            self._held += part
-        assert logits is not None
-        return logits[0]
+        if all(part is None for part in ask.constraints):
+            return None
+        from cloister.runtime.constraint import Grammars
 
-    def score(self, ids: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Logits after each of `ids`, float32[T, V] a chunk, from an empty context.
-
-        Raises:
-            ContextExceeded: more ids than the context holds.
-            NotEnoughMemory: loading the second method would need more than is available.
-        """
-        if len(ids) > self.context:
-            raise ContextExceeded(
-                f"The text has {len(ids)} tokens and the context holds {self.context}; shorten it."
-            )
-        if not self._scores:  # one more copy of the weights, once
-            self._check_memory(methods=1)
-            self._scores = True
-        self._held.clear()
-        chunk = self.bundle.manifest.prefill_chunk
-        for start in range(0, len(ids), chunk):
-            part = list(ids[start:start + chunk])
-            yield self._program.score(torch.tensor([part]), start)[0]
-            self._held += part
-
-    @property
-    def held(self) -> list[int]:
-        """The ids whose keys and values the buffers hold."""
-        return list(self._held)
-
-    def rows(self, start: int, stop: int) -> list[torch.Tensor]:
-        """Live views of the keys and values of positions, float32[T, G, D] each, in one order."""
-        buffers = self._program.kv_buffers()
-        return [buffers[name][0, start:stop] for name in sorted(buffers)]
-
-    def hold(self, ids: Sequence[int]) -> None:
-        """Say whose keys and values were written through `rows`: those of `ids`, from the front.
-
-        Raises:
-            ContextExceeded: more ids than the context holds.
-        """
-        if len(ids) > self.context:
-            raise ContextExceeded(
-                f"The text has {len(ids)} tokens and the context holds {self.context}; shorten it."
-            )
-        self._held = list(ids)
+        if self._grammars is None:
+            manifest = self.bundle.manifest
+            self._grammars = Grammars(
+                self.tokenizer, vocabulary=manifest.shape.vocab_size, end=manifest.eos,
+                name=self.name)
+        return self._grammars.of(ask)
 
     def snapshot(self) -> bytes:
-        """The KV state so far, as safetensors with the ids it stands for and the model's id.
+        """Return the KV state so far, as safetensors with its ids and the model's id.
 
         It inverts back to the text: seal it before it goes anywhere.
+
+        Raises:
+            SnapshotError: it holds pictures or recordings.
         """
-        length = len(self._held)
+        length = len(self._cached)
         tensors = {
-            name: buffer[:, :length].clone() for name, buffer in self._program.kv_buffers().items()
+            name: buffer[:, :length].clone() for name, buffer in self.program.kv_buffers().items()
         }
-        tensors["ids"] = torch.tensor(self._held, dtype=torch.int64)
+        if not all(isinstance(position, int) for position in self._cached):
+            raise SnapshotError("A picture or recording has no snapshot; read the text again.")
+        tensors["ids"] = torch.tensor(self._cached, dtype=torch.int64)
         data: bytes = save_tensors(tensors, {"model_id": self.model_id})
         return data
 
@@ -192,7 +140,7 @@ class Engine:
                 raise wrong
         except (SafetensorError, ValueError, KeyError):
             raise wrong from None
-        ids, buffers = tensors.pop("ids", None), self._program.kv_buffers()
+        ids, buffers = tensors.pop("ids", None), self.program.kv_buffers()
         if ids is None or ids.dtype != torch.int64 or set(tensors) != set(buffers):
             raise wrong
         length = ids.numel()
@@ -204,7 +152,13 @@ class Engine:
                 raise wrong
         for name, rows in tensors.items():
             buffers[name][:, :length] = rows
-        self._held = ids.tolist()
+        self._cached = ids.tolist()
+
+    def _read(self, part: Sequence[Position], start: int, rows: Rows) -> torch.Tensor:
+        if rows is Rows.ALL and not self._scores:  # one more copy of the weights, once
+            self._check_memory(methods=1)
+            self._scores = True
+        return super()._read(part, start, rows)
 
     def _check_memory(self, *, methods: int) -> None:
         available = memory.available_bytes() if self._available is None else self._available

@@ -16,21 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cloister.errors import NotEnoughDisk, VaultDamaged
+from cloister.errors import EngineBusy, NotEnoughDisk, VaultDamaged
+from cloister.runtime.core import DIGEST_BYTES, MEDIA, MediaPosition, encoded
 from cloister.vault.namespace import Kind
+from cloister.vault.retention import Retention
 from cloister.vault.seal import context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from cloister.runtime.core import Position
     from cloister.runtime.engine import Engine
     from cloister.vault.namespace import Namespace
-    from cloister.vault.retention import Retention
 
-__all__ = ["BLOCK", "Precision", "PrefixCache"]
+__all__ = ["BLOCK", "PREFIXES", "Precision", "PrefixCache"]
 
 BLOCK = 64  # positions
-_ID_BYTES = 4
+PREFIXES = Retention(most_bytes=4 << 30, hours=30 * 24)
 
 
 class Precision(StrEnum):
@@ -51,55 +53,55 @@ class PrefixCache:
         self.retention = retention  # of all blocks and states
         self._bound = bytes.fromhex(engine.model_id)
 
-    def fetch(self, ids: Sequence[int]) -> int:
-        """Put back the longest beginning of `ids` that is kept, if the engine holds less of it.
+    def fetch(self, positions: Sequence[Position]) -> int:
+        """Put back the longest beginning of `positions` that is kept, if the engine has less of it.
 
-        How many positions it holds more. A block that is damaged ends it.
+        Return the number of restored positions. A block that is damaged ends it.
         """
-        held, known = self.engine.held, 0
-        while known < min(len(held), len(ids)) and held[known] == ids[known]:
-            known += 1
-        names = list(self._names(ids[:-1]))  # the last one is read for its logits
+        cached = self.engine.common(positions)
+        names = list(self._names(positions[:-1]))  # the last one is read for its logits
         found = 0
         while found < len(names) and self.space.has(Kind.PREFIX, names[found]):
             found += 1
-        if found * BLOCK <= known:
+        if found * BLOCK <= cached:
             return 0
-        return max(0, self._put_back(ids, names[:found], known // BLOCK) - known)
+        with self.engine.exclusive():
+            return max(0, self._put_back(positions, names[:found], cached // BLOCK) - cached)
 
-    def names(self, conversation: bytes) -> list[bytes]:
-        """Of all that `keep` would keep."""
-        return [*self._names(self.engine.held), self._state(conversation)]
+    def names(self, positions: Sequence[Position], conversation: bytes) -> list[bytes]:
+        """Names that `keep` would write."""
+        read = positions[:self.engine.common(positions)]
+        return [*self._names(read), self._state(conversation)]
 
-    def keep(self, conversation: bytes | None = None) -> None:
-        """Keep what the engine holds: its whole blocks, and for a conversation all of it.
+    def keep(self, positions: Sequence[Position], conversation: bytes | None = None) -> None:
+        """Keep what the engine has cached of `positions`: whole blocks, for a conversation all.
 
-        On a full disk, less of it: it is a cache, and what is not there is read again.
+        On a full disk, or while another thread uses the engine, less of it: it is a cache, and what
+        is not there is read again.
 
         Raises:
             VaultError: see `Namespace.put_large`.
         """
-        with suppress(NotEnoughDisk):
-            self._keep(conversation)
+        with suppress(NotEnoughDisk, EngineBusy), self.engine.exclusive():
+            self._keep(list(positions[:self.engine.common(positions)]), conversation)
 
-    def _keep(self, conversation: bytes | None) -> None:
-        ids, engine, space = self.engine.held, self.engine, self.space
-        names = list(self._names(ids))
+    def _keep(self, positions: list[Position], conversation: bytes | None) -> None:
+        engine, space = self.engine, self.space
+        names = list(self._names(positions))
         for number, name in enumerate(names):
             if not space.has(Kind.PREFIX, name):
-                rows = engine.rows(number * BLOCK, (number + 1) * BLOCK)
+                rows = engine.buffers(number * BLOCK, (number + 1) * BLOCK)
                 space.put_large(Kind.PREFIX, name, self._packed(rows), bound=self._bound)
         if conversation is not None:
-            rest = engine.rows(len(names) * BLOCK, len(ids))
-            head = b"".join(id_.to_bytes(_ID_BYTES, "big") for id_ in (len(ids), *ids))
+            rest = engine.buffers(len(names) * BLOCK, len(positions))
             space.put_large(
-                Kind.PREFIX, self._state(conversation), [head, *self._packed(rest)],
-                bound=self._bound)
+                Kind.PREFIX, self._state(conversation),
+                [_encode(positions), *self._packed(rest)], bound=self._bound)
         if self.retention is not None:
             space.trim(Kind.PREFIX, self.retention)
 
     def resume(self, conversation: bytes) -> int:
-        """Put back what a conversation's engine held; how many positions."""
+        """Put back what a conversation's engine had cached; return how many positions."""
         try:
             data = self.space.get_large(
                 Kind.PREFIX, self._state(conversation), bound=self._bound)
@@ -107,24 +109,22 @@ class PrefixCache:
             return 0
         if data is None:
             return 0
-        words = [
-            int.from_bytes(data[at:at + _ID_BYTES], "big")
-            for at in range(0, _ID_BYTES * (1 + int.from_bytes(data[:_ID_BYTES], "big")), _ID_BYTES)
-        ]
-        ids, rest = words[1:], memoryview(data)[_ID_BYTES * len(words):]
-        names = list(self._names(ids))
-        whole = self._put_back(ids, names, 0)
-        if whole < len(names) * BLOCK:
-            return whole
-        self._unpack(rest, self.engine.rows(whole, len(ids)))
-        self.engine.hold(ids)
-        return len(ids)
+        positions, rest = _decode(data)
+        names = list(self._names(positions))
+        with self.engine.exclusive():
+            whole = self._put_back(positions, names, 0)
+            if whole < len(names) * BLOCK:
+                return whole
+            self._unpack(rest, self.engine.buffers(whole, len(positions)))
+            self.engine.mark_cached(positions)
+        return len(positions)
 
-    def _put_back(self, ids: Sequence[int], names: Sequence[bytes], first: int) -> int:
-        """Write the blocks from number `first` on; how many positions the engine holds then."""
+    def _put_back(
+        self, positions: Sequence[Position], names: Sequence[bytes], first: int
+    ) -> int:
+        """Write the blocks from number `first` on; return how many positions are cached then."""
         done = first
-        held = self.engine.held[:first * BLOCK]
-        self.engine.hold(held)  # so that a failure in between leaves nothing half-written in use
+        self.engine.truncate(first * BLOCK)  # a failure in between leaves no half block in use
         for number in range(first, len(names)):
             try:
                 data = self.space.get_large(Kind.PREFIX, names[number], bound=self._bound)
@@ -134,17 +134,16 @@ class PrefixCache:
             if data is None:
                 break
             self._unpack(
-                memoryview(data), self.engine.rows(number * BLOCK, (number + 1) * BLOCK))
+                memoryview(data), self.engine.buffers(number * BLOCK, (number + 1) * BLOCK))
             done = number + 1
-        self.engine.hold(ids[:done * BLOCK])
+        self.engine.mark_cached(positions[:done * BLOCK])
         return done * BLOCK
 
-    def _names(self, ids: Sequence[int]) -> Iterator[bytes]:
-        """Of each whole block of `ids`, its name."""
+    def _names(self, positions: Sequence[Position]) -> Iterator[bytes]:
+        """Name each whole block of `positions`."""
         keys, name = self.space.vault.keys, context("prefix", self._bound, self.precision)
-        for start in range(0, len(ids) - BLOCK + 1, BLOCK):
-            text = b"".join(
-                id_.to_bytes(_ID_BYTES, "big") for id_ in ids[start:start + BLOCK])
+        for start in range(0, len(positions) - BLOCK + 1, BLOCK):
+            text = b"".join(map(encoded, positions[start:start + BLOCK]))
             name = keys.tag("block", self.space.tag, name, text)
             yield name
 
@@ -186,3 +185,23 @@ class PrefixCache:
 def _bytes(tensor: torch.Tensor) -> memoryview:
     array: Any = tensor.contiguous().numpy()  # whose buffer numpy's types do not tell of
     return memoryview(array).cast("B")
+
+
+def _encode(positions: Sequence[Position]) -> bytes:
+    """How many positions, then their names (see `core.encoded`)."""
+    return b"".join([len(positions).to_bytes(4, "big"), *map(encoded, positions)])
+
+
+def _decode(data: bytearray) -> tuple[list[Position], memoryview]:
+    """Read what `_encode` wrote, and what stands behind it."""
+    positions: list[Position] = []
+    at = 4
+    for _ in range(int.from_bytes(data[:4], "big")):
+        id_ = int.from_bytes(data[at:at + 4], "big")
+        at += 4
+        if id_ == MEDIA:
+            place, at = int.from_bytes(data[at:at + 4], "big"), at + 4 + DIGEST_BYTES
+            positions.append(MediaPosition(bytes(data[at - DIGEST_BYTES:at]), place))
+        else:
+            positions.append(id_)
+    return positions, memoryview(data)[at:]

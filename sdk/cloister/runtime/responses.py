@@ -8,21 +8,22 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cloister.errors import NotEnoughDisk, VaultDamaged
+from cloister.runtime.chat import Token
+from cloister.runtime.core import encoded
 from cloister.vault.namespace import Kind
+from cloister.vault.retention import Retention
 from cloister.vault.seal import context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloister.runtime.sampling import Sampling
+    from cloister.runtime.chat import Ask
+    from cloister.runtime.core import Position
     from cloister.vault.namespace import Namespace
-    from cloister.vault.retention import Retention
 
-__all__ = ["ResponseCache"]
+__all__ = ["RESPONSES", "ResponseCache"]
 
-Answer = list[tuple[int, str, float, list[tuple[int, float]]]]
-"""Of each token: id, text, log-probability and the likeliest others."""
-
+RESPONSES = Retention(most_bytes=64 << 20, hours=30 * 24)
 
 class ResponseCache:
     """The answers of one model, in a namespace."""
@@ -33,44 +34,43 @@ class ResponseCache:
         self.space, self.retention = space, retention
         self._model = bytes.fromhex(model_id)
 
-    def get(
-        self, ids: Sequence[int], sampling: Sampling, limit: int, top: int
-    ) -> tuple[Answer, str] | None:
-        """The answer to a prompt and how it finished; None where it is not kept, or damaged."""
-        name = self._name(ids, sampling, limit, top)
+    def get(self, positions: Sequence[Position], ask: Ask) -> tuple[list[Token], str] | None:
+        """Return the answer and how it finished; None where it is not kept, or damaged."""
+        name = self._name(positions, ask)
         try:
             record = None if name is None else self.space.get(Kind.RESPONSES, name)
         except VaultDamaged:  # the next answer takes its place
             return None
         if record is None:
             return None
-        held = json.loads(record)
-        return held["tokens"], held["finish"]
+        kept = json.loads(record)
+        return [
+            Token(id_, text, logprob, tuple((other, value) for other, value in top))
+            for id_, text, logprob, top in kept["tokens"]
+        ], kept["finish"]
 
     def put(
-        self, ids: Sequence[int], sampling: Sampling, limit: int, top: int, answer: Answer,
-        finish: str,
+        self, positions: Sequence[Position], ask: Ask, tokens: Sequence[Token], finish: str
     ) -> None:
-        """Keep an answer, unless chance had a part in it, or the disk is full.
+        """Keep an answer, unless it was drawn without a seed, or the disk is full.
 
         Raises:
             VaultError: see `Namespace.put`.
         """
-        name = self._name(ids, sampling, limit, top)
+        name = self._name(positions, ask)
         if name is None:
             return
-        record = json.dumps({"tokens": answer, "finish": finish}).encode()
+        record = json.dumps({"tokens": [
+            (token.id, token.text, token.logprob, token.top) for token in tokens
+        ], "finish": finish}).encode()
         with suppress(NotEnoughDisk):
             self.space.put(Kind.RESPONSES, name, record)
             if self.retention is not None:
                 self.space.trim(Kind.RESPONSES, self.retention)
 
-    def _name(
-        self, ids: Sequence[int], sampling: Sampling, limit: int, top: int
-    ) -> bytes | None:
-        if sampling.temperature and sampling.seed is None:
+    def _name(self, positions: Sequence[Position], ask: Ask) -> bytes | None:
+        if ask.sampling.temperature and ask.sampling.seed is None:
             return None
         settings = json.dumps(
-            {**asdict(sampling), "limit": limit, "top": top}, sort_keys=True)
-        prompt = b"".join(id_.to_bytes(4, "big") for id_ in ids)
-        return context("response", self._model, settings, prompt)
+            [asdict(ask.sampling), ask.max_tokens, ask.top, ask.constraints], sort_keys=True)
+        return context("response", self._model, settings, b"".join(map(encoded, positions)))

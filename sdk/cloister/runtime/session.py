@@ -1,160 +1,161 @@
-"""One conversation with an engine."""
+"""A conversation with an engine of this process."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cloister.errors import ContextExceeded, SettingError
-from cloister.runtime.sampling import Sampler, Sampling
-from cloister.tokenizer import Message
+from cloister.message import Message
+from cloister.runtime.chat import Conversing, Stats, Token
+from cloister.runtime.generate import Decoding, generate
+from cloister.runtime.memory import peak_bytes
+from cloister.runtime.sampling import Sampler
+from cloister.runtime.tools import tool_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
+    from cloister.runtime.chat import Ask
     from cloister.runtime.conversation import Conversation
     from cloister.runtime.engine import Engine
+    from cloister.runtime.generate import Constraint
     from cloister.runtime.prefix import PrefixCache
-    from cloister.runtime.responses import Answer, ResponseCache
+    from cloister.runtime.responses import ResponseCache
+    from cloister.vault.store import Vault
 
-__all__ = ["Session", "Stats", "Token"]
-
-
-@dataclass(frozen=True)
-class Token:
-    """One generated token. Its repr does not show the text."""
-
-    id: int
-    text: str = field(repr=False)  # may be empty while a character is unfinished
-    logprob: float  # nats, under the model's own distribution
-    top: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+__all__ = ["Session"]
 
 
-@dataclass
-class Stats:
-    """What the last answer took."""
-
-    prompt_tokens: int = 0
-    restored_tokens: int = 0  # of the prompt, out of the vault
-    tokens: int = 0  # generated, the end token included
-    finish: str = ""  # end, length, context, stop
-    ttft_s: float = 0.0  # to the first token
-    decode_s: float = 0.0  # from the first token to the last
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """Speed after the first token; None for fewer than two tokens."""
-        return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else None
-
-
-class Session:
-    """A conversation: what was said, and how to go on.
-
-    `stop` may be called from any thread; everything else from one at a time.
-    """
+class Session(Conversing):
+    """A conversation: what was said, and how to go on; see `cloister.runtime.chat.Chat`."""
 
     def __init__(
         self,
         engine: Engine,
         *,
         system: str | None = None,
+        messages: Iterable[Message] = (),
+        vault: Vault | None = None,
+        namespace: str = "default",
         name: str | None = None,
-        prefixes: PrefixCache | None = None,
-        responses: ResponseCache | None = None,
+        cached: bool = False,
+        kv: str = "float32",
     ) -> None:
-        """Begin a conversation; with `name`, keep it where `prefixes` are kept, or go on with it.
+        """Begin a conversation, after `messages`; nothing of it is kept but what is asked for.
 
-        `prefixes` spares reading what was read before, and `responses` answering what was answered.
+        With `name` it is kept in `vault`, under the owner `namespace`, or gone on with where it is
+        there. With `cached` what was read and answered before, of the same owner and bundle, comes
+        out of the vault, and is kept there. `kv` is how keys and values are kept: `float32`, or
+        `int8`, which is not exact.
 
         Raises:
-            SettingError: a name without `prefixes`, or one that is empty or too long.
-            SessionMismatch: the conversation was begun with another model or system prompt.
+            SettingError: a name or cache without a vault, or a value outside its bound.
+            SessionMismatch: the conversation was begun with another model or system prompt, or
+                went on otherwise than `messages`.
             VaultError: the vault cannot be read.
         """
-        self.engine, self.prefixes, self.responses = engine, prefixes, responses
-        self.conversation: Conversation | None = None
-        self.messages: list[Message] = []
-        if name is not None:
-            from cloister.runtime.conversation import Conversation
-
-            if prefixes is None:
-                raise SettingError("A conversation is kept in a vault; give prefixes, too.")
-            self.conversation = Conversation(prefixes, name, system=system)
-            system, self.messages = self.conversation.system, self.conversation.messages
-        if system is not None:
-            self.messages = [Message(role="system", content=system), *self.messages]
-        self.stats = Stats()
+        super().__init__()
+        self.engine = engine
+        self._conversation: Conversation | None = None
+        self._prefixes: PrefixCache | None = None
+        self._responses: ResponseCache | None = None
+        self._said = list(messages)
+        if vault is not None and (cached or name is not None):
+            self._keep_in(vault, namespace, name, system, kv)
+        elif name is not None or cached:
+            raise SettingError("What is kept needs a vault; give one, too.")
+        if self._conversation is not None:
+            system = self._conversation.system
+        self._system = [] if system is None else [Message(role="system", content=system)]
         self._stop = threading.Event()
 
     def __repr__(self) -> str:
         return f"Session({self.engine!r}, {len(self.messages)} messages)"
 
+    @property
+    def messages(self) -> list[Message]:
+        """What was said and kept, the system prompt first."""
+        said = self._said if self._conversation is None else self._conversation.messages
+        return [*self._system, *said]
+
+    @property
+    def restored_tokens(self) -> int:
+        """Tokens of a kept conversation that need not be read again."""
+        return 0 if self._conversation is None else self._conversation.restored
+
     def stop(self) -> None:
         """End the running answer within one token; what was generated stays."""
         self._stop.set()
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        top: int = 0,
-    ) -> Iterator[Token]:
-        """Answer `prompt`, token by token; afterwards both belong to the conversation.
+    def _keep_in(
+        self, vault: Vault, namespace: str, name: str | None, system: str | None, kv: str
+    ) -> None:
+        from cloister.runtime.conversation import Conversation
+        from cloister.runtime.prefix import PREFIXES, Precision, PrefixCache
+        from cloister.runtime.responses import RESPONSES, ResponseCache
 
-        An iterator that is closed early keeps what it gave, as `stop` does. Without any answer the
-        prompt is not kept either: many templates refuse two user messages in a row.
+        if kv not in list(Precision):
+            raise SettingError(f"kv is {kv!r}; it must be one of {', '.join(Precision)}.")
+        space = vault.namespace(namespace)
+        self._prefixes = PrefixCache(
+            self.engine, space, precision=Precision(kv), retention=PREFIXES)
+        if name is None:
+            self._responses = ResponseCache(space, self.engine.model_id, RESPONSES)
+        else:
+            self._conversation = Conversation(self._prefixes, name, system=system)
+            self._conversation.catch_up(self._said)
 
-        Raises:
-            PromptError: empty, not Unicode, or longer than the context; nothing has changed.
-            SettingError: `max_tokens` below 1, or `top` out of range.
-        """
-        vocab_size = self.engine.bundle.manifest.shape.vocab_size
-        if not 0 <= top <= vocab_size:
-            raise SettingError(f"top is {top}; it must be from 0 to {vocab_size}.")
-        if max_tokens is not None and max_tokens < 1:
-            raise SettingError(f"max_tokens is {max_tokens}; it must be at least 1.")
-        asked = [*self.messages, Message(role="user", content=prompt)]
+    def _answer(self, ask: Ask) -> tuple[Generator[Token], Callable[[list[Token]], None]]:
         engine = self.engine
-        ids = engine.tokenizer.encode_chat(asked)
+        vocabulary = engine.bundle.manifest.shape.vocab_size
+        if ask.top > vocabulary:
+            raise SettingError(f"top is {ask.top}; it must be from 0 to {vocabulary}.")
+        ids = engine.tokenizer.encode_chat([*self.messages, *ask.messages], tools=ask.tools)
         if len(ids) >= engine.context:
             raise ContextExceeded(
                 f"The prompt has {len(ids)} tokens and the context holds {engine.context}, one of "
                 "them for the answer; shorten it."
             )
+        constraint = engine.constraint(ask)
+        owner = object()
+        engine.claim(owner)
         self._stop.clear()
-        limit, sampling = max_tokens or engine.context, sampling or Sampling()
         self.stats = Stats(prompt_tokens=len(ids))
-        known = self.responses and self.responses.get(ids, sampling, limit, top)
-        tokens = self._again(*known) if known else self._generate(ids, limit, sampling, top)
-        return self._said(asked, tokens)
+        known = None if self._responses is None else self._responses.get(ids, ask)
+        tokens = self._generate(ids, ask, constraint, owner) if known is None else (
+            self._again(*known))
+        read = list[int]() if known else ids
 
-    def _said(self, asked: list[Message], tokens: Iterator[Token]) -> Iterator[Token]:
-        """`tokens`, which become the answer to the last of `asked`."""
-        said: list[str] = []
-        try:
-            for token in tokens:
-                said.append(token.text)
-                yield token
-        finally:
-            tokens.close()  # type: ignore[attr-defined]  # a generator: it settles its own affairs
-            answer = "".join(said)
-            if answer:
-                new = [asked[-1], Message(role="assistant", content=answer)]
-                if self.conversation is not None:
-                    self.conversation.add(new)
-                elif self.prefixes is not None:
-                    self.prefixes.keep()
-                self.messages = [*asked[:-1], *new]
+        def settle(said: list[Token]) -> None:
+            try:
+                self.stats.peak_rss_bytes = peak_bytes()
+                self._keep(ask, said, [*read, *(token.id for token in said)] if read else [])
+            finally:
+                engine.release(owner)
 
-    def _again(self, answer: Answer, finish: str) -> Iterator[Token]:
-        """An answer that was given before."""
+        return tokens, settle
+
+    def _keep(self, ask: Ask, said: Sequence[Token], positions: Sequence[int]) -> None:
+        """Take up a turn: in the vault first, where the conversation is kept."""
+        text = "".join(token.text for token in said)
+        if not text:
+            return
+        calls = tool_calls(text) if ask.tools is not None else ()
+        turn = [*ask.messages, Message(role="assistant", content=text, tool_calls=calls)]
+        if self._conversation is not None:
+            self._conversation.add(turn, positions)
+            return
+        self._said += turn
+        if self._prefixes is not None:
+            self._prefixes.keep(positions)
+
+    def _again(self, answer: list[Token], finish: str) -> Generator[Token]:
+        """Give an answer that was given before."""
         began = first = time.perf_counter()
         self.stats.finish = "stop"
-        for id_, text, logprob, others in answer:
+        for token in answer:
             if self._stop.is_set():
                 return
             self.stats.tokens += 1
@@ -162,42 +163,29 @@ class Session:
                 first = time.perf_counter()
                 self.stats.ttft_s = first - began
             self.stats.decode_s = time.perf_counter() - first
-            yield Token(id_, text, logprob, tuple((other, value) for other, value in others))
-        self.stats.finish = finish
+            if self.stats.tokens == len(answer):
+                self.stats.finish = finish
+            yield token
 
     def _generate(
-        self, ids: list[int], limit: int, sampling: Sampling, top: int
-    ) -> Iterator[Token]:
-        engine, text = self.engine, self.engine.tokenizer.stream()
-        stats, sampler = self.stats, Sampler(sampling)
-        prompt, answer = list(ids), []
-        began = first = time.perf_counter()
-        stats.finish = "stop"
-        if self.prefixes is not None:
-            stats.restored_tokens = self.prefixes.fetch(ids)
-        while True:
-            logits = engine.logits(ids, stopped=self._stop.is_set)
-            if logits is None:
-                return
-            choice = sampler.choose(logits, ids[stats.prompt_tokens:], top=top)
-            ids.append(choice.id)
-            stats.tokens += 1
-            if stats.tokens == 1:
-                first = time.perf_counter()
-                stats.ttft_s = first - began
-            stats.decode_s = time.perf_counter() - first
-            ended = choice.id in engine.bundle.manifest.eos
-            last = ended or stats.tokens == limit or len(ids) == engine.context
-            piece = "" if ended else text.push(choice.id)
-            if last:
+        self, ids: list[int], ask: Ask, constraint: Constraint | None, owner: object
+    ) -> Generator[Token]:
+        engine, stats = self.engine, self.stats
+        end = engine.bundle.manifest.eos
+        decoding = Decoding(
+            sampler=Sampler(ask.sampling), end=end, limit=ask.max_tokens, top=ask.top,
+            constraint=constraint)
+        if self._prefixes is not None:
+            stats.restored_tokens = self._prefixes.fetch(ids)
+        text, answer = engine.tokenizer.stream(), list[Token]()
+        for choice in generate(
+            engine, ids, decoding, stats=stats, stopped=self._stop.is_set, owner=owner
+        ):
+            piece = "" if choice.id in end else text.push(choice.id)
+            if stats.finish != "stop":
                 piece += text.end()
-                stats.finish = (
-                    "end" if ended else "length" if stats.tokens == limit else "context"
-                )
-                if self.responses is not None:
-                    answer.append((choice.id, piece, choice.logprob, list(choice.top)))
-                    self.responses.put(prompt, sampling, limit, top, answer, stats.finish)
-            yield Token(choice.id, piece, choice.logprob, choice.top)
-            if last:
-                return
-            answer.append((choice.id, piece, choice.logprob, list(choice.top)))
+            token = Token(choice.id, piece, choice.logprob, choice.top)
+            answer.append(token)
+            if stats.finish != "stop" and self._responses is not None:
+                self._responses.put(ids, ask, answer, stats.finish)
+            yield token

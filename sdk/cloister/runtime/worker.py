@@ -1,239 +1,256 @@
-"""The worker: a process that holds a model and answers over a pipe.
+"""The worker: a process that holds a model and a vault, and answers over a pipe (`protocol`).
 
-One JSON object a line. Requests: `load`, `open`, `ask`, `stop`, `forget`; each is answered by
-events that end with `done` or `error`. Requests are read on a thread of their own, so that `stop`
-arrives while an answer is being made. Nothing that was said is logged, and the runtime's own
-messages, which it writes to the standard error from C++, are kept away from people's terminals.
+Requests are read on a thread of their own, so that a cancellation arrives while an answer is being
+made; they are served one after the other. Before anything is read the process closes what it
+inherited, refuses itself the network, and keeps its memory out of dumps. Nothing that was said is
+logged, and the runtime's own messages, which it writes to the standard error from C++, are kept
+away from people's terminals.
 
 Run as `python -m cloister.runtime.worker`; `client.py` is the other end.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloister.errors import CloisterError, SettingError, WorkerError
-from cloister.vault.retention import Retention
+from cloister.errors import CloisterError, ProtocolError, WorkerError
+from cloister.runtime import protocol
+from cloister.runtime.memory import peak_bytes
+from cloister.settings import Settings, share_processor
+from cloister.vault import hygiene
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TextIO
+    from typing import IO
 
     from cloister.runtime.engine import Engine
-    from cloister.runtime.prefix import PrefixCache
+    from cloister.runtime.protocol import Event, Request
     from cloister.runtime.session import Session
-    from cloister.vault.namespace import Namespace
     from cloister.vault.store import Vault
 
 __all__ = ["Service", "main"]
 
 
-_MONTH = 30 * 24
-PREFIXES = Retention(most_bytes=4 << 30, hours=_MONTH)
-RESPONSES = Retention(most_bytes=64 << 20, hours=_MONTH)
-
-
-@dataclass
 class Service:
-    """What the process holds: an engine, and the conversation with it."""
+    """What the process holds: an engine, a vault, and conversations by their numbers."""
 
-    send: Callable[[dict[str, Any]], None]
-    engine: Engine | None = None
-    session: Session | None = None
-    system: str | None = None  # of the session
-    vault: Vault | None = None
-    space: Namespace | None = None
-    stopping: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, send: Callable[[Event], None]) -> None:
+        """Send every event by `send`."""
+        self._send = send
+        self._engine: Engine | None = None
+        self._vault: Vault | None = None
+        self._sessions: dict[int, Session] = {}
+        self._lock = threading.Lock()  # of the two below
+        self._running: tuple[int, Session] | None = None
+        self._cancelled: set[int] = set()
 
-    def handle(self, request: dict[str, Any]) -> None:
-        """Answer one request with events; the last is `done` or `error`."""
+    def handle(self, request: Request) -> None:
+        """Answer one request with events; the last says how it ended."""
         try:
-            handlers = {
-                "load": self.load, "open": self.open, "ask": self.ask, "forget": self.forget}
-            handler = handlers.get(str(request.get("do")))
-            if handler is None:
-                raise WorkerError("The worker does not know that request; update both ends.")
-            self.send({"event": "done", **handler(request)})
+            self._send(self._serve(request))
         except CloisterError as error:
-            self.send({"event": "error", "type": type(error).__name__, "message": str(error)})
+            self._send(protocol.Failed(
+                id=getattr(request, "id", None), kind=type(error).__name__, message=str(error)))
+        except Exception as error:
+            self._send(unexpected(getattr(request, "id", None), error))
 
-    def load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Load `bundle`."""
+    def cancel(self, id_: int) -> None:
+        """End the request `id_` as soon as possible; from any thread."""
+        with self._lock:
+            self._cancelled.add(id_)
+            if self._running is not None and self._running[0] == id_:
+                self._running[1].stop()
+
+    def stop(self) -> None:
+        """End the running answer: nobody is there to read it."""
+        with self._lock:
+            if self._running is not None:
+                self._running[1].stop()
+
+    def close(self) -> None:
+        """Keep what is unfinished, and let go of the vault."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        if self._vault is not None:
+            self._vault.close()
+        self._vault = None
+
+    def _serve(self, request: Request) -> Event:
+        match request:
+            case protocol.Load():
+                return self._load(request)
+            case protocol.Unlock():
+                return self._unlock(request)
+            case protocol.Begin():
+                return self._begin(request)
+            case protocol.Question():
+                return self._ask(request)
+            case protocol.End():
+                session = self._sessions.pop(request.chat, None)
+                if session is not None:
+                    session.close()
+                return protocol.Ended(id=request.id)
+            case _:
+                raise ProtocolError("The worker was greeted twice; update both ends.")
+
+    def _load(self, request: protocol.Load) -> Event:
         began = time.perf_counter()
         from cloister.runtime.engine import Engine
 
-        self.engine = self.session = None  # their memory, before the new one takes its own
-        self.engine = Engine(request["bundle"], threads=request.get("threads"))
-        return {
-            "model_id": self.engine.model_id, "backend": self.engine.backend,
-            "context": self.engine.context, "load_s": time.perf_counter() - began, **_memory(),
-        }
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        self._engine = None  # its memory, before the new one takes its own
+        engine = self._engine = Engine(request.bundle, threads=request.threads)
+        return protocol.Loaded(
+            id=request.id, model_id=engine.model_id, backend=engine.backend,
+            context=engine.context, load_s=time.perf_counter() - began,
+            peak_rss_bytes=peak_bytes())
 
-    def open(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Open the vault at `namespace`, and where `session` is named, that conversation."""
-        from cloister.runtime.session import Session
-        from cloister.settings import Settings
-        from cloister.vault import hygiene
+    def _unlock(self, request: protocol.Unlock) -> Event:
         from cloister.vault.local import open_vault
 
-        if self.engine is None:
-            raise WorkerError("No bundle is loaded; load one first.")
-        self.close()
-        passphrase = request.get("passphrase")
-        memory = hygiene.keep_out_of_dumps()
-        self.vault = open_vault(
-            Settings.from_environment(), None if passphrase is None else lambda: passphrase,
-            create=True)
-        memory |= self.vault.keys.locked()
-        self.space = self.vault.namespace(request["namespace"])
-        opened = {"provider": str(self.vault.header.provider), "memory": memory}
-        name = request.get("session")
-        if name is None:
-            return opened
-        self.session = Session(
-            self.engine, system=request.get("system"), name=name,
-            prefixes=self._prefixes(request.get("kv", "float32")))
-        conversation = self.session.conversation
-        assert conversation is not None
-        self.system = conversation.system
-        return {**opened, "messages": len(conversation.messages),
-                "restored_tokens": conversation.restored}
+        secret = request.passphrase
+        if self._vault is None:
+            self._vault = open_vault(
+                Settings.from_environment(), None if secret is None else lambda: secret,
+                create=True, notify=lambda notice: None)
+        return protocol.Unlocked(
+            id=request.id, provider=str(self._vault.header.provider),
+            notice=self._vault.notice or None, memory=self._vault.keys.locked())
 
-    def close(self) -> None:
-        """Let go of the vault."""
-        if self.vault is not None:
-            self.vault.close()
-        self.vault = self.space = self.session = None
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer `prompt` in the current conversation, or in a new one.
-
-        With `cached`, out of the vault where it was answered before.
-        """
-        from cloister.runtime.sampling import Sampling
+    def _begin(self, request: protocol.Begin) -> Event:
         from cloister.runtime.session import Session
 
-        if self.engine is None:
+        if self._engine is None:
             raise WorkerError("No bundle is loaded; load one first.")
-        try:
-            sampling = Sampling(**request["sampling"])
-        except TypeError:  # values are checked by Sampling itself
-            raise SettingError(
-                "The request names an unknown sampling setting; use the fields of Sampling."
-            ) from None
-        session, system = self.session, request.get("system")
-        kept = session is not None and session.conversation is not None
-        if session is None:
-            session = Session(self.engine, system=system, **self._caches(request))
-        elif system != self.system and not (kept and system is None):
-            raise SettingError(
-                "The conversation has another system prompt; begin a new one to change it."
-            )
-        tokens = session.stream(
-            request["prompt"], max_tokens=request.get("max_tokens"), sampling=sampling,
-            top=request.get("top", 0),
-        )
-        self.session = session  # only now: a refusal begins nothing
-        if not kept:
-            self.system = system
-        if self.stopping.is_set():  # the wish came before the answer could begin
-            session.stop()
-        for token in tokens:
-            self.send({
-                "event": "token", "id": token.id, "text": token.text, "logprob": token.logprob,
-                "top": token.top,
-            })
-        stats = session.stats
-        return {
-            "prompt_tokens": stats.prompt_tokens, "restored_tokens": stats.restored_tokens,
-            "tokens": stats.tokens, "finish": stats.finish,
-            "ttft_s": stats.ttft_s, "decode_tokens_per_s": stats.decode_tokens_per_s,
-            "guard_tier": 0, **_memory(),
-        }
-
-    def _caches(self, request: dict[str, Any]) -> dict[str, Any]:
-        if not request.get("cached"):
-            return {}
-        if self.engine is None or self.space is None:
+        if (request.cached or request.name is not None) and self._vault is None:
             raise WorkerError("No vault is open; open it first.")
-        from cloister.runtime.responses import ResponseCache
+        session = self._sessions[request.chat] = Session(
+            self._engine, system=request.system, messages=request.messages, vault=self._vault,
+            namespace=request.namespace, name=request.name, cached=request.cached, kv=request.kv)
+        return protocol.Begun(
+            id=request.id, messages=tuple(session.messages),
+            restored_tokens=session.restored_tokens)
 
-        return {
-            "prefixes": self._prefixes(),
-            "responses": ResponseCache(self.space, self.engine.model_id, RESPONSES),
-        }
+    def _ask(self, request: protocol.Question) -> Event:
+        session = self._sessions.get(request.chat)
+        if session is None:
+            raise ProtocolError("The worker does not know that conversation; begin it first.")
+        count = len(session.messages)
+        try:
+            tokens = session.answer(request.ask)
+            with self._lock:
+                self._running = request.id, session
+                if request.id in self._cancelled:
+                    session.stop()
+            for token in tokens:
+                self._send(protocol.Produced(id=request.id, token=token))
+        except CloisterError as error:
+            return protocol.Failed(
+                id=request.id, kind=type(error).__name__, message=str(error),
+                kept=tuple(session.messages[count:]))
+        finally:
+            with self._lock:
+                self._running = None
+                self._cancelled.discard(request.id)
+        return protocol.Answered(
+            id=request.id, stats=session.stats, kept=tuple(session.messages[count:]))
 
-    def _prefixes(self, kv: str = "float32") -> PrefixCache:
-        from cloister.runtime.prefix import Precision, PrefixCache
 
-        assert self.engine is not None and self.space is not None
-        return PrefixCache(
-            self.engine, self.space, precision=Precision(kv), retention=PREFIXES)
-
-    def forget(self, request: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
-        """End the conversation; the next prompt begins a new one."""
-        self.session = None
-        return {}
-
-    def stop(self) -> None:
-        """End the running answer, or the one that was asked for, within one token."""
-        self.stopping.set()
-        session = self.session
-        if session is not None:
-            session.stop()
-
-
-def _memory() -> dict[str, Any]:
-    from cloister.runtime.memory import peak_bytes
-
-    return {"peak_rss_bytes": peak_bytes()}
+def unexpected(id_: int | None, error: Exception) -> protocol.Failed:
+    """Tell of an error that is none of ours by its type and place: its words may quote a text."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return protocol.Failed(id=id_, kind="WorkerError", message=(
+        f"The worker failed unexpectedly ({type(error).__name__} at {Path(frame.filename).name}, "
+        f"line {frame.lineno}); report it, and run the command again with --debug to see more."
+    ))
 
 
 def main() -> None:
     """Serve until the other end closes the pipe."""
-    # A terminal sends Ctrl-C to the client too, which says `stop` or closes the pipe.
+    # A terminal sends Ctrl-C to the client too, which cancels its request or closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    memory = hygiene.keep_out_of_dumps()
+    share_processor()
     # Only our own lines may reach the client: both descriptors are moved out of everybody's way.
-    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    lines = os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     if "--debug" not in sys.argv:
         os.dup2(silent, 2)
-    requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    service = Service(send=lambda event: _send(lines, event))
-    threading.Thread(target=_read, args=(requests, service), daemon=True).start()
-    while (request := requests.get()) is not None:
-        service.handle(request)
-    service.close()
 
+    def send(event: Event) -> None:
+        try:
+            line = protocol.encode(event)
+        except CloisterError as error:
+            line = protocol.encode(protocol.Failed(
+                id=getattr(event, "id", None), kind=type(error).__name__, message=str(error)))
+        lines.write(line)
+        lines.flush()
 
-def _read(requests: queue.SimpleQueue[dict[str, Any] | None], service: Service) -> None:
+    service = Service(send)
     try:
-        for line in sys.stdin.buffer:
-            request = json.loads(line)
-            if request["do"] == "stop":
-                service.stop()
-            else:
-                service.stopping.clear()  # in the order of the pipe: a stop is for what came before
-                requests.put(request)
-    except (ValueError, TypeError, KeyError):
-        pass  # the other end died within a line, or is none of ours
+        if _greeted(sys.stdin.buffer, send, memory):
+            _serve(service, sys.stdin.buffer, send)
+    except BrokenPipeError:  # the other end is gone
+        pass
     finally:
+        service.close()
+
+
+def _greeted(
+    stream: IO[bytes], send: Callable[[Event], None], memory: dict[str, str]
+) -> bool:
+    """Exchange first words; False where the other end speaks another version."""
+    try:
+        line = protocol.read_line(stream)
+        hello = None if line is None else protocol.decode_request(line)
+    except ProtocolError:
+        hello = None
+    if not isinstance(hello, protocol.Hello) or hello.version != protocol.VERSION:
+        send(protocol.Failed(id=None, kind="ProtocolError", message=(
+            f"The worker speaks version {protocol.VERSION} of its protocol; update both ends.")))
+        return False
+    send(protocol.Welcome(
+        version=protocol.VERSION, guard_tier=0, guard="", memory=memory))
+    return True
+
+
+def _serve(service: Service, stream: IO[bytes], send: Callable[[Event], None]) -> None:
+    requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        while True:
+            try:
+                line = protocol.read_line(stream)
+                if line is None:
+                    break
+                request = protocol.decode_request(line)
+            except ProtocolError as error:
+                send(protocol.Failed(id=None, kind="ProtocolError", message=str(error)))
+                continue
+            except OSError:
+                break
+            if isinstance(request, protocol.Cancel):
+                service.cancel(request.id)
+            else:
+                requests.put(request)
         service.stop()  # the other end is gone: so is the wish for an answer
         requests.put(None)
 
-
-def _send(lines: TextIO, event: dict[str, Any]) -> None:
-    lines.write(json.dumps(event) + "\n")
-    lines.flush()
+    threading.Thread(target=read, daemon=True).start()
+    while (request := requests.get()) is not None:
+        service.handle(request)
 
 
 if __name__ == "__main__":

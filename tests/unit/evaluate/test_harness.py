@@ -31,7 +31,7 @@ from cloister.evaluate.harness import CloisterLM
 from cloister.runtime.engine import Engine
 from cloister.runtime.program import FakeProgram
 from cloister.runtime.session import Session
-from cloister.tokenizer import Message
+from cloister.message import Message
 
 CONTEXT, CHUNK = 64, 8
 

@@ -15,7 +15,8 @@ from cloister.model.checkpoint import Checkpoint
 from cloister.reference import build, mixture, vocabulary
 from cloister.settings import Settings
 from cloister.tiers import Tier
-from cloister.tokenizer import Message, Tokenizer
+from cloister.message import Message
+from cloister.tokenizer import Tokenizer
 
 SHIPPED_TEXT = Path(build.__file__).parents[1] / "export" / "check.jsonl"
 

@@ -17,7 +17,7 @@ from cloister.runtime.engine import Engine
 from cloister.runtime.prefix import Precision, PrefixCache
 from cloister.runtime.program import FakeProgram
 from cloister.runtime.responses import ResponseCache
-from cloister.runtime.sampling import Sampling
+from cloister.runtime.chat import Sampling
 from cloister.runtime.session import Session
 from cloister.vault.keys import Keyholder
 from cloister.vault.namespace import Kind, Namespace

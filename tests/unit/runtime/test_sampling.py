@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cloister.errors import IncompatibleProgram, SettingError
-from cloister.runtime.sampling import Sampler, Sampling
+from cloister.runtime.chat import Sampling
+from cloister.runtime.sampling import Sampler
 
 
 def draws(sampling: Sampling, logits: list[float], n: int = 400) -> set[int]:

@@ -27,7 +27,7 @@ from cloister.runtime import memory
 from cloister.runtime import replay as replays
 from cloister.runtime.engine import Engine
 from cloister.runtime.program import FakeProgram
-from cloister.runtime.sampling import Sampling
+from cloister.runtime.chat import Sampling
 from cloister.runtime.session import Session, Token
 
 

@@ -1,0 +1,106 @@
+"""What each command is asked for, typed, and what can be refused before anything heavy is imported.
+
+A command's options have the names of its arguments (`cloister.cli`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from cloister.errors import CheckpointError, SettingError
+from cloister.runtime.chat import Sampling
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from pathlib import Path
+
+__all__ = ["Asking", "Options", "Record", "check_checkpoint", "read_json"]
+
+Record = dict[str, Any]
+"""What a command prints with `--json`."""
+
+_LIMIT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every command is asked for."""
+
+    json: bool = False
+    debug: bool = False
+
+    @classmethod
+    def of(cls, parsed: Namespace) -> Self:
+        """Take the options out of parsed arguments."""
+        return cls(**{field.name: getattr(parsed, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(Options):
+    """What a command that asks a model is asked for."""
+
+    family: Path | None
+    system: str | None
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    schema: Path | None
+    tools: Path | None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen.
+
+        Raises:
+            SettingError: a value outside its bound.
+        """
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What `Chat.stream` is given beside the prompt.
+
+        Raises:
+            SettingError: a value outside its bound, or a file that is no JSON.
+        """
+        tools = None if self.tools is None else read_json(self.tools)
+        if tools is not None and not isinstance(tools, list):
+            raise SettingError(f"{self.tools.name if self.tools else ''} holds no list of tools.")
+        schema = None if self.schema is None else read_json(self.schema)
+        if schema is not None and not isinstance(schema, dict):
+            raise SettingError(f"{self.schema.name if self.schema else ''} holds no JSON Schema.")
+        return {"max_tokens": self.max_tokens, "sampling": self.sampling, "schema": schema,
+                "tools": tools}
+
+
+def read_json(path: Path) -> object:
+    """Read a file of the user's.
+
+    Raises:
+        SettingError: it cannot be read as JSON.
+    """
+    try:
+        if path.stat().st_size > _LIMIT_BYTES:
+            raise ValueError
+        return json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        raise SettingError(
+            f"{path.name} cannot be read as JSON; name a file that can be.") from None
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise unless `path` may be a checkpoint: it is read, and checked whole, later.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"Directory {path.name} has no config.json; name a checkpoint directory."
+        )

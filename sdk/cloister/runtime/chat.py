@@ -1,0 +1,391 @@
+"""One conversation, wherever its model runs: what `Session` and a worker's session have in common.
+
+No torch: a notebook's kernel and the command line use these types.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence  # noqa: TC003  # msgspec reads the annotations
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from cloister.errors import EmptyPrompt, EngineBusy, SettingError
+from cloister.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from types import TracebackType
+
+__all__ = ["Answer", "Ask", "Chat", "Conversing", "Sampling", "Stats", "Token", "Turn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; the default is greedy.
+
+    Filters apply in the order of the fields. Greedy decoding breaks ties by the lowest id.
+
+    Raises:
+        SettingError: a value outside its bound.
+    """
+
+    repetition_penalty: float = 1.0  # above 0; divides positive logits of tokens seen (1 = off)
+    temperature: float = 0.0  # 0 = greedy
+    top_k: int = 0  # most likely tokens kept (0 = all)
+    top_p: float = 1.0  # in (0, 1]; smallest set with this probability (arXiv 1904.09751)
+    min_p: float = 0.0  # in [0, 1); share of the best token's probability (arXiv 2407.01082)
+    seed: int | None = None  # None: drawn from the operating system
+
+    def __post_init__(self) -> None:
+        for name, (kind, good, bound) in _BOUNDS.items():
+            value = getattr(self, name)
+            if name == "seed" and value is None:
+                continue
+            right_kind = isinstance(value, kind)
+            if not right_kind or not math.isfinite(value) or not good(value):
+                raise SettingError(f"{name} is {value}; it must be {bound}.")
+
+
+_BOUNDS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
+    "repetition_penalty": (float | int, lambda value: value > 0, "a number above 0"),
+    "temperature": (float | int, lambda value: value >= 0, "a number of at least 0"),
+    "top_k": (int, lambda value: value >= 0, "a whole number of at least 0"),
+    "top_p": (float | int, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+    "min_p": (float | int, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    "seed": (int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1"),
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token. Its repr does not show the text."""
+
+    id: int
+    text: str = field(repr=False)  # may be empty while a character is unfinished
+    logprob: float  # nats, under the model's own distribution
+    top: tuple[tuple[int, float], ...] = field(default=(), repr=False)  # likeliest, with logprobs
+
+
+@dataclass
+class Stats:
+    """What the last answer took."""
+
+    prompt_tokens: int = 0
+    restored_tokens: int = 0  # of the prompt, out of the vault
+    tokens: int = 0  # generated, the end token included
+    finish: str = ""  # end, length, context, stop
+    ttft_s: float = 0.0  # to the first token
+    decode_s: float = 0.0  # from the first token to the last
+    peak_rss_bytes: int = 0  # of the process that holds the model
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Speed after the first token; None for fewer than two tokens."""
+        return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A question, and how it is to be answered; see `Chat.stream`.
+
+    Raises:
+        SettingError: a value outside its bound, or more than one constraint.
+        EmptyPrompt: there is no message.
+    """
+
+    messages: tuple[Message, ...] = field(repr=False)
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    top: int = 0
+    schema: Mapping[str, object] | None = field(default=None, repr=False)
+    grammar: str | None = field(default=None, repr=False)
+    choices: Sequence[str] | None = field(default=None, repr=False)
+    tools: Sequence[Mapping[str, object]] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise EmptyPrompt("There is no message to answer; give at least one.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise SettingError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
+        if self.top < 0:
+            raise SettingError(f"top is {self.top}; it must be at least 0.")
+        if sum(part is not None for part in self.constraints) > 1:
+            raise SettingError(
+                "An answer follows one constraint; give a schema, a grammar, choices or tools."
+            )
+
+    @property
+    def constraints(self) -> tuple[object, ...]:
+        """Schema, grammar, choices and tools, of which one at most is given."""
+        return self.schema, self.grammar, self.choices, self.tools
+
+    @classmethod
+    def of(cls, prompt: str | Message | Sequence[Message], **settings: object) -> Ask:
+        """Build the question that a caller of `Chat.stream` means."""
+        if isinstance(prompt, str):
+            messages: tuple[Message, ...] = (Message(role="user", content=prompt),)
+        else:
+            messages = (prompt,) if isinstance(prompt, Message) else tuple(prompt)
+        given = {name: value for name, value in settings.items() if value is not None}
+        return cls(messages=messages, **given)  # type: ignore[arg-type]  # checked by the fields
+
+
+class Chat(Protocol):
+    """One conversation. `stop` may be called from any thread, the rest from one at a time.
+
+    A turn is kept when its answer ends, is stopped, fails or is dropped by its reader; the next
+    question, `close` and the end of the program see to it where the reader did not. A turn whose
+    answer has no text yet is not kept: many templates refuse two user messages in a row.
+    """
+
+    stats: Stats
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was said and kept, the system prompt first."""
+        ...
+
+    def stream(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        top: int = 0,
+        schema: Mapping[str, object] | None = None,
+        grammar: str | None = None,
+        choices: Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> Iterator[Token]:
+        """Answer `prompt` token by token, with the `top` likeliest tokens beside each.
+
+        At most one of `schema` (JSON Schema), `grammar` (Lark, as llguidance reads it), `choices`
+        (texts) and `tools` (JSON Schema functions) constrains the answer; with `tools` it is one
+        tool call, and the chat template is told of the tools. An unfinished answer of this
+        conversation is ended first, as by `stop`.
+
+        Raises:
+            PromptError: empty, not Unicode, or longer than the context; nothing has changed.
+            SettingError: a value outside its bound.
+            ConstraintError: the constraint cannot be followed.
+            AnswerIncomplete: the answer was cut off before it met its constraint; it is kept.
+            EngineBusy: another conversation's answer is being made.
+        """
+        ...
+
+    def ask(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        schema: Mapping[str, object] | None = None,
+        grammar: str | None = None,
+        choices: Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> Message:
+        """Return the whole answer to `prompt`, its tool calls read; see `stream`."""
+        ...
+
+    def stop(self) -> None:
+        """End the running answer within one token; what was generated stays."""
+        ...
+
+    def close(self) -> None:
+        """Keep what is unfinished, and let go of the conversation."""
+        ...
+
+
+class Turn:
+    """The answer in the making: tokens, and what becomes of them, settled exactly once.
+
+    `settle` is given the tokens that were read. It runs when the answer ends, fails or is closed,
+    whichever comes first; where an interrupt came before it, at the next question or at the end
+    of the program, since `turns` holds the turn until then.
+    """
+
+    def __init__(
+        self, tokens: Generator[Token], settle: Callable[[list[Token]], None], turns: list[Turn],
+    ) -> None:
+        self._tokens, self._settle, self._turns = tokens, settle, turns
+        self._read: list[Token] = []
+        self._lock = threading.Lock()
+        turns.append(self)
+
+    def read(self) -> Token:
+        """Return the next token; StopIteration after the last.
+
+        Raises:
+            EngineBusy: another thread is reading.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise EngineBusy("Another thread reads this answer; read it from one thread.")
+        try:
+            if self not in self._turns:
+                raise StopIteration
+            token = next(self._tokens)
+            self._read.append(token)
+            return token
+        except BaseException:  # its end, a failure, an interrupt
+            self._end()
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """End the answer here.
+
+        Raises:
+            EngineBusy: another thread is reading it.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise EngineBusy(
+                "The last question is still being answered in another thread; stop it first."
+            )
+        try:
+            self._end()
+        finally:
+            self._lock.release()
+
+    def _end(self) -> None:
+        if self not in self._turns:
+            return
+        with uninterrupted():
+            try:
+                self._tokens.close()
+                self._settle(self._read)
+            finally:
+                self._turns.remove(self)
+
+
+class Answer:
+    """What `stream` returns: an iterator, whose reader may drop it at any token."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Token:
+        return self._turn.read()
+
+    def close(self) -> None:
+        """End the answer here; what was read is kept."""
+        self._turn.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # sooner than at the next question, where it can be
+            self._turn.close()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block has ended, so that nothing is left half kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
+class Conversing(ABC):
+    """What every `Chat` does alike: one turn at a time, each settled before the next begins."""
+
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self._turns: list[Turn] = []  # the unfinished one; a list, which needs no `self` at exit
+        weakref.finalize(self, _close_at_exit, self._turns)
+
+    @property
+    @abstractmethod
+    def messages(self) -> list[Message]:
+        """What was said and kept, the system prompt first."""
+
+    @abstractmethod
+    def _answer(self, ask: Ask) -> tuple[Generator[Token], Callable[[list[Token]], None]]:
+        """Begin the answer: its tokens, and what settles it; see `Turn`.
+
+        What can be refused is refused now, before anything has changed.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the running answer within one token; what was generated stays."""
+
+    def stream(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        top: int = 0,
+        schema: Mapping[str, object] | None = None,
+        grammar: str | None = None,
+        choices: Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> Iterator[Token]:
+        """Answer `prompt` token by token; see `Chat.stream`."""
+        return self.answer(Ask.of(
+            prompt, max_tokens=max_tokens, sampling=sampling, top=top, schema=schema,
+            grammar=grammar, choices=choices, tools=tools))
+
+    def answer(self, ask: Ask) -> Iterator[Token]:
+        """Answer `ask` token by token; see `Chat.stream`."""
+        _close_all(self._turns)
+        return Answer(Turn(*self._answer(ask), self._turns))
+
+    def ask(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        schema: Mapping[str, object] | None = None,
+        grammar: str | None = None,
+        choices: Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+    ) -> Message:
+        """Return the whole answer to `prompt`, its tool calls read; see `Chat.stream`."""
+        count = len(self.messages)
+        for _ in self.stream(
+            prompt, max_tokens=max_tokens, sampling=sampling, schema=schema, grammar=grammar,
+            choices=choices, tools=tools,
+        ):
+            pass
+        said = self.messages
+        return said[-1] if len(said) > count else Message(role="assistant", content="")
+
+    def close(self) -> None:
+        """Keep what is unfinished, and let go of the conversation."""
+        _close_all(self._turns)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+def _close_all(turns: list[Turn]) -> None:
+    for turn in list(turns):
+        turn.close()
+
+
+def _close_at_exit(turns: list[Turn]) -> None:
+    with contextlib.suppress(Exception):  # nobody is there to be told
+        _close_all(turns)

@@ -1,0 +1,179 @@
+"""The one token loop of the runtime, and the scoring of given tokens beside it.
+
+Shapes: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cloister.errors import AnswerIncomplete
+from cloister.runtime.chat import Stats
+from cloister.runtime.core import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+
+    import torch
+
+    from cloister.runtime.core import Core, Position
+    from cloister.runtime.sampling import Choice, Sampler
+
+__all__ = ["Constraint", "Decoding", "Drafter", "generate", "score"]
+
+
+class Constraint(Protocol):
+    """Decides which tokens may come next."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow but the end."""
+        ...
+
+    def allowed(self) -> torch.Tensor:
+        """Mask of the next token, bool[V]; the end tokens are True where the answer may end."""
+        ...
+
+    def accept(self, id_: int) -> None:
+        """Go on after the token `id_`, which was allowed."""
+        ...
+
+
+class Drafter(Protocol):
+    """Guesses what comes next, so that several tokens are checked in one call."""
+
+    def propose(self, positions: Sequence[Position]) -> Sequence[int]:
+        """Guess the tokens after `positions`; as many as it likes, or none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How an answer is decoded."""
+
+    sampler: Sampler
+    end: Collection[int] = ()  # tokens that end it
+    limit: int | None = None  # tokens, the end included
+    top: int = 0  # likeliest tokens to tell with each
+    constraint: Constraint | None = None
+    drafter: Drafter | None = None
+
+
+def generate(
+    core: Core,
+    prompt: Sequence[Position],
+    decoding: Decoding,
+    *,
+    stats: Stats | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    owner: object | None = None,
+) -> Generator[Choice]:
+    """Choose the tokens after `prompt` one by one, the end token included.
+
+    The engine is claimed from the first token on until the generator ends or is closed, unless
+    `owner` has claimed it. `stopped` is asked before each call of the program, of which a long
+    prompt takes several. With a drafter the tokens are those that would have come without it, up to
+    the rounding of longer calls.
+
+    Raises:
+        EmptyPrompt, ContextExceeded, UnsupportedMedia: see `Core.extend`.
+        EngineBusy: another unfinished stream, or another thread, has the engine.
+        AnswerIncomplete: the limit or the context's end came before the constraint was met.
+    """
+    stats = Stats() if stats is None else stats
+    stats.finish = "stop"
+    owner = object() if owner is None else owner
+    claimed = core.claim(owner)
+    try:
+        yield from _generate(core, list(prompt), decoding, stats, stopped)
+    finally:
+        if claimed:
+            core.release(owner)
+    if decoding.constraint is not None and stats.finish in ("length", "context"):
+        raise AnswerIncomplete(
+            "The answer was cut off before it met its constraint; allow more tokens."
+        )
+
+
+def _generate(
+    core: Core, positions: list[Position], decoding: Decoding, stats: Stats,
+    stopped: Callable[[], bool],
+) -> Iterator[Choice]:
+    constraint, began, seen = decoding.constraint, time.perf_counter(), list[int]()
+    first = began
+    limit = core.context if decoding.limit is None else decoding.limit
+    end = core.chunk + core.common(positions)
+    while end < len(positions):  # in calls that can be stopped between
+        if stopped():
+            return
+        core.extend(positions[:end])
+        end += core.chunk
+    while not stopped():
+        for choice in _choices(core, positions, seen, decoding):
+            positions.append(choice.id)
+            seen.append(choice.id)
+            stats.tokens += 1
+            now = time.perf_counter()
+            if stats.tokens == 1:
+                first = now
+                stats.ttft_s = first - began
+            stats.decode_s = now - first
+            if choice.id in decoding.end:
+                stats.finish = "end"
+            elif constraint is not None and constraint.finished:
+                stats.finish = "end"  # without asking for the token that says so
+            elif len(seen) == limit:
+                stats.finish = "length"
+            elif len(positions) == core.context:
+                stats.finish = "context"
+            yield choice
+            if stats.finish != "stop":
+                return
+            if stopped():
+                return
+
+
+def _choices(
+    core: Core, positions: list[Position], seen: list[int], decoding: Decoding
+) -> Iterator[Choice]:
+    """Choose the next token, and further ones as far as a draft is right."""
+    constraint, draft = decoding.constraint, list[int]()
+    if decoding.drafter is not None:
+        room = core.context - len(positions) - 1
+        draft = list(decoding.drafter.propose(positions))[:max(0, room)]
+    if draft:
+        core.truncate(len(positions) - 1)
+        rows = core.extend([*positions, *draft], Rows.ALL)[-len(draft) - 1:]
+    else:
+        rows = core.extend(positions)
+    for logits_V, guess in zip(rows, [*draft, None], strict=True):
+        allowed = None if constraint is None else constraint.allowed()
+        choice = decoding.sampler.choose(logits_V, seen, top=decoding.top, allowed=allowed)
+        if constraint is not None and choice.id not in decoding.end:
+            constraint.accept(choice.id)
+        yield choice
+        if choice.id != guess:
+            return
+
+
+def score(
+    core: Core, positions: Sequence[Position], first: int
+) -> Iterator[torch.Tensor]:
+    """Logits after each of `positions` from number `first` on, float32[N, V] a part.
+
+    What the buffers hold of the positions before is not read again.
+
+    Raises:
+        EmptyPrompt, ContextExceeded, UnsupportedMedia, EngineBusy: see `Core.extend`.
+    """
+    if core.common(positions) > first:
+        core.truncate(first)
+    start = core.common(positions)
+    while start < len(positions):
+        end = start + core.chunk
+        rows_NV = core.extend(positions[:end], Rows.ALL)
+        if end > first:
+            yield rows_NV[max(0, first - start):]
+        start = end

@@ -1,0 +1,231 @@
+"""What a worker and its client say to each other: one JSON object a line, typed and bounded.
+
+The client speaks first, with `Hello`, and is answered with `Welcome`. Every later request has an id
+of its own, and is answered by events of that id: any number of `Produced`, then one of the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from cloister.errors import ProtocolError
+from cloister.message import Message  # noqa: TC001  # msgspec reads the annotations
+from cloister.runtime.chat import Ask, Stats, Token  # noqa: TC001
+
+if TYPE_CHECKING:
+    from typing import IO
+
+__all__ = [
+    "LIMIT_BYTES", "VERSION", "Answered", "Begin", "Begun", "Cancel", "End", "Ended", "Event",
+    "Failed", "Hello", "Load", "Loaded", "Produced", "Question", "Request", "Unlock", "Unlocked",
+    "Welcome", "decode_event", "decode_request", "encode", "read_line",
+]
+
+_T = TypeVar("_T")
+VERSION = 2
+LIMIT_BYTES = 16 << 20  # of a line
+
+
+class _Wire(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type",
+    tag=str.lower,
+):
+    pass
+
+
+class Hello(_Wire, frozen=True):
+    """The client's first word."""
+
+    version: int = VERSION
+
+
+class Load(_Wire, frozen=True):
+    """Load a bundle in place of the one that is loaded; its conversations end."""
+
+    id: int
+    bundle: str
+    threads: int | None = None
+
+
+class Unlock(_Wire, frozen=True):
+    """Open the vault, which is made where there is none."""
+
+    id: int
+    passphrase: str | None = None
+
+
+class Begin(_Wire, frozen=True):
+    """Begin a conversation, or go on with the one that is kept under `name`."""
+
+    id: int
+    chat: int  # its number from now on, chosen by the client
+    system: str | None = None
+    messages: tuple[Message, ...] = ()
+    namespace: str = "default"
+    name: str | None = None
+    cached: bool = False
+    kv: str = "float32"
+
+
+class Question(_Wire, frozen=True):
+    """Answer `ask` in a conversation."""
+
+    id: int
+    chat: int
+    ask: Ask
+
+
+class Cancel(_Wire, frozen=True):
+    """End the request `id` as soon as possible, begun or not; it is answered all the same."""
+
+    id: int
+
+
+class End(_Wire, frozen=True):
+    """Let go of a conversation."""
+
+    id: int
+    chat: int
+
+
+class Welcome(_Wire, frozen=True):
+    """The worker's first word: how it guards itself, before it has read anything else."""
+
+    version: int
+    guard_tier: int
+    guard: str  # in words
+    memory: dict[str, str]  # how each attempt to keep it out of dumps went
+
+
+class Loaded(_Wire, frozen=True):
+    """A bundle is loaded."""
+
+    id: int
+    model_id: str
+    backend: str
+    context: int  # tokens
+    load_s: float
+    peak_rss_bytes: int
+
+
+class Unlocked(_Wire, frozen=True):
+    """The vault is open."""
+
+    id: int
+    provider: str
+    notice: str | None  # of a vault that was made now: who holds its key, and what that means
+    memory: dict[str, str]
+
+
+class Begun(_Wire, frozen=True):
+    """A conversation goes on after `messages`."""
+
+    id: int
+    messages: tuple[Message, ...]
+    restored_tokens: int
+
+
+class Produced(_Wire, frozen=True):
+    """The next token of an answer."""
+
+    id: int
+    token: Token
+
+
+class Answered(_Wire, frozen=True):
+    """An answer is over; `kept` is what the conversation has more now."""
+
+    id: int
+    stats: Stats
+    kept: tuple[Message, ...]
+
+
+class Ended(_Wire, frozen=True):
+    """A conversation was let go of."""
+
+    id: int
+
+
+class Failed(_Wire, frozen=True):
+    """A request failed with an error of ours; what was answered before is kept all the same."""
+
+    id: int | None  # None where it could not be read
+    kind: str
+    message: str
+    kept: tuple[Message, ...] = ()
+
+
+Request = Hello | Load | Unlock | Begin | Question | Cancel | End
+Event = Welcome | Loaded | Unlocked | Begun | Produced | Answered | Ended | Failed
+
+_ENCODER = msgspec.json.Encoder()
+_REQUESTS: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def encode(record: Request | Event) -> bytes:
+    """Return the line of a record.
+
+    Raises:
+        ProtocolError: it is over LIMIT_BYTES, or holds what JSON has not.
+    """
+    try:
+        line = _ENCODER.encode(record) + b"\n"
+    except (TypeError, ValueError, UnicodeEncodeError):
+        raise ProtocolError(
+            "A request holds a value that cannot be sent to a worker; use texts, numbers, lists "
+            "and objects."
+        ) from None
+    if len(line) > LIMIT_BYTES:
+        raise ProtocolError(
+            f"A message of {len(line):,} bytes is over the {LIMIT_BYTES:,} that a worker takes; "
+            "shorten it."
+        )
+    return line
+
+
+def read_line(stream: IO[bytes]) -> bytes | None:
+    """Read the next line; None at the end of the stream.
+
+    Raises:
+        ProtocolError: it is over LIMIT_BYTES; the rest of it is passed over.
+    """
+    line = stream.readline(LIMIT_BYTES)
+    if not line:
+        return None
+    if line.endswith(b"\n"):
+        return line
+    while (rest := stream.readline(LIMIT_BYTES)) and not rest.endswith(b"\n"):
+        pass
+    if len(line) < LIMIT_BYTES:  # the other end died within a line
+        return None
+    raise ProtocolError(f"A message is over the {LIMIT_BYTES:,} bytes that a worker takes.")
+
+
+def decode_request(line: bytes) -> Request:
+    """Read what a client sent.
+
+    Raises:
+        ProtocolError: it is malformed, or none of the requests.
+    """
+    return _decode(_REQUESTS, line)
+
+
+def decode_event(line: bytes) -> Event:
+    """Read what a worker sent.
+
+    Raises:
+        ProtocolError: it is malformed, or none of the events.
+    """
+    return _decode(_EVENTS, line)
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], line: bytes) -> _T:
+    try:
+        return decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise ProtocolError(  # its own words might quote the line
+            "A message between worker and client is malformed; update both ends."
+        ) from None
