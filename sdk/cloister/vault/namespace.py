@@ -63,12 +63,13 @@ class Namespace:
             self._write(change, kind, name, [content], number)
 
     def append(
-        self, kind: Kind, name: bytes, contents: Iterable[bytes], *, after: int | None = None
+        self, kind: Kind, name: bytes, contents: Iterable[bytes], *, after: int | None = None,
+        to: Identity | None = None,
     ) -> Identity | None:
         """Write more records of an object, after those that there are: all of them, or none.
 
         Returns which object that was; None, and nothing is written, where there are not `after`
-        records: another process was here.
+        records, or the object is not `to`: another process was here.
 
         Raises:
             NotEnoughDisk, VaultError: see `put`.
@@ -77,7 +78,7 @@ class Namespace:
             (number,), = self.vault.db.rows(
                 "SELECT coalesce(max(number) + 1, 0) FROM records WHERE object = ?",
                 self._tag(kind, name))
-            if after not in (None, number):
+            if after not in (None, number) or to not in (None, self.identity(kind, name)):
                 return None
             self._write(change, kind, name, contents, number)
             return self.identity(kind, name)
