@@ -12,7 +12,7 @@ from cloister.errors import SettingError
 from cloister.tiers import Scale, Tier
 
 __all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint", "requests_path",
-           "word_lists"]
+           "tools", "word_lists"]
 
 
 def bundle_path(tier: str, family: Path | None = None) -> Path:
@@ -40,6 +40,12 @@ def find_checkpoint(name: str) -> Path:
 def requests_path() -> Path:
     """Requests to try the family on, as JSON lines of system and prompt."""
     return _directory() / "requests.jsonl"
+
+
+def tools() -> list[dict[str, Any]]:
+    """The seven tools of the task `call`, each with the arguments that SNIPS knows."""
+    found: list[dict[str, Any]] = json.loads((_directory() / "tools.json").read_text("utf-8"))
+    return found
 
 
 @cache

@@ -48,28 +48,28 @@ class Augmenter:
             if len(word) > 3 and word.isalpha()
         ))
 
-    def call(self, example: Example, chance: random.Random) -> Example:
+    def call(self, example: Example, rng: random.Random) -> Example:
         """A variant of a request that is answered by a tool call with slots."""
         parts = pieces(example)
         if parts is None:
             return example
-        swapping = chance.choice((0.0, 0.4, 0.8))
+        swapping = rng.choice((0.0, 0.4, 0.8))
         varied: list[Piece] = []
         for text, slot in parts:
             if slot is None:
-                varied.append((_typo(text, chance) if chance.random() < 0.05 else text, slot))
-            elif slot in self.values and chance.random() < swapping:
-                value = self._value(slot, chance)
-                if slot in _OPEN and chance.random() < 0.2:
-                    value = self._invented(value, chance)
+                varied.append((_typo(text, rng) if rng.random() < 0.05 else text, slot))
+            elif slot in self.values and rng.random() < swapping:
+                value = self._value(slot, rng)
+                if slot in _OPEN and rng.random() < 0.2:
+                    value = self._invented(value, rng)
                 varied.append((value, slot))
             else:
                 varied.append((text, slot))
-        if chance.random() < 0.06:
-            varied.insert(0, (chance.choice(_BEFORE), None))
-        if chance.random() < 0.04:
-            varied.append((chance.choice(_AFTER), None))
-        if chance.random() < 0.1:
+        if rng.random() < 0.06:
+            varied.insert(0, (rng.choice(_BEFORE), None))
+        if rng.random() < 0.04:
+            varied.append((rng.choice(_AFTER), None))
+        if rng.random() < 0.1:
             varied = [(text.lower(), slot) for text, slot in varied]
         name = json.loads(example.target)["name"]
         return Example(
@@ -77,45 +77,45 @@ class Augmenter:
             target=tool_call(name, [(slot, text) for text, slot in varied if slot is not None]),
         )
 
-    def intent(self, example: Example, chance: random.Random) -> Example:
+    def intent(self, example: Example, rng: random.Random) -> Example:
         """A variant of a request that is answered by a name alone."""
         words = example.input.split()
-        if len(words) > 3 and chance.random() < 0.07:
-            del words[chance.randrange(len(words))]
+        if len(words) > 3 and rng.random() < 0.07:
+            del words[rng.randrange(len(words))]
         text = " ".join(words)
-        if chance.random() < 0.08:
-            text = _typo(text, chance)
-        draw = chance.random()
+        if rng.random() < 0.08:
+            text = _typo(text, rng)
+        draw = rng.random()
         if draw < 0.06:
-            text = chance.choice(_BEFORE) + text
+            text = rng.choice(_BEFORE) + text
         elif draw < 0.1:
-            text += chance.choice(_AFTER)
+            text += rng.choice(_AFTER)
         elif draw < 0.2:
-            text = text.capitalize() + chance.choice(("", ".", "?"))
+            text = text.capitalize() + rng.choice(("", ".", "?"))
         return Example(task=example.task, input=text, target=example.target)
 
-    def _value(self, slot: str, chance: random.Random) -> str:
+    def _value(self, slot: str, rng: random.Random) -> str:
         if slot in _TITLES:
-            pool = self.titles if chance.random() < 0.25 else self.values[slot]
-            first = chance.choice(pool)
-            if chance.random() < 0.15:  # a title that nobody has heard of
-                return _crossed(first, chance.choice(self.titles), chance)
+            pool = self.titles if rng.random() < 0.25 else self.values[slot]
+            first = rng.choice(pool)
+            if rng.random() < 0.15:  # a title that nobody has heard of
+                return _crossed(first, rng.choice(self.titles), rng)
             return first
-        first = chance.choice(self.values[slot])
-        if slot == "artist" and chance.random() < 0.3:
-            return _crossed(first, chance.choice(self.values[slot]), chance)
+        first = rng.choice(self.values[slot])
+        if slot == "artist" and rng.random() < 0.3:
+            return _crossed(first, rng.choice(self.values[slot]), rng)
         return first
 
-    def _invented(self, value: str, chance: random.Random) -> str:
+    def _invented(self, value: str, rng: random.Random) -> str:
         """The value with half of its longer words replaced by ones that do not exist.
 
         They can only be copied, not remembered.
         """
         def other(word: str) -> str:
-            if not self.words or len(word) < 4 or not word.isalpha() or chance.random() < 0.5:
+            if not self.words or len(word) < 4 or not word.isalpha() or rng.random() < 0.5:
                 return word
-            first, second = chance.choice(self.words), chance.choice(self.words)
-            made = first[:chance.randint(2, 4)] + second[len(second) // 2:].lower()
+            first, second = rng.choice(self.words), rng.choice(self.words)
+            made = first[:rng.randint(2, 4)] + second[len(second) // 2:].lower()
             return made.lower() if word.islower() else made
 
         return " ".join(map(other, value.split()))
@@ -158,14 +158,14 @@ def _whole(text: str, start: int, end: int) -> bool:
     return not (text[start - 1:start].isalnum() or text[end:end + 1].isalnum())
 
 
-def _crossed(one: str, other: str, chance: random.Random) -> str:
+def _crossed(one: str, other: str, rng: random.Random) -> str:
     """The beginning of one value and the end of another."""
     first, second = one.split(), other.split()
-    head = first[:chance.randint(1, len(first))]
-    return " ".join(head + second[len(second) - chance.randint(1, len(second)):])
+    head = first[:rng.randint(1, len(first))]
+    return " ".join(head + second[len(second) - rng.randint(1, len(second)):])
 
 
-def _typo(text: str, chance: random.Random) -> str:
+def _typo(text: str, rng: random.Random) -> str:
     """One letter dropped, doubled or swapped with the next, in a word of at least four."""
     places = [
         place for place in range(1, len(text) - 2)
@@ -173,8 +173,8 @@ def _typo(text: str, chance: random.Random) -> str:
     ]
     if not places:
         return text
-    at = chance.choice(places)
-    kind = chance.randrange(3)
+    at = rng.choice(places)
+    kind = rng.randrange(3)
     if kind == 0:
         return text[:at] + text[at + 1:]
     if kind == 1:

@@ -82,9 +82,9 @@ class Mixture:
         augmenter = Augmenter(self.calls)
         none = tool_call(NONE)
         for number in range(passes):
-            chance = random.Random(f"mixture {seed} {number}")
+            rng = random.Random(f"mixture {seed} {number}")
             made = [
-                self._apart(augmenter.call(example, chance), example) for example in self.calls
+                self._apart(augmenter.call(example, rng), example) for example in self.calls
             ]
             unknown = [
                 example.input for example in made
@@ -93,22 +93,22 @@ class Mixture:
             ]
             for example in self.intents:
                 made += [
-                    self._apart(augmenter.intent(example, chance), example)
+                    self._apart(augmenter.intent(example, rng), example)
                     for _ in range(_OUTSIDE if example.target == none else 1)
                 ]
             extra = [
-                *chance.sample(self.questions, min(_QUESTIONS, len(self.questions))),
-                *chance.sample(unknown, min(_ELSEWHERE, len(unknown))),
-                *(outside.request(chance) for _ in range(_EVERYDAY)),
+                *rng.sample(self.questions, min(_QUESTIONS, len(self.questions))),
+                *rng.sample(unknown, min(_ELSEWHERE, len(unknown))),
+                *(outside.request(rng) for _ in range(_EVERYDAY)),
             ]
             made += [Example(task="intent", input=text, target=none) for text in extra]
             made += redaction.generate(
-                _REDACTED, seed=chance.randrange(2**32), carriers=self.carriers)
+                _REDACTED, seed=rng.randrange(2**32), carriers=self.carriers)
             made += self.tales[number % _TALES::_TALES]
             made = [
                 example for example in made if normalized(example.input) not in self.held
             ]
-            chance.shuffle(made)
+            rng.shuffle(made)
             yield from made
 
     def _apart(self, variant: Example, example: Example) -> Example:

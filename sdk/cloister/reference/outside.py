@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 __all__ = ["request"]
 
 
-def request(chance: random.Random) -> str:
+def request(rng: random.Random) -> str:
     """One of tens of thousands, in lower case as the data set's own are."""
     lists = word_lists("outside")
     text = re.sub(
-        r"\{(\w+)\}", lambda match: chance.choice(lists["words"][match[1]]),
-        chance.choice(lists["frames"]),
+        r"\{(\w+)\}", lambda match: rng.choice(lists["words"][match[1]]),
+        rng.choice(lists["frames"]),
     )
-    draw = chance.random()
+    draw = rng.random()
     if draw < 0.1:
-        return str(chance.choice(lists["before"])) + text
-    return text + chance.choice(lists["after"]) if draw < 0.2 else text
+        return str(rng.choice(lists["before"])) + text
+    return text + rng.choice(lists["after"]) if draw < 0.2 else text

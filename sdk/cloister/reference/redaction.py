@@ -77,8 +77,8 @@ def generate(
     With `carriers`, sentences without personal data, two of three sentences are such a one; in
     development all are, each alone.
     """
-    chance = random.Random(f"redact {seed} {development}")
-    people = _People(chance, development, carriers)
+    rng = random.Random(f"redact {seed} {development}")
+    people = _People(rng, development, carriers)
     for _ in range(count):
         yield people.example()
 
@@ -112,9 +112,9 @@ class _People:
     """Draws invented personal data, and text around it."""
 
     def __init__(
-        self, chance: random.Random, development: bool, carriers: Sequence[str] = (),
+        self, rng: random.Random, development: bool, carriers: Sequence[str] = (),
     ) -> None:
-        self.chance, self.development, self.carriers = chance, development, carriers
+        self.rng, self.development, self.carriers = rng, development, carriers
         # Templates have a kind of personal data, or of what only looks like it, in braces.
         self.lists: dict[str, list[str]] = word_lists("redaction")
 
@@ -125,51 +125,51 @@ class _People:
         self.streets, self.hosts = ours("streets"), ours("hosts")
 
     def example(self) -> Example:
-        chance = self.chance
+        rng = self.rng
         if self.carriers and self.development:
-            return self.cased(*self.carried(chance.choice(self.carriers), alone=True))
+            return self.cased(*self.carried(rng.choice(self.carriers), alone=True))
         source, target = [], []
-        if chance.random() < 0.15:
-            opening = chance.choice(_OPENINGS)
+        if rng.random() < 0.15:
+            opening = rng.choice(_OPENINGS)
             source.append(opening)
             target.append(opening)
-        count = chance.choice((1, 1, 1, 2, 2, 3))
+        count = rng.choice((1, 1, 1, 2, 2, 3))
         for _ in range(count):
-            if self.carriers and chance.random() < 2 / 3:
-                text, redacted = self.carried(chance.choice(self.carriers), alone=count == 1)
+            if self.carriers and rng.random() < 2 / 3:
+                text, redacted = self.carried(rng.choice(self.carriers), alone=count == 1)
             else:
-                text, redacted = self.sentence(chance.choice(self.lists["templates"]))
+                text, redacted = self.sentence(rng.choice(self.lists["templates"]))
             source.append(text)
             target.append(redacted)
-        mark = "\n" if self.carriers and chance.random() < 0.1 else " "
+        mark = "\n" if self.carriers and rng.random() < 0.1 else " "
         return self.cased(mark.join(source), mark.join(target))
 
     def carried(self, sentence: str, *, alone: bool) -> tuple[str, str]:
         """`sentence` with up to three insertions, and the same redacted."""
-        chance = self.chance
+        rng = self.rng
         plain = sentence[0].islower()
-        if plain and (not alone or chance.random() < 0.5):  # as a request is written with care
-            sentence = sentence[0].upper() + sentence[1:] + chance.choice((".", "?", "!", "."))
+        if plain and (not alone or rng.random() < 0.5):  # as a request is written with care
+            sentence = sentence[0].upper() + sentence[1:] + rng.choice((".", "?", "!", "."))
         end = sentence[-1] if sentence[-1] in ".?!" else ""
         words = sentence.removesuffix(end).split()
-        places = set(chance.sample(range(len(words) + 1), chance.choice((0, 1, 1, 1, 2, 2, 3))))
-        if places and chance.random() < 0.4:  # where most are in a sentence of one's own
+        places = set(rng.sample(range(len(words) + 1), rng.choice((0, 1, 1, 1, 2, 2, 3))))
+        if places and rng.random() < 0.4:  # where most are in a sentence of one's own
             places = {*list(places)[1:], len(words)}
         parts = []
         for number, word in enumerate([*words, ""]):
             if number in places:
-                weight = chance.choices(list(_INSERTED), list(_INSERTED))[0]
-                part = self.sentence(chance.choice(_INSERTED[weight]))
-                without = plain and chance.random() < 0.1  # capitals, as some type
+                weight = rng.choices(list(_INSERTED), list(_INSERTED))[0]
+                part = self.sentence(rng.choice(_INSERTED[weight]))
+                without = plain and rng.random() < 0.1  # capitals, as some type
                 parts.append(_lowered(*part) if without else part)
-            somebody = word.lower() in ("he", "she", "him") and chance.random() < 0.25
+            somebody = word.lower() in ("he", "she", "him") and rng.random() < 0.25
             parts.append(self.sentence("{NAME}" if somebody else word))
         source, target = map(_spaced, zip(*parts, strict=True))
         return source + end, target + end
 
     def cased(self, source: str, target: str) -> Example:
         """Now and then without capitals, as people type."""
-        if self.chance.random() < 0.12:
+        if self.rng.random() < 0.12:
             source, target = _lowered(source, target)
         return Example(task="redact", input=source, target=target)
 
@@ -189,35 +189,35 @@ class _People:
 
     def digits(self, pattern: str) -> str:
         """`pattern` with each # a digit and each * a digit from 1."""
-        chance = self.chance
+        rng = self.rng
         return "".join(
-            str(chance.randrange(10)) if c == "#" else str(chance.randint(1, 9)) if c == "*" else c
+            str(rng.randrange(10)) if c == "#" else str(rng.randint(1, 9)) if c == "*" else c
             for c in pattern
         )
 
     def surname(self) -> str:
         """From the lists, or invented."""
-        draw = self.chance.random()
+        draw = self.rng.random()
         if draw < 0.25:
-            return self.chance.choice(self.lists["last_words"])
+            return self.rng.choice(self.lists["last_words"])
         if draw < 0.5:
-            return _invented(self.chance)
-        return self.chance.choice(self.last)
+            return _invented(self.rng)
+        return self.rng.choice(self.last)
 
     def given(self) -> str:
         """From the list, or invented."""
-        if self.chance.random() < 0.2:
-            return _invented(self.chance)
-        return self.chance.choice(self.first)
+        if self.rng.random() < 0.2:
+            return _invented(self.rng)
+        return self.rng.choice(self.first)
 
     def _NAME(self) -> str:  # noqa: N802  # named after their places in the templates
-        draw = self.chance.random()
+        draw = self.rng.random()
         if draw < 0.3:
             return self.given()
         if draw < 0.4:
             return f"{self._WORD()} {self.surname()}"
         if draw < 0.5:
-            return f"{self.given()} {self.chance.choice('ABCDEFGHJKLMNPRSTW')}. {self.surname()}"
+            return f"{self.given()} {self.rng.choice('ABCDEFGHJKLMNPRSTW')}. {self.surname()}"
         if draw < 0.55:
             return f"{self.given()} {self.surname()}-{self.surname()}"
         return f"{self.given()} {self.surname()}"
@@ -229,10 +229,10 @@ class _People:
         return self.surname()
 
     def _WORD(self) -> str:  # noqa: N802
-        return self.chance.choice(self.lists["words"])
+        return self.rng.choice(self.lists["words"])
 
     def _PHONE(self) -> str:  # noqa: N802
-        return self.digits(self.chance.choice((
+        return self.digits(self.rng.choice((
             "+44 20 *### ####", "+44 7### ######", "0*## ### ####", "(*##) *##-####",
             "*##-*##-####", "*##.*##.####", "+1 *## *## ####", "+1-*##-*##-####",
             "+49 *# *######", "0*## ########", "07### ######", "+33 * ## ## ## ##",
@@ -240,42 +240,42 @@ class _People:
         )))
 
     def _EMAIL(self) -> str:  # noqa: N802
-        chance = self.chance
+        rng = self.rng
         first, last = _ascii(self.given()), _ascii(self.surname())
-        name = chance.choice((
+        name = rng.choice((
             f"{first}.{last}", f"{first}{last}", f"{first[0]}{last}", f"{first}_{last}",
             f"{first}{self.digits('##')}", f"{last}.{first[0]}", f"{first}", f"info+{last}",
         ))
-        return f"{name}@{chance.choice(self.hosts)}"
+        return f"{name}@{rng.choice(self.hosts)}"
 
     def _ADDRESS(self) -> str:  # noqa: N802
-        chance = self.chance
-        number = str(chance.choice((chance.randint(1, 99), chance.randint(1, 2500))))
-        city = chance.choice(self.lists["cities"])
-        draw = chance.random()
+        rng = self.rng
+        number = str(rng.choice((rng.randint(1, 99), rng.randint(1, 2500))))
+        city = rng.choice(self.lists["cities"])
+        draw = rng.random()
         if draw < 0.12:
-            return f"{number} {chance.choice(_FOREIGN)}, {self.digits('#####')} {city}"
+            return f"{number} {rng.choice(_FOREIGN)}, {self.digits('#####')} {city}"
         if draw < 0.24:
-            return f"{chance.choice(_GERMAN)} {number}, {self.digits('#####')} {city}"
-        name = chance.choice(self.streets) if chance.random() < 0.7 else self.surname()
-        number += chance.choice(("", "", "", "", "A", "B"))
-        street = f"{number} {name} {chance.choice(_KINDS)}"
+            return f"{rng.choice(_GERMAN)} {number}, {self.digits('#####')} {city}"
+        name = rng.choice(self.streets) if rng.random() < 0.7 else self.surname()
+        number += rng.choice(("", "", "", "", "A", "B"))
+        street = f"{number} {name} {rng.choice(_KINDS)}"
         after = [
             "", "", f", {city}", f", {city} {self.digits('#####')}", f", Apt {self.digits('*#')}",
         ]
-        state = chance.choice(("TX", "CA", "NY", "WA", "OR", "MA"))
+        state = rng.choice(("TX", "CA", "NY", "WA", "OR", "MA"))
         after.append(f", {city}, {state} {self.digits('#####')}")
-        quarter = chance.choice(("NW", "SE", "E", "W")) + self.digits("* *")
-        after.append(f", {city} {quarter}" + "".join(chance.choices(_LETTERS, k=2)))
-        return street + chance.choice(after)
+        quarter = rng.choice(("NW", "SE", "E", "W")) + self.digits("* *")
+        after.append(f", {city} {quarter}" + "".join(rng.choices(_LETTERS, k=2)))
+        return street + rng.choice(after)
 
     def _DATE(self) -> str:  # noqa: N802
-        chance = self.chance
-        month, day, year = chance.randint(1, 12), chance.randint(1, 28), chance.randint(1940, 2035)
+        rng = self.rng
+        month, day, year = rng.randint(1, 12), rng.randint(1, 28), rng.randint(1940, 2035)
         name = _MONTHS[month - 1]
         ending = "th" if 10 < day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
         ordinal = f"{day}{ending}"
-        return chance.choice((
+        return rng.choice((
             f"{day} {name} {year}", f"{name} {day}, {year}", f"{name} {ordinal}", f"{day} {name}",
             f"{year}-{month:02}-{day:02}", f"{day:02}/{month:02}/{year}", f"{month}/{day}/{year}",
             f"{day}.{month}.{year}", f"the {ordinal} of {name}", f"{name[:3]} {day}",
@@ -284,16 +284,16 @@ class _People:
 
     def _CARD(self) -> str:  # noqa: N802
         """Sixteen digits that pass the check of ISO/IEC 7812."""
-        body = self.chance.choice("45") + self.digits("#" * 14)
+        body = self.rng.choice("45") + self.digits("#" * 14)
         total = sum(
             sum(divmod(int(c) * (2 - i % 2), 10)) for i, c in enumerate(body)
         )
         number = body + str(-total % 10)
-        mark = self.chance.choice((" ", " ", "-", ""))
+        mark = self.rng.choice((" ", " ", "-", ""))
         return mark.join(number[i:i + 4] for i in range(0, 16, 4))
 
     def _ACCOUNT(self) -> str:  # noqa: N802
-        return self.chance.choice((
+        return self.rng.choice((
             self.digits("DE## #### #### #### #### ##"), self.digits("DE####################"),
             self.digits("FR## #### #### #### #### #### ###"),
             self.digits("NL## ABNA #### #### ##"), self.digits("GB## BARC #### #### #### ##"),
@@ -303,81 +303,81 @@ class _People:
     # What stays.
 
     def _order(self) -> str:
-        return self.digits(self.chance.choice((
+        return self.digits(self.rng.choice((
             "*######", "#*##-####", "*####", "A-*####", "20##-0###", "PO*####", "*#########-*",
         )))
 
     def _serial(self) -> str:
-        return self.digits(self.chance.choice(("SN-####-####", "X*##K###", "####-##-A")))
+        return self.digits(self.rng.choice(("SN-####-####", "X*##K###", "####-##-A")))
 
     def _tracking(self) -> str:
-        return self.digits(self.chance.choice((
+        return self.digits(self.rng.choice((
             "9400 #### #### #### #### ##", "1Z### ### ## #### ####", "RR#########DE",
         )))
 
     def _price(self) -> str:
-        return self.digits(self.chance.choice(
+        return self.digits(self.rng.choice(
             ("$*#", "$*,###.00", "*## euros", "€*#.##", "£*##", "*# dollars", "$*##.##")
         ))
 
     def _count(self) -> str:
-        return str(self.chance.randint(2, 90))
+        return str(self.rng.randint(2, 90))
 
     def _small(self) -> str:
-        return str(self.chance.randint(1, 12))
+        return str(self.rng.randint(1, 12))
 
     def _people(self) -> str:
-        return self.digits(self.chance.choice(("*##", "*,###", "*#,###", "*## ###")))
+        return self.digits(self.rng.choice(("*##", "*,###", "*#,###", "*## ###")))
 
     def _score(self) -> str:
-        return f"{self.chance.randint(0, 40)}-{self.chance.randint(0, 40)}"
+        return f"{self.rng.randint(0, 40)}-{self.rng.randint(0, 40)}"
 
     def _room(self) -> str:
-        return self.digits(self.chance.choice(("*##", "*###", "B*#")))
+        return self.digits(self.rng.choice(("*##", "*###", "B*#")))
 
     def _gate(self) -> str:
-        return self.digits(self.chance.choice(("*#", "A*", "C*#")))
+        return self.digits(self.rng.choice(("*#", "A*", "C*#")))
 
     def _flight(self) -> str:
-        return self.digits(self.chance.choice(("BA *##", "LH*###", "UA *###", "AF*###")))
+        return self.digits(self.rng.choice(("BA *##", "LH*###", "UA *###", "AF*###")))
 
     def _version(self) -> str:
-        return self.digits(self.chance.choice(("*.#", "*.#.#", "*.*#.#")))
+        return self.digits(self.rng.choice(("*.#", "*.#.#", "*.*#.#")))
 
     def _ip(self) -> str:
-        return ".".join(str(self.chance.randint(1, 254)) for _ in range(4))
+        return ".".join(str(self.rng.randint(1, 254)) for _ in range(4))
 
     def _pin(self) -> str:
-        return self.digits(self.chance.choice(("####", "######", "### ###")))
+        return self.digits(self.rng.choice(("####", "######", "### ###")))
 
     def _time(self) -> str:
-        hour, minute = self.chance.randint(1, 12), self.chance.choice((0, 15, 20, 30, 45))
-        return self.chance.choice((f"{hour} pm", f"{hour}:{minute:02}", f"{hour}:{minute:02} am",
+        hour, minute = self.rng.randint(1, 12), self.rng.choice((0, 15, 20, 30, 45))
+        return self.rng.choice((f"{hour} pm", f"{hour}:{minute:02}", f"{hour}:{minute:02} am",
                                    f"{hour} o'clock", "noon"))
 
     def _day(self) -> str:
-        return self.chance.choice(_DAYS)
+        return self.rng.choice(_DAYS)
 
     def _month(self) -> str:
-        return self.chance.choice(_MONTHS)
+        return self.rng.choice(_MONTHS)
 
     def _year(self) -> str:
-        return str(self.chance.randint(1950, 2035))
+        return str(self.rng.randint(1950, 2035))
 
     def _city(self) -> str:
-        return self.chance.choice(self.lists["cities"])
+        return self.rng.choice(self.lists["cities"])
 
     def _thing(self) -> str:
-        return self.chance.choice(_THINGS)
+        return self.rng.choice(_THINGS)
 
     def _title(self) -> str:
-        return self.chance.choice(("Mr.", "Mrs.", "Ms.", "Dr.", "Mr", "Mrs", "Professor"))
+        return self.rng.choice(("Mr.", "Mrs.", "Ms.", "Dr.", "Mr", "Mrs", "Professor"))
 
     def _will(self) -> str:
-        return self.chance.choice(("Will", "May", "Can"))
+        return self.rng.choice(("Will", "May", "Can"))
 
     def _will_low(self) -> str:
-        return self.chance.choice(("will", "may", "hope to"))
+        return self.rng.choice(("will", "may", "hope to"))
 
 
 def _lowered(source: str, target: str) -> tuple[str, str]:
@@ -398,13 +398,13 @@ def _ascii(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower())
 
 
-def _invented(chance: random.Random) -> str:
+def _invented(rng: random.Random) -> str:
     """A pronounceable name that no list has."""
     start = ("B", "Br", "C", "Ch", "D", "Dr", "F", "G", "Gr", "H", "J", "K", "Kr", "L", "M", "N",
              "P", "R", "S", "Sh", "St", "T", "Tr", "V", "W", "Y", "Z")
     middle = ("a", "e", "i", "o", "u", "ai", "ee", "ia", "ou")
     joint = ("l", "n", "r", "s", "t", "v", "m", "d", "k", "nd", "rt", "ll", "nn", "sh")
     end = ("a", "o", "en", "er", "in", "is", "ov", "ski", "son", "ez", "ini", "y", "as", "el")
-    return (chance.choice(start) + chance.choice(middle) + chance.choice(joint)
-            + (chance.choice(middle) + chance.choice(joint) if chance.random() < 0.4 else "")
-            + chance.choice(end))
+    return (rng.choice(start) + rng.choice(middle) + rng.choice(joint)
+            + (rng.choice(middle) + rng.choice(joint) if rng.random() < 0.4 else "")
+            + rng.choice(end))

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import llguidance
+import msgspec
 import torch
 
 from cloister.errors import ConstraintError
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Grammars"]
 
+_KEPT = 8  # constraints that are made already
 _MOST_KEYS = 64  # of arguments in any order: bits of a rule's parameter
+# Otherwise what must come is spelled as llguidance would spell it; models have ways of their own.
+_OPTIONS = '%llguidance {"no_forcing": true}'
 # JSON as Python's json.dumps writes it, and as models are taught it.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -39,14 +43,15 @@ class Grammars:
         Raises:
             ConstraintError: llguidance cannot read the tokenizer, or no token ends an answer.
         """
-        self._tokenizer, self._end = tokenizer, list(end)
+        self._tokenizer = tokenizer
+        self._made: dict[bytes, _Matcher] = {}
         if not end:
             raise ConstraintError(
                 f"Bundle {name} names no token that ends an answer; a constraint needs one."
             )
         try:
             self._words = llguidance.LLTokenizer(
-                tokenizer.definition, n_vocab=vocabulary, eos_token=self._end)
+                tokenizer.definition, n_vocab=vocabulary, eos_token=list(end))
         except Exception:  # whatever its reader of tokenizers stumbles over
             raise ConstraintError(
                 f"The tokenizer of bundle {name} is of a kind that constraints cannot be made for; "
@@ -59,23 +64,32 @@ class Grammars:
         Raises:
             ConstraintError: it is malformed, endless, cannot be met, or uses what llguidance lacks.
         """
-        if ask.schema is not None:
-            what, grammar = "schema", self._schema(ask.schema)
-        elif ask.grammar is not None:
-            what, grammar = "grammar", llguidance.LLMatcher.grammar_from_lark(ask.grammar)
-        elif ask.choices is not None:
-            what, grammar = "list of choices", _choices(ask.choices)
-        else:
-            what, grammar = "tools", self._tools(functions(ask.tools or ()))
-        return _Matcher(llguidance.LLMatcher(self._words, grammar, log_level=0), self._end, what)
-
-    def _schema(self, schema: Mapping[str, object]) -> str:
-        _check_ends(schema, "schema")
         try:
-            return llguidance.LLMatcher.grammar_from_json_schema(
-                json.dumps(schema), overrides=_SPACING)  # type: ignore[arg-type]  # a plain dict
+            key = msgspec.json.encode(ask.constraints)
         except (TypeError, ValueError, RecursionError):
-            raise ConstraintError("The schema is no JSON object; correct it.") from None
+            raise ConstraintError("A schema or tool holds a value that JSON has not.") from None
+        matcher = self._made.pop(key, None) or self._make(ask)
+        self._made[key] = matcher  # the latest last
+        if len(self._made) > _KEPT:
+            del self._made[next(iter(self._made))]
+        return matcher.copy()
+
+    def _make(self, ask: Ask) -> _Matcher:
+        if ask.schema is not None:
+            what, rules = "schema", _schema(ask.schema)
+        elif ask.grammar is not None:
+            what, rules = "grammar", ask.grammar
+        elif ask.choices is not None:
+            what, rules = "list of choices", _choices(ask.choices)
+        else:
+            what, rules = "tools", self._tools(functions(ask.tools or ()))
+        if "%llguidance" not in rules:
+            rules = f"{_OPTIONS}\n{rules}"
+        grammar = llguidance.LLMatcher.grammar_from_lark(rules)
+        matcher = _Matcher(llguidance.LLMatcher(self._words, grammar, log_level=0), what)
+        if not matcher.allowed().any():  # refused before anything is read
+            raise ConstraintError(f"The {what} cannot be met by any answer; correct it.")
+        return matcher
 
     def _tools(self, tools: Sequence[Function]) -> str:
         rules = ["start: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
@@ -83,7 +97,7 @@ class Grammars:
         for number, tool in enumerate(tools):
             _check_ends(tool.parameters, "tools")
             rules += self._call(number, tool, form)
-        return llguidance.LLMatcher.grammar_from_lark("\n".join(rules))
+        return "\n".join(rules)
 
     def _call(self, number: int, tool: Function, form: Layout) -> Iterator[str]:
         """Rules of one tool's call; its arguments may stand in any order, each once."""
@@ -122,10 +136,12 @@ class Grammars:
 class _Matcher:
     """A constraint in the making of one answer (see `cloister.runtime.generate.Constraint`)."""
 
-    def __init__(self, matcher: Any, end: Collection[int], what: str) -> None:  # untyped inside
-        self._matcher, self._end, self._what = matcher, end, what
-        self._check()
-        self.allowed()  # what nothing can follow is refused before anything is read
+    def __init__(self, matcher: Any, what: str) -> None:  # untyped inside
+        self._matcher, self._what = matcher, what
+
+    def copy(self) -> _Matcher:
+        """Begin another answer of the same constraint: much sooner than making it again."""
+        return _Matcher(self._matcher.deep_copy(), self._what)
 
     @property
     def finished(self) -> bool:
@@ -136,8 +152,6 @@ class _Matcher:
         """Mask of the next token, bool[V]."""
         mask = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.bool)
         self._check()
-        if not mask.any():
-            raise ConstraintError(f"The {self._what} cannot be met by any answer; correct it.")
         return mask
 
     def accept(self, id_: int) -> None:
@@ -161,10 +175,18 @@ def _reason(what: str, error: str) -> str:
     return f"The {what} is malformed; correct it."
 
 
+def _schema(schema: Mapping[str, object]) -> str:
+    _check_ends(schema, "schema")
+    try:
+        return f"start: {_json(schema)}"
+    except (TypeError, ValueError, RecursionError):
+        raise ConstraintError("The schema is no JSON object; correct it.") from None
+
+
 def _choices(choices: Sequence[str]) -> str:
     if not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise ConstraintError("The list of choices is empty, or one of them is; name some texts.")
-    return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(map(_quoted, choices)))
+    return "start: " + " | ".join(map(_quoted, choices))
 
 
 def _quoted(text: str) -> str:

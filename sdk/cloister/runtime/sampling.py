@@ -5,6 +5,7 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,13 +56,13 @@ class Sampler:
         """
         if not 0 <= top <= logits_V.numel():
             raise SettingError(f"top is {top}; it must be from 0 to {logits_V.numel()}.")
-        if not torch.isfinite(logits_V.max()):  # a NaN anywhere is the maximum
+        if not math.isfinite(float(logits_V.max())):  # a NaN anywhere is the maximum
             raise IncompatibleProgram(
                 "The program gave logits that are not finite numbers; export the bundle again."
             )
         logprobs = logits_V.log_softmax(-1)
         id_ = self._choose(
-            logits_V if allowed is None else logits_V.masked_fill(~allowed, -torch.inf), seen)
+            logits_V if allowed is None else torch.where(allowed, logits_V, -torch.inf), seen)
         best = logprobs.topk(top)
         return Choice(
             id_, float(logprobs[id_]),
