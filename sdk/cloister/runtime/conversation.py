@@ -111,7 +111,7 @@ class Conversation:
         self.messages = [*self.messages, *messages]
         self._cached_names |= names
         self._identity = identity
-        self._prefixes.keep(positions, self._name, owner=identity)
+        self._prefixes.keep(positions, self._name, identity)
 
 
 def forget(space: Namespace, name: str) -> bool:

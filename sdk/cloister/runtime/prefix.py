@@ -74,7 +74,7 @@ class PrefixCache:
         return [*self._names(read), self._state(conversation)]
 
     def keep(
-        self, positions: Sequence[Position], conversation: bytes | None = None, *,
+        self, positions: Sequence[Position], conversation: bytes | None = None,
         owner: Identity | None = None,
     ) -> None:
         """Keep what the engine has cached of `positions`: whole blocks, for a conversation all.
