@@ -657,12 +657,12 @@ def test_a_fork_may_not_go_on_with_its_parents_vault(vault: Vault) -> None:
 
 def busy(directory: Path, keyholder: Keyholder, number: int, seed: int, count: int) -> None:
     """Mixed operations on objects that all share, and a conversation of its own."""
-    chance = random.Random(seed + number)
+    rng = random.Random(seed + number)
     with Vault(directory, keyholder) as vault:
         space = vault.namespace()
         for step in range(count):
-            name = b"%d" % chance.randrange(20)
-            action = chance.randrange(6)
+            name = b"%d" % rng.randrange(20)
+            action = rng.randrange(6)
             if action == 0:
                 space.put(Kind.RESPONSES, name, name * 50)
             elif action == 1:
@@ -673,7 +673,7 @@ def busy(directory: Path, keyholder: Keyholder, number: int, seed: int, count: i
                 assert space.get_large(Kind.PREFIX, name) in (None, name * 5000)
             elif action == 4:
                 space.forget(Kind.PREFIX, name)
-                if chance.random() < 0.2:
+                if rng.random() < 0.2:
                     space.shred(Kind.RESPONSES)
             else:
                 space.append(Kind.HISTORY, b"talk %d" % number, [b"%d" % step])
