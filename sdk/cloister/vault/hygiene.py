@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["LockedMemory", "keep_out_of_dumps"]
 
 _PR_SET_DUMPABLE = 4
-_MADV_DONTDUMP = 16
+_DONTDUMP = 16
 
 
 def keep_out_of_dumps() -> dict[str, str]:
@@ -36,18 +36,17 @@ class LockedMemory:
     """Pages with keys on them: not swapped out, not in a core file."""
 
     def __init__(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
         self._how = {"mlock": "done", "MADV_DONTDUMP": "done"}
+        self._calls = (("mlock", libc.mlock, ()), ("MADV_DONTDUMP", libc.madvise, (_DONTDUMP,)))
 
     def lock(self, key: bytes) -> bytes:
         """Lock the pages where `key` lies, and return it."""
         start = id(key) // mmap.PAGESIZE * mmap.PAGESIZE
-        place = ctypes.c_void_p(start), ctypes.c_size_t(id(key) + key.__sizeof__() - start)
-        for name, action in (
-            ("mlock", lambda: _call("mlock", *place)),
-            ("MADV_DONTDUMP", lambda: _call("madvise", *place, _MADV_DONTDUMP)),
-        ):
-            if (how := _tried(action)) != "done":  # one that failed is enough
-                self._how[name] = how
+        size = id(key) + key.__sizeof__() - start
+        for name, call, more in self._calls:
+            if call(ctypes.c_void_p(start), ctypes.c_size_t(size), *more):
+                self._how[name] = f"failed: {os.strerror(ctypes.get_errno())}"
         return key
 
     def report(self, keys: int) -> dict[str, str]:

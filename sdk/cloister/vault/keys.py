@@ -285,15 +285,13 @@ class Keyholder:
                 if keys.get_password(_SERVICE, name) is not None:
                     keys.delete_password(_SERVICE, name)
         elif header.provider is Provider.KEYFILE:
-            self._remove([name])
+            self._remove(lambda each: each == name)
 
     def drop_others(self, header: Header) -> None:
         """Delete what a rotation that was cut off left of this vault in the key file."""
-        if header.provider is not Provider.KEYFILE:
-            return
-        mine, own = f"{header.vault.hex()}/", _user(header)
-        self._remove(
-            [name for name in self._read() if name.startswith(mine) and name != own])
+        if header.provider is Provider.KEYFILE:
+            vault, own = f"{header.vault.hex()}/", _user(header)
+            self._remove(lambda name: name.startswith(vault) and name != own)
 
     def anchors(self, header: Header) -> bool:
         """Tell whether the vault's generation is noted outside of it."""
@@ -368,12 +366,12 @@ class Keyholder:
             raise KeyDamaged(
                 f"Key file {name} is not what was written; put back a copy of it.") from None
 
-    def _remove(self, names: list[str]) -> None:
-        """Write the key file without `names`, if it has any."""
-        if not self._read().keys().isdisjoint(names):
+    def _remove(self, unwanted: Callable[[str], bool]) -> None:
+        """Write the key file without the names that are `unwanted`, if it has any."""
+        if any(map(unwanted, self._read())):
             with self._changed() as stored:
-                for name in names:
-                    stored.pop(name, None)
+                for name in list(filter(unwanted, stored)):
+                    del stored[name]
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, str]]:

@@ -44,7 +44,13 @@ class Kind(IntEnum):
 
 
 class Namespace:
-    """The objects of one owner. Names of objects are bytes, and never reach the disk."""
+    """The objects of one owner. Names of objects are bytes, and never reach the disk.
+
+    Raises (from its methods):
+        NotEnoughDisk: the disk is full while something is written; what was there still is.
+        VaultDamaged, KeyDamaged: what is read is not what was written.
+        VaultError: see `Storage.change`.
+    """
 
     def __init__(self, vault: Storage, name: str, tag: bytes) -> None:
         self.vault, self.name, self.tag = vault, name, tag
@@ -53,12 +59,7 @@ class Namespace:
         return f"Namespace({self.name!r})"
 
     def put(self, kind: Kind, name: bytes, content: bytes, *, number: int = 0) -> None:
-        """Write `content` as a record of an object, in place of the one that has its number.
-
-        Raises:
-            NotEnoughDisk: the disk is full; what was there still is.
-            VaultError: see `Storage.change`.
-        """
+        """Write `content` as a record of an object, in place of the one that has its number."""
         with self.vault.change(durable=kind.durable) as change:
             self._write(change, kind, name, [content], number)
 
@@ -70,9 +71,6 @@ class Namespace:
 
         Returns which object that was; None, and nothing is written, where there are not `after`
         records, or the object is not `to`: another process was here.
-
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
         """
         with self.vault.change(durable=kind.durable) as change:
             (number,), = self.vault.db.rows(
@@ -84,20 +82,12 @@ class Namespace:
             return self.identity(kind, name)
 
     def get(self, kind: Kind, name: bytes, *, number: int = 0) -> bytes | None:
-        """Return a record of an object; None where there is none.
-
-        Raises:
-            VaultDamaged, KeyDamaged: it is not what was written.
-        """
+        """Return a record of an object; None where there is none."""
         found = self._read(kind, name, f"AND number = {int(number)}")
         return found[0] if found else None
 
     def records(self, kind: Kind, name: bytes) -> list[bytes]:
-        """Return all records of an object, in order.
-
-        Raises:
-            VaultDamaged, KeyDamaged: they are not what was written.
-        """
+        """Return all records of an object, in order."""
         return self._read(kind, name, "ORDER BY number")
 
     def numbers(self, kind: Kind, name: bytes) -> list[int]:
@@ -112,9 +102,6 @@ class Namespace:
         """Write `parts`, one after the other, as an object of one file, sealed for `bound`.
 
         With an `owner`, only while that object exists; False where it was forgotten meanwhile.
-
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
         """
         vault, tag = self.vault, self._tag(kind, name)
         key = vault.keys.memory.lock(new_key())
@@ -139,11 +126,7 @@ class Namespace:
             raise
 
     def get_large(self, kind: Kind, name: bytes, *, bound: bytes = b"") -> bytearray | None:
-        """Return the content of an object of one file; None where there is none.
-
-        Raises:
-            VaultDamaged, KeyDamaged: it is not what was written, or for another `bound`.
-        """
+        """Return the content of an object of one file; None where there is none."""
         vault, tag = self.vault, self._tag(kind, name)
 
         def read(rows: list[Row]) -> bytearray:
@@ -175,9 +158,6 @@ class Namespace:
         """Delete an object and its key; False where there was none.
 
         `also` tells from its records which other objects go with it, at the same moment.
-
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
         """
         with self.vault.change(durable=True) as change:
             for each in also(self.records(kind, name)):
@@ -190,9 +170,6 @@ class Namespace:
         """Delete the keys of all objects, or of those of one kind; return the number of objects.
 
         With `history` goes `prefix`: KV state inverts back to the text.
-
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
         """
         db = self.vault.db
         kinds = {None: [*Kind], Kind.HISTORY: [Kind.HISTORY, Kind.PREFIX]}.get(kind, [kind])
@@ -212,9 +189,6 @@ class Namespace:
         """Delete what is too old, then what was used least recently until the rest is small enough.
 
         Returns the number of objects deleted.
-
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
         """
         now, left, gone = _hour(), 0, 0
         hours, most_bytes = retention.hours, retention.most_bytes

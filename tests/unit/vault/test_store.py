@@ -876,11 +876,20 @@ def test_every_key_in_memory_is_locked_and_counted(vault: Vault) -> None:
 def test_memory_that_could_not_be_locked_is_said(
     vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(name: str, *_: object) -> None:
-        if name == "mlock":
-            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+    libc = hygiene.ctypes.CDLL
 
-    monkeypatch.setattr(hygiene, "_call", refused)
+    class Refusing:
+        def __init__(self, *given: object, **options: object) -> None:
+            self.libc = libc(*given, **options)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.libc, name)
+
+        def mlock(self, *_: object) -> int:
+            hygiene.ctypes.set_errno(errno.ENOMEM)
+            return -1
+
+    monkeypatch.setattr(hygiene.ctypes, "CDLL", Refusing)
     with again(vault) as vault:
         assert vault.keys.locked() == {
             "mlock": "failed: Cannot allocate memory (3 keys)", "MADV_DONTDUMP": "done (3 keys)"}
