@@ -27,9 +27,9 @@ Record = dict[str, Any]
 def import_(args: Namespace) -> Record:
     """Read a Hugging Face directory into a checkpoint."""
     with display.quiet(args.debug) as console, console.status("importing"):
-        from cloister.model.huggingface import import_huggingface
+        from cloister.model.huggingface import import_model
 
-        checkpoint = import_huggingface(
+        checkpoint = import_model(
             args.source, args.output, name=args.name, context=args.context, replace=args.force
         )
     shape = checkpoint.metadata.config.shape

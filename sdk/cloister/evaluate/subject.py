@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from cloister import family
+from cloister.bundle import Bundle
 from cloister.errors import SettingError
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.generate import generate as generate_eagerly
@@ -113,13 +115,16 @@ class BundleSubject:
             yield ids[:-1] if ids and ids[-1] in self.eos else ids
 
 
-def open_subject(path: Path) -> Subject:
-    """The bundle or checkpoint at `path`.
+def open_subject(model: str | Path | Bundle | Checkpoint) -> Subject:
+    """Load a bundle or checkpoint, or the one at a path, for evaluation.
 
     Raises:
         SettingError: it is neither.
         BundleError, CheckpointError: it is one, and cannot be used.
     """
+    if isinstance(model, Checkpoint):
+        return CheckpointSubject(model)
+    path = model.path if isinstance(model, Bundle) else family.find(model)
     if (path / "manifest.json").exists():
         return BundleSubject(path)
     if (path / "config.json").exists():

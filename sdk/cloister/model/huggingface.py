@@ -36,12 +36,15 @@ from cloister.model.checkpoint import (
 )
 from cloister.model.config import Activation, ModelConfig, RopeScaling
 from cloister.model.writer import CheckpointWriter
+from cloister.progress import silent
 from cloister.tiers import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-__all__ = ["ARCHITECTURES", "import_huggingface", "read_config"]
+    from cloister.progress import Progress
+
+__all__ = ["ARCHITECTURES", "import_model", "read_config"]
 
 # Of training, bookkeeping or output format, or (the last line) read by some architectures, which
 # take them first: where they are left over, none changes the logits of inference.
@@ -321,14 +324,14 @@ def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
     return tuple(i for i in range(layers) if not rotary[i])
 
 
-def import_huggingface(
+def import_model(
     source: str | Path,
     out: str | Path,
     *,
     name: str | None = None,
     context: int | None = None,
     replace: bool = False,
-    progress: Callable[[int, int, str], None] = lambda done, total, tensor: None,
+    progress: Progress = silent,
 ) -> Checkpoint:
     """Read the Hugging Face directory `source` into the checkpoint `out`, tensor by tensor.
 
@@ -344,6 +347,26 @@ def import_huggingface(
     source = Path(source)
     config = read_config(source, context=context)
     _check_tokenizer(source, config.shape.vocab_size)
+    tensors, places = _planned(source, config)
+    bos, eos = _special(source)
+    template = _template(source)
+    with CheckpointWriter(
+        out,
+        metadata=Metadata(name=name or source.resolve().name, config=config, bos=bos, eos=eos),
+        tensors=tensors, tokenizer=source / "tokenizer.json", template=template, replace=replace,
+    ) as writer:
+        for done, tensor in enumerate(tensors):
+            progress("import", done, len(tensors))
+            path, key = places[tensor]
+            with safe_open(path, framework="pt") as file:
+                value = file.get_tensor(key)
+            check_finite(value, key, source)
+            writer.add(tensor, value)
+    return Checkpoint.open(out)
+
+
+def _planned(source: Path, config: ModelConfig) -> tuple[Plan, dict[str, tuple[Path, str]]]:
+    """What to write, and in which file and under which name each tensor of it stands."""
     where = {
         key: path for key, path in shards(source).items()
         if not key.endswith("rotary_emb.inv_freq")
@@ -352,9 +375,14 @@ def import_huggingface(
     if config.shape.tied and "head.weight" in ours:
         _check_tied(where, ours, source)
     wanted = expected_tensors(config)
+    for tensor in sorted(set(ours) - set(wanted)):
+        raise TensorMismatch(
+            f"{source.name} has tensor {ours[tensor]}, which its configuration does not mention; "
+            "choose another model."
+        )
     tensors: Plan = {}
     for tensor, shape in wanted.items():
-        key = ours.pop(tensor, None)
+        key = ours.get(tensor)
         if key is None:
             raise TensorMismatch(f"{source.name} lacks the weights for {tensor}; copy it again.")
         with safe_open(where[key], framework="pt") as file:
@@ -366,27 +394,7 @@ def import_huggingface(
                 f"says {list(shape)} of F32, F16 or BF16; copy it again."
             )
         tensors[tensor] = _DTYPES[kind], shape
-        where[tensor] = where.pop(key)
-        ours[tensor] = key
-    for tensor in sorted(set(ours) - set(wanted)):
-        raise TensorMismatch(
-            f"{source.name} has tensor {ours[tensor]}, which its configuration does not mention; "
-            "choose another model."
-        )
-    bos, eos = _special(source)
-    template = _template(source)
-    with CheckpointWriter(
-        out,
-        metadata=Metadata(name=name or source.resolve().name, config=config, bos=bos, eos=eos),
-        tensors=tensors, tokenizer=source / "tokenizer.json", template=template, replace=replace,
-    ) as writer:
-        for done, tensor in enumerate(tensors):
-            progress(done, len(tensors), tensor)
-            with safe_open(where[tensor], framework="pt") as file:
-                value = file.get_tensor(ours[tensor])
-            check_finite(value, ours[tensor], source)
-            writer.add(tensor, value)
-    return Checkpoint.open(out)
+    return tensors, {tensor: (where[ours[tensor]], ours[tensor]) for tensor in tensors}
 
 
 _NAMES = {

@@ -8,33 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cloister.errors import SettingError
-from cloister.tiers import Scale, Tier
+from cloister.family import bundle_path, checkpoint_path, find, find_checkpoint
 
 __all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint", "requests_path",
            "tools", "word_lists"]
-
-
-def bundle_path(tier: str, family: Path | None = None) -> Path:
-    """Where the bundle of `tier` lies, in the package or in the directory `family`."""
-    return (family or _directory() / "family") / f"{tier}.cloister"
-
-
-def checkpoint_path(tier: str) -> Path:
-    """Where the unquantized checkpoint of `tier` lies."""
-    return _directory() / "checkpoints" / tier
-
-
-def find_checkpoint(name: str) -> Path:
-    """The checkpoint at `name`, or the one of that tier which the package ships.
-
-    Raises:
-        SettingError: neither.
-    """
-    for path in (Path(name), checkpoint_path(name)):
-        if path.is_dir():
-            return path
-    raise SettingError(f"No checkpoint is named {Path(name).name!r}; name a directory of one.")
 
 
 def requests_path() -> Path:
@@ -57,23 +34,3 @@ def word_lists(name: str) -> dict[str, Any]:
 
 def _directory() -> Path:
     return Path(str(resources.files("cloister.reference")))
-
-
-def find(name: str, family: Path | None = None) -> Path:
-    """The bundle or checkpoint called `name`: a directory, or the bundle of a tier of the family.
-
-    Raises:
-        SettingError: neither.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if name in list(Tier):
-        path = bundle_path(name, family)
-        if path.is_dir():
-            return path
-        raise SettingError(
-            f"The family has no {name} (at {Scale.REFERENCE} size); name a bundle instead."
-        )
-    raise SettingError(
-        f"No bundle or tier is named {Path(name).name!r}; tiers are {', '.join(Tier)}."
-    )

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 
 from cloister.errors import CheckpointError, CloisterError, SettingError, UnsupportedFeature
 from cloister.model.config import ModelConfig, RopeScaling
-from cloister.model.huggingface import import_huggingface, read_config
+from cloister.model.huggingface import import_model, read_config
 
 LENGTH = 48
 SIZES = (
@@ -105,7 +105,7 @@ def check_parity(directory: Path, kind: str, config: dict[str, Any]) -> None:
     Tokenizer(models.WordLevel(vocabulary, unk_token=chr(0x4E00))).save(
         str(directory / "tokenizer.json")
     )
-    ours = import_huggingface(directory, directory / "ours").load()
+    ours = import_model(directory, directory / "ours").load()
     tokens = torch.randint(3, 64, (1, LENGTH), generator=torch.Generator().manual_seed(5))
     expected = model(tokens).logits
     assert (ours(tokens) - expected).abs().max() <= 2e-5 * expected.abs().max()
@@ -328,7 +328,7 @@ def test_special_tokens_that_are_no_ids_are_refused(tmp_path: Path) -> None:
         for bad in (["2"], "</s>", -1, True, {"id": 2}):
             write(directory, "Llama", {**LAYOUTS["Llama"], key: bad})
             with pytest.raises(CheckpointError, match=key):
-                import_huggingface(directory, tmp_path / "out")
+                import_model(directory, tmp_path / "out")
             assert not (tmp_path / "out").exists()
 
 
@@ -337,7 +337,7 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for bad in ({}, {"model": {"vocab": {"a": "1"}}}, {"model": [], "added_tokens": [3]}):
         (tmp_path / "tokenizer.json").write_text(json.dumps(bad))
         with pytest.raises(CheckpointError, match="tokenizer"):
-            import_huggingface(tmp_path, tmp_path / "out")
+            import_model(tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("bad", [

@@ -20,7 +20,7 @@ from cloister.errors import (
     UnsupportedFeature,
     VocabularyMismatch,
 )
-from cloister.model.huggingface import import_huggingface, read_config
+from cloister.model.huggingface import import_model, read_config
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 50,
@@ -70,7 +70,7 @@ def change(directory: Path, edit: Any) -> None:
 def test_an_import_keeps_types_template_and_special_tokens(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     (source / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    checkpoint = import_huggingface(source, tmp_path / "out", context=64)
+    checkpoint = import_model(source, tmp_path / "out", context=64)
     assert checkpoint.tensor("layers.0.mlp.up.weight").dtype is torch.bfloat16
     assert checkpoint.tensor("embed.weight").dtype is torch.float32
     assert checkpoint.metadata.eos == (2, 7)
@@ -84,7 +84,7 @@ def test_an_import_keeps_types_template_and_special_tokens(source: Path, tmp_pat
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path, name: str | None) -> None:
     source = write(tmp_path / "hub", architectures=[name] if name else ...)
     with pytest.raises(UnsupportedArchitecture, match=name or "unnamed"):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("changes", "match"), [
@@ -101,7 +101,7 @@ def test_an_unknown_feature_is_refused_by_name(
     tmp_path: Path, changes: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(UnsupportedFeature, match=match):
-        import_huggingface(write(tmp_path / "hub", **changes), tmp_path / "out")
+        import_model(write(tmp_path / "hub", **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -113,7 +113,7 @@ def test_a_field_that_is_missing_or_of_the_wrong_type_is_refused_by_name(
     tmp_path: Path, changes: dict[str, Any], match: str
 ) -> None:
     with pytest.raises(CheckpointError, match=match):
-        import_huggingface(write(tmp_path / "hub", **changes), tmp_path / "out")
+        import_model(write(tmp_path / "hub", **changes), tmp_path / "out")
 
 
 def test_both_spellings_of_rotary_scaling_are_one(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_tensor_that_is_missing_extra_or_odd_is_refused_by_name(
 ) -> None:
     change(source, edit)
     with pytest.raises(TensorMismatch, match=match):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -151,23 +151,23 @@ def test_a_tensor_that_is_not_finite_is_refused_and_nothing_is_left(
 ) -> None:
     change(source, lambda t: t["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(NonFiniteTensor, match=r"model\.norm"):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
 
 
 def test_a_shared_matrix_may_be_stored_twice_if_it_is_the_same(tmp_path: Path) -> None:
     source = write(tmp_path / "hub", tie_word_embeddings=True)
     with pytest.raises(TensorMismatch, match="differ"):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
     change(source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
-    assert import_huggingface(source, tmp_path / "out").metadata.config.shape.tied
+    assert import_model(source, tmp_path / "out").metadata.config.shape.tied
 
 
 def test_pickled_weights_are_never_read(source: Path, tmp_path: Path) -> None:
     (source / "model.safetensors").unlink()
     torch.save({"x": torch.zeros(1)}, source / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="safetensors"):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(
@@ -177,13 +177,13 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(
         str(source / "tokenizer.json")
     )
     with pytest.raises(VocabularyMismatch, match=r"59.*50"):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
 
 
 def test_a_missing_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="tokenizer"):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
 
 
 def test_an_index_that_leaves_the_directory_is_refused(source: Path, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_an_index_that_leaves_the_directory_is_refused(source: Path, tmp_path: P
         json.dumps({"weight_map": {"model.norm.weight": "../other.safetensors"}})
     )
     with pytest.raises(CheckpointError, match="index"):
-        import_huggingface(source, tmp_path / "out")
+        import_model(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("context", [0, 129])
@@ -199,4 +199,4 @@ def test_a_context_that_the_model_does_not_have_is_refused(
     source: Path, tmp_path: Path, context: int
 ) -> None:
     with pytest.raises(SettingError, match="128"):
-        import_huggingface(source, tmp_path / "out", context=context)
+        import_model(source, tmp_path / "out", context=context)

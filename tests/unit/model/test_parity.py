@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 transformers = pytest.importorskip("transformers")
 
 from cloister.model.cache import KVCache  # noqa: E402
-from cloister.model.huggingface import import_huggingface  # noqa: E402
+from cloister.model.huggingface import import_model  # noqa: E402
 from cloister.model.transformer import Decoder  # noqa: E402
 
 LENGTH, WINDOW = 64, 16
@@ -87,7 +87,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Decoder]:
     """The model of transformers, and ours."""
     name, changes = LAYOUTS[request.param]
     model = save(tmp_path / "theirs", name, changes)
-    return model, import_huggingface(tmp_path / "theirs", tmp_path / "ours").load()
+    return model, import_model(tmp_path / "theirs", tmp_path / "ours").load()
 
 
 @torch.inference_mode()
