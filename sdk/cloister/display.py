@@ -25,6 +25,8 @@ from cloister.runtime.memory import peak_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from cloister import progress
+
 __all__ = ["bytes_text", "count", "counting", "quiet", "stages", "table"]
 
 
@@ -97,8 +99,8 @@ def counting(console: Console, title: str) -> Iterator[Callable[[str, int, int],
 
 
 @contextmanager
-def stages(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over `total` stages: call it with the name of each as it begins."""
+def stages(console: Console, title: str, total: int) -> Iterator[progress.Progress]:
+    """A bar over `total` stages, which moves on when another one is reported."""
     columns = (
         SpinnerColumn(), TextColumn(title), BarColumn(bar_width=24),
         TextColumn("{task.description:<24}"), TimeElapsedColumn(),
@@ -106,14 +108,15 @@ def stages(console: Console, title: str, total: int) -> Iterator[Callable[[str],
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=total, peak=bytes_text(peak_bytes()))
-        begun = 0
+        begun: list[str] = []
 
-        def begin(stage: str) -> None:
-            nonlocal begun
+        def report(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+            if begun[-1:] != [stage]:
+                begun.append(stage)
+            text = f"{stage} {done}/{total} {note}" if total else f"{stage} {note}"
             bar.update(
-                task, completed=begun, description=stage, peak=bytes_text(peak_bytes())
+                task, completed=len(begun) - 1, description=text, peak=bytes_text(peak_bytes())
             )
-            begun += 1
 
-        yield begin
+        yield report
         bar.update(task, completed=total, description="done", peak=bytes_text(peak_bytes()))

@@ -174,6 +174,17 @@ class Tokenizer:
                 ids += self._encode(piece.replace(mark, ""))
         return ids
 
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The text of the chat template for a conversation; what a user typed stands as typed.
+
+        Raises:
+            TokenizerError: the template refuses the conversation.
+        """
+        return self._render(
+            [message.role for message in messages], [message.content for message in messages],
+            add_generation_prompt,
+        )
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)

@@ -206,7 +206,7 @@ def full_size(folder: Path) -> Path:
     source, out = folder / "random", folder / "nano-1.cloister"
     shape = ladder(Scale.FULL)["nano-1"]
     bench.random_checkpoint(source, ModelConfig(shape=shape), Recipe.parse("8da4w-g32"))
-    pipeline.export(Checkpoint.open(source), out, random_weights=True)
+    pipeline.export(Checkpoint.open(source), out)
     return out
 
 

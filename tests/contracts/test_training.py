@@ -95,7 +95,7 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
     assert Checkpoint.open(four_bit).metadata.parent == checkpoint.identity
     assert Checkpoint.open(four_bit).metadata.recipe == "8da4w-g32"
 
-    done(capfd, "export", four_bit, "-o", bundle, "--random-weights", "--gate", "mean_kld<=0.5",
+    done(capfd, "export", four_bit, "-o", bundle, "--gate", "mean_kld<=0.5",
          "--gate-data", data, "--gate-against", student)
     before = Bundle.open(bundle)
     measured = done(capfd, "eval", bundle, "--data", data, "--limit", "20",

@@ -46,7 +46,7 @@ def read_bytes(manifest: Manifest, position: int) -> int:
     """
     shape = manifest.shape
     embedding = shape.vocab_size * shape.hidden_size * (5 if "-e4" in manifest.recipe else 8) // 8
-    return manifest.weight_bytes - embedding + position * shape.kv_bytes_per_token()
+    return manifest.programs[0].weight_bytes - embedding + position * shape.kv_bytes_per_token()
 
 
 def measure(path: Path) -> dict[str, object]:
