@@ -57,7 +57,7 @@ class PromptFormat(Record, frozen=True):
     """
 
     begin: str
-    system: Around | None  # None: the template refuses a system message
+    system: Around | None  # None: the template refuses a system message, or leaves it out
     user: Around
     assistant: Around
     answer: str

@@ -25,6 +25,7 @@ __all__ = ["assemble", "derive", "prove", "special_ids"]
 
 _CLOCK = re.compile(r"\b(strftime_now|now)\b")
 _USER, _ANSWER, _AGAIN, _TASK = "Probe", "Reply", "Second", "Task"
+_ROLES, _TASKED = ("user", "assistant", "user"), ("system", "user")
 _TEXTS = ("Is it cold?", "two words", " spaces around ", "\n\nlines\nbetween\n", "3 + 4 = 7", "x")
 
 
@@ -103,45 +104,57 @@ def _conversations(system: bool) -> Iterator[list[Message]]:
 def _find(tokenizer: Tokenizer, strip: bool) -> PromptFormat:
     """The strings around probes, which hold for these probes only until they are proved."""
 
-    def pieces(*texts: str, answer: bool = False, system: bool = False) -> list[str]:
-        roles = (["system"] if system else []) + ["user", "assistant"] * 2
-        messages = [Message(role=role, content=text) for role, text in zip(roles, texts,
-                                                                          strict=False)]
-        rendered = tokenizer.render(messages, add_generation_prompt=answer)
+    def around(*texts: str, roles: tuple[str, ...] = _ROLES, answer: bool = False) -> list[str]:
+        rest = _render(tokenizer, roles, texts, answer)
         found = []
         for text in texts:
-            before, probe, rendered = rendered.partition(text)
+            before, probe, rest = rest.partition(text)
             if not probe:
                 raise _Unsayable("the template leaves out or changes a message")
             found.append(before)
-        return [*found, rendered]
+        return [*found, rest]
 
     try:
-        first, after_user = pieces(_USER)
-        _, asked = pieces(_USER, answer=True)
-        _, between, after_answer = pieces(_USER, _ANSWER)
-        _, _, again, _ = pieces(_USER, _ANSWER, _AGAIN)
+        first, after_user = around(_USER)
+        _, asked = around(_USER, answer=True)
+        _, between, after_answer = around(_USER, _ANSWER)
+        _, _, again, _ = around(_USER, _ANSWER, _AGAIN)
     except TokenizerError:
         raise _Unsayable("the template refuses a conversation of user and assistant") from None
-    user = Around(before=_after(again, after_answer, "turns"), after=after_user)
-    answer = Around(before=_after(between, after_user, "turns"), after=after_answer)
-    if not first.endswith(user.before):
-        raise _Unsayable("the template writes the first turn in another way than later ones")
+    user = Around(before=_rest(again, after_answer, "another turn"), after=after_user)
+    assistant = Around(before=_rest(between, after_user, "another turn"), after=after_answer)
+    begin = _start(first, user, "writes the first turn in another way than later ones")
     system = None
     try:
-        start, inside, _ = pieces(_TASK, _USER, system=True)
-        if not inside.endswith(user.before):
-            raise _Unsayable("the template folds the system message into the user's")
-        system = Around(before=start, after=inside.removesuffix(user.before))
+        task = _render(tokenizer, _TASKED, (_TASK, _USER), False)
+        if task != first + _USER + after_user:  # else it is left out
+            before, inside, _ = around(_TASK, _USER, roles=_TASKED)
+            after = _start(inside, user, "folds the system message into the user's")
+            system = Around(before=before, after=after)
     except TokenizerError:
-        pass  # no system role
+        pass  # it is refused
     return PromptFormat(
-        begin=first.removesuffix(user.before), system=system, user=user, assistant=answer,
-        answer=_after(asked, after_user, "the place of the answer"), strip=strip,
+        begin=begin, system=system, user=user, assistant=assistant,
+        answer=_rest(asked, after_user, "the answer to come"), strip=strip,
     )
 
 
-def _after(text: str, prefix: str, where: str) -> str:
+def _render(
+    tokenizer: Tokenizer, roles: Sequence[str], texts: Sequence[str], answer: bool
+) -> str:
+    messages = [
+        Message(role=role, content=text) for role, text in zip(roles, texts, strict=False)
+    ]
+    return tokenizer.render(messages, add_generation_prompt=answer)
+
+
+def _start(text: str, user: Around, fault: str) -> str:
+    if not text.endswith(user.before):
+        raise _Unsayable(f"the template {fault}")
+    return text.removesuffix(user.before)
+
+
+def _rest(text: str, prefix: str, where: str) -> str:
     if not text.startswith(prefix):
-        raise _Unsayable(f"the template writes another end of a message before {where}")
+        raise _Unsayable(f"the template ends a message in another way before {where}")
     return text.removeprefix(prefix)

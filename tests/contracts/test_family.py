@@ -262,5 +262,5 @@ def test_a_golden_answer_that_differs_is_found(tmp_path: Path) -> None:
 def test_a_prompt_format_that_is_not_the_templates_is_found(tmp_path: Path) -> None:
     template = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}<|end|>{% endfor %}"
     path = with_file(tmp_path / "x.cloister", "chat_template.jinja", template.encode())
-    with pytest.raises(BundleCorrupt, match="prompt format .* is not its chat template's"):
+    with pytest.raises(BundleCorrupt, match=r"prompt format .* is not its chat template's"):
         pipeline.verify(path, Settings.from_environment())
