@@ -72,8 +72,10 @@ def export(
         )
         progress("check")
         program = _executorch.load(directory / entry.file, shape.layers, first="score")
-        texts = check.conversations(tokenizer, shape.context)
-        report = check.check(decoder, functools.partial(_score, program, chunk), texts, compare)
+        report = check.check(
+            decoder, functools.partial(_score, program, chunk),
+            check.conversations(tokenizer, shape.context), compare,
+        )
         del decoder  # its memory, before `forward` packs the weights once more
         progress("golden")
         chosen = prompts or [(None, prompt) for prompt in golden.PROMPTS]
@@ -81,16 +83,12 @@ def export(
             (check.lay_out(tokenizer, system, prompt) for system, prompt in chosen),
             functools.partial(_answer, program, chunk, shape.context), metadata.eos,
         ))
+        del program  # the gate loads one of its own
         bundles.write_receipt(directory, {
             "program_against_checkpoint": report.to_dict(),
             "weights": {"checkpoint": source.identity, "recipe": metadata.recipe},
         })
-        for path in filter(None, (source.tokenizer_path, source.template_path)):
-            (directory / path.name).write_bytes(path.read_bytes())
-        bundles.finish(directory, functools.partial(
-            _manifest, source, tokenizer, entry, chunk
-        ))
-        del program  # the gate loads one of its own
+        _finish(directory, source, tokenizer, entry, chunk)
         if gate is not None:
             gate(directory)
     made = Bundle.open(out)
@@ -138,18 +136,21 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _manifest(
-    source: Checkpoint, tokenizer: Tokenizer, entry: ProgramEntry, chunk: int, files: Any
-) -> Manifest:
+def _finish(
+    directory: Path, source: Checkpoint, tokenizer: Tokenizer, entry: ProgramEntry, chunk: int
+) -> None:
+    """Put the checkpoint's own files beside the program, and write the manifest."""
+    for path in filter(None, (source.tokenizer_path, source.template_path)):
+        (directory / path.name).write_bytes(path.read_bytes())
     metadata, shape = source.metadata, source.metadata.config.shape
     said, reason = prompt_format.derive(tokenizer, source.path)
-    return Manifest(
-        format=FORMAT, name=metadata.name, shape=shape, context=shape.context,
+    bundles.finish(directory, functools.partial(
+        Manifest, format=FORMAT, name=metadata.name, shape=shape, context=shape.context,
         prefill_chunk=chunk, recipe=metadata.recipe or "", programs=(entry,),
         executorch=write.release(), bos=metadata.bos, eos=metadata.eos,
         special_ids=prompt_format.special_ids(source.path), prompt_format=said,
-        prompt_format_reason=reason, modalities=("text",), parent=source.identity, files=files,
-    )
+        prompt_format_reason=reason, modalities=("text",), parent=source.identity,
+    ))
 
 
 def _score(program: Program, chunk: int, ids: list[int]) -> torch.Tensor:
