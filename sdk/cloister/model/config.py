@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-from cloister import records
-from cloister.errors import CheckpointError, SettingError
+from cloister.errors import SettingError
 from cloister.tiers import Shape  # noqa: TC001  # read at run time, by `records`
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Activation", "ModelConfig", "RopeScaling"]
 
@@ -118,22 +113,6 @@ class ModelConfig:
     def attention_scale(self) -> float:
         """Factor on the products of queries and keys."""
         return self.shape.head_size**-0.5 if self.query_scale is None else self.query_scale
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready; `from_dict` gives the same configuration back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> ModelConfig:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            CheckpointError: a field is missing, unknown, of the wrong type or out of bounds.
-        """
-        return records.build(dict(data), cls, refuse=lambda complaint: CheckpointError(
-            f"The model configuration cannot be used ({complaint.rstrip('.')}); make the "
-            "checkpoint again."
-        ))
 
 
 def _check_above(bound: float, name: str, value: float) -> None:
