@@ -158,8 +158,6 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("source", type=Path, metavar="CKPT")
     export.add_argument("--backend", default="xnnpack", help="(default: %(default)s)")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
-    export.add_argument("--random-weights", action="store_true",
-                        help="the weights were never trained: check the divergence only")
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")
     export.add_argument("--gate-data", type=Path, metavar="PATH", help="what the gate measures on")
