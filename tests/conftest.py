@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from cloister.backend import XNNPACK
 from cloister.bundle import Bundle, Golden, finish, write_golden, writer
-from cloister.manifest import Manifest, ProgramEntry
+from cloister.manifest import FORMAT, Manifest, ProgramEntry
 from cloister.reference.vocabulary import SPECIAL, TEMPLATE
 from cloister.tiers import Shape
 
@@ -19,6 +22,30 @@ TEXTS = (
     "the quick brown fox jumps over the lazy dog", "what is the weather in Paris tomorrow",
     '{"name": "GetWeather", "arguments": {"city": "Paris"}}', "na\u00efve caf\u00e9 \u4f60\u597d",
 )
+
+
+# No key store, for this process and for every other that a test starts.
+NO_KEY_STORE = {"PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Clear the environment of what belongs to the user, before anything reads it.
+
+    A desktop's key store is found through the session bus, and the bus through two variables.
+    """
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    ours = {name for name in os.environ if name.startswith("CLOISTER_")} - {"CLOISTER_DATA"}
+    for name in (*ours, "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"):
+        patch.delenv(name, raising=False)
+    for name, value in NO_KEY_STORE.items():
+        patch.setenv(name, value)
+    begin = subprocess.Popen.__init__
+
+    def begin_without_keys(self: Any, *args: Any, env: Any = None, **options: Any) -> None:
+        begin(self, *args, env=None if env is None else {**NO_KEY_STORE, **env}, **options)
+
+    patch.setattr(subprocess.Popen, "__init__", begin_without_keys)
 
 
 @pytest.fixture(autouse=True)
@@ -68,18 +95,20 @@ SHAPE = Shape(
 def make_bundle(path: Path, tokenizer_dir: Path, **changes: Any) -> Bundle:
     """A bundle that is whole, but whose program is no program; for use with `FakeProgram`."""
     values: dict[str, Any] = {
-        "format": 1, "name": "tiny", "shape": SHAPE, "context": 64, "prefill_chunk": 8,
+        "format": FORMAT, "name": "tiny", "shape": SHAPE, "context": 64, "prefill_chunk": 8,
         "recipe": "8da4w-g32", "executorch": "1.4.1", "bos": None, "eos": (0,),
-        "programs": (ProgramEntry(file="program.xnnpack.pte", backend="xnnpack"),),
-        "weight_bytes": 1000, "kv_bytes": 1000, "arena_bytes": 1000, "parent": "0" * 64,
+        "programs": (ProgramEntry(
+            file="program.xnnpack.pte", backend="xnnpack", methods=XNNPACK.methods,
+            operator_abi=XNNPACK.operator_abi, weight_bytes=1000, kv_bytes=1000, arena_bytes=1000,
+        ),),
+        "special_ids": (0, 1, 2, 3), "prompt_format": None,
+        "prompt_format_reason": "nobody asked", "modalities": ("text",), "parent": "0" * 64,
         **changes,
     }
     with writer(path) as directory:
         (directory / "program.xnnpack.pte").write_bytes(b"no program" * 100)
         (directory / "receipt.json").write_text('{"weights": {}}')
-        write_golden(directory / "golden.jsonl", [
-            Golden(system="call", prompt="the fox", tokens=(5, 6), margin=0.5)
-        ])
+        write_golden(directory, [Golden(prompt=(1, 40, 41), tokens=(5, 6), margin=0.5)])
         for source in tokenizer_dir.iterdir():
             (directory / source.name).write_bytes(source.read_bytes())
         finish(directory, functools.partial(Manifest, **values))

@@ -158,8 +158,6 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("source", type=Path, metavar="CKPT")
     export.add_argument("--backend", default="xnnpack", help="(default: %(default)s)")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
-    export.add_argument("--random-weights", action="store_true",
-                        help="the weights were never trained: check the divergence only")
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")
     export.add_argument("--gate-data", type=Path, metavar="PATH", help="what the gate measures on")
@@ -238,7 +236,8 @@ def _vault(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> 
     providers = ("keyring", "passphrase", "keyfile")
     init = add("init", "make a vault")
     init.add_argument("--provider", choices=providers,
-                      help="who holds its key (default: the first of these that there is)")
+                      help="who holds its key (default: CLOISTER_PROVIDER, passphrase where "
+                           "CLOISTER_PASSPHRASE is set, or the first of these that there is)")
     init.add_argument("--beside", action="store_true",
                       help="where one cannot be opened: move it aside as it is, and begin anew")
     status = add("status", "who holds the key, what that protects from, and what is kept")
@@ -251,9 +250,8 @@ def _vault(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> 
     _namespace(forget)
     shred = add("shred", "delete the keys of a namespace, and with them all that it holds")
     shred.add_argument("namespace", metavar="NAMESPACE")
-    shred.add_argument("--kind", choices=("history", "prefix", "responses", "distill"))
-
-
+    shred.add_argument("--kind", choices=("history", "prefix", "responses", "distill"),
+                       help="only these; history takes prefix along, the KV state of its text")
     scan = add("scan", "plant texts in every way, and look for them in all that was written")
     scan.add_argument("bundle", metavar="BUNDLE|TIER", nargs="?", default="nano-1")
     scan.add_argument("--teacher", metavar="CKPT|TIER", default="pro",

@@ -13,16 +13,17 @@ __all__ = ["Settings", "share_processor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where things are kept."""
+    """Directories, and how the vault is opened."""
 
-    home: Path  # user data: CLOISTER_HOME, else where the platform keeps it
+    home: Path  # user data: CLOISTER_HOME, else where the platform has it
     data: Path | None  # public data sets: CLOISTER_DATA
     keyfile: Path | None = None  # of the vault: CLOISTER_KEYFILE, else beside the vault
     passphrase: str | None = field(default=None, repr=False)  # CLOISTER_PASSPHRASE
+    provider: str | None = None  # of the vault's key, and no other: CLOISTER_PROVIDER
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Read CLOISTER_HOME, CLOISTER_DATA, CLOISTER_KEYFILE and CLOISTER_PASSPHRASE now."""
+        """Read the variables CLOISTER_HOME, _DATA, _KEYFILE, _PASSPHRASE and _PROVIDER now."""
         home, data, keyfile = (
             os.environ.get(f"CLOISTER_{name}") for name in ("HOME", "DATA", "KEYFILE"))
         return cls(
@@ -30,16 +31,17 @@ class Settings:
             data=Path(data) if data else None,
             keyfile=Path(keyfile) if keyfile else None,
             passphrase=os.environ.get("CLOISTER_PASSPHRASE") or None,
+            provider=os.environ.get("CLOISTER_PROVIDER") or None,
         )
 
     @property
     def seen_programs(self) -> Path:
-        """Hashes of programs that this machine has checked before."""
+        """The file with hashes of programs that this machine has checked before."""
         return self.home / "programs.json"
 
     @property
     def vault(self) -> Path:
-        """The directory of what is kept of the user."""
+        """The directory of the vault."""
         return self.home / "vault"
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from cloister import reference
+from cloister import display, reference
 from cloister.cli import main
-from cloister.errors import CloisterError, SettingError, WorkerError
+from cloister.errors import BundleError
 from cloister.runtime.client import Worker
 
 FAMILY = reference.bundle_path("nano-1")
@@ -172,7 +172,7 @@ def test_a_replay_file_proves_that_the_same_tokens_come(tmp_path: Path) -> None:
                 str(path), "--max-tokens", "20")
     assert b"plain text" in first.stderr
     assert json.loads(run("replay", "nano-1", str(path), "--json").stdout)["ok"] is True
-    refused(run("replay", "pro", str(path)), "another model")
+    refused(run("replay", "pro", str(path)), "another bundle")
     refused(run("run", "nano-1", "play a song", "--replay", str(path)), "exists")
 
 
@@ -201,48 +201,10 @@ def test_tiers_say_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nano-2" in capsys.readouterr().out
 
 
-def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
-    with Worker() as worker:
-        worker.load(FAMILY)
-        stream = worker.stream("hi", max_tokens=900, sampling={"temperature": 2.0, "seed": 1})
-        next(stream)
-        worker._process.kill()
-        with pytest.raises(WorkerError):
-            list(stream)
-
-
-def test_a_worker_stops_within_a_token_and_goes_on() -> None:
-    with Worker() as worker:
-        worker.load(FAMILY)
-        options: dict[str, Any] = {"max_tokens": 900, "sampling": {"temperature": 9.0, "seed": 1}}
-        stream = worker.stream("hi", **options)
-        next(stream)
-        worker.stop()
-        rest = list(stream)
-        assert worker.stats["finish"] == "stop"
-        assert len(rest) < 850
-        with pytest.raises(SettingError, match="system prompt"):
-            list(worker.stream("play jazz", system="call"))
-        worker.forget()
-        assert list(worker.stream("play jazz", system="call"))
-
-
-def test_a_stop_that_comes_before_the_answer_begins_is_not_lost() -> None:
-    with Worker() as worker:
-        worker.load(FAMILY)
-        # Both requests are in the pipe before the worker looks at either.
-        sampling = {"temperature": 9.0, "seed": 1}
-        worker._send({"do": "ask", "prompt": "hi", "max_tokens": 900, "sampling": sampling})
-        worker.stop()
-        *tokens, last = worker._events()
-        assert last["finish"] == "stop"
-        assert len(tokens) < 850
-
-
 def test_a_worker_ends_with_its_parent() -> None:
     code = (
         "from cloister.runtime.client import Worker; import os\n"
-        "w = Worker().__enter__(); print(w._process.pid, flush=True); os._exit(1)"
+        "w = Worker().start(); print(w.ready().pid, flush=True); os._exit(1)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False,
                             env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
@@ -257,5 +219,108 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 
 def test_errors_cross_the_worker_by_their_own_class() -> None:
-    with Worker() as worker, pytest.raises(CloisterError, match="manifest"):
+    with Worker() as worker, pytest.raises(BundleError, match="manifest"):
         worker.load("/")
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a pipeline; `cloister` in it is ours."""
+    ours = f'cloister() {{ "{sys.executable}" -m cloister.cli "$@"; }}; '
+    return subprocess.run(
+        ["bash", "-c", ours + command], capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), **environment},
+    )
+
+
+@pytest.mark.parametrize("command", [
+    "cloister run nano-1 'Tell me a story.' --system story | head -c 5",
+    "cloister run nano-1 'play some jazz' --system call --json | head -c 0",
+    "cloister tiers | head -n 1", "cloister tiers --json | true",
+    "printf 'play some jazz\nand blues\n' | cloister chat nano-1 | head -c 1",
+])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(command: str) -> None:
+    done = shell(command)
+    assert b"Traceback" not in done.stderr
+    assert b"Error" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
+@pytest.mark.parametrize("command", [
+    "run nano-1 'play some jazz' --system call", "tiers", "tiers --json", "vault init --json",
+])
+def test_a_full_disk_behind_the_output_is_one_sentence(command: str) -> None:
+    done = shell(f"cloister {command} > /dev/full")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.decode().splitlines() if line.startswith("cloister: ")]
+    assert "full" in line
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("environment", [
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii"},
+])
+def test_a_locale_without_our_characters_is_no_error(environment: dict[str, str]) -> None:
+    for command in (
+        "cloister tiers", "cloister vault init",
+        "printf 'play caf\\303\\251 \\344\\275\\240' | cloister run nano-1 - --system call",
+        "cloister compare 'caf\303\251' --tiers nano-1 --max-tokens 8",
+    ):
+        done = shell(command, **environment)
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_what_a_model_says_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x1b]0;title\x07a\x9bm [/b] [red]x\r\u202eb\n\tc"
+    display.show(evil, end="")
+    display.table(evil, (evil,), [(evil,)])
+    shown = capsys.readouterr().out
+    assert not set(shown) & set("\x1b\x07\x9b\r\u202e")
+    assert "[/b] [red]x" in shown
+    assert shown.startswith("\N{REPLACEMENT CHARACTER}[2J")
+
+
+def test_what_can_be_refused_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    heavy = "torch", "torchao", "executorch", "transformers"
+    code = (
+        "import sys; from cloister.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        f"print(status, [name for name in {heavy} if name in sys.modules])"
+    )
+    out = str(tmp_path / "out")
+    (tmp_path / "taken").mkdir()
+    for arguments in (
+        ("quantize", "nothing", "-o", out), ("export", "nothing", "-o", out),
+        ("import", "nothing", "-o", out), ("verify", "nothing"), ("run", "nothing", "x"),
+        ("eval", "nothing", "--data", "nothing"), ("eval", "nano-1", "--data", "nothing"),
+        ("distill", "--teacher", "nothing", "--tier", "nano-1", "--data", "x", "-o", out),
+        ("quantize", str(reference.checkpoint_path("nano-1")), "-o", str(tmp_path / "taken")),
+        ("run", "nano-1", "x", "--schema", "nothing.json"),
+        ("bench", "--shape", "nano-1"), ("replay", "nano-1", "nothing"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": ":".join(sys.path)}, cwd=tmp_path,
+        )
+        assert done.stdout.strip() == "1 []", (arguments, done.stdout, done.stderr)
+
+
+def test_an_answer_follows_a_schema_and_tools_out_of_files(tmp_path: Path) -> None:
+    schema, tools = tmp_path / "schema.json", tmp_path / "tools.json"
+    schema.write_text(json.dumps({
+        "type": "object", "properties": {"genre": {"enum": ["jazz", "rock"]}},
+        "required": ["genre"], "additionalProperties": False}))
+    tools.write_text(json.dumps(reference.tools()))
+    asked = ("run", "nano-1", "play some jazz", "--system", "call", "--json")
+    record = json.loads(run(*asked, "--schema", str(schema)).stdout)
+    assert json.loads(record["text"]) == {"genre": "jazz"}
+    record = json.loads(run(*asked, "--tools", str(tools)).stdout)
+    assert json.loads(record["text"])["name"] == "PlayMusic"
+    refused(run(*asked, "--tools", str(tools), "--max-tokens", "2"), "cut off")
+    refused(run(*asked, "--tools", str(schema)), "list of tools")
+    refused(run(*asked, "--tools", str(tools), "--schema", str(schema)), "one constraint")
+    schema.write_text('{"$ref": "#"}')
+    refused(run(*asked, "--schema", str(schema)), "without end")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from cloister import pipeline, reference
+from cloister import reference
 from cloister.bundle import Bundle
 from cloister.cli import main
 from cloister.commands import teach
@@ -95,7 +95,7 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
     assert Checkpoint.open(four_bit).metadata.parent == checkpoint.identity
     assert Checkpoint.open(four_bit).metadata.recipe == "8da4w-g32"
 
-    done(capfd, "export", four_bit, "-o", bundle, "--random-weights", "--gate", "mean_kld<=0.5",
+    done(capfd, "export", four_bit, "-o", bundle, "--gate", "mean_kld<=0.5",
          "--gate-data", data, "--gate-against", student)
     before = Bundle.open(bundle)
     measured = done(capfd, "eval", bundle, "--data", data, "--limit", "20",
@@ -118,8 +118,6 @@ def test_the_demo_goes_the_whole_way(
     for name, value in {"EXAMPLES": 200, "HELD_OUT": 5, "STEPS": 2, "STEPS_4BIT": 2,
                         "TOKENS": 512}.items():
         monkeypatch.setattr(sys.modules["cloister.commands.demo"], name, value)
-    monkeypatch.setattr(pipeline, "MIN_TOP1", 0.0)
-    monkeypatch.setattr(pipeline, "MAX_KLD", 1.0)
     bundle = tmp_path / "mine.cloister"
     found = done(capfd, "demo", "-o", bundle)
     Bundle.open(bundle).verify()

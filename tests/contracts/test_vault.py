@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tests.contracts.test_cli import refused, run
 from cloister import reference
 from cloister.settings import Settings
 from cloister.vault import local
+from cloister.vault.keys import Keyholder
+from cloister.vault.store import Vault
 
 OTHER_USER = 65534
 
@@ -113,6 +116,51 @@ def test_a_passphrase_opens_what_no_other_does(
     refused(run("vault", "status"), "CLOISTER_PASSPHRASE")
 
 
+def test_a_vault_with_another_key_is_not_used_where_a_passphrase_is_set(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to the disk may have put one whose key they have in its place."""
+    monkeypatch.setenv("CLOISTER_PASSPHRASE", "correct horse")
+    assert record("vault", "init")["provider"] == "passphrase"
+    (home / "vault").rename(home / "gone")
+    Vault.create(home / "vault", Keyholder(keyfile=home / "vault.key")).close()
+    refused(run("chat", "nano-1", "--session", "diary", input=b"x\n"), "CLOISTER_PROVIDER=keyfile")
+    with Vault(home / "vault", Keyholder(keyfile=home / "vault.key")) as vault:
+        assert vault.namespaces() == []
+    refused(run("vault", "init", "--beside", "--provider", "keyfile"), "CLOISTER_PROVIDER")
+    monkeypatch.setenv("CLOISTER_PROVIDER", "keyfile")
+    assert record("vault", "rotate", "--provider", "passphrase")["provider"] == "passphrase"
+    monkeypatch.setenv("CLOISTER_PROVIDER", "cloud")
+    refused(run("vault", "status"), "keyring, passphrase, keyfile")
+
+
+def test_a_key_store_that_is_set_up_and_not_installed_is_none(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyrings.alt.file.PlaintextKeyring")
+    refused(run("vault", "init", "--provider", "keyring"), "cannot be loaded", "keyfile")
+    assert "cannot be loaded" in record("vault", "init")["notice"]
+    assert record("vault", "status")["provider"] == "keyfile"
+    done = run("chat", "nano-1", "--session", "work", "--json", input=b"x\n")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_vault_that_is_made_on_the_way_says_who_holds_its_key(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    settings = Settings.from_environment()
+    for _ in range(2):
+        local.open_vault(settings, create=True, notify=said.append).close()
+    assert len(said) == 1
+    assert "key provider is keyfile" in said[0]
+    with pytest.warns(UserWarning, match="key provider is keyfile"):
+        local.open_vault(replace(settings, home=home / "other"), create=True).close()
+    monkeypatch.setenv("CLOISTER_HOME", str(home / "new"))
+    shown = run("chat", "nano-1", "--session", "work", input=b"x\n")
+    assert "keyfile" in shown.stderr.decode()
+
+
 def test_where_the_key_is_lost_an_empty_vault_stands_beside_the_old_one(home: Path) -> None:
     chat("play some jazz")
     held = {path: path.read_bytes() for path in (home / "vault").rglob("*") if path.is_file()}
@@ -183,6 +231,7 @@ def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Pa
     assert said() == ""
 
 
+@pytest.mark.slow
 def test_no_canary_is_found_and_the_control_finds_them() -> None:
     """The whole scan, with a distillation on private data."""
     found = record("vault", "scan")

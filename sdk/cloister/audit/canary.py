@@ -79,7 +79,9 @@ class Stage:
             name: value for name, value in os.environ.items()
             if not name.startswith(("CLOISTER_", "XDG_"))
         }
-        return kept | {name: str(self.root / place) for name, place in places.items()}
+        # The user's own key store is left alone: the canaries' vault has a key file.
+        return kept | {name: str(self.root / place) for name, place in places.items()} | {
+            "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring"}
 
 
 def plant(

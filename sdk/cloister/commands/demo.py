@@ -96,7 +96,7 @@ def _make(
     console.print("[bold]3. Export[/] it with ExecuTorch, and check the program")
     exported = export_bundle(
         Checkpoint.open(scratch / "4bit"), out, console, replace=force,
-        golden=[(row["system"], row["prompt"]) for row in requests],
+        prompts=[(row["system"], row["prompt"]) for row in requests],
     )
     console.print("[bold]4. Measure[/] what 4 bits cost, on the shipped program")
     itself = CheckpointSubject(student)

@@ -78,8 +78,7 @@ def export(args: Namespace) -> Record:
 
         record = export_bundle(
             Checkpoint.open(args.source), args.output, console, backend=args.backend,
-            chunk=args.chunk, random_weights=args.random_weights, replace=args.force,
-            gate=_gate(args),
+            chunk=args.chunk, replace=args.force, gate=_gate(args),
         )
     if not args.json:
         show_receipt(record)
@@ -97,7 +96,7 @@ def _quantize(
     with display.stages(console, "quantize", 1) as progress:
         def step(done: int, total: int, name: str) -> None:
             if name:
-                progress(f"{done + 1}/{total} {name}")
+                progress("quantize", done + 1, total, name)
 
         report = apply(checkpoint, out, chosen, replace_existing=replace, progress=step)
     return {
@@ -114,21 +113,22 @@ def export_bundle(
     from cloister import pipeline
 
     with display.stages(console, "export", len(pipeline.STAGES)) as progress:
-        bundle, divergence = pipeline.export(source, out, progress=progress, **options)
+        bundle = pipeline.export(source, out, progress=progress, **options)
+    assert bundle.report is not None
     manifest = bundle.manifest
     return {
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
-        "program_against_checkpoint": divergence.to_dict(),
+        "program_against_checkpoint": bundle.report.to_dict(),
     }
 
 
-def _gate(args: Namespace) -> Callable[[Path], None]:
+def _gate(args: Namespace) -> Callable[[Path], None] | None:
     """What refuses a bundle that is worse than asked for."""
     if args.gate is None:
         if args.gate_data or args.gate_against:
             raise SettingError("A gate needs bounds; name them with --gate.")
-        return lambda directory: None
+        return None
     if args.gate_data is None:
         raise SettingError("A gate needs data to measure on; name some with --gate-data.")
     from cloister.corpus import read

@@ -114,7 +114,7 @@ def chat(options: Chat) -> Record:
 
         session = begin()
         _tell_of_a_new_vault(worker)
-        before = len(session.messages) - (options.system is not None)
+        before = sum(message.role != "system" for message in session.messages)
         opened: Record = {}
         if worker.unlocked is not None:
             opened = {"provider": worker.unlocked.provider, "memory": worker.unlocked.memory,

@@ -1,17 +1,19 @@
-"""`cloister vault`: what is kept of the user, under which key, and how to be rid of it."""
+"""`cloister vault`: what the vault has of the user, under which key, and how to delete it."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import dataclass, fields, replace
 from getpass import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from cloister import display
+from cloister.commands.options import Options, Record
 from cloister.errors import SettingError, VaultError
 from cloister.settings import Settings
-from cloister.vault import hygiene, local
+from cloister.vault import hygiene, local, store
 from cloister.vault.keys import Provider
 from cloister.vault.namespace import Kind
 
@@ -20,25 +22,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cloister.audit.canary import Find
-    from cloister.vault.store import Vault
 
-__all__ = ["asking", "vault"]
+__all__ = ["Vault", "asking", "vault"]
 
-Record = dict[str, Any]
 
-_PROTECTS = {
-    Provider.KEYRING: "whoever copies the disk learns nothing; programs of this user can ask the "
-                      "system's key store",
-    Provider.PASSPHRASE: "whoever copies the disk must guess the passphrase, at 64 MiB a guess",
-    Provider.KEYFILE: "whoever copies the vault alone learns nothing; whoever copies the key file "
-                      "too reads all of it",
-}
+@dataclass(frozen=True, kw_only=True)
+class Vault(Options):
+    """What to do with the vault; each action has some of these."""
+
+    action: str
+    provider: Provider | None = None
+    beside: bool = False
+    accept_rollback: bool = False
+    conversation: str = ""
+    namespace: str = "default"
+    kind: Kind | None = None
+    bundle: str = "nano-1"
+    teacher: str | None = None
+
+    @classmethod
+    def of(cls, parsed: Namespace) -> Self:
+        """Take the options out of parsed arguments, those that the action has."""
+        names = {field.name for field in fields(cls)}
+        given = {name: value for name, value in vars(parsed).items() if name in names}
+        for name, read in (("provider", Provider), ("kind", lambda text: Kind[text.upper()])):
+            if given.get(name) is not None:
+                given[name] = read(given[name])
+        return cls(**given)
+
+
 _ROLLBACK = {
     Provider.KEYRING: "an older copy of the whole vault is refused",
 }
 _NO_ROLLBACK = "an older copy of the whole vault cannot be told from the newest"
 _RESIDUE = (
-    "An SSD may hold the old page until it is reused, and a backup keeps what it copied, "
+    "The disk may hold the old blocks until they are reused, and a backup keeps what it copied, "
 )
 _FORGOTTEN = _RESIDUE + (
     "which the vault's key still opens: `cloister vault shred` and `rotate` take that key away."
@@ -48,11 +66,9 @@ _SHREDDED = _RESIDUE + (
 )
 
 
-def vault(args: Namespace) -> Record:
-    """One of the vault's commands."""
-    provider = getattr(args, "provider", None)
-    args.provider = None if provider is None else Provider(provider)
-    commands: dict[str, Callable[[Namespace], Record]] = {
+def vault(args: Vault) -> Record:
+    """Run one of the vault's commands."""
+    commands: dict[str, Callable[[Vault], Record]] = {
         "init": _init, "status": _status, "rotate": _rotate, "forget": _forget, "shred": _shred,
         "scan": _scan,
     }
@@ -60,7 +76,8 @@ def vault(args: Namespace) -> Record:
 
 
 def asking(*, new: bool = False) -> Callable[[], str] | None:
-    """Asks for the passphrase at the terminal, twice for a new one; None where there is none."""
+    """Return what asks for the passphrase at the terminal, twice for a new one; None without one.
+    """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
 
@@ -73,13 +90,12 @@ def asking(*, new: bool = False) -> Callable[[], str] | None:
     return ask
 
 
-def _open(args: Namespace) -> Vault:
+def _open(args: Vault) -> store.Vault:
     return local.open_vault(
-        Settings.from_environment(), asking(),
-        accept_rollback=getattr(args, "accept_rollback", False))
+        Settings.from_environment(), asking(), accept_rollback=args.accept_rollback)
 
 
-def _init(args: Namespace) -> Record:
+def _init(args: Vault) -> Record:
     settings, moved = Settings.from_environment(), None
     if args.beside and settings.vault.exists():
         try:
@@ -87,13 +103,11 @@ def _init(args: Namespace) -> Record:
         except OSError as error:
             raise VaultError(
                 f"The vault cannot be moved aside ({error.strerror}); check its folder.") from None
-    from cloister.vault.store import Vault
-
     ask = asking(new=True)
     # A passphrase is not asked for where it was not asked for.
     holder = local.keyholder(settings, ask if args.provider is Provider.PASSPHRASE else None)
     try:
-        made = Vault.create(settings.vault, holder, args.provider)
+        made = store.Vault.create(settings.vault, holder, args.provider)
     except BaseException:
         if moved is not None:
             settings.vault.with_name(moved).rename(settings.vault)
@@ -104,12 +118,13 @@ def _init(args: Namespace) -> Record:
         if moved is not None:
             display.table("The vault that was there is as it was", ("",), [(f"now {moved}",)])
         _show("A new vault", record)
-    return {**record, "moved": moved}
+        display.show(made.notice)
+    return {**record, "moved": moved, "notice": made.notice}
 
 
-def _status(args: Namespace) -> Record:
-    with _open(args) as held:
-        record = _facts(held)
+def _status(args: Vault) -> Record:
+    with _open(args) as opened:
+        record = _facts(opened)
     if not args.json:
         _show("The vault", record)
         display.table("What it holds", ("namespace", "kind", "objects", "on disk"), [
@@ -119,49 +134,46 @@ def _status(args: Namespace) -> Record:
     return record
 
 
-def _rotate(args: Namespace) -> Record:
-    with _open(args) as held:
-        if (args.provider or held.header.provider) is Provider.PASSPHRASE:
+def _rotate(args: Vault) -> Record:
+    with _open(args) as opened:
+        if (args.provider or opened.header.provider) is Provider.PASSPHRASE:
             ask = asking(new=True)
             if ask is not None:
-                from dataclasses import replace
-
-                held.keys.keyholder = replace(held.keys.keyholder, passphrase=ask)
-            elif held.header.provider is Provider.PASSPHRASE:
+                opened.keys.keyholder = replace(opened.keys.keyholder, passphrase=ask)
+            elif opened.header.provider is Provider.PASSPHRASE:
                 raise SettingError("A new passphrase is asked for at a terminal; run this in one.")
-        held.rotate(args.provider)
-        record = _facts(held)
+        opened.rotate(args.provider)
+        record = _facts(opened)
     if not args.json:
         _show("The vault has a new key", record)
     return record
 
 
-def _forget(args: Namespace) -> Record:
+def _forget(args: Vault) -> Record:
     from cloister.runtime.conversation import forget
 
-    with _open(args) as held:
-        found = forget(held.namespace(args.namespace), args.conversation)
+    with _open(args) as opened:
+        found = forget(opened.namespace(args.namespace), args.conversation)
     if not found:
         raise VaultError(
             "There is no conversation of that name in that namespace; see --namespace.")
     if not args.json:
-        print(f"It is gone, and its key with it. {_FORGOTTEN}")  # noqa: T201
+        display.show(f"It is gone, and its key with it. {_FORGOTTEN}")
     return {"forgotten": True, "residue": _FORGOTTEN}
 
 
-def _shred(args: Namespace) -> Record:
-    kind = None if args.kind is None else Kind[args.kind.upper()]
-    with _open(args) as held:
-        space = held.namespace(args.namespace)
-        if space.name not in [each.name for each in held.namespaces()]:
+def _shred(args: Vault) -> Record:
+    with _open(args) as opened:
+        space = opened.namespace(args.namespace)
+        if space.name not in [each.name for each in opened.namespaces()]:
             raise VaultError("There is no such namespace; see `cloister vault status`.")
-        count = space.shred(kind)
+        count = space.shred(args.kind)
     if not args.json:
-        print(f"{count} objects are gone, and their keys with them. {_SHREDDED}")  # noqa: T201
+        display.show(f"{count} objects are gone, and their keys with them. {_SHREDDED}")
     return {"objects": count, "residue": _SHREDDED}
 
 
-def _scan(args: Namespace) -> Record:
+def _scan(args: Vault) -> Record:
     """Plant canaries, look for them in all that was written, and in the same unsealed."""
     from cloister import reference
     from cloister.audit import canary
@@ -169,8 +181,8 @@ def _scan(args: Namespace) -> Record:
     from cloister.tokenizer import Tokenizer
 
     bundle = reference.find(args.bundle)
-    held = Bundle.open(bundle)
-    tokenizer = Tokenizer.from_files(held.tokenizer_path, held.template_path)
+    whole = Bundle.open(bundle)
+    tokenizer = Tokenizer.from_files(whole.tokenizer_path, whole.template_path)
     teacher = None if args.teacher is None else reference.find_checkpoint(args.teacher)
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
         stage, apart = canary.Stage(Path(scratch) / "stage"), Path(scratch) / "apart"
@@ -182,7 +194,7 @@ def _scan(args: Namespace) -> Record:
             status.update("looking")
             finds = canary.search(stage.root, planted, tokenizer)
             control = Path(scratch) / "control"
-            model = held.model_id(held.manifest.programs[0])
+            model = whole.model_id(whole.manifest.programs[0])
             _unsealed(stage.home, control, bytes.fromhex(model))
             found = canary.search(control, planted, tokenizer)
         files = sum(path.is_file() for path in stage.root.rglob("*"))
@@ -215,29 +227,28 @@ def _forms(finds: Sequence[Find], way: str) -> str:
 
 
 def _unsealed(home: Path, out: Path, model: bytes) -> None:
-    """What the vault in `home` holds, as it would lie there without sealing."""
-    from dataclasses import replace
-
+    """Write what the vault in `home` holds as it would lie there without sealing."""
     out.mkdir()
-    settings = replace(Settings.from_environment(), home=home, keyfile=None, passphrase=None)
-    with local.open_vault(settings) as held:
-        for space in held.namespaces():
+    settings = replace(
+        Settings.from_environment(), home=home, keyfile=None, passphrase=None, provider=None)
+    with local.open_vault(settings) as opened:
+        for space in opened.namespaces():
             for number, content in enumerate(space.everything(model)):
                 (out / f"{space.name}-{number}").write_bytes(content)
 
 
-def _facts(held: Vault) -> Record:
-    provider = held.header.provider
+def _facts(opened: store.Vault) -> Record:
+    provider = opened.header.provider
     return {
-        "directory": str(held.directory), "provider": str(provider),
-        "protects": _PROTECTS[provider], "rollback": _ROLLBACK.get(provider, _NO_ROLLBACK),
-        "epoch": held.header.epoch, "writes": held.generation,
-        "memory": hygiene.keep_out_of_dumps() | hygiene.lock_in_memory(held.keys.secrets()),
+        "directory": str(opened.directory), "provider": str(provider),
+        "protects": provider.protects, "rollback": _ROLLBACK.get(provider, _NO_ROLLBACK),
+        "epoch": opened.header.epoch, "writes": opened.generation,
+        "memory": hygiene.keep_out_of_dumps() | opened.keys.locked(),
         "namespaces": [
             {"name": space.name, "kinds": {
                 kind.name.lower(): {"objects": count, "bytes": size}
                 for kind, (count, size) in space.sizes().items()
-            }} for space in held.namespaces()
+            }} for space in opened.namespaces()
         ],
     }
 

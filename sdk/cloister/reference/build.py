@@ -221,7 +221,7 @@ class _Builder:
             rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
             pipeline.export(
                 self.quantized(tier), path,
-                golden=[(row["system"], row["prompt"]) for row in rows])
+                prompts=[(row["system"], row["prompt"]) for row in rows])
         if "evaluation" not in self._noted(tier):
             found = self._evaluated(tier, BundleSubject(path))
             bundle = Bundle.open(path)

@@ -245,6 +245,11 @@ class _Process:
         self.welcome = event
         threading.Thread(target=self._read, daemon=True).start()
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._child.pid
+
     def next_id(self) -> int:
         """Return an id that no other request has."""
         return next(self._ids)

@@ -54,6 +54,7 @@ class Conversation:
         self.messages = [_message(row) for row in rows if "role" in row]
         self._cached_names = {name for row in rows for name in row.get("kept", ())}
         self._records = len(rows)
+        self._identity = self._space.identity(Kind.HISTORY, self._name)
         self.restored = prefixes.resume(self._name) if rows else 0  # positions
 
     def __repr__(self) -> str:
@@ -99,7 +100,9 @@ class Conversation:
         if names:
             rows.append({"kept": sorted(names)})
         records = [json.dumps(row).encode() for row in rows]
-        if not self._space.append(Kind.HISTORY, self._name, records, after=self._records):
+        identity = self._space.append(
+            Kind.HISTORY, self._name, records, after=self._records, to=self._identity)
+        if identity is None:
             raise SessionMismatch(
                 "Another process went on with this session, or deleted it; open it again, or name "
                 "another session."
@@ -107,10 +110,8 @@ class Conversation:
         self._records += len(records)
         self.messages = [*self.messages, *messages]
         self._cached_names |= names
-        self._prefixes.keep(positions, self._name)
-        if not self._space.has(Kind.HISTORY, self._name):  # deleted in between
-            for name in names:
-                self._space.forget(Kind.PREFIX, bytes.fromhex(name))
+        self._identity = identity
+        self._prefixes.keep(positions, self._name, identity)
 
 
 def forget(space: Namespace, name: str) -> bool:
@@ -122,11 +123,9 @@ def forget(space: Namespace, name: str) -> bool:
         SettingError: the name is empty or too long.
         VaultError: the vault cannot be written.
     """
-    encoded = _encoded(name)
-    for row in _records(space, encoded):
-        for kept in row.get("kept", ()):
-            space.forget(Kind.PREFIX, bytes.fromhex(kept))
-    return space.forget(Kind.HISTORY, encoded)
+    return space.forget(Kind.HISTORY, _encoded(name), also=lambda records: [
+        (Kind.PREFIX, bytes.fromhex(kept))
+        for record in records for kept in json.loads(record).get("kept", ())])
 
 
 def _encoded(name: str) -> bytes:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cloister.runtime.core import Position
     from cloister.runtime.engine import Engine
-    from cloister.vault.namespace import Namespace
+    from cloister.vault.namespace import Identity, Namespace
 
 __all__ = ["BLOCK", "PREFIXES", "Precision", "PrefixCache"]
 
@@ -73,8 +73,13 @@ class PrefixCache:
         read = positions[:self.engine.common(positions)]
         return [*self._names(read), self._state(conversation)]
 
-    def keep(self, positions: Sequence[Position], conversation: bytes | None = None) -> None:
+    def keep(
+        self, positions: Sequence[Position], conversation: bytes | None = None,
+        owner: Identity | None = None,
+    ) -> None:
         """Keep what the engine has cached of `positions`: whole blocks, for a conversation all.
+
+        With an `owner`, only until that is forgotten (see `Namespace.put_large`).
 
         On a full disk, or while another thread uses the engine, less of it: it is a cache, and what
         is not there is read again.
@@ -83,20 +88,23 @@ class PrefixCache:
             VaultError: see `Namespace.put_large`.
         """
         with suppress(NotEnoughDisk, EngineBusy), self.engine.exclusive():
-            self._keep(list(positions[:self.engine.common(positions)]), conversation)
+            self._keep(list(positions[:self.engine.common(positions)]), conversation, owner)
 
-    def _keep(self, positions: list[Position], conversation: bytes | None) -> None:
+    def _keep(
+        self, positions: list[Position], conversation: bytes | None, owner: Identity | None
+    ) -> None:
         engine, space = self.engine, self.space
         names = list(self._names(positions))
         for number, name in enumerate(names):
             if not space.has(Kind.PREFIX, name):
                 rows = engine.buffers(number * BLOCK, (number + 1) * BLOCK)
-                space.put_large(Kind.PREFIX, name, self._packed(rows), bound=self._bound)
+                space.put_large(
+                    Kind.PREFIX, name, self._packed(rows), bound=self._bound, owner=owner)
         if conversation is not None:
             rest = engine.buffers(len(names) * BLOCK, len(positions))
             space.put_large(
                 Kind.PREFIX, self._state(conversation),
-                [_encode(positions), *self._packed(rest)], bound=self._bound)
+                [_encode(positions), *self._packed(rest)], bound=self._bound, owner=owner)
         if self.retention is not None:
             space.trim(Kind.PREFIX, self.retention)
 

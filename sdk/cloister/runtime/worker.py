@@ -123,10 +123,10 @@ class Service:
         if self._vault is None:
             self._vault = open_vault(
                 Settings.from_environment(), None if secret is None else lambda: secret,
-                create=True)
+                create=True, notify=lambda notice: None)
         return protocol.Unlocked(
-            id=request.id, provider=str(self._vault.header.provider), notice=None,
-            memory=hygiene.lock_in_memory(self._vault.keys.secrets()))
+            id=request.id, provider=str(self._vault.header.provider),
+            notice=self._vault.notice or None, memory=self._vault.keys.locked())
 
     def _begin(self, request: protocol.Begin) -> Event:
         from cloister.runtime.session import Session

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cloister.errors import (
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["LEAVES", "SALTED_BYTES", "Database"]
+__all__ = ["LEAVES", "SALTED_BYTES", "TYPES", "Database"]
 
 WAIT_S = 60.0  # for other processes' writes
 SALTED_BYTES = 56  # first bytes of a sealed record, unlike those of any other
@@ -50,6 +50,11 @@ LEAVES = {  # what the state protects of each table's rows
     "objects": "tag, namespace, kind, epoch, wrapped, coalesce(file, ''), size",
     "records": f"object, number, version, substr(sealed, 1, {SALTED_BYTES})",
 }
+TYPES: dict[str, tuple[type, ...]] = {  # of the same columns
+    "keys": (bytes, int, int, bytes), "namespaces": (bytes, bytes),
+    "objects": (bytes, bytes, int, int, bytes, str, int), "records": (bytes, int, int, bytes),
+}
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
 
 Row = tuple[Any, ...]
 
@@ -80,13 +85,17 @@ class Database:
             self._db = sqlite3.connect(
                 path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
         try:
+            # A trigger or view of somebody else's would run with the keys at hand.
+            for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+                self.rows(f"PRAGMA {setting}")
             if self.rows("PRAGMA user_version") != [(FORMAT,)]:
                 raise VaultVersionError(
                     f"The vault has another format than the one that this release knows, {FORMAT}; "
                     "use the release that wrote it."
                 )
-            for setting in ("journal_mode = WAL", "secure_delete = ON", "temp_store = MEMORY",
-                            "trusted_schema = OFF"):
+            if self.rows(_SCHEMA) != _schema():
+                raise _damaged("The vault's tables are not those of its format")
+            for setting in ("journal_mode = WAL", "secure_delete = ON", "temp_store = MEMORY"):
                 self.rows(f"PRAGMA {setting}")
         except BaseException:
             self.close()
@@ -94,7 +103,7 @@ class Database:
 
     @staticmethod
     def create(path: Path, keys: list[Row], meta: dict[str, bytes]) -> None:
-        """A new database with rows of `keys` and `meta`, and nothing else."""
+        """Write a new database with rows of `keys` and `meta`, and nothing else."""
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         with _named():
             db = sqlite3.connect(path, isolation_level=None)
@@ -110,7 +119,7 @@ class Database:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a child's copy of what its parent opened."""
+        """Tell whether this is a child's copy of what its parent opened."""
         return os.getpid() != self._process
 
     def rows(self, query: str, *values: object) -> list[Row]:
@@ -125,7 +134,7 @@ class Database:
 
     @contextmanager
     def transaction(self, *, durable: bool = True, write: bool = True) -> Iterator[None]:
-        """All statements or none; a `durable` one outlives a power cut once it is committed."""
+        """Run all statements or none; `durable` ones outlive a power cut once committed."""
         with self.lock:
             if write and durable is not self._durable:
                 self.rows(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -139,12 +148,20 @@ class Database:
                     self.rows("ROLLBACK")
                 raise
 
-    def truncate(self) -> None:
-        """Leave nothing of what was deleted in the write-ahead log.
+    def truncate(self, *, wait: bool = True) -> None:
+        """Leave nothing of what was deleted in the database's file and write-ahead log.
+
+        Without `wait`, only where no other process is in the way.
 
         Raises:
             VaultError: another process would not let go of it.
         """
+        if not wait:
+            with self.lock:
+                self.rows("PRAGMA busy_timeout = 0")
+                self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+                self.rows(f"PRAGMA busy_timeout = {WAIT_S * 1000:.0f}")
+            return
         end = time.monotonic() + WAIT_S
         # It is not waited for where another process does the same.
         while self.rows("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
@@ -161,6 +178,13 @@ class Database:
             self._db.close()
 
 
+def _schema() -> list[Row]:
+    """Return what `_SCHEMA` finds in a database that was just made."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(_TABLES)
+        return db.execute(_SCHEMA).fetchall()
+
+
 @contextmanager
 def _named() -> Iterator[None]:
     try:
@@ -170,7 +194,7 @@ def _named() -> Iterator[None]:
 
 
 def _error(error: Exception) -> CloisterError:
-    """The same, by our names."""
+    """Return an error of SQLite's by our names."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     if name == "SQLITE_FULL":
         return NotEnoughDisk("The disk filled while the vault was written; make room.")

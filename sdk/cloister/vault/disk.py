@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["BEGIN_ANEW", "check_place", "check_private", "file_system", "no_links", "private",
-           "sync_directory", "write_failed"]
+__all__ = [
+    "BEGIN_ANEW", "check_home", "check_place", "check_private", "file_system", "private",
+    "write_failed",
+]
 
 # The end of a sentence about a vault that cannot be opened.
 BEGIN_ANEW = "leave the vault as it is and begin an empty one with `cloister vault init --beside`"
@@ -31,7 +33,7 @@ _NETWORKS = {
 
 
 def file_system(path: Path) -> int:
-    """The kind of file system that holds `path`, as statfs(2) says."""
+    """Return the type of the file system of `path`, as statfs(2) numbers it."""
     libc = ctypes.CDLL(None, use_errno=True)  # libc, as the process has it
     buffer = (ctypes.c_long * 32)()  # f_type comes first; the structure takes 120 bytes
     if libc.statfs(os.fsencode(path), buffer):
@@ -40,11 +42,32 @@ def file_system(path: Path) -> int:
     return buffer[0] & 0xFFFFFFFF
 
 
-def check_place(directory: Path, *, system: Callable[[Path], int] = file_system) -> None:
-    """Nothing, where `directory` is fit for a vault.
+def check_home(home: Path, *, mend: bool = False) -> bool:
+    """Raise unless nobody else can put another vault in the place of the one in `home`.
+
+    With `mend` a directory of this user's is closed to others; whether that was needed.
 
     Raises:
-        VaultUnsafe: it belongs to somebody else, others can enter it, or it lies on a network.
+        VaultUnsafe: it belongs to another user, or others can write to it.
+    """
+    status = home.stat()
+    if status.st_uid:  # root may replace everything anyway
+        _check_owner(status, home)
+    if not status.st_mode & 0o022 or status.st_mode & stat.S_ISVTX:
+        return False
+    if not mend or status.st_uid != os.geteuid():
+        raise VaultUnsafe(
+            f"Others can write to {home}, where the vault lies; run "
+            f"`chmod go-w {shlex.quote(str(home))}`.")
+    home.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
+    return True
+
+
+def check_place(directory: Path, *, system: Callable[[Path], int] = file_system) -> None:
+    """Raise unless `directory` is fit for a vault.
+
+    Raises:
+        VaultUnsafe: it belongs to another user, others can enter it, or it lies on a network.
         VaultError: it cannot be looked at.
     """
     try:
@@ -57,11 +80,7 @@ def check_place(directory: Path, *, system: Callable[[Path], int] = file_system)
         ) from None
     if not stat.S_ISDIR(status.st_mode):
         raise VaultUnsafe(f"{directory} is no directory; move it away.")
-    if status.st_uid != os.geteuid():
-        raise VaultUnsafe(
-            f"{directory} belongs to user {status.st_uid}; run as that user, or name another "
-            "directory with CLOISTER_HOME."
-        )
+    _check_owner(status, directory)
     if status.st_mode & 0o077:
         raise VaultUnsafe(
             f"Others can enter {directory}; run `chmod 700 {shlex.quote(str(directory))}`.")
@@ -73,43 +92,38 @@ def check_place(directory: Path, *, system: Callable[[Path], int] = file_system)
 
 
 def check_private(status: os.stat_result, path: Path) -> None:
-    """Nothing, where a file is a regular one of this user that nobody else can read.
+    """Raise unless a file is a regular one of this user that nobody else can read.
 
     Raises:
         VaultUnsafe: it is not.
     """
     if not stat.S_ISREG(status.st_mode):
         raise VaultUnsafe(f"{path} is no regular file; remove it.")
-    if status.st_uid != os.geteuid():
-        raise VaultUnsafe(
-            f"{path} belongs to user {status.st_uid}; run as that user, or chown it to yours.")
+    _check_owner(status, path)
     if status.st_mode & 0o077:
         raise VaultUnsafe(
             f"Others can read or write {path}; run `chmod 600 {shlex.quote(str(path))}`.")
 
 
+def _check_owner(status: os.stat_result, path: Path) -> None:
+    if status.st_uid != os.geteuid():
+        raise VaultUnsafe(
+            f"{path} belongs to user {status.st_uid}; run as that user, make it yours, or name "
+            "another directory with CLOISTER_HOME."
+        )
+
+
 def write_failed(error: OSError, what: str) -> CloisterError:
-    """What is to be raised where `what` could not be written."""
+    """Return the error to raise where `what` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NotEnoughDisk(f"The disk filled while {what} was written; make room.")
     return VaultError(
         f"{what.capitalize()} cannot be written ({error.strerror}); check the disk.")
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` last."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def no_links(path: str, flags: int) -> int:
-    """An opener that follows no symbolic link."""
-    return os.open(path, flags | os.O_NOFOLLOW)
-
-
 def private(path: str, flags: int) -> int:
-    """An opener of new files that nobody else can read."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    """Open without following a link or waiting for a pipe; what is made, only its owner can read.
+
+    An opener for `open`.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

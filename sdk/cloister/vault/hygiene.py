@@ -1,4 +1,4 @@
-"""What can be done, best effort, so that memory does not reach a disk; each item says how it went.
+"""Keep memory from reaching a disk, as far as the system allows; each item says how it went.
 
 Python cannot promise to wipe memory, and nothing here claims it: strings are copied and freed at
 the interpreter's will.
@@ -13,39 +13,45 @@ import resource
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-__all__ = ["keep_out_of_dumps", "lock_in_memory"]
+__all__ = ["LockedMemory", "keep_out_of_dumps"]
 
 _PR_SET_DUMPABLE = 4
-_MADV_DONTDUMP = 16
+_DONTDUMP = 16
 
 
 def keep_out_of_dumps() -> dict[str, str]:
-    """Of this process: no core file, and no reading of its memory by others of the same user."""
+    """Allow this process no core file, and other processes of the user no look into its memory.
+
+    To be called before anything private is read; more than once does no harm.
+    """
     return {
         "RLIMIT_CORE=0": _tried(lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
         "PR_SET_DUMPABLE=0": _tried(lambda: _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)),
     }
 
 
-def lock_in_memory(secrets: Iterable[bytes]) -> dict[str, str]:
-    """The pages where the `secrets` lie: not swapped out, not in a core file."""
-    held = list(secrets)
+class LockedMemory:
+    """Pages with keys on them: not swapped out, not in a core file."""
 
-    def each(name: str, *more: int) -> Callable[[], None]:
-        def apply() -> None:
-            for secret in held:
-                start = id(secret) // mmap.PAGESIZE * mmap.PAGESIZE
-                end = id(secret) + secret.__sizeof__()
-                _call(name, ctypes.c_void_p(start), ctypes.c_size_t(end - start), *more)
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._how = {"mlock": "done", "MADV_DONTDUMP": "done"}
+        self._calls = (("mlock", libc.mlock, ()), ("MADV_DONTDUMP", libc.madvise, (_DONTDUMP,)))
 
-        return apply
+    def lock(self, key: bytes) -> bytes:
+        """Lock the pages where `key` lies, and return it."""
+        start = id(key) // mmap.PAGESIZE * mmap.PAGESIZE
+        size = id(key) + key.__sizeof__() - start
+        for name, call, more in self._calls:
+            if call(ctypes.c_void_p(start), ctypes.c_size_t(size), *more):
+                self._how[name] = f"failed: {os.strerror(ctypes.get_errno())}"
+        return key
 
-    return {
-        "mlock": _tried(each("mlock")),
-        "MADV_DONTDUMP": _tried(each("madvise", _MADV_DONTDUMP)),
-    }
+    def report(self, keys: int) -> dict[str, str]:
+        """Say how it went for all that was ever locked, `keys` of which are in memory now."""
+        return {name: f"{how} ({keys} keys)" for name, how in self._how.items()}
 
 
 def _call(name: str, *values: object) -> None:

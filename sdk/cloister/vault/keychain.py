@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import KeyDamaged, KeyMissing, VaultDamaged
 from cloister.vault.disk import BEGIN_ANEW
+from cloister.vault.hygiene import LockedMemory
 from cloister.vault.keys import Header
 from cloister.vault.seal import InvalidTag, context, derive, mac, new_key, unwrap, wrap
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from cloister.vault.keys import Keyholder
     from cloister.vault.seal import Field
 
-__all__ = ["Keychain", "add", "key_damaged", "read_header"]
+__all__ = ["Keychain", "add", "read_header"]
 
 _ROOT, _INDEX = b"root", b"index"
 _SUM = 1 << 256
 
 
 def add(root: int, leaf: int) -> int:
-    """The root with one more leaf, or with a negative one, one less."""
+    """Return the root with one more leaf, or with a negative one, one less."""
     return (root + leaf) % _SUM
 
 
@@ -32,14 +33,15 @@ class Keychain:
 
     def __init__(self, db: Database, keyholder: Keyholder) -> None:
         self.keyholder = keyholder
+        self.memory = LockedMemory()
         self._db = db
-        self._known: bytes | None = None  # the header, as it was read
-        self._true: bytes | None = None  # the state that was checked or signed last
+        self._adopted: bytes | None = None  # the header, as it was read
+        self._checked: bytes | None = None  # the state that was checked or signed last
         self._data_keys: dict[tuple[bytes, int, int], tuple[bytes, bytes]] = {}
 
     @staticmethod
     def create(header: Header, kek: bytes) -> tuple[list[Row], dict[str, bytes]]:
-        """Rows of `keys` and `meta` of a new vault."""
+        """Return the rows of `keys` and `meta` of a new vault."""
         root_key, index_key = new_key(), new_key()
         keys: list[Row] = [
             (name, 0, 0, wrap(_wrapping(kek, header.vault, name), key))
@@ -48,90 +50,95 @@ class Keychain:
         root = 0
         for row in keys:
             root = add(root, _leaf(root_key, "keys", row))
-        known = header.encode()
-        return keys, {"header": known, "state": _state(root_key, known, 0, root)}
+        encoded = header.encode()
+        return keys, {"header": encoded, "state": _state(root_key, encoded, 0, root)}
 
     @property
     def header(self) -> Header:
-        """What is known without a key."""
-        assert self._known is not None, "state() comes first"
+        """What is known without a key; `state` reads it."""
+        assert self._adopted is not None, "state() comes first"
         return self._header
 
     def state(self) -> tuple[int, int]:
-        """Generation and root; a rotation by another process is taken up first.
+        """Return generation and root; a rotation by another process is taken up first.
 
         Raises:
             VaultDamaged: they are not what was written.
             KeyDamaged, KeyMissing, WrongPassphrase: see `Keyholder.fetch`.
         """
-        known, state = self._meta()
-        while known != self._known:
+        header, state = self._meta()
+        while header != self._adopted:
             try:
-                self.adopt(known, self.keyholder.fetch(Header.decode(known)))
+                self.adopt(header, self.keyholder.fetch(Header.decode(header)))
             except (KeyDamaged, KeyMissing):
-                before, (known, state) = known, self._meta()
-                if known == before:
+                before, (header, state) = header, self._meta()
+                if header == before:
                     raise  # and no rotation came between
         generation, root = (int.from_bytes(state[at], "big") for at in (slice(8), slice(8, 40)))
-        if state != self._true:
-            if state != _state(self._root_key, known, generation, root):
+        if state != self._checked:
+            if state != _state(self._root_key, header, generation, root):
                 raise VaultDamaged(
                     "The vault's state is not what was written; put back a copy of the vault, or "
                     f"{BEGIN_ANEW}."
                 )
-            self._true = state
+            self._checked = state
         return generation, root
 
     def _meta(self) -> tuple[bytes, bytes]:
         meta: dict[str, bytes] = dict(self._db.rows("SELECT name, CAST(value AS BLOB) FROM meta"))
         return meta.get("header", b""), meta.get("state", b"")
 
-    def signed(self, generation: int, root: int, known: bytes | None = None) -> bytes:
-        """The state to be written, under the header that there is, or another."""
-        self._true = _state(self._root_key, known or self._known or b"", generation, root)
-        return self._true
+    def signed(self, generation: int, root: int, header: bytes | None = None) -> bytes:
+        """Return the state to be written, under the header that there is, or another."""
+        self._checked = _state(
+            self._root_key, header or self._adopted or b"", generation, root)
+        return self._checked
 
-    def adopt(self, known: bytes, kek: bytes) -> None:
-        """Take `known` as the header, and what `kek` unwraps."""
-        self._header, self._kek = Header.decode(known), kek
+    def adopt(self, header: bytes, kek: bytes) -> None:
+        """Take `header` as the vault's, and what `kek` unwraps."""
+        self._header, self._kek = Header.decode(header), self.memory.lock(kek)
         self.vault = self._header.vault
         self._root_key, self._index_key = (
-            _unwrap(_wrapping(kek, self.vault, name), self.wrapped(name, 0, 0))
+            self.unlock(_wrapping(kek, self.vault, name), self.wrapped(name, 0, 0))
             for name in (_ROOT, _INDEX)
         )
-        self._known, self._true = known, None
+        self._adopted, self._checked = header, None
 
     def secrets(self) -> list[bytes]:
-        """The keys that lie in memory."""
+        """Return the keys that stay in memory."""
         return [self._kek, self._root_key, self._index_key,
                 *(key for _, key in self._data_keys.values())]
 
+    def locked(self) -> dict[str, str]:
+        """Say how locking their memory went, and how many there are."""
+        return self.memory.report(len(self.secrets()))
+
     def forget(self) -> None:
-        """Hold no data key any longer."""
+        """Drop all data keys from memory."""
         self._data_keys.clear()
 
     def close(self) -> None:
-        """Hold no key any longer."""
+        """Drop all keys from memory."""
         self.forget()
         self._kek = self._root_key = self._index_key = b""
-        self._known = None
+        self._adopted = None
 
     def tag(self, label: str, *fields: Field) -> bytes:
-        """What a row is found by, 32 bytes."""
+        """Return what a row is found by, 32 bytes."""
         return mac(self._index_key, context(label, *fields))
 
     def names_key(self) -> bytes:
-        """What seals the names of namespaces."""
+        """Return the key that seals the names of namespaces."""
         return derive(self._root_key, self.vault, context("names"))
 
     def leaf(self, table: str, row: Sequence[Field]) -> int:
-        """A row's share of the root."""
+        """Return a row's share of the root."""
         return _leaf(self._root_key, table, row)
 
     def data_key(
         self, namespace: bytes, kind: int, epoch: int, wrapped: bytes | None = None
     ) -> bytes:
-        """The data key of a namespace's kind at an epoch; `wrapped`, as it was just read.
+        """Return the data key of a namespace's kind at an epoch; `wrapped`, as just read.
 
         Raises:
             KeyDamaged: it is missing, or not what was written.
@@ -139,21 +146,22 @@ class Keychain:
         place = (namespace, kind, epoch)
         if wrapped is None:
             wrapped = self.wrapped(*place)
-        # Held beside what it was unwrapped from: other processes may shred, rotate and begin anew.
-        known, key = self._data_keys.get(place, (b"", b""))
-        if not wrapped or known != wrapped:
+        # Beside what it was unwrapped from: other processes may shred, rotate and begin anew.
+        source, key = self._data_keys.get(place, (b"", b""))
+        if not wrapped or source != wrapped:
             self.state()  # after a rotation, the wrapping key is another
             wrapped = self.wrapped(*place)
-            key = _unwrap(_wrapping(self._kek, self.vault, b"data", *place), wrapped)
+            key = self.unlock(_wrapping(self._kek, self.vault, b"data", *place), wrapped)
             self._data_keys[place] = wrapped, key
         return key
 
     def new_data_key(self, namespace: bytes, kind: int, epoch: int) -> Row:
-        """A row of `keys`, with a new key."""
-        return self._data_row(self._kek, (namespace, kind, epoch), new_key())
+        """Return a row of `keys`, with a new key."""
+        return self._data_row(
+            self._kek, (namespace, kind, epoch), self.memory.lock(new_key()))
 
     def rewrapped(self, kek: bytes, row: Row) -> Row:
-        """A row of `keys` under another key-encryption key."""
+        """Return a row of `keys` under another key-encryption key."""
         namespace, kind, epoch, _ = row
         if kind:
             return self._data_row(
@@ -164,7 +172,7 @@ class Keychain:
     def object_wrapping(
         self, namespace: bytes, kind: int, epoch: int, tag: bytes, wrapped: bytes | None = None
     ) -> bytes:
-        """The key that wraps an object's (see `data_key`)."""
+        """Return the key that wraps an object's (see `data_key`)."""
         return derive(
             self.data_key(namespace, kind, epoch, wrapped), self.vault,
             context("wrap", "object", tag))
@@ -173,22 +181,29 @@ class Keychain:
         return *place, wrap(_wrapping(kek, self.vault, b"data", *place), key)
 
     def wrapped(self, namespace: bytes, kind: int, epoch: int) -> bytes:
-        """A data key as it stands in the database; nothing where it does not."""
+        """Return a data key as it stands in the database; nothing where it does not."""
         rows = self._db.rows(
             "SELECT wrapped FROM keys WHERE namespace = ? AND kind = ? AND epoch = ?",
             namespace, kind, epoch)
         return rows[0][0] if rows else b""
 
+    def unlock(self, wrapping: bytes, wrapped: bytes) -> bytes:
+        """Unwrap a key, into memory that is locked.
 
-def _unwrap(wrapping: bytes, wrapped: bytes) -> bytes:
-    try:
-        return unwrap(wrapping, wrapped)
-    except InvalidTag:
-        raise key_damaged() from None
+        Raises:
+            KeyDamaged: it is not what was written.
+        """
+        try:
+            return self.memory.lock(unwrap(wrapping, wrapped))
+        except InvalidTag:
+            raise KeyDamaged(
+                "A key record of the vault is not what was written; put back a copy of the vault, "
+                f"or {BEGIN_ANEW}."
+            ) from None
 
 
 def read_header(db: Database) -> Header:
-    """What is known of a vault without its key.
+    """Read what is known of a vault without its key.
 
     Raises:
         KeyDamaged, VaultVersionError: see `Header.decode`.
@@ -197,16 +212,8 @@ def read_header(db: Database) -> Header:
     return Header.decode(rows[0][0] if rows else b"")
 
 
-def key_damaged() -> KeyDamaged:
-    """What is said where a wrapped key does not open."""
-    return KeyDamaged(
-        "A key record of the vault is not what was written; put back a copy of the vault, or "
-        f"{BEGIN_ANEW}."
-    )
-
-
 def _wrapping(kek: bytes, vault: bytes, *name: Field) -> bytes:
-    """The key that wraps a root, index or data key."""
+    """Return the key that wraps a root, index or data key."""
     return derive(kek, vault, context("wrap", *name))
 
 
@@ -214,6 +221,6 @@ def _leaf(root_key: bytes, table: str, row: Sequence[Field]) -> int:
     return int.from_bytes(mac(root_key, context("leaf", table, *row)), "big")
 
 
-def _state(root_key: bytes, known: bytes, generation: int, root: int) -> bytes:
-    held = generation.to_bytes(8, "big") + root.to_bytes(32, "big")
-    return held + mac(root_key, context("state", known, held))
+def _state(root_key: bytes, header: bytes, generation: int, root: int) -> bytes:
+    signed = generation.to_bytes(8, "big") + root.to_bytes(32, "big")
+    return signed + mac(root_key, context("state", header, signed))

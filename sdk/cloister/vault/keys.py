@@ -1,7 +1,7 @@
 """Where the key-encryption key comes from: the system's key store, a passphrase, or a file.
 
-A *keyholder* knows all three and asks for what it needs; a *header* says which one a vault uses.
-FORMAT.md has the layout of what is derived.
+A *keyholder* reaches all three; a *header* says which one a vault uses. FORMAT.md has the layout of
+what is derived.
 """
 
 from __future__ import annotations
@@ -9,26 +9,30 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
-import json
 import os
+import re
 import unicodedata
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from cloister.errors import (
     KeyDamaged,
     KeyMissing,
+    OutputUnwritable,
     SettingError,
     VaultError,
     VaultUnsafe,
     VaultVersionError,
     WrongPassphrase,
 )
-from cloister.vault.disk import BEGIN_ANEW, check_private, no_links, private, sync_directory
+from cloister.files import whole_file
+from cloister.vault.disk import BEGIN_ANEW, check_private, private
 from cloister.vault.seal import KEY_BYTES, context, derive, new_key
 
 if TYPE_CHECKING:
@@ -41,8 +45,10 @@ FORMAT = 1
 _SERVICE = "cloister"
 # Argon2id's second recommended option (RFC 9106, section 4): 64 MiB, 3 passes, 4 lanes.
 _MEMORY_KIB, _PASSES, _LANES = 65536, 3, 4
-_MOST_KIB = 4 << 20  # of a header that asks for more, nothing is believed
+_MOST_KIB = 4 << 20  # a header that asks for more is not believed
+_LEAST_CHARACTERS = 8  # of a passphrase (NIST SP 800-63B, section 3.1.1)
 _LEAST_PRIORITY = 1  # keyring's own mark of a backend that is fit for use; plain text has less
+_NO_KEYS = "This machine has no key store that is fit for secrets"
 
 
 class Provider(StrEnum):
@@ -52,27 +58,61 @@ class Provider(StrEnum):
     PASSPHRASE = "passphrase"
     KEYFILE = "keyfile"
 
+    @property
+    def protects(self) -> str:
+        """What it protects from, as the end of a sentence."""
+        return {
+            "keyring": "whoever copies the disk learns nothing; programs of this user can ask the "
+                       "system's key store",
+            "passphrase": "whoever copies the disk must guess the passphrase, at 64 MiB a guess",
+            "keyfile": "whoever copies the vault alone learns nothing; whoever copies the key file "
+                       "too reads all of it",
+        }[self]
+
 
 class KeyStore(Protocol):
     """The system's key store, as the package `keyring` gives it."""
 
     def get_password(self, service: str, username: str) -> str | None:
-        """The secret of that name."""
+        """Return the secret of that name."""
 
     def set_password(self, service: str, username: str, password: str) -> None:
-        """Keep a secret."""
+        """Store a secret."""
 
     def delete_password(self, service: str, username: str) -> None:
-        """Forget a secret."""
+        """Delete a secret."""
 
 
-def system_keys() -> KeyStore | None:
-    """The system's key store; None where there is none that is fit for secrets."""
-    import keyring
+def system_keys() -> tuple[KeyStore | None, str]:
+    """Return the system's key store; where none is fit for secrets, None and the reason."""
+    try:
+        import keyring
 
-    backend = keyring.get_keyring()
-    each = getattr(backend, "backends", (backend,))  # a chain is as good as its worst
-    return backend if all(one.priority >= _LEAST_PRIORITY for one in each) else None
+        backend = keyring.get_keyring()
+        each = getattr(backend, "backends", (backend,))  # a chain is as good as its worst
+        fit = all(one.priority >= _LEAST_PRIORITY for one in each)
+    except Exception as error:  # of a backend that is set up and not installed, for instance
+        return None, (
+            f"The key store that the package keyring is set up for cannot be loaded "
+            f"({type(error).__name__})")
+    return (backend, "") if fit else (None, _NO_KEYS)
+
+
+class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The JSON of a header."""
+
+    epoch: int
+    format: int
+    key_id: str
+    parameters: dict[str, int | str]
+    provider: Provider
+    vault: str
+
+
+class _Versioned(msgspec.Struct):
+    """The part of it that every format has."""
+
+    format: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +127,11 @@ class Header:
     format: int = FORMAT
 
     def encode(self) -> bytes:
-        """JSON and its SHA-256."""
-        text = json.dumps({
-            "epoch": self.epoch, "format": self.format, "key_id": self.key_id.hex(),
-            "parameters": self.parameters, "provider": self.provider, "vault": self.vault.hex(),
-        }, sort_keys=True).encode()
+        """Return JSON and its SHA-256."""
+        text = msgspec.json.encode(_Stored(
+            epoch=self.epoch, format=self.format, key_id=self.key_id.hex(),
+            parameters=self.parameters, provider=self.provider, vault=self.vault.hex(),
+        ), order="deterministic")
         return text + hashlib.sha256(text).digest()
 
     @classmethod
@@ -106,23 +146,24 @@ class Header:
         if hashlib.sha256(text).digest() != digest:
             raise _damaged()
         try:
-            held = json.loads(text)
-            if held["format"] != FORMAT:
+            version = msgspec.json.decode(text, type=_Versioned).format
+            if version != FORMAT:
                 raise VaultVersionError(
-                    f"The vault has format {held['format']} and this release knows {FORMAT}; "
-                    "use the release that wrote it."
+                    f"The vault has format {version} and this release knows {FORMAT}; use the "
+                    "release that wrote it."
                 )
+            stored = msgspec.json.decode(text, type=_Stored)
             return cls(
-                vault=bytes.fromhex(held["vault"]), provider=Provider(held["provider"]),
-                key_id=bytes.fromhex(held["key_id"]), epoch=held["epoch"],
-                parameters=held["parameters"],
+                vault=bytes.fromhex(stored.vault), provider=stored.provider,
+                key_id=bytes.fromhex(stored.key_id), epoch=stored.epoch,
+                parameters=stored.parameters,
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
             raise _damaged() from None
 
 
 def key_id(key: bytes, vault: bytes) -> bytes:
-    """What tells one key-encryption key from another, 16 bytes."""
+    """Return what tells one key-encryption key from another, 16 bytes."""
     return derive(key, vault, context("key id"))[:16]
 
 
@@ -133,18 +174,46 @@ class Keyholder:
     keyfile: Path
     passphrase: Callable[[], str] | None = None  # asked when it is needed
     keys: KeyStore | None = None
+    no_keys: str = _NO_KEYS  # why there are none
+    expected: Provider | None = None  # no other is used
 
     def choose(self) -> Provider:
-        """The first provider that there is."""
+        """Return the provider that is expected, or else the first that there is."""
+        if self.expected is not None:
+            return self.expected
         if self.keys is not None:
             return Provider.KEYRING
         return Provider.KEYFILE if self.passphrase is None else Provider.PASSPHRASE
 
-    def create(self, provider: Provider, vault: bytes, *, epoch: int) -> tuple[Header, bytes]:
-        """A new key-encryption key, kept where `provider` keeps it, and the header that says so.
+    def check(self, provider: Provider) -> None:
+        """Raise unless `provider` is the one that is expected, if one is.
 
         Raises:
-            SettingError: the provider is not there, or the passphrase is empty.
+            VaultUnsafe: it is another.
+        """
+        if self.expected not in (None, provider):
+            raise VaultUnsafe(
+                f"CLOISTER_PASSPHRASE or CLOISTER_PROVIDER asks for the key provider "
+                f"{self.expected} and this vault has {provider}: it may have been put in the place "
+                f"of yours; if it is the one you want, set CLOISTER_PROVIDER={provider}."
+            )
+
+    def notice(self, provider: Provider) -> str:
+        """Return what a user should know of a new vault: who holds its key, and what that means."""
+        fallen = provider is Provider.KEYFILE and self.keys is None and self.expected is None
+        return (
+            f"A vault was made, whose key provider is {provider}: {provider.protects}; "
+            "`cloister vault rotate --provider` takes another."
+            + (f" {self.no_keys}, so a key file is used." if fallen else ""))
+
+    def create(
+        self, provider: Provider, vault: bytes, *, epoch: int, replaces: Header | None = None
+    ) -> tuple[Header, bytes]:
+        """Make a key-encryption key, stored by `provider`, and the header that says so.
+
+        Raises:
+            SettingError: the provider is not there, or the passphrase is easy to guess, or opens
+                the vault of the header that this one `replaces`.
             VaultError: the key store or the disk refuses the key.
         """
         if provider is Provider.PASSPHRASE:
@@ -152,7 +221,12 @@ class Keyholder:
                 "salt": os.urandom(16).hex(), "memory_kib": _MEMORY_KIB, "passes": _PASSES,
                 "lanes": _LANES,
             }
-            key = self._stretch(parameters)
+            text = self._asked()
+            _check_strength(text)
+            if replaces is not None and replaces.provider is provider and replaces.key_id == key_id(
+                    _stretch(text, replaces.parameters), replaces.vault):
+                raise SettingError("The new passphrase is the old one; choose another.")
+            key = _stretch(text, parameters)
         else:
             key, parameters = new_key(), {}
         header = Header(
@@ -164,20 +238,21 @@ class Keyholder:
             with self._store() as keys:
                 keys.set_password(_SERVICE, _user(header), text)
         elif provider is Provider.KEYFILE:
-            with self._changed() as held:
-                held[_user(header)] = text
+            with self._changed() as stored:
+                stored[_user(header)] = text
         return header, key
 
     def fetch(self, header: Header) -> bytes:
-        """The key-encryption key of the vault that has `header`.
+        """Return the key-encryption key of the vault that has `header`.
 
         Raises:
             WrongPassphrase, KeyMissing, KeyDamaged: each what it says.
-            VaultUnsafe: others can read the key file.
+            VaultUnsafe: others can read the key file, or another provider is expected.
             SettingError: no passphrase can be asked for, or there is no key store.
         """
+        self.check(header.provider)
         if header.provider is Provider.PASSPHRASE:
-            key = self._stretch(header.parameters)
+            key = _stretch(self._asked(), header.parameters)
             if key_id(key, header.vault) != header.key_id:
                 raise WrongPassphrase("The passphrase is not the vault's; try again.")
             return key
@@ -203,29 +278,27 @@ class Keyholder:
         return key
 
     def drop(self, header: Header) -> None:
-        """Forget the key of an earlier header, as far as it is kept anywhere."""
+        """Delete the key of an earlier header, wherever one is stored."""
         name = _user(header)
         if header.provider is Provider.KEYRING:
             with self._store() as keys:
                 if keys.get_password(_SERVICE, name) is not None:
                     keys.delete_password(_SERVICE, name)
         elif header.provider is Provider.KEYFILE:
-            self._remove([name])
+            self._remove(lambda each: each == name)
 
     def drop_others(self, header: Header) -> None:
-        """Forget what a rotation that was cut off left of this vault in the key file."""
-        if header.provider is not Provider.KEYFILE:
-            return
-        mine, own = f"{header.vault.hex()}/", _user(header)
-        self._remove(
-            [name for name in self._read() if name.startswith(mine) and name != own])
+        """Delete what a rotation that was cut off left of this vault in the key file."""
+        if header.provider is Provider.KEYFILE:
+            vault, own = f"{header.vault.hex()}/", _user(header)
+            self._remove(lambda name: name.startswith(vault) and name != own)
 
     def anchors(self, header: Header) -> bool:
-        """Whether the vault's generation is noted outside of it."""
+        """Tell whether the vault's generation is noted outside of it."""
         return header.provider is Provider.KEYRING
 
     def anchor(self, header: Header) -> int | None:
-        """The generation that was last closed; None where nothing outside the vault knows it.
+        """Return the generation that was last closed; None where only the vault knows it.
 
         A header that names another provider may be an old one, put back: the key store is asked
         wherever there is one.
@@ -244,19 +317,16 @@ class Keyholder:
 
         A later one is not taken back, unless `lower` says so.
         """
-        known = self.anchor(header)
-        if known is None or lower or known < generation:
+        noted = self.anchor(header)
+        if noted is None or lower or noted < generation:
             with self._store() as keys:
                 keys.set_password(_SERVICE, _anchor(header), str(generation))
 
     @contextmanager
     def _store(self) -> Iterator[KeyStore]:
-        """The system's key store; what it raises has our name, and not its words."""
+        """Reach the system's key store; what it raises has our name, and not its words."""
         if self.keys is None:
-            raise SettingError(
-                "This machine has no key store that is fit for secrets; choose the provider "
-                "passphrase or keyfile."
-            )
+            raise SettingError(f"{self.no_keys}; choose the provider passphrase or keyfile.")
         try:
             yield self.keys
         except Exception as error:  # every backend has errors of its own
@@ -265,78 +335,106 @@ class Keyholder:
                 "unlock it, or choose another provider."
             ) from None
 
-    def _stretch(self, parameters: dict[str, int | str]) -> bytes:
+    def _asked(self) -> str:
+        """Return the passphrase, in one form however it was typed."""
         if self.passphrase is None:
             raise SettingError(
                 "The vault needs its passphrase; run this in a terminal, or set "
                 "CLOISTER_PASSPHRASE."
             )
-        try:
-            salt = bytes.fromhex(str(parameters["salt"]))
-            memory, passes, lanes = (
-                int(parameters[name]) for name in ("memory_kib", "passes", "lanes"))
-            if memory > _MOST_KIB or passes > 100:
-                raise ValueError
-            stretcher = Argon2id(
-                salt=salt, length=KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory)
-        except (KeyError, ValueError):
-            raise _damaged() from None
         text = unicodedata.normalize("NFC", self.passphrase())
         if not text:
             raise SettingError("The passphrase is empty; choose another.")
-        return stretcher.derive(text.encode("utf-8", "surrogatepass"))
+        return text
 
     # The key file is JSON, a name and a key in base64 for each vault.
 
     def _read(self) -> dict[str, str]:
+        name = self.keyfile.name
         try:
-            with open(self.keyfile, "rb", opener=no_links) as file:
+            with open(self.keyfile, "rb", opener=private) as file:
                 check_private(os.fstat(file.fileno()), self.keyfile)
-                held = json.loads(file.read())
+                return msgspec.json.decode(file.read(), type=dict[str, str])
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise VaultUnsafe(
-                f"Key file {self.keyfile.name} cannot be read ({error.strerror}); make it a "
-                "regular file of yours with mode 0600."
+                f"Key file {name} cannot be read ({error.strerror}); make it a regular file of "
+                "yours with mode 0600."
             ) from None
-        except ValueError:
-            held = None
-        if not isinstance(held, dict) or not all(isinstance(text, str) for text in held.values()):
+        except (ValueError, RecursionError):
             raise KeyDamaged(
-                f"Key file {self.keyfile.name} is not what was written; put back a copy of it.")
-        return held
+                f"Key file {name} is not what was written; put back a copy of it.") from None
 
-    def _remove(self, names: list[str]) -> None:
-        """Write the key file without `names`, if it holds any."""
-        if not self._read().keys().isdisjoint(names):
-            with self._changed() as held:
-                for name in names:
-                    held.pop(name, None)
+    def _remove(self, unwanted: Callable[[str], bool]) -> None:
+        """Write the key file without the names that are `unwanted`, if it has any."""
+        if any(map(unwanted, self._read())):
+            with self._changed() as stored:
+                for name in list(filter(unwanted, stored)):
+                    del stored[name]
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, str]]:
         """What the key file holds, to be changed by one process at a time and written back."""
-        part, lock = (
-            self.keyfile.with_name(f"{self.keyfile.name}.{end}") for end in ("part", "lock"))
+        name, parent = self.keyfile.name, self.keyfile.parent
+        orphan = re.compile(re.escape(f".{name}.") + r"\w{8}")  # of a process that was killed
         try:
-            with open(lock, "wb", opener=private) as turn:
+            with open(parent / f"{name}.lock", "wb", opener=private) as turn:
                 fcntl.flock(turn, fcntl.LOCK_EX)
-                held = self._read()
-                yield held
-                part.unlink(missing_ok=True)
-                with open(part, "xb", opener=private) as file:
-                    file.write(json.dumps(held).encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(self.keyfile)
-                sync_directory(self.keyfile.parent)
-        except OSError as error:
-            part.unlink(missing_ok=True)
+                for path in parent.iterdir():
+                    if orphan.fullmatch(path.name):
+                        path.unlink()
+                stored = self._read()
+                yield stored
+                with _wiped(self.keyfile), whole_file(self.keyfile, private=True) as file:
+                    file.write(msgspec.json.encode(stored))
+        except (OSError, OutputUnwritable) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None)
             raise VaultError(
-                f"Key file {self.keyfile.name} cannot be written ({error.strerror}); make room, "
-                "or choose another place."
+                f"Key file {name} cannot be written ({reason}); make room, or choose another place."
             ) from None
+
+
+@contextmanager
+def _wiped(path: Path) -> Iterator[None]:
+    """Overwrite the file at `path` once another has its place, unless it has another name too."""
+    with open(path, "r+b", opener=private) if path.exists() else nullcontext() as old:
+        yield
+        if old is not None and not (status := os.fstat(old.fileno())).st_nlink:
+            with suppress(OSError):  # the new file is there: the rest is as good as it can be
+                old.write(bytes(status.st_size))
+                old.flush()
+                os.fsync(old.fileno())
+
+
+def _check_strength(passphrase: str) -> None:
+    """Raise unless a new passphrase is long enough and does not just repeat or count.
+
+    Raises:
+        SettingError: it is easy to guess.
+    """
+    size = len(passphrase)
+    repeats = any(passphrase[n:] == passphrase[:-n] for n in range(1, size // 2 + 1))
+    steps = {ord(after) - ord(before) for before, after in pairwise(passphrase)}
+    if size < _LEAST_CHARACTERS or repeats or len(steps) == 1:
+        raise SettingError(
+            f"That passphrase is easy to guess; choose one of {_LEAST_CHARACTERS} characters or "
+            "more that do not repeat or count up, such as five words that have nothing in common."
+        )
+
+
+def _stretch(passphrase: str, parameters: dict[str, int | str]) -> bytes:
+    try:
+        salt = bytes.fromhex(str(parameters["salt"]))
+        memory, passes, lanes = (
+            int(parameters[name]) for name in ("memory_kib", "passes", "lanes"))
+        if memory > _MOST_KIB or passes > 100:
+            raise ValueError
+        stretcher = Argon2id(
+            salt=salt, length=KEY_BYTES, iterations=passes, lanes=lanes, memory_cost=memory)
+    except (KeyError, ValueError):
+        raise _damaged() from None
+    return stretcher.derive(passphrase.encode("utf-8", "surrogatepass"))
 
 
 def _user(header: Header) -> str:

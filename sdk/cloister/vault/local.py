@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
-from cloister.errors import VaultError
+from cloister.errors import SettingError, VaultError
 from cloister.vault.database import Database
 from cloister.vault.keychain import read_header
-from cloister.vault.keys import Keyholder, system_keys
+from cloister.vault.keys import Keyholder, Provider, system_keys
 from cloister.vault.store import Vault, in_use
 
 if TYPE_CHECKING:
@@ -21,16 +22,29 @@ __all__ = ["aside", "header", "keyholder", "open_vault"]
 
 
 def keyholder(settings: Settings, ask: Callable[[], str] | None = None) -> Keyholder:
-    """The key providers of this machine; `ask` is for a passphrase that the settings lack."""
-    passphrase = settings.passphrase
+    """Return the key providers of this machine; `ask` is for a passphrase that is not set.
+
+    A provider that the settings name is the only one; so is a passphrase that they give.
+
+    Raises:
+        SettingError: CLOISTER_PROVIDER names none.
+    """
+    passphrase, (keys, no_keys) = settings.passphrase, system_keys()
+    name = settings.provider or (None if passphrase is None else Provider.PASSPHRASE)
+    try:
+        expected = None if name is None else Provider(name)
+    except ValueError:
+        raise SettingError(
+            f"CLOISTER_PROVIDER is not one of {', '.join(Provider)}; choose one of them."
+        ) from None
     return Keyholder(
-        keyfile=settings.keyfile or settings.vault.with_suffix(".key"),
-        passphrase=ask if passphrase is None else lambda: passphrase, keys=system_keys(),
+        keyfile=settings.keyfile or settings.vault.with_suffix(".key"), expected=expected,
+        passphrase=ask if passphrase is None else lambda: passphrase, keys=keys, no_keys=no_keys,
     )
 
 
 def header(settings: Settings) -> Header | None:
-    """What is known of the vault without its key; None where there is none.
+    """Read what is known of the vault without its key; None where there is none.
 
     Raises:
         VaultError: it cannot be read.
@@ -45,23 +59,26 @@ def header(settings: Settings) -> Header | None:
 
 
 def open_vault(
-    settings: Settings, ask: Callable[[], str] | None = None, *,
-    create: bool = False, accept_rollback: bool = False,
+    settings: Settings, ask: Callable[[], str] | None = None, *, create: bool = False,
+    accept_rollback: bool = False, notify: Callable[[str], None] = warnings.warn,
 ) -> Vault:
-    """The vault; made with the first key provider that there is, where `create` allows it and
-    there is none.
+    """Open the vault; where there is none and `create` allows it, make it.
+
+    `notify` is then given a sentence for the user: who holds the key, and what that protects from.
 
     Raises:
         VaultError, SettingError: see `Vault`.
     """
     holder = keyholder(settings, ask)
-    if create and not os.path.lexists(settings.vault):
-        return Vault.create(settings.vault, holder)
-    return Vault(settings.vault, holder, accept_rollback=accept_rollback)
+    if not create or os.path.lexists(settings.vault):
+        return Vault(settings.vault, holder, accept_rollback=accept_rollback)
+    vault = Vault.create(settings.vault, holder)
+    notify(vault.notice)
+    return vault
 
 
 def aside(settings: Settings) -> str:
-    """Move the vault out of the way, unread, and say what it is called now.
+    """Move the vault out of the way, unread, and return its new name.
 
     Raises:
         VaultError: another process has it open.

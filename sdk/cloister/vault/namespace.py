@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cloister.errors import KeyDamaged, VaultDamaged, VaultError
 from cloister.vault.database import LEAVES, SALTED_BYTES
-from cloister.vault.keychain import key_damaged
-from cloister.vault.seal import (
-    InvalidTag,
-    context,
-    new_key,
-    open_record,
-    seal_record,
-    unwrap,
-    wrap,
-)
+from cloister.vault.seal import InvalidTag, context, new_key, open_record, seal_record, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,9 +17,12 @@ if TYPE_CHECKING:
     from cloister.vault.database import Row
     from cloister.vault.retention import Retention
     from cloister.vault.seal import Buffer, Field
-    from cloister.vault.store import Change, Vault
+    from cloister.vault.storage import Change, Storage
 
-__all__ = ["Kind", "Namespace"]
+__all__ = ["Identity", "Kind", "Namespace"]
+
+Identity = tuple[bytes, bytes]
+"""Of an object: its tag and its wrapped key, which one that is made anew does not have."""
 
 _T = TypeVar("_T")
 _BYTES = (
@@ -45,86 +39,85 @@ class Kind(IntEnum):
 
     @property
     def durable(self) -> bool:
-        """Whether a write must outlive a power cut; caches need not."""
+        """Tell whether a write must outlive a power cut; caches need not."""
         return self is Kind.HISTORY
 
 
 class Namespace:
-    """The objects of one owner. Names of objects are bytes, and never reach the disk."""
+    """The objects of one owner. Names of objects are bytes, and never reach the disk.
 
-    def __init__(self, vault: Vault, name: str, tag: bytes) -> None:
+    Raises (from its methods):
+        NotEnoughDisk: the disk is full while something is written; what was there still is.
+        VaultDamaged, KeyDamaged: what is read is not what was written.
+        VaultError: see `Storage.change`.
+    """
+
+    def __init__(self, vault: Storage, name: str, tag: bytes) -> None:
         self.vault, self.name, self.tag = vault, name, tag
 
     def __repr__(self) -> str:
         return f"Namespace({self.name!r})"
 
     def put(self, kind: Kind, name: bytes, content: bytes, *, number: int = 0) -> None:
-        """Keep `content` as a record of an object, in place of the one that has its number.
-
-        Raises:
-            NotEnoughDisk: the disk is full; what was there still is.
-            VaultError: see `Vault.change`.
-        """
+        """Write `content` as a record of an object, in place of the one that has its number."""
         with self.vault.change(durable=kind.durable) as change:
             self._write(change, kind, name, [content], number)
 
     def append(
-        self, kind: Kind, name: bytes, contents: Iterable[bytes], *, after: int | None = None
-    ) -> bool:
-        """Keep more records of an object, after those that there are: all of them, or none.
+        self, kind: Kind, name: bytes, contents: Iterable[bytes], *, after: int | None = None,
+        to: Identity | None = None,
+    ) -> Identity | None:
+        """Write more records of an object, after those that there are: all of them, or none.
 
-        False, and nothing is kept, where there are not `after` of them: somebody else was here.
-
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
+        Returns which object that was; None, and nothing is written, where there are not `after`
+        records, or the object is not `to`: another process was here.
         """
         with self.vault.change(durable=kind.durable) as change:
             (number,), = self.vault.db.rows(
                 "SELECT coalesce(max(number) + 1, 0) FROM records WHERE object = ?",
                 self._tag(kind, name))
-            if after not in (None, number):
-                return False
+            if after not in (None, number) or to not in (None, self.identity(kind, name)):
+                return None
             self._write(change, kind, name, contents, number)
-        return True
+            return self.identity(kind, name)
 
     def get(self, kind: Kind, name: bytes, *, number: int = 0) -> bytes | None:
-        """A record of an object; None where there is none.
-
-        Raises:
-            VaultDamaged, KeyDamaged: it is not what was written.
-        """
+        """Return a record of an object; None where there is none."""
         found = self._read(kind, name, f"AND number = {int(number)}")
         return found[0] if found else None
 
     def records(self, kind: Kind, name: bytes) -> list[bytes]:
-        """All records of an object, in order.
-
-        Raises:
-            VaultDamaged, KeyDamaged: they are not what was written.
-        """
+        """Return all records of an object, in order."""
         return self._read(kind, name, "ORDER BY number")
 
     def numbers(self, kind: Kind, name: bytes) -> list[int]:
-        """Of each record of an object, its number."""
+        """Return the number of each record of an object."""
         return [row[0] for row in self.vault.db.rows(
             "SELECT number FROM records WHERE object = ? ORDER BY number", self._tag(kind, name))]
 
     def put_large(
-        self, kind: Kind, name: bytes, parts: Iterable[Buffer], *, bound: bytes = b""
-    ) -> None:
-        """Keep `parts`, one after the other, as an object of one file, sealed for `bound`.
+        self, kind: Kind, name: bytes, parts: Iterable[Buffer], *, bound: bytes = b"",
+        owner: Identity | None = None,
+    ) -> bool:
+        """Write `parts`, one after the other, as an object of one file, sealed for `bound`.
 
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
+        With an `owner`, only while that object exists; False where it was forgotten meanwhile.
         """
-        vault, tag, key = self.vault, self._tag(kind, name), new_key()
-        epoch = vault.header.epoch
+        vault, tag = self.vault, self._tag(kind, name)
+        key = vault.keys.memory.lock(new_key())
+        epoch = vault.keys.header.epoch
         file, size = vault.segments.write(
             key, self._place("segment", kind, epoch, tag, bound), parts, durable=kind.durable)
         try:
             with vault.change(durable=kind.durable) as change:
-                self._remove(change, tag)
-                self._insert(change, kind, epoch, tag, key, file, size)
+                wanted = owner is None or bool(vault.db.rows(
+                    "SELECT 1 FROM objects WHERE tag = ? AND wrapped = ?", *owner))
+                if wanted:
+                    self._remove(change, tag)
+                    self._insert(change, kind, epoch, tag, key, file, size)
+                else:
+                    change.files.append(file)
+            return wanted
         except BaseException:
             # Committed it may be all the same. Where the database cannot say, it goes later.
             with suppress(VaultError, OSError):
@@ -133,11 +126,7 @@ class Namespace:
             raise
 
     def get_large(self, kind: Kind, name: bytes, *, bound: bytes = b"") -> bytearray | None:
-        """The content of an object of one file; None where there is none.
-
-        Raises:
-            VaultDamaged, KeyDamaged: it is not what was written, or for another `bound`.
-        """
+        """Return the content of an object of one file; None where there is none."""
         vault, tag = self.vault, self._tag(kind, name)
 
         def read(rows: list[Row]) -> bytearray:
@@ -153,29 +142,38 @@ class Namespace:
             tag)
 
     def has(self, kind: Kind, name: bytes) -> bool:
-        """Whether there is an object of that name."""
-        return bool(self.vault.db.rows(
-            "SELECT 1 FROM objects WHERE tag = ?", self._tag(kind, name)))
+        """Tell whether there is an object of that name."""
+        return self.identity(kind, name) is not None
 
-    def forget(self, kind: Kind, name: bytes) -> bool:
+    def identity(self, kind: Kind, name: bytes) -> Identity | None:
+        """Return which object of that name there is; None where there is none."""
+        rows = self.vault.db.rows(
+            "SELECT tag, wrapped FROM objects WHERE tag = ?", self._tag(kind, name))
+        return rows[0] if rows else None
+
+    def forget(
+        self, kind: Kind, name: bytes,
+        also: Callable[[list[bytes]], Iterable[tuple[Kind, bytes]]] = lambda records: (),
+    ) -> bool:
         """Delete an object and its key; False where there was none.
 
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
+        `also` tells from its records which other objects go with it, at the same moment.
         """
         with self.vault.change(durable=True) as change:
+            for each in also(self.records(kind, name)):
+                self._remove(change, self._tag(*each))
             found = self._remove(change, self._tag(kind, name))
         self.vault.db.truncate()
         return found
 
     def shred(self, kind: Kind | None = None) -> int:
-        """Delete the keys of all objects, or of those of one kind, and the objects: how many.
+        """Delete the keys of all objects, or of those of one kind; return the number of objects.
 
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
+        With `history` goes `prefix`: KV state inverts back to the text.
         """
         db = self.vault.db
-        which = "namespace = ?" + ("" if kind is None else f" AND kind = {int(kind)}")
+        kinds = {None: [*Kind], Kind.HISTORY: [Kind.HISTORY, Kind.PREFIX]}.get(kind, [kind])
+        which = f"namespace = ? AND kind IN ({', '.join(f'{each:d}' for each in kinds)})"
         with self.vault.change(durable=True) as change:
             tags = [row[0] for row in db.rows(f"SELECT tag FROM objects WHERE {which}", self.tag)]
             self._delete(change, "keys", which, self.tag)
@@ -188,11 +186,9 @@ class Namespace:
         return len(tags)
 
     def trim(self, kind: Kind, retention: Retention) -> int:
-        """Delete what is too old, and then what was used least recently until the rest is small
-        enough: how many objects went.
+        """Delete what is too old, then what was used least recently until the rest is small enough.
 
-        Raises:
-            NotEnoughDisk, VaultError: see `put`.
+        Returns the number of objects deleted.
         """
         now, left, gone = _hour(), 0, 0
         hours, most_bytes = retention.hours, retention.most_bytes
@@ -207,16 +203,18 @@ class Namespace:
                     gone += self._remove(change, tag)
                 else:
                     left += size
+        if gone:
+            self.vault.db.truncate(wait=False)
         return gone
 
     def sizes(self) -> dict[Kind, tuple[int, int]]:
-        """Of each kind, how many objects there are, and their bytes on disk."""
+        """Return the number of objects of each kind, and their bytes on disk."""
         return {Kind(kind): (count, size) for kind, count, size in self.vault.db.rows(
             f"SELECT kind, count(*), sum({_BYTES}) FROM objects WHERE namespace = ? GROUP BY kind",
             self.tag)}
 
     def everything(self, bound: bytes = b"") -> Iterator[bytes]:
-        """The content of every record, and of every segment sealed for `bound`, unsealed."""
+        """Unseal every record, and every segment sealed for `bound`."""
         vault = self.vault
         for tag, kind, epoch, wrapped, file, size in vault.db.rows(
             "SELECT tag, kind, epoch, wrapped, file, size FROM objects WHERE namespace = ?",
@@ -241,12 +239,9 @@ class Namespace:
     def _object_key(
         self, kind: int, epoch: int, tag: bytes, wrapped: bytes, data: bytes | None = None
     ) -> bytes:
-        """An object's key; `data` is the data key, wrapped, where it was read with it."""
+        """Unwrap an object's key; `data` is the data key, wrapped, where it was read with it."""
         keys = self.vault.keys
-        try:
-            return unwrap(keys.object_wrapping(self.tag, kind, epoch, tag, data), wrapped)
-        except InvalidTag:
-            raise key_damaged() from None
+        return keys.unlock(keys.object_wrapping(self.tag, kind, epoch, tag, data), wrapped)
 
     def _read(self, kind: Kind, name: bytes, which: str) -> list[bytes]:
         vault, tag = self.vault, self._tag(kind, name)
@@ -274,7 +269,7 @@ class Namespace:
     def _with_rows(
         self, read: Callable[[list[Row]], _T], query: str, *values: object
     ) -> _T | None:
-        """What `read` makes of rows; None where there are none.
+        """Return what `read` makes of rows; None where there are none.
 
         Keys and files are read after the rows, and another process may change all in between.
         """
@@ -292,7 +287,7 @@ class Namespace:
     def _write(
         self, change: Change, kind: Kind, name: bytes, contents: Iterable[bytes], number: int
     ) -> None:
-        """Records from `number` on, in place of those that have it."""
+        """Write records from `number` on, the first in place of one that has that number."""
         db, tag = self.vault.db, self._tag(kind, name)
         rows = db.rows(
             "SELECT epoch, objects.wrapped, coalesce(keys.wrapped, x''), version, "
@@ -301,14 +296,14 @@ class Namespace:
             "LEFT JOIN records ON object = tag AND number = ? WHERE tag = ?", number, tag)
         old: Row | None = None  # the record that has the number
         if rows:
-            (epoch, wrapped, data, held, salted), = rows
-            if held is not None:
-                old = tag, number, held, salted
+            (epoch, wrapped, data, version, salted), = rows
+            if version is not None:
+                old = tag, number, version, salted
             key = self._object_key(kind, epoch, tag, wrapped, data)
             db.rows("UPDATE objects SET used = ?, hour = ? WHERE tag = ?",
                     change.generation, _hour(), tag)
         else:
-            epoch, key = self.vault.header.epoch, new_key()
+            epoch, key = self.vault.keys.header.epoch, self.vault.keys.memory.lock(new_key())
             self._insert(change, kind, epoch, tag, key, None, 0)
         for place, content in enumerate(contents, start=number):
             # Only the first can stand in another's place: what is appended comes after all.
@@ -323,7 +318,7 @@ class Namespace:
         self, change: Change, kind: Kind, epoch: int, tag: bytes, key: bytes, file: str | None,
         size: int,
     ) -> None:
-        """A row for a new object, and the data key that it needs."""
+        """Write a row for a new object, and the data key that it needs."""
         vault = self.vault
         data = vault.keys.wrapped(self.tag, kind, epoch)
         if not data:

@@ -8,13 +8,8 @@ import secrets
 from typing import TYPE_CHECKING
 
 from cloister.errors import VaultDamaged
-from cloister.vault.disk import (
-    check_private,
-    no_links,
-    private,
-    sync_directory,
-    write_failed,
-)
+from cloister.files import sync
+from cloister.vault.disk import check_private, private, write_failed
 from cloister.vault.seal import PIECE_BYTES, InvalidTag, open_into, seal_parts, sealed_bytes
 
 if TYPE_CHECKING:
@@ -38,7 +33,7 @@ class Segments:
     def write(
         self, key: bytes, place: bytes, parts: Iterable[Buffer], *, durable: bool
     ) -> tuple[str, int]:
-        """Seal `parts`, one after the other, into a new file; its name, and their bytes.
+        """Seal `parts`, one after the other, into a new file; return its name, and their size.
 
         Raises:
             NotEnoughDisk: the disk is full; nothing is left behind.
@@ -63,7 +58,7 @@ class Segments:
                     os.fsync(file.fileno())
             part.rename(self.directory / name)
             if durable:
-                sync_directory(self.directory)
+                sync(self.directory)
         except BaseException as error:
             part.unlink(missing_ok=True)
             if not isinstance(error, OSError):
@@ -72,7 +67,7 @@ class Segments:
         return name, size
 
     def read(self, name: str, key: bytes, place: bytes, size: int) -> bytearray:
-        """The `size` bytes that were sealed into the file `name`.
+        """Return the `size` bytes that were sealed into the file `name`.
 
         Raises:
             VaultDamaged: the file is missing, or not what was written for this place.
@@ -82,7 +77,7 @@ class Segments:
         try:
             if not _NAME.fullmatch(path.name):  # somebody else's row
                 raise InvalidTag
-            with open(path, "rb", buffering=0, opener=no_links) as file:
+            with open(path, "rb", buffering=0, opener=private) as file:
                 status = os.fstat(file.fileno())
                 check_private(status, path)
                 if status.st_size != sealed_bytes(size):
@@ -91,8 +86,8 @@ class Segments:
                 open_into(key, place, _pieces(file), memoryview(content))
         except (OSError, InvalidTag):
             raise VaultDamaged(
-                f"Segment {name} of the vault is not what was written; what it held is made anew, "
-                "or lost."
+                f"Segment {path.name!a} of the vault is not what was written; its content is made "
+                "anew, or lost."
             ) from None
         return content
 
@@ -100,11 +95,11 @@ class Segments:
         """Delete a file that no row names any more."""
         (self.directory / name).unlink(missing_ok=True)
 
-    def strangers(self, known: Collection[str]) -> list[str]:
-        """Names of files that were begun here, and that are not among the `known`."""
+    def orphans(self, named: Collection[str]) -> list[str]:
+        """Return the names of files that were begun here and that no row has `named`."""
         return [
             path.name for path in self.directory.iterdir()
-            if _NAME.fullmatch(path.name) and path.name not in known
+            if _NAME.fullmatch(path.name) and path.name not in named
         ]
 
 

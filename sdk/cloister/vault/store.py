@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cloister.errors import (
@@ -18,40 +18,46 @@ from cloister.errors import (
     VaultRolledBack,
     VaultUnsafe,
 )
-from cloister.vault.database import LEAVES, Database
+from cloister.files import sync
+from cloister.vault.database import LEAVES, TYPES, Database
 from cloister.vault.disk import (
     BEGIN_ANEW,
+    check_home,
     check_place,
+    check_private,
     file_system,
-    no_links,
-    sync_directory,
+    private,
     write_failed,
 )
 from cloister.vault.keychain import Keychain, add
 from cloister.vault.namespace import Namespace
 from cloister.vault.seal import InvalidTag, context, open_record
 from cloister.vault.segments import Segments
+from cloister.vault.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
     from cloister.vault.keys import Header, Keyholder, Provider
-    from cloister.vault.seal import Field
+    from cloister.vault.storage import Change
 
-__all__ = ["Change", "Vault", "in_use"]
+__all__ = ["Vault", "in_use"]
 
 _DATABASE, _LOCK, _SEGMENTS = "vault.db", "lock", "segments"
 _NAMESPACE = re.compile(r"[a-z0-9._-]{1,64}")
 
 
-class Vault:
+class Vault(Storage):
     """An open vault; close it, or use it in a `with` statement.
 
     Threads may share it, and processes may each open it; a fork may not go on with its parent's.
     """
+
+    notice = ""
+    """Of a vault that was just made: who holds its key, and what that protects from."""
 
     def __init__(
         self, directory: Path, keyholder: Keyholder, *,
@@ -66,49 +72,60 @@ class Vault:
         if not os.path.lexists(directory):
             raise VaultError(
                 f"There is no vault at {directory}; make one with `cloister vault init`.")
-        self.segments = Segments(directory / _SEGMENTS)
-        for place in (directory, self.segments.directory):
+        check_home(directory.parent)
+        for place in (directory, directory / _SEGMENTS):
             check_place(place, system=system)
+        db = Database(directory / _DATABASE)
+        super().__init__(db, Keychain(db, keyholder), Segments(directory / _SEGMENTS))
         self.directory = directory
-        self.db = Database(directory / _DATABASE)
         self._lock = -1
         try:
-            self.keys = Keychain(self.db, keyholder)
             self._check(accept_rollback=accept_rollback)
             self._lock = _opened(directory / _LOCK)
             self._collect()
         except BaseException:
             self._let_go()
             raise
-        self.used: set[bytes] = set()  # tags of objects that were read since the last write
 
     @classmethod
     def create(
         cls, directory: Path, keyholder: Keyholder, provider: Provider | None = None, *,
         system: Callable[[Path], int] = file_system,
     ) -> Vault:
-        """A new, empty vault; without a `provider`, with the first that there is.
+        """Make a new, empty vault; without a `provider`, with the first that there is.
+
+        Its `notice` is to be shown to the user.
 
         Raises:
             OutputExists: something is there already.
             NotEnoughDisk: the disk is full; nothing is made.
             VaultError, SettingError: see `Vault`.
         """
+        provider = provider or keyholder.choose()
+        keyholder.check(provider)
         try:
-            cls._make(directory, keyholder, provider, system)
+            mended = cls._make(directory, keyholder, provider, system)
         except OSError as error:
             raise write_failed(error, "the vault") from None
-        return cls(directory, keyholder, system=system)
+        made = cls(directory, keyholder, system=system)
+        made.notice = keyholder.notice(provider) + (
+            f" Others could write to {directory.parent}; now only you can." if mended else "")
+        return made
 
     @staticmethod
     def _make(
-        directory: Path, keyholder: Keyholder, provider: Provider | None,
-        system: Callable[[Path], int],
-    ) -> None:
+        directory: Path, keyholder: Keyholder, provider: Provider, system: Callable[[Path], int],
+    ) -> bool:
+        """Write a vault beside its place, and rename it there; whether its home had to be closed.
+
+        Unlike `files.whole_directory` this never takes the place of one that another process made
+        meanwhile.
+        """
         taken = OutputExists(f"There is something at {directory} already; open that instead.")
         if os.path.lexists(directory):
             raise taken
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mended = check_home(directory.parent, mend=True)
         part = directory.with_name(f"{directory.name}.part-{os.getpid()}")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
@@ -116,10 +133,9 @@ class Vault:
         try:
             check_place(part, system=system)
             (part / _SEGMENTS).mkdir(mode=0o700)
-            header, kek = keyholder.create(
-                provider or keyholder.choose(), os.urandom(16), epoch=1)
+            header, kek = keyholder.create(provider, os.urandom(16), epoch=1)
             Database.create(part / _DATABASE, *Keychain.create(header, kek))
-            sync_directory(part)
+            sync(part)
             try:
                 part.rename(directory)
             except OSError:
@@ -129,7 +145,8 @@ class Vault:
             if header is not None:
                 keyholder.drop(header)
             raise
-        sync_directory(directory.parent)
+        sync(directory.parent)
+        return mended
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +178,7 @@ class Vault:
         return self.keys.state()[0]
 
     def namespace(self, name: str = "default") -> Namespace:
-        """The objects of one owner.
+        """Return the objects of one owner.
 
         Raises:
             SettingError: the name is not 1 to 64 of `a-z 0-9 . _ -`.
@@ -174,7 +191,7 @@ class Vault:
         return Namespace(self, name, self.keys.tag("namespace", name)[:16])
 
     def namespaces(self) -> list[Namespace]:
-        """Those that hold anything, by name.
+        """Return the namespaces that have any object, sorted by name.
 
         Raises:
             VaultDamaged: a name is not what was written.
@@ -196,13 +213,15 @@ class Vault:
         Keys are wrapped anew; no content is written. New objects use a new epoch.
 
         Raises:
-            VaultError, SettingError: the old key is not to be had, or the new one not to be kept.
+            SettingError: the new passphrase is the old one, or easy to guess.
+            VaultError: the old key is not to be had, or the new one cannot be stored.
         """
         keyholder = self.keys.keyholder
         with self.db.lock:
             self.keys.state()
             old = self.header
-            new, kek = keyholder.create(provider or old.provider, old.vault, epoch=old.epoch + 1)
+            new, kek = keyholder.create(
+                provider or old.provider, old.vault, epoch=old.epoch + 1, replaces=old)
             with self.change(durable=True) as change:
                 # From the commit on both keys stay: one that failed may yet be found in the log.
                 try:
@@ -229,23 +248,6 @@ class Vault:
         if anchored:
             keyholder.set_anchor(self.header, self.generation)
 
-    @contextmanager
-    def change(self, *, durable: bool) -> Iterator[Change]:
-        """One write: all of it, or nothing.
-
-        Raises:
-            NotEnoughDisk: the disk is full; what was there still is.
-            VaultError: another process would not let go, or the disk failed.
-        """
-        with self.db.transaction(durable=durable):
-            change = Change(self)
-            yield change
-            change.finish()
-        self.used.clear()
-        for name in change.files:
-            with suppress(OSError):  # no row names it: it goes at a later opening
-                self.segments.remove(name)
-
     def _rewrap(self, change: Change, header: Header, kek: bytes) -> None:
         for row in self.db.rows("SELECT namespace, kind, epoch, wrapped FROM keys"):
             new = self.keys.rewrapped(kek, row)
@@ -254,7 +256,7 @@ class Vault:
         change.header = header.encode()
 
     def _check(self, *, accept_rollback: bool) -> None:
-        """See that every row is one that was written, and that none is missing."""
+        """Raise unless every row is one that was written, of its type, and none is missing."""
         self.keys.state()  # asks for the key, which may take a user's while
         # Before the rows are read: another process may close, and note a later one, meanwhile.
         last = self.keys.keyholder.anchor(self.header)
@@ -266,9 +268,11 @@ class Vault:
             try:
                 for table, columns in LEAVES.items():
                     for row in self.db.rows(f"SELECT {columns} FROM {table}"):
+                        # A number and its bytes give the same leaf, and sort elsewhere.
+                        whole = whole and tuple(map(type, row)) == TYPES[table]
                         total = add(total, self.keys.leaf(table, row))
-            except (TypeError, OverflowError):  # not even of the type that was written
-                total = -1
+            except (AttributeError, TypeError, OverflowError):  # not even a type of SQLite's
+                whole = False
         if total != root or not whole:
             raise VaultDamaged(
                 "Rows of the vault are missing, repeated or from another time; put back a copy of "
@@ -286,7 +290,7 @@ class Vault:
             )
 
     def _collect(self) -> None:
-        """Where no other process has the vault open, delete files that no row names."""
+        """Where no other process has the vault open, delete files and keys that nothing names."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -294,8 +298,9 @@ class Vault:
         else:
             rows = self.db.rows("SELECT file FROM objects WHERE file NOT NULL")
             with suppress(OSError):  # they go another time
-                for name in self.segments.strangers({row[0] for row in rows}):
+                for name in self.segments.orphans({row[0] for row in rows}):
                     self.segments.remove(name)
+            self.keys.state()  # another process may have rotated and closed since it was read
             self.keys.keyholder.drop_others(self.header)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
@@ -308,9 +313,9 @@ class Vault:
 
 
 def in_use(directory: Path) -> bool:
-    """Whether a process has the vault in `directory` open."""
+    """Tell whether a process has the vault in `directory` open."""
     try:
-        with open(directory / _LOCK, "rb", opener=no_links) as lock:
+        with open(directory / _LOCK, "rb", opener=private) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -321,39 +326,15 @@ def in_use(directory: Path) -> bool:
 
 def _opened(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        lock = private(str(path), os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise VaultUnsafe(
             f"{path} cannot be opened ({error.strerror}); make it a regular file of yours, or "
             "delete it."
         ) from None
-
-
-class Change:
-    """What a write does to the vault's state."""
-
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
-        generation, self._root = vault.keys.state()
-        self.generation = generation + 1
-        self.header: bytes | None = None  # a new one
-        self.files: list[str] = []  # to be deleted once all is committed
-
-    def count(self, table: str, old: Sequence[Field] | None, new: Sequence[Field] | None) -> None:
-        """One row of `table` in place of another."""
-        leaf = self._vault.keys.leaf
-        if old is not None:
-            self._root = add(self._root, -leaf(table, old))
-        if new is not None:
-            self._root = add(self._root, leaf(table, new))
-
-    def finish(self) -> None:
-        """Write the new state."""
-        vault = self._vault
-        for tag in list(vault.used):  # other threads read meanwhile
-            vault.db.rows("UPDATE objects SET used = ? WHERE tag = ?", self.generation, tag)
-        if self.header is not None:
-            vault.db.rows("UPDATE meta SET value = ? WHERE name = 'header'", self.header)
-        vault.db.rows(
-            "UPDATE meta SET value = ? WHERE name = 'state'",
-            vault.keys.signed(self.generation, self._root, self.header))
+    try:
+        check_private(os.fstat(lock), path)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock

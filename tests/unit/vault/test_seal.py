@@ -74,9 +74,9 @@ def test_no_two_lists_of_fields_share_a_context(one: list[bytes], other: list[by
     0, 1, 16383, 16384, 16385, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 * (1 << 20) + 3 * 16384,
 ])
 def test_a_large_message_comes_back_however_it_is_cut(size: int) -> None:
-    chance = random.Random(size)
-    content = chance.randbytes(size)
-    cut = sorted(chance.randint(0, size) for _ in range(3))
+    rng = random.Random(size)
+    content = rng.randbytes(size)
+    cut = sorted(rng.randint(0, size) for _ in range(3))
     parts = [content[a:b] for a, b in zip([0, *cut], [*cut, size], strict=True)]
     sealed = b"".join(bytes(piece) for piece in seal.seal_parts(KEY, b"here", parts))
     assert len(sealed) == seal.sealed_bytes(size)
@@ -92,14 +92,14 @@ def pieces(sealed: bytes) -> list[bytes]:
 def test_where_a_large_message_was_changed_none_of_it_is_given_out() -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)
-    chance, size = random.Random(seed), 100_000
+    rng, size = random.Random(seed), 100_000
     content = b"\xff" * size
     sealed = b"".join(bytes(piece) for piece in seal.seal_parts(KEY, b"here", [content]))
     chunk = 16384 + 16
     changes = []
     for _ in range(200):
         changed = bytearray(sealed)
-        changed[chance.randrange(len(sealed))] ^= 1 << chance.randrange(8)
+        changed[rng.randrange(len(sealed))] ^= 1 << rng.randrange(8)
         changes.append(bytes(changed))
     changes += [sealed[:-1], sealed + b"\0", sealed[:56 + chunk], b"",
                 # Two chunks in each other's place.
