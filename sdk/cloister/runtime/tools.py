@@ -35,7 +35,7 @@ def tool_calls(text: str) -> tuple[ToolCall, ...]:
     while rest:
         try:
             value, end = decoder.raw_decode(rest)
-            # Neither could be kept, sent or laid out again: \ud800, NaN, what is nested without end.
+            # A lone surrogate or NaN could not be kept, sent or laid out again.
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
             return ()
