@@ -1,4 +1,4 @@
-"""An answer that is finished is what its constraint asks for, whatever the model would have said."""
+"""A finished answer is what its constraint asks for, whatever the model would have said."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ def test_keys_come_in_the_schemas_order_and_spaces_as_json_dumps_writes_them(
 
 
 def test_choices_are_all_that_is_said(engine: FakeEngine) -> None:
-    choices = ["yes", "no", "na\u00efve \u4f60\u597d", 'a "quoted"\n\\line', "<|end|>", "yes and no"]
+    choices = [
+        "yes", "no", "na\u00efve \u4f60\u597d", 'a "quoted"\n\\line', "<|end|>", "yes and no"]
     said = {message.content for message in finished(engine, choices=choices)}
     assert said <= set(choices)
     assert len(said) > 2

@@ -72,7 +72,7 @@ def test_a_malformed_replay_is_refused(engine: FakeEngine, tmp_path: Path, text:
 @pytest.mark.parametrize("changes", [
     {"max_tokens": "5"}, {"max_tokens": 1.5}, {"system": 5}, {"prompt": 5}, {"tokens": 5},
     {"sampling": []}, {"sampling": {"seed": 1.5}}, {"sampling": {"top_k": "x"}},
-    {"sampling": {"temperature": -1.0}}, {"more": 1}, {"format": 2},
+    {"sampling": {"heat": 1}}, {"sampling": {"temperature": -1.0}}, {"more": 1}, {"format": 2},
 ])
 def test_a_replay_with_a_field_of_another_type_is_refused(
     engine: FakeEngine, tmp_path: Path, changes: dict[str, object]

@@ -29,7 +29,8 @@ P, R = '{"name": "weather", "arguments": {"city": "Paris"}}', json.dumps(
 
 
 @pytest.mark.parametrize(("text", "calls"), [
-    (P, [PARIS]), (f" {P}\n", [PARIS]), (f"[{P}, {R}]", [PARIS, ROME]), (f"{P}\n{R}", [PARIS, ROME]),
+    (P, [PARIS]), (f" {P}\n", [PARIS]), (f"[{P}, {R}]", [PARIS, ROME]),
+    (f"{P}\n{R}", [PARIS, ROME]),
     (f"{P}; {R}", [PARIS, ROME]), (f"[{P}] {R}", [PARIS, ROME]), ("[]", []), ("", []),
     (f"<tool_call>\n{P}\n</tool_call>", [PARIS]),
     (f"<tool_call>{P}</tool_call>\n<tool_call>{R}</tool_call>", [PARIS, ROME]),
