@@ -111,10 +111,10 @@ class Ask:
     def __post_init__(self) -> None:
         if not self.messages:
             raise EmptyPrompt("There is no message to answer; give at least one.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise SettingError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
-        if self.top < 0:
-            raise SettingError(f"top is {self.top}; it must be at least 0.")
+        for name, least in (("max_tokens", 1), ("top", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise SettingError(f"{name} is {value}; it must be at least {least}.")
         if sum(part is not None for part in self.constraints) > 1:
             raise SettingError(
                 "An answer follows one constraint; give a schema, a grammar, choices or tools."

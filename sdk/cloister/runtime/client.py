@@ -229,6 +229,7 @@ class _Process:
         self._ids = itertools.count(1)
         self._lock = threading.Lock()  # of the pipe to the worker, and of what waits
         self._waiting: dict[int, queue.SimpleQueue[Event | None]] = {}
+        self._reader: threading.Thread | None = None
         try:
             self.send(protocol.Hello())
             line = protocol.read_line(self._from)
@@ -243,7 +244,8 @@ class _Process:
             self.close()
             raise
         self.welcome = event
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @property
     def pid(self) -> int:
@@ -340,10 +342,15 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+        if self._reader is None or not self._reader.is_alive():
+            self._from.close()
         self.dead.set()
 
     def _read(self) -> None:
         """Give each event to who waits for it."""
+        understood = False
         with contextlib.suppress(ProtocolError, OSError, ValueError):
             while (line := protocol.read_line(self._from)) is not None:
                 event = protocol.decode_event(line)
@@ -351,11 +358,13 @@ class _Process:
                     waiting = self._waiting.get(getattr(event, "id", None) or 0)
                 if waiting is not None:
                     waiting.put(event)
-        self.dead.set()  # nothing more can be understood from it
+            understood = True
+        self.dead.set()
         with self._lock:
             for waiting in self._waiting.values():
                 waiting.put(None)
-        self._child.kill()
+        if not understood:  # otherwise it is ending by itself, and may be keeping something
+            self._child.kill()
 
 
 def _error(event: protocol.Failed) -> CloisterError:
