@@ -16,7 +16,6 @@ import pytest
 from tests.unit.runtime.conftest import FakeEngine
 
 from cloister import reference
-from cloister.bundle import Bundle
 from cloister.errors import NotEnoughDisk
 from cloister.message import Message
 from cloister.runtime import protocol
