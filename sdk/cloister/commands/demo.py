@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloister import display, reference
 from cloister.commands.make import export_bundle, show_receipt
+from cloister.commands.teach import showing
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier, ladder
 
@@ -54,45 +55,46 @@ def demo(args: Namespace) -> Record:
 def _make(
     scratch: Path, out: Path, requests: list[Record], console: Console, *, force: bool
 ) -> Record:
-    from cloister import training
     from cloister.corpus import normalized
+    from cloister.distill.run import DistillReport, DistillSettings, distill
     from cloister.distill.schedule import Schedule
     from cloister.evaluate.report import evaluate
     from cloister.evaluate.subject import BundleSubject, CheckpointSubject
     from cloister.model.checkpoint import Checkpoint
-    from cloister.model.recipe import Recipe
-    from cloister.quantize.apply import quantize
+    from cloister.quantize.apply import QuantizeReport, quantize
+    from cloister.quantize.train import QatSettings
     from cloister.reference import redaction
 
     teacher = Checkpoint.open(reference.checkpoint_path("pro"))
     shape = ladder()[Tier.NANO_1]
     held_out = list(redaction.generate(HELD_OUT, seed=1, development=True))
     apart = {normalized(each.input) for each in held_out}
-    data, kept = (
-        training.encode(teacher, examples, shape.context)
-        for examples in ((each for each in redaction.generate(EXAMPLES, seed=2)
-                          if normalized(each.input) not in apart), held_out)
-    )
+    data = [
+        each for each in redaction.generate(EXAMPLES, seed=2) if normalized(each.input) not in apart
+    ]
     console.print(
         f"[bold]1. Distil[/] Pro ({display.count(teacher.metadata.config.shape.parameters)} "
         f"weights) to Nano-1 ({display.count(shape.parameters)}) on one task: personal data in "
         "invented sentences is redacted"
     )
-    outcome = training.distill(
-        teacher, scratch / "nano-1", shape=shape, name="nano-1", data=data, held_out=kept,
-        schedule=Schedule(steps=STEPS, tokens=TOKENS, warmup=10), console=console,
-    )
+    with showing(console) as progress:
+        student = distill(
+            teacher, scratch / "nano-1", student=Tier.NANO_1, data=data, held_out=held_out,
+            settings=DistillSettings(schedule=Schedule(steps=STEPS, tokens=TOKENS, warmup=10)),
+            progress=progress)
+    outcome = student.report
+    assert isinstance(outcome, DistillReport)
     console.print(
         f"   held-out cross-entropy {outcome.before:.2f} \u2192 {outcome.after:.3f} nats a token "
         f"(Pro: {outcome.teacher:.3f})"
     )
-    recipe, student = Recipe.parse(RECIPE), outcome.checkpoint
     console.print("[bold]2. Quantize[/] it to 4 bits, after the fact and with training")
-    sizes = quantize(student, scratch / "after", recipe)
-    training.train_quantized(
-        student, scratch / "4bit", recipe=recipe, data=data, folder=scratch / "4bit.run",
-        schedule=Schedule(steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5), console=console,
-    )
+    with showing(console) as progress:
+        sizes = quantize(student, scratch / "after", RECIPE, progress=progress).report
+        quantize(
+            student, scratch / "4bit", RECIPE, data=data, progress=progress, settings=QatSettings(
+                schedule=Schedule(steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5)))
+    assert isinstance(sizes, QuantizeReport)
     console.print("[bold]3. Export[/] it with ExecuTorch, and check the program")
     exported = export_bundle(
         Checkpoint.open(scratch / "4bit"), out, console, replace=force,

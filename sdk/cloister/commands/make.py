@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cloister import display
-from cloister.commands.teach import quantize_aware
+from cloister.commands.teach import quantize_aware, showing
 from cloister.errors import SettingError
 
 if TYPE_CHECKING:
@@ -48,8 +48,13 @@ def quantize(args: Namespace) -> Record:
     """Quantize a checkpoint, and report every tensor."""
     if args.qat:
         return quantize_aware(args)
-    with display.quiet(args.debug) as console:
-        record = _quantize(args.source, args.output, args.recipe, console, replace=args.force)
+    with display.quiet(args.debug) as console, showing(console) as progress:
+        from cloister.quantize.apply import quantize as apply
+
+        report = apply(
+            args.source, args.output, args.recipe, replace=args.force, progress=progress).report
+    assert report is not None
+    record: Record = report.to_dict()
     if not args.json:
         rows: dict[tuple[str, int, int | None], list[int]] = {}
         for row in record["tensors"]:
@@ -84,27 +89,6 @@ def export(args: Namespace) -> Record:
     if not args.json:
         show_receipt(record)
     return record
-
-
-def _quantize(
-    source: Path, out: Path, recipe: str, console: Console, *, replace: bool = False
-) -> Record:
-    from cloister.model.checkpoint import Checkpoint
-    from cloister.model.recipe import Recipe
-    from cloister.quantize.apply import quantize as apply
-
-    chosen, checkpoint = Recipe.parse(recipe), Checkpoint.open(source)
-    with display.stages(console, "quantize", 1) as progress:
-        def step(done: int, total: int, name: str) -> None:
-            if name:
-                progress(f"{done + 1}/{total} {name}")
-
-        report = apply(checkpoint, out, chosen, replace_existing=replace, progress=step)
-    return {
-        "recipe": report.recipe, "parameters": report.parameters, "size_bytes": report.size_bytes,
-        "bits_per_parameter": report.bits_per_parameter,
-        "tensors": [asdict(row) for row in report.rows],
-    }
 
 
 def export_bundle(

@@ -35,6 +35,8 @@ from cloister.model.transformer import Decoder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from cloister.progress import Report
+
 __all__ = [
     "INDEX",
     "TYPE_NAMES",
@@ -173,6 +175,8 @@ def _header(path: Path) -> list[str]:
 
 class Checkpoint:
     """A checkpoint on disk, its headers read and checked, its weights still there."""
+
+    report: Report | None = None  # of the stage that made it, where this is what that returned
 
     def __init__(self, path: Path, metadata: Metadata, where: Mapping[str, Path]) -> None:
         self.path, self.metadata, self._where = path, metadata, where
