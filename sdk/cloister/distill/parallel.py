@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import zlib
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,6 +33,17 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def _return_freed_memory() -> None:
+    """Let glibc give large blocks back to the system once they are freed.
+
+    Otherwise it soon keeps all below 32 MB (M_MMAP_THRESHOLD in mallopt(3)), and layers that are
+    gathered and dropped one after the other stay in pieces: a process in four had more than one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 18)  # M_MMAP_THRESHOLD, bytes
+
+
 class Parallel:
     """The processes of a run; without torchrun there is one."""
 
@@ -44,6 +56,8 @@ class Parallel:
                 dist.init_process_group("nccl" if cuda else "gloo")
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
             self._mesh = init_device_mesh("cuda" if cuda else "cpu", (self.world,))
+            if not cuda:
+                _return_freed_memory()
         if cuda:
             torch.cuda.set_device(self.rank % torch.cuda.device_count())
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else (

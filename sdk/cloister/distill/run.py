@@ -278,7 +278,7 @@ def check_source(source: Checkpoint, out: Path, *, replace: bool) -> None:
     """
     if source.metadata.recipe is not None:
         raise QuantizationError(
-            f"Checkpoint {source.path.name} is quantized ({source.metadata.recipe}); name the one "
+            f"Checkpoint {source.path.name} is quantized already ({source.metadata.recipe}); name the one "
             "it was made from."
         )
     check_output(out, kind="checkpoint", mark="config.json", replace=replace)
