@@ -174,6 +174,8 @@ def _header(path: Path) -> list[str]:
 class Checkpoint:
     """A checkpoint on disk, its headers read and checked, its weights still there."""
 
+    report: Report | None = None  # of the stage that made it, where this is what that returned
+
     def __init__(self, path: Path, metadata: Metadata, where: Mapping[str, Path]) -> None:
         self.path, self.metadata, self._where = path, metadata, where
         self.report: Report | None = None  # of the stage that made it, unless opened from disk
