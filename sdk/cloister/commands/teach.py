@@ -179,13 +179,10 @@ def _sealing(
         raise SettingError("Only recorded draws need sealing; add --draws, or leave --private out.")
     from cloister.commands.vault import asking
     from cloister.distill.teacher import SealedStore
-    from cloister.settings import Settings
     from cloister.vault.local import open_vault
     from cloister.vault.namespace import Kind
 
-    with open_vault(
-        Settings.from_environment(), asking(), create=True, notify=display.note
-    ) as vault:
+    with open_vault(asking(), create=True, notify=display.note) as vault:
         yield functools.partial(
             SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
 
