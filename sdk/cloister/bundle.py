@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cloister import records
+from cloister import family, records
 from cloister.errors import (
     BundleCorrupt,
     BundleError,
@@ -74,8 +74,8 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Read the bundle in `path`, and hash every file but the programs."""
-        path = Path(path)
+        """Read the bundle in `path`, or of a shipped tier, and hash every file but the programs."""
+        path = family.bundle(path)
         try:
             if not is_regular(path / "manifest.json"):  # a pipe would be waited for
                 raise FileNotFoundError

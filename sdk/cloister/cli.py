@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloister import guard
 from cloister.errors import CloisterError, InvalidText
-from cloister.settings import share_processor
+from cloister.settings import share_processor, under_torchrun
 from cloister.tiers import Scale, Tier
 from cloister.vault import hygiene
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         share_processor()
         if not parsed.debug:  # whose crash must leave no text
             hygiene.keep_out_of_dumps()
+        if not under_torchrun():  # whose processes talk to each other over the network
+            guard.enforce(close=False)  # a shell may have handed it files
         for stream in (sys.stdout, sys.stderr):  # a locale without our characters is no error
             with contextlib.suppress(AttributeError):
                 stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -13,11 +13,11 @@ from cloister.backend import XNNPACK
 from cloister.bundle import Bundle
 from cloister.errors import ExportMismatch, GateFailed, SettingError, VocabularyMismatch
 from cloister.export import check
+from cloister.message import Message
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.recipe import Recipe
 from cloister.quantize.apply import quantize
 from cloister.settings import Settings
-from cloister.message import Message
 from cloister.tokenizer import Tokenizer
 from cloister_kernels import reference as kernels
 

@@ -11,8 +11,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cloister import prompt_format
 from cloister.manifest import Around, PromptFormat
-from cloister.reference.vocabulary import TEMPLATE
 from cloister.message import Message
+from cloister.reference.vocabulary import TEMPLATE
 from cloister.tokenizer import Tokenizer
 
 SPECIAL = (

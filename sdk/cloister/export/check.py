@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 
 from cloister.errors import ExportMismatch, TokenizerError
-from cloister.model.quantized import QuantizedLinear
 from cloister.message import Message
+from cloister.model.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
     from cloister.model.transformer import Decoder

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cloister import records
+from cloister import family, records
 from cloister.errors import CheckpointError, NonFiniteTensor, TensorMismatch
 from cloister.model.config import ModelConfig  # noqa: TC001  # read at run time, by `records`
 from cloister.model.quantized import scale_dtype, swap
@@ -174,19 +174,21 @@ def _header(path: Path) -> list[str]:
 class Checkpoint:
     """A checkpoint on disk, its headers read and checked, its weights still there."""
 
+    report: Report | None = None  # of the stage that made it, where this is what that returned
+
     def __init__(self, path: Path, metadata: Metadata, where: Mapping[str, Path]) -> None:
         self.path, self.metadata, self._where = path, metadata, where
         self.report: Report | None = None  # of the stage that made it, unless opened from disk
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Read `path`.
+        """Read the checkpoint in `path`, or of a shipped tier.
 
         Raises:
             CheckpointError: it is no checkpoint, or one of an unknown format.
             TensorMismatch: a tensor is missing, unexpected, or of another shape or type.
         """
-        path = Path(path)
+        path = family.checkpoint(path)
         record = read_json(path / "config.json")
         if record.get("format") != FORMAT:
             hint = "import it first" if "architectures" in record else "use a newer Cloister"

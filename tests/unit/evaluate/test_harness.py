@@ -53,8 +53,7 @@ def by_hand(engine: Engine, before: Sequence[int], after: Sequence[int]) -> tupl
     """Token after token, through the method that does not score."""
     total, greedy = 0.0, True
     for place, token in enumerate(after):
-        logits = engine.logits([*before, *after[:place]][-CONTEXT:])
-        assert logits is not None
+        logits = engine.extend([*before, *after[:place]][-engine.context:])[-1]
         total += float(logits.double().log_softmax(-1)[token])
         greedy = greedy and int(logits.argmax()) == token
     return total, greedy
@@ -64,8 +63,7 @@ def greedy_ids(engine: Engine, ids: Sequence[int], limit: int) -> list[int]:
     """The most likely tokens after `ids`, up to the end token."""
     answer: list[int] = []
     while len(answer) < limit:
-        logits = engine.logits([*ids, *answer])
-        assert logits is not None
+        logits = engine.extend([*ids, *answer])[-1]
         if int(logits.argmax()) in engine.bundle.manifest.eos:
             break
         answer.append(int(logits.argmax()))
