@@ -14,6 +14,7 @@ from tests.conftest import SHAPE, make_bundle
 from cloister.bundle import Bundle
 from cloister.runtime.engine import Engine
 from cloister.runtime.program import FakeProgram
+from cloister.settings import Settings
 from cloister.vault.keys import Keyholder
 from cloister.vault.namespace import Namespace
 from cloister.vault.store import Vault
@@ -49,7 +50,8 @@ class FakeEngine(Engine):
         context = Bundle.open(path).manifest.context
         super().__init__(
             path, load=lambda *_, **__: Program(context, prefer),
-            runs_here=lambda backend: True, **options)
+            runs_here=lambda backend: True,
+            settings=Settings(home=path.with_name("home"), data=None), **options)
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ REQUESTS: list[Any] = [
     protocol.Cancel(id=5), protocol.End(id=6, chat=4),
 ]
 EVENTS: list[Any] = [
-    protocol.Welcome(version=2, guard_tier=1, guard="seccomp", memory={"a": "done"}),
+    protocol.Welcome(version=2, guard_tier=1, guard="seccomp", evidence={"b": "c"},
+        memory={"a": "done"}),
     protocol.Loaded(
         id=1, model_id="0" * 64, backend="xnnpack", context=64, load_s=0.5, peak_rss_bytes=1),
     protocol.Unlocked(id=2, provider="keyfile", notice=None, memory={}),

@@ -159,11 +159,12 @@ NANO = str(reference.bundle_path("nano-1"))
 class Process:
     """A worker process, and both ends of its pipes."""
 
-    def __init__(self, *arguments: str, **options: Any) -> None:
+    def __init__(self, home: Path | None = None, **options: Any) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cloister.runtime.worker", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}, **options)
+            [sys.executable, "-P", "-m", "cloister.runtime.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+            env={**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1",
+                 "CLOISTER_HOME": str(home or os.environ["CLOISTER_HOME"])})
         assert self.child.stdin is not None and self.child.stdout is not None
         self.to, self.from_ = self.child.stdin, self.child.stdout
 
@@ -192,9 +193,9 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[Process]:
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A worker with a bundle; each test begins a conversation of its own in it."""
-    with Process() as made:
+    with Process(home=tmp_path_factory.mktemp("home")) as made:
         made.say(protocol.Hello(), protocol.Load(id=1, bundle=NANO, threads=1))
         assert isinstance(made.hear(), protocol.Welcome)
         assert isinstance(made.hear(), protocol.Loaded)
