@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -222,16 +223,16 @@ def test_another_thread_cannot_ask_into_an_answer(worker: Worker) -> None:
     stream = session.stream("hi", **LONG)
     next(stream)
     process = child(worker)
-    os.kill(process.pid, 19)  # stopped, so that the reader waits
+    process.send_signal(signal.SIGSTOP)  # so that the reader waits
     reader = threading.Thread(target=lambda: list(stream))
-    reader.start()
-    while not session._turns[0]._lock.locked():
-        time.sleep(0.001)
     try:
+        reader.start()
+        while not session._turns[0]._tokens.gi_running:  # type: ignore[attr-defined]
+            time.sleep(0.001)
         with pytest.raises(EngineBusy):
             session.stream("and I?")
     finally:
-        os.kill(process.pid, 18)
+        process.send_signal(signal.SIGCONT)
     session.stop()
     reader.join()
     assert texts(session) == ["hi"]
