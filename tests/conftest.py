@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from cloister.backend import XNNPACK
 from cloister.bundle import Bundle, Golden, finish, write_golden, writer
-from cloister.manifest import Manifest, ProgramEntry
+from cloister.manifest import FORMAT, Manifest, ProgramEntry
 from cloister.reference.vocabulary import SPECIAL, TEMPLATE
 from cloister.tiers import Shape
 
@@ -94,18 +95,20 @@ SHAPE = Shape(
 def make_bundle(path: Path, tokenizer_dir: Path, **changes: Any) -> Bundle:
     """A bundle that is whole, but whose program is no program; for use with `FakeProgram`."""
     values: dict[str, Any] = {
-        "format": 1, "name": "tiny", "shape": SHAPE, "context": 64, "prefill_chunk": 8,
+        "format": FORMAT, "name": "tiny", "shape": SHAPE, "context": 64, "prefill_chunk": 8,
         "recipe": "8da4w-g32", "executorch": "1.4.1", "bos": None, "eos": (0,),
-        "programs": (ProgramEntry(file="program.xnnpack.pte", backend="xnnpack"),),
-        "weight_bytes": 1000, "kv_bytes": 1000, "arena_bytes": 1000, "parent": "0" * 64,
+        "programs": (ProgramEntry(
+            file="program.xnnpack.pte", backend="xnnpack", methods=XNNPACK.methods,
+            operator_abi=XNNPACK.operator_abi, weight_bytes=1000, kv_bytes=1000, arena_bytes=1000,
+        ),),
+        "special_ids": (0, 1, 2, 3), "prompt_format": None,
+        "prompt_format_reason": "nobody asked", "modalities": ("text",), "parent": "0" * 64,
         **changes,
     }
     with writer(path) as directory:
         (directory / "program.xnnpack.pte").write_bytes(b"no program" * 100)
         (directory / "receipt.json").write_text('{"weights": {}}')
-        write_golden(directory / "golden.jsonl", [
-            Golden(system="call", prompt="the fox", tokens=(5, 6), margin=0.5)
-        ])
+        write_golden(directory, [Golden(prompt=(1, 40, 41), tokens=(5, 6), margin=0.5)])
         for source in tokenizer_dir.iterdir():
             (directory / source.name).write_bytes(source.read_bytes())
         finish(directory, functools.partial(Manifest, **values))

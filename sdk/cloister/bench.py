@@ -16,16 +16,16 @@ import torch
 from cloister import pipeline, reference
 from cloister.bundle import Bundle
 from cloister.errors import WorkerError
-from cloister.model.checkpoint import Checkpoint, Metadata, plan
+from cloister.model.checkpoint import Metadata, plan
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import Recipe
 from cloister.model.writer import CheckpointWriter
+from cloister.progress import silent
 from cloister.runtime.memory import peak_bytes
 from cloister.tiers import ladder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from cloister.progress import Progress
     from cloister.tiers import Scale, Tier
 
 __all__ = ["STAGES", "measure", "random_checkpoint", "shape"]
@@ -37,7 +37,7 @@ def shape(
     tier: Tier,
     scale: Scale,
     recipe: str,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress = silent,
     *,
     debug: bool = False,
 ) -> dict[str, Any]:
@@ -49,27 +49,26 @@ def shape(
         stages: dict[str, float] = {}
         begun = [("open", time.perf_counter())]
 
-        def note(stage: str) -> None:
+        def follow(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
             stages[begun[-1][0]] = time.perf_counter() - begun[-1][1]
             begun.append((stage, time.perf_counter()))
-            progress(stage)
+            progress(stage, done, total, note)
 
-        bundle, divergence = pipeline.export(
-            Checkpoint.open(source), out, random_weights=True, progress=note
-        )
-        note("measure")
+        bundle = pipeline.export(source, out, progress=follow)
+        follow("measure")
+        assert bundle.report is not None
         checks = stages.pop("check") + stages.pop("golden")
         return {
             "shape": str(tier), "size": str(scale), "recipe": recipe,
             "parameters": ladder(scale)[tier].parameters,
-            "bundle_bytes": bundle.manifest.weight_bytes,
+            "bundle_bytes": bundle.manifest.programs[0].weight_bytes,
             "export_s": sum(stages.values()), "export_stages_s": stages, "check_s": checks,
-            "export_peak_bytes": peak_bytes(), "mean_kld": divergence.mean_kld,
+            "export_peak_bytes": peak_bytes(), "mean_kld": bundle.report.to_dict()["mean_kld"],
             **measure(out, debug=debug),
         }
 
 
-def measure(bundle: Path, *, debug: bool = False) -> dict[str, Any]:
+def measure(bundle: str | Path, *, debug: bool = False) -> dict[str, Any]:
     """What `cloister.evaluate.speed` measures of `bundle`, in a new process.
 
     Raises:

@@ -11,48 +11,52 @@ No torch, and nothing is ever unpickled.
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import hashlib
 import json
-import math
-import os
 import shutil
-import tempfile
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import msgspec
+
+from cloister import family, records
 from cloister.errors import (
     BundleCorrupt,
     BundleError,
+    CloisterError,
     IncompatibleProgram,
     ManifestInvalid,
-    NotEnoughDisk,
-    OutputExists,
 )
+from cloister.files import is_regular, whole_directory, whole_file
 from cloister.manifest import LIMIT_BYTES, FileEntry, Manifest, ProgramEntry
+from cloister.records import Finite, Record, Whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from cloister.progress import Report
     from cloister.settings import Settings
 
-__all__ = ["Bundle", "Golden", "finish", "write_golden", "writer"]
+__all__ = ["Bundle", "Golden", "finish", "rewrite_receipt", "write_golden", "write_receipt",
+           "writer"]
 
 _PROGRAM = ".pte"
+_TEMPLATE = "chat_template.jinja"
 EXECUTORCH = (1, 4)  # the minor release that we run
+_RECEIPT_BYTES = 16 << 20
+_SEEN_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Golden:
-    """A public prompt and the ids that greedy decoding must give."""
+class Golden(Record, frozen=True):
+    """The ids of a public prompt, and those that greedy decoding must give.
 
-    system: str | None
-    prompt: str
-    tokens: tuple[int, ...]
-    margin: float  # smallest gap between the two best logits, over all steps
+    Ids and not text: a chat template may write the date.
+    """
+
+    prompt: tuple[Whole, ...]
+    tokens: tuple[Whole, ...]
+    margin: Finite  # smallest gap between the two best logits, over all steps
 
 
 class Bundle:
@@ -64,15 +68,16 @@ class Bundle:
         BundleCorrupt: a file is missing, unexpected, truncated or altered.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, report: Report | None = None) -> None:
         self.path, self.manifest = path, manifest
+        self.report = report  # what the export measured; None where it was opened from disk
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Read the bundle in `path`, and hash every file but the programs."""
-        path = Path(path)
+        """Read the bundle in `path`, or of a shipped tier, and hash every file but the programs."""
+        path = family.bundle(path)
         try:
-            if not _regular(path / "manifest.json"):  # a pipe would be waited for
+            if not is_regular(path / "manifest.json"):  # a pipe would be waited for
                 raise FileNotFoundError
             with (path / "manifest.json").open("rb") as file:
                 raw = file.read(LIMIT_BYTES + 1)
@@ -96,11 +101,10 @@ class Bundle:
     @property
     def template_path(self) -> Path | None:
         """The chat template, where there is one."""
-        name = "chat_template.jinja"
-        return self.path / name if name in self.manifest.files else None
+        return self.path / _TEMPLATE if _TEMPLATE in self.manifest.files else None
 
-    def program(self, runs_here: Callable[[str], bool]) -> ProgramEntry:
-        """The first program whose backend `runs_here`.
+    def program(self, runs_here: Callable[[ProgramEntry], bool]) -> ProgramEntry:
+        """The first program that `runs_here`.
 
         Raises:
             IncompatibleProgram: there is none, or ExecuTorch's promise does not cover it.
@@ -115,12 +119,14 @@ class Bundle:
                 f"this is {EXECUTORCH[0]}.{EXECUTORCH[1]}; export it again."
             )
         for entry in self.manifest.programs:
-            if runs_here(entry.backend):
+            if runs_here(entry):
                 return entry
-        names = ", ".join(entry.backend for entry in self.manifest.programs)
+        names = ", ".join(
+            f"{entry.backend} (operators {entry.operator_abi})" for entry in self.manifest.programs
+        )
         raise IncompatibleProgram(
             f"Bundle {self.path.name} has programs for {names} only, and none of these runs on "
-            "this machine; export it for another backend."
+            "this machine with this release; export it again or for another backend."
         )
 
     def check_program(self, entry: ProgramEntry, settings: Settings) -> None:
@@ -129,7 +135,10 @@ class Bundle:
             stat = (self.path / entry.file).lstat()
         except OSError as error:
             raise self._unreadable(entry.file) from error
-        key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+        # The change time as well: the modification time can be set back by anybody.
+        key = ":".join(map(str, (
+            stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        )))
         seen = _seen(settings.seen_programs)
         if seen.get(key) != self.manifest.files[entry.file].sha256:
             self._check_file(entry.file)
@@ -142,49 +151,42 @@ class Bundle:
             self._check_file(name)
 
     def model_id(self, entry: ProgramEntry) -> str:
-        """sha256 over the hashes of the program, the tokenizer and the recipe, in hex.
+        """sha256 over all that decides what an answer is, in hex.
 
-        What sealed state is bound to: a new receipt does not change it.
+        That is the program in use, the tokenizer, the chat template, the recipe and the tokens
+        that begin and end a text. What sealed state is bound to: a new receipt does not change it.
         """
-        files = self.manifest.files
-        parts = (files[entry.file].sha256, files["tokenizer.json"].sha256, self.manifest.recipe)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        manifest = self.manifest
+        hashes = [
+            file.sha256 if (file := manifest.files.get(name)) else None
+            for name in (entry.file, "tokenizer.json", _TEMPLATE)
+        ]
+        parts = [*hashes, manifest.recipe, manifest.bos, manifest.eos]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def receipt(self) -> dict[str, object]:
         """What was lost on the way, as measured at export."""
-        (receipt,) = self._json("receipt.json", self._text("receipt.json").split("\0"))
-        return receipt
+        return records.parse(
+            self._read("receipt.json"), limit_bytes=_RECEIPT_BYTES,
+            refuse=lambda complaint: self._malformed("receipt.json"),
+        )
 
     def golden(self) -> list[Golden]:
         """The prompts with the ids they must give."""
-        rows = self._json("golden.jsonl", self._text("golden.jsonl").splitlines())
-        try:
-            golden = [Golden(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
-        except (KeyError, TypeError):
-            raise self._malformed("golden.jsonl") from None
-        for row in golden:
-            if not (
-                isinstance(row.system, str | None) and isinstance(row.prompt, str)
-                and all(type(token) is int for token in row.tokens)
-                and type(row.margin) in (int, float) and math.isfinite(row.margin)
-            ):
-                raise self._malformed("golden.jsonl")
-        return golden
+        rows = records.decode_lines(
+            self._read("golden.jsonl"), Golden, limit_bytes=LIMIT_BYTES,
+            refuse=lambda complaint: self._malformed("golden.jsonl"),
+        )
+        top = self.manifest.shape.vocab_size
+        if not all(row.prompt and max(*row.prompt, *row.tokens, 0) < top for row in rows):
+            raise self._malformed("golden.jsonl")
+        return rows
 
-    def _text(self, name: str) -> str:
+    def _read(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise self._malformed(name) from None
-
-    def _json(self, name: str, texts: list[str]) -> list[dict[str, Any]]:
-        try:
-            records = [json.loads(text) for text in texts]
-        except (ValueError, RecursionError):
-            raise self._malformed(name) from None
-        if not all(isinstance(record, dict) for record in records):
-            raise self._malformed(name)
-        return records
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise self._unreadable(name) from error
 
     def _malformed(self, name: str) -> BundleCorrupt:
         return BundleCorrupt(
@@ -218,7 +220,7 @@ class Bundle:
 
     def _check_file(self, name: str) -> None:
         path, entry = self.path / name, self.manifest.files[name]
-        if not _regular(path):
+        if not is_regular(path):
             raise BundleCorrupt(
                 f"File {name} of bundle {self.path.name} is no regular file; copy it again."
             )
@@ -244,94 +246,59 @@ class Bundle:
 def writer(path: str | Path, *, size_bytes: int = 0, replace: bool = False) -> Iterator[Path]:
     """A directory beside `path` to write a bundle into; `path` becomes it when the block ends.
 
-    `finish` must have written the manifest by then. On any failure nothing is left behind, and
-    an older bundle at `path` stays as it was. `size_bytes` is what will be written, if known.
+    `finish` must have written the manifest by then.
 
     Raises:
-        OutputExists: `path` is taken and `replace` is false, or it is anything but a bundle.
-        NotEnoughDisk: too little is free, or the disk filled up.
-        BundleError: the directory of `path` cannot be written to.
+        OutputExists, NotEnoughDisk, OutputUnwritable: see `cloister.files.whole_directory`.
     """
-    path = Path(path)
-    parent = path.resolve().parent
-    if os.path.lexists(path):
-        if not replace:
-            raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
-        # What is replaced is removed: never a home directory named by mistake.
-        if not _regular(path / "manifest.json"):
-            raise OutputExists(
-                f"Output {path.name} exists and is no bundle, so it is not replaced; name another."
-            )
-    if not parent.is_dir():
-        raise BundleError(
-            f"Directory {parent.name} does not exist; create it or name another output."
-        )
-    try:
-        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
-    except OSError as error:
-        raise BundleError(
-            f"Directory {parent.name} cannot be written to ({error.strerror}); name another output."
-        ) from error
-    try:
-        free = shutil.disk_usage(parent).free
-        if size_bytes > free:
-            raise NotEnoughDisk(
-                f"Bundle {path.name} takes {size_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
-                "free; make room or name another disk."
-            )
-        new = work / "new"
-        new.mkdir()
-        yield new
-        assert (new / "manifest.json").exists(), "finish() was not called"
-        for entry in (*new.iterdir(), new):
-            _flush(entry)
-        if replace and os.path.lexists(path):
-            path.rename(work / "old")
-        new.rename(path)
-        _flush(parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NotEnoughDisk(
-                f"The disk filled up while bundle {path.name} was written; make room and run it "
-                "again."
-            ) from error
-        raise BundleError(
-            f"Writing bundle {path.name} failed ({error.strerror}); check the directory."
-        ) from error
-    finally:
-        if os.path.lexists(work / "old") and not os.path.lexists(path):
-            (work / "old").rename(path)
-        shutil.rmtree(work, ignore_errors=True)
+    with whole_directory(
+        Path(path), kind="bundle", mark="manifest.json", size_bytes=size_bytes, replace=replace
+    ) as directory:
+        yield directory
+        assert (directory / "manifest.json").exists(), "finish() was not called"
 
 
 def finish(directory: Path, build: Callable[..., Manifest]) -> None:
-    """Hash the files in `directory`, and write the manifest that `build(files=...)` gives."""
+    """Hash the files in `directory`, and write the manifest that `build(files=...)` gives.
+
+    Raises:
+        SettingError, ManifestInvalid: a value that the format does not hold.
+    """
     files = {
         entry.name: FileEntry(sha256=_hash(entry), size=entry.stat().st_size)
         for entry in sorted(directory.iterdir())
     }
-    (directory / "manifest.json").write_text(build(files=files).to_json(), "utf-8")
+    text = build(files=files).to_json()
+    Manifest.from_json(text.encode())  # what cannot be opened is not written
+    (directory / "manifest.json").write_text(text, "utf-8")
 
 
 def rewrite_receipt(bundle: Bundle, receipt: dict[str, object]) -> Bundle:
     """The same bundle with another receipt, in its place; its model id stays.
 
     Raises:
-        NotEnoughDisk, BundleError: see `writer`; the bundle is as before.
+        NotEnoughDisk, OutputUnwritable: see `writer`; the bundle is as before.
     """
     names = [name for name in bundle.manifest.files if name != "receipt.json"]
     size = sum(bundle.manifest.files[name].size for name in names)
     with writer(bundle.path, size_bytes=size, replace=True) as directory:
         for name in names:
             shutil.copyfile(bundle.path / name, directory / name)
-        (directory / "receipt.json").write_text(json.dumps(receipt, indent=1) + "\n", "utf-8")
-        finish(directory, lambda files: dataclasses.replace(bundle.manifest, files=files))
+        write_receipt(directory, receipt)
+        finish(directory, lambda files: msgspec.structs.replace(bundle.manifest, files=files))
     return Bundle.open(bundle.path)
 
 
-def write_golden(path: Path, rows: list[Golden]) -> None:
-    """Write `golden.jsonl`."""
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), "utf-8")
+def write_receipt(directory: Path, receipt: dict[str, object]) -> None:
+    """Write `receipt.json` into the directory of a new bundle."""
+    text = msgspec.json.format(msgspec.json.encode(receipt), indent=1)  # null for what is no number
+    (directory / "receipt.json").write_bytes(text + b"\n")
+
+
+def write_golden(directory: Path, rows: Sequence[Golden]) -> None:
+    """Write `golden.jsonl` into the directory of a new bundle."""
+    lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+    (directory / "golden.jsonl").write_bytes(lines)
 
 
 def _hash(path: Path) -> str:
@@ -339,33 +306,20 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _regular(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _seen(path: Path) -> dict[str, str]:
     """Programs seen before; a damaged memory is an empty one, and they are hashed again."""
     try:
-        seen = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = records.parse(path.read_bytes(), limit_bytes=_SEEN_BYTES, refuse=ValueError)
+        return records.build(record, dict[str, str], refuse=ValueError)
+    except (OSError, ValueError):
         return {}
-    return seen if isinstance(seen, dict) else {}
 
 
 def _remember(path: Path, seen: dict[str, str]) -> None:
     """Keep the memory; a home that cannot be written to only costs a hash at the next load."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(seen, file)
-        os.replace(file.name, path)  # noqa: PTH105  # the atomic one, by its name
-    except OSError:
+        with whole_file(path) as file:
+            file.write(json.dumps(seen).encode())
+    except (OSError, CloisterError):
         return

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloister import guard
 from cloister.errors import CloisterError, InvalidText
-from cloister.settings import share_processor
+from cloister.settings import share_processor, under_torchrun
 from cloister.tiers import Scale, Tier
 from cloister.vault import hygiene
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         share_processor()
         if not parsed.debug:  # whose crash must leave no text
             hygiene.keep_out_of_dumps()
+        if not under_torchrun():  # whose processes talk to each other over the network
+            guard.enforce(close=False)  # a shell may have handed it files
         for stream in (sys.stdout, sys.stderr):  # a locale without our characters is no error
             with contextlib.suppress(AttributeError):
                 stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -158,8 +161,6 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("source", type=Path, metavar="CKPT")
     export.add_argument("--backend", default="xnnpack", help="(default: %(default)s)")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
-    export.add_argument("--random-weights", action="store_true",
-                        help="the weights were never trained: check the divergence only")
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")
     export.add_argument("--gate-data", type=Path, metavar="PATH", help="what the gate measures on")

@@ -8,7 +8,21 @@ from pathlib import Path
 from cloister.errors import SettingError
 from cloister.tiers import Scale, Tier
 
-__all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint"]
+__all__ = [
+    "bundle", "bundle_path", "checkpoint", "checkpoint_path", "find", "find_checkpoint",
+]
+
+
+def bundle(name: str | Path) -> Path:
+    """The directory `name`; where there is none and it is a tier's name, the shipped bundle."""
+    path = Path(name)
+    return path if path.exists() or name not in list(Tier) else bundle_path(str(name))
+
+
+def checkpoint(name: str | Path) -> Path:
+    """The directory `name`; where there is none and it is a tier's name, the shipped checkpoint."""
+    path = Path(name)
+    return path if path.exists() or name not in list(Tier) else checkpoint_path(str(name))
 
 
 def bundle_path(tier: str, family: Path | None = None) -> Path:
@@ -47,10 +61,10 @@ def find_checkpoint(name: str | Path) -> Path:
     Raises:
         SettingError: neither.
     """
-    for path in (Path(name), checkpoint_path(str(name))):
-        if path.is_dir():
-            return path
-    raise SettingError(f"No checkpoint is named {Path(name).name!r}; name a directory of one.")
+    path = checkpoint(name)
+    if not path.is_dir():
+        raise SettingError(f"No checkpoint is named {path.name!r}; name a directory of one.")
+    return path
 
 
 def _directory() -> Path:

@@ -2,90 +2,106 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping  # noqa: TC003  # read at run time, like every type below
+from typing import TYPE_CHECKING
 
+from cloister import records
 from cloister.errors import BundleVersionError, ManifestInvalid, SettingError
-from cloister.tiers import Shape
+from cloister.records import Label, Record, Sha256, Whole
+from cloister.tiers import Shape  # noqa: TC001
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
-__all__ = ["FORMAT", "LIMIT_BYTES", "FileEntry", "Manifest", "ProgramEntry"]
+__all__ = ["FORMAT", "LIMIT_BYTES", "Around", "FileEntry", "Manifest", "ProgramEntry",
+           "PromptFormat"]
 
-FORMAT = 1
+FORMAT = 2
 LIMIT_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_HASH = re.compile(r"[0-9a-f]{64}")
-_T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProgramEntry:
-    """An ExecuTorch program and the backend it needs."""
+class ProgramEntry(Record, frozen=True):
+    """An ExecuTorch program, what it needs and what it takes."""
 
-    file: str
-    backend: str
+    file: Label
+    backend: Label
+    methods: tuple[Label, ...]
+    operator_abi: Whole  # of the operators that it calls; see `cloister.backend`
+    weight_bytes: Whole
+    kv_bytes: Whole  # for the whole context
+    arena_bytes: Whole  # activations planned by the exporter
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileEntry:
+class FileEntry(Record, frozen=True):
     """What a file must be."""
 
-    sha256: str
-    size: int  # bytes
+    sha256: Sha256
+    size: Whole  # bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What `manifest.json` says of a bundle.
+class Around(Record, frozen=True):
+    """What stands before and after a text."""
 
-    Raises:
-        ManifestInvalid: a value of the wrong type, out of bounds, or contradicting another.
+    before: str
+    after: str
+
+
+class PromptFormat(Record, frozen=True):
+    """A chat template said in strings, for runners without Jinja (see `cloister.prompt_format`).
+
+    A conversation is `begin`, unless its first message is the system's, then each message's text
+    between the strings of its role, then `answer`. With `strip`, texts lose the white space at
+    both ends first.
     """
 
+    begin: str
+    system: Around | None  # None: the template refuses a system message, or leaves it out
+    user: Around
+    assistant: Around
+    answer: str
+    strip: bool
+
+
+class Manifest(Record, frozen=True):
+    """What `manifest.json` says of a bundle."""
+
     format: int
-    name: str  # of the tier or model
+    name: Label  # of the tier or model
     shape: Shape
-    context: int  # tokens
-    prefill_chunk: int  # most tokens in one call
-    recipe: str
+    context: Whole  # tokens
+    prefill_chunk: Whole  # most tokens in one call
+    recipe: Label
     programs: tuple[ProgramEntry, ...]  # in order of preference
-    executorch: str  # release that made the programs
-    bos: int | None
-    eos: tuple[int, ...]
-    weight_bytes: int
-    kv_bytes: int  # for the whole context
-    arena_bytes: int  # activations planned by the exporter
-    parent: str  # identity of the checkpoint
+    executorch: Label  # release that made the programs
+    bos: Whole | None
+    eos: tuple[Whole, ...]
+    special_ids: tuple[Whole, ...]  # of the tokenizer's special tokens, which are no text
+    prompt_format: PromptFormat | None
+    prompt_format_reason: str | None  # why there is none
+    modalities: tuple[Label, ...]
+    parent: Sha256  # identity of the checkpoint
     files: Mapping[str, FileEntry]  # every other file of the bundle
 
     def __post_init__(self) -> None:
-        for field in ("context", "prefill_chunk", "weight_bytes", "kv_bytes", "arena_bytes"):
-            _need(_whole(getattr(self, field)), f"{field} is no whole number")
-        for field in ("name", "recipe", "executorch", "parent"):
-            _need(_label(getattr(self, field)), f"{field} is no short printable text")
         _need(1 <= self.prefill_chunk <= self.context, "prefill_chunk is not within the context")
         _need(self.context == self.shape.context, "context differs from the shape's")
         _need(bool(self.programs), "it lists no program")
-        _need(bool(_HASH.fullmatch(self.parent)), "parent is no sha256")
-        for token in (*self.eos, *([] if self.bos is None else [self.bos])):
-            _need(_whole(token) and token < self.shape.vocab_size, "a token id is out of range")
-        for file, entry in self.files.items():
-            _need(
-                bool(_NAME.fullmatch(file)) and file != "manifest.json",
-                "a file name is not a plain name inside the bundle",
-            )
-            _need(
-                isinstance(entry.sha256, str) and bool(_HASH.fullmatch(entry.sha256))
-                and _whole(entry.size),
-                "a file's hash or size is malformed",
-            )
-        for program in self.programs:
-            _need(_label(program.file), "a program's file is no text")
-            _need(_label(program.backend), "a program's backend is no short printable text")
+        _need(
+            all(text.isprintable() for text in self._labels()), "a text is not printable in a line"
+        )
+        tokens = (*self.eos, *self.special_ids, *([] if self.bos is None else [self.bos]))
+        _need(all(token < self.shape.vocab_size for token in tokens), "a token id is out of range")
+        _need(
+            (self.prompt_format is None) == (self.prompt_format_reason is not None),
+            "it must have a prompt format or a reason why not",
+        )
+        _need("text" in self.modalities, "it does not read text")
+        _need(
+            all(_NAME.fullmatch(file) and file != "manifest.json" for file in self.files),
+            "a file name is not a plain name inside the bundle",
+        )
         _need(
             sorted(program.file for program in self.programs)
             == sorted(file for file in self.files if file.endswith(".pte")),
@@ -94,7 +110,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `manifest.json`; the same manifest always gives the same text."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        return records.to_json(self)
 
     @classmethod
     def from_json(cls, raw: bytes) -> Manifest:
@@ -104,74 +120,32 @@ class Manifest:
             BundleVersionError: a format that this release does not know.
             ManifestInvalid: anything else that is not as the format says.
         """
-        _need(len(raw) <= LIMIT_BYTES, "it is over 1 MiB")
-        try:
-            record = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-        except (ValueError, RecursionError):
-            raise ManifestInvalid(_sentence("it is not valid JSON")) from None
-        _need(isinstance(record, dict), "it is no JSON object")
+        record = records.parse(raw, limit_bytes=LIMIT_BYTES, refuse=_refuse)
         version = record.get("format")
         if version != FORMAT or type(version) is not int:
+            earlier = type(version) is int and 1 <= version < FORMAT
             raise BundleVersionError(
+                "The bundle was made by an earlier release of Cloister; export its checkpoint "
+                "again with this one." if earlier else
                 f"The bundle's format is not {FORMAT}, the one this release of Cloister reads; "
                 "export it again or install the release that made it."
             )
-        record["shape"] = _build(Shape, record.get("shape"))
-        record["programs"] = tuple(
-            _build(ProgramEntry, entry) for entry in _list(record, "programs")
-        )
-        record["eos"] = tuple(_list(record, "eos"))
-        files = record.get("files")
-        _need(isinstance(files, dict), "files is no object")
-        record["files"] = {name: _build(FileEntry, entry) for name, entry in files.items()}
-        return _build(cls, record)
+        return records.build(record, cls, refuse=_refuse)
 
-
-def _build(kind: type[_T], record: object) -> _T:
-    _need(isinstance(record, dict), f"a {kind.__name__} is no object")
-    assert isinstance(record, dict)
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # all dataclasses
-    for name in sorted(names ^ set(record)):
-        _need(False, f"{kind.__name__} has a missing or unknown field {name[:40]!r}")
-    if kind is Shape:
-        for name, value in record.items():
-            _need(
-                type(value) is bool if name == "tied" else _whole(value),
-                f"shape.{name} is of the wrong type",
-            )
-    try:
-        return kind(**record)
-    except SettingError as error:
-        raise ManifestInvalid(_sentence(str(error).rstrip("."))) from error
-
-
-def _list(record: Mapping[str, object], name: str) -> list[object]:
-    value = record.get(name)
-    _need(isinstance(value, list), f"{name} is no list")
-    assert isinstance(value, list)
-    return value
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return record
-
-
-def _label(value: object) -> bool:
-    """Whether `value` can be shown in one line of a terminal."""
-    return isinstance(value, str) and value.isprintable() and len(value) <= 100
-
-
-def _whole(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+    def _labels(self) -> Iterable[str]:
+        yield from (self.name, self.recipe, self.executorch, *self.modalities)
+        yield self.prompt_format_reason or ""
+        for program in self.programs:
+            yield from (program.file, program.backend, *program.methods)
 
 
 def _need(condition: bool, complaint: str) -> None:
     if not condition:
-        raise ManifestInvalid(_sentence(complaint))
+        raise SettingError(complaint)  # which `records.build` gives to `_refuse`
 
 
-def _sentence(complaint: str) -> str:
-    return f"The bundle's manifest cannot be used ({complaint}); export or copy the bundle again."
+def _refuse(complaint: str) -> ManifestInvalid:
+    return ManifestInvalid(
+        f"The bundle's manifest cannot be used ({complaint.rstrip('.')}); export or copy the "
+        "bundle again."
+    )

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Progress", "Report", "silent"]
 
@@ -29,6 +32,6 @@ def silent(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
 class Report(Protocol):
     """What a stage measured of what it made; see `report` of a checkpoint or bundle."""
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> Mapping[str, object]:
         """JSON-ready."""
         ...

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["Settings", "share_processor"]
+__all__ = ["Settings", "share_processor", "under_torchrun"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +52,8 @@ def share_processor() -> None:
     other programs keep the processor busy. A setting of the user's own stands.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, as one of several that share a run."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from cloister import bench, bundle
+from cloister.backend import XNNPACK
 from cloister.export import write
 from cloister.manifest import FORMAT, Manifest, ProgramEntry
 from cloister.model.checkpoint import Checkpoint
@@ -126,9 +127,14 @@ def as_bundle(program: Path, checkpoint: Checkpoint, out: Path) -> Path:
         bundle.finish(directory, functools.partial(
             Manifest, format=FORMAT, name=out.stem, shape=shape, context=shape.context,
             prefill_chunk=CHUNK, recipe=RECIPE, executorch="1.4.1", bos=None, eos=(0,),
-            programs=(ProgramEntry(file="program.xnnpack.pte", backend="xnnpack"),),
-            weight_bytes=(directory / "program.xnnpack.pte").stat().st_size,
-            kv_bytes=shape.context * shape.kv_bytes_per_token(), arena_bytes=0, parent="0" * 64,
+            programs=(ProgramEntry(
+                file="program.xnnpack.pte", backend="xnnpack", methods=("forward",),
+                operator_abi=XNNPACK.operator_abi, arena_bytes=0,
+                weight_bytes=(directory / "program.xnnpack.pte").stat().st_size,
+                kv_bytes=shape.context * shape.kv_bytes_per_token(),
+            ),),
+            special_ids=(), prompt_format=None, prompt_format_reason="not asked",
+            modalities=("text",), parent="0" * 64,
         ))
     return out
 

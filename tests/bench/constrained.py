@@ -25,7 +25,7 @@ def valid(text: str, tools: list[dict]) -> bool:
     calls = tool_calls(text)
     known = {tool["name"]: tool["parameters"]["properties"] for tool in tools}
     return len(calls) == 1 and calls[0].name in known and all(
-        slot in known[calls[0].name] and (isinstance(value, str) and value or (
+        slot in known[calls[0].name] and ((isinstance(value, str) and value) or (
             isinstance(value, list) and len(value) > 1
             and all(isinstance(part, str) and part for part in value)))
         for slot, value in calls[0].arguments.items())

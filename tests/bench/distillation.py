@@ -16,12 +16,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from cloister import display, training
+from cloister import display
 from cloister.distill.losses import Objective
+from cloister.distill.run import DistillReport, DistillSettings, distill, encode, run_folder
 from cloister.distill.schedule import Schedule
 from cloister.model.checkpoint import Checkpoint
 from cloister.reference import find_checkpoint, mixture
-from cloister.tiers import ladder
+from cloister.tiers import Tier, ladder
 
 DRAWS = 16
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,25 +49,28 @@ def main() -> None:
     teacher, shape = Checkpoint.open(find_checkpoint(given.teacher)), ladder()[given.tier]
     mixed = mixture.Mixture.read(given.data)
     held = mixed.held_out
-    held_out = training.encode(
-        teacher, [*held["call"], *held["intent"][::5], *held["redact"][::3]], shape.context)
+    held_out = [*held["call"], *held["intent"][::5], *held["redact"][::3]]
     given.out.mkdir(exist_ok=True)
     seeds, sizes, runs = [int(seed) for seed in given.seeds.split(",")], [], []
     found: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for seed in seeds:
-        data = training.encode(teacher, mixed.examples(given.passes, seed), shape.context)
+        data = list(mixed.examples(given.passes, seed))
         for name, options in VARIANTS.items():
             out = given.out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-            outcome = training.distill(
-                teacher, out, shape=shape, name=given.tier, data=data, held_out=held_out,
-                schedule=Schedule(steps=given.steps, peak=given.rate, seed=seed),
-                replace_existing=True, **options,
-            )
+            outcome = distill(
+                teacher, out, student=Tier(given.tier), data=data, held_out=held_out,
+                settings=DistillSettings(
+                    schedule=Schedule(steps=given.steps, peak=given.rate, seed=seed),
+                    allow_overlap=True, **options),
+                replace=True,
+            ).report
+            assert isinstance(outcome, DistillReport)
             found[name].append(outcome.after)
             runs.append({"variant": name, "seed": seed, **outcome.to_dict()})
             if "draws" in options:
-                size = (training.run_folder(out) / "logits").stat().st_size
-                sizes.append(size / sum(len(answer) for _, answer in data))
+                size = (run_folder(out) / "logits").stat().st_size
+                sizes.append(size / sum(
+                    len(answer) for _, answer in encode(teacher, data, shape.context)))
     scratch, ceiling = found["from scratch"], outcome.teacher
     variants = [{
         "variant": name, "cross_entropy": values, "gap_closed": statistics.mean(

@@ -156,9 +156,9 @@ def eight_bits(folder: Path) -> dict[str, Any]:
     tokens after a request that was put back, against the same put back exactly."""
     from cloister import reference
     from cloister.evaluate.divergence import compare
+    from cloister.message import Message
     from cloister.runtime.engine import Engine
     from cloister.runtime.prefix import Precision, PrefixCache
-    from cloister.message import Message
 
     engine = Engine(reference.bundle_path("nano-1"))
     lines = reference.requests_path().read_text("utf-8").splitlines()
@@ -206,7 +206,7 @@ def full_size(folder: Path) -> Path:
     source, out = folder / "random", folder / "nano-1.cloister"
     shape = ladder(Scale.FULL)["nano-1"]
     bench.random_checkpoint(source, ModelConfig(shape=shape), Recipe.parse("8da4w-g32"))
-    pipeline.export(Checkpoint.open(source), out, random_weights=True)
+    pipeline.export(Checkpoint.open(source), out)
     return out
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -15,14 +17,15 @@ import torch
 from cloister import pipeline, reference
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, IncompatibleProgram
+from cloister.export.golden import MIN_MARGIN
+from cloister.message import Message
 from cloister.model.checkpoint import Checkpoint
+from cloister.runtime.chat import Sampling
 from cloister.runtime.engine import Engine
 from cloister.runtime.prefix import BLOCK, PrefixCache
-from cloister.runtime.chat import Sampling
 from cloister.runtime.session import Session
 from cloister.settings import Settings
 from cloister.tiers import Tier
-from cloister.message import Message
 from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 
@@ -45,7 +48,7 @@ def test_a_shipped_bundle_proves_itself(tier: str) -> None:
     assert lost["mean_kld"] <= 1e-3
     assert lost["top1"] >= 0.99
     rows = Bundle.open(reference.bundle_path(tier)).golden()
-    assert min(row.margin for row in rows) >= pipeline.MIN_MARGIN
+    assert min(row.margin for row in rows) >= MIN_MARGIN
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -192,36 +195,72 @@ def test_executorchs_own_runner_gives_our_greedy_text(engine: Engine, tmp_path: 
         assert ours.isascii()
 
 
-def test_a_program_that_is_no_program_is_refused(tmp_path: Path) -> None:
-    import hashlib
-
-    path = tmp_path / "x.cloister"
-    shutil.copytree(reference.bundle_path("nano-1"), path)
-    data = b"\0" * 1000
-    (path / "program.xnnpack.pte").write_bytes(data)
+def with_file(path: Path, name: str, data: bytes) -> Path:
+    """A copy at `path` of the shipped Nano-1 with another file, whose hash is right."""
+    if not path.exists():
+        shutil.copytree(reference.bundle_path("nano-1"), path)
+    (path / name).write_bytes(data)
     record = json.loads((path / "manifest.json").read_text())
-    record["files"]["program.xnnpack.pte"] = {
-        "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)
-    }
+    record["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     (path / "manifest.json").write_text(json.dumps(record))
+    return path
+
+
+def test_a_program_that_is_no_program_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleProgram):
-        Engine(path)
+        Engine(with_file(tmp_path / "x.cloister", "program.xnnpack.pte", b"\0" * 1000))
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from cloister.errors import IncompatibleProgram
+from cloister.runtime import _executorch
+for path in map(Path, sys.argv[1:]):
+    try:
+        _executorch.load(path, 6)
+    except IncompatibleProgram as error:
+        assert path.name in str(error)
+        print("refused", flush=True)
+    else:
+        print("loaded", flush=True)
+"""
+
+
+def test_altered_programs_are_refused_by_name_and_never_end_the_process(tmp_path: Path) -> None:
+    """These are of those that ended a process that did not check them first."""
+    data = (reference.bundle_path("nano-1") / "program.xnnpack.pte").read_bytes()
+    rng, paths = random.Random(3), []
+    head = int.from_bytes(data[16:24], "little")  # of the flatbuffer, without the constants
+    for number in range(40):
+        altered = bytearray(data)
+        for _ in range(rng.choice((1, 2, 4))):
+            at = rng.randrange(8, head)
+            altered[at] = rng.choice((0, 255, altered[at] ^ 1 << rng.randrange(8)))
+        paths.append(tmp_path / f"{number}.pte")
+        paths[-1].write_bytes(altered)
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, *map(str, paths)], capture_output=True, text=True,
+        check=False, env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert run.returncode == 0, run.stderr[-500:]
+    assert len(run.stdout.split()) == len(paths)
+    assert run.stdout.count("refused") > 5
 
 
 def test_a_golden_answer_that_differs_is_found(tmp_path: Path) -> None:
-    import hashlib
-
-    path = tmp_path / "x.cloister"
-    shutil.copytree(reference.bundle_path("nano-1"), path)
-    rows = [json.loads(line) for line in (path / "golden.jsonl").read_text().splitlines()]
+    text = (reference.bundle_path("nano-1") / "golden.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
     rows[2]["tokens"][5] += 1
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (path / "golden.jsonl").write_bytes(data)
-    record = json.loads((path / "manifest.json").read_text())
-    record["files"]["golden.jsonl"] = {
-        "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)
-    }
-    (path / "manifest.json").write_text(json.dumps(record))
+    path = with_file(tmp_path / "x.cloister", "golden.jsonl", data)
     Bundle.open(path).verify()  # whole, but not true
     with pytest.raises(BundleCorrupt, match=r"prompt 3 .* position 5"):
+        pipeline.verify(path, Settings.from_environment())
+
+
+def test_a_prompt_format_that_is_not_the_templates_is_found(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}<|end|>{% endfor %}"
+    path = with_file(tmp_path / "x.cloister", "chat_template.jinja", template.encode())
+    with pytest.raises(BundleCorrupt, match=r"prompt format .* is not its chat template's"):
         pipeline.verify(path, Settings.from_environment())

@@ -1,4 +1,4 @@
-"""The house is kept: imports run one way, functions stay short, and users need the public face only."""
+"""The house is kept: imports run one way, functions stay short, the public face is enough."""
 
 from __future__ import annotations
 

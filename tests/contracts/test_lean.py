@@ -57,7 +57,7 @@ def test_training_runs_where_no_exporter_is_installed() -> None:
         "        if name.split('.')[0] in ('torchao', 'executorch', 'transformers', 'lm_eval'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
-        "import cloister.training\n"
+        "import cloister.distill.run\n"
         "print()"
     )
     assert "cloister.distill.loop" in modules

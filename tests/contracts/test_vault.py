@@ -156,11 +156,11 @@ def test_a_vault_that_is_made_on_the_way_says_who_holds_its_key(
     said: list[str] = []
     settings = Settings.from_environment()
     for _ in range(2):
-        local.open_vault(settings, create=True, notify=said.append).close()
+        local.open_vault(settings=settings, create=True, notify=said.append).close()
     assert len(said) == 1
     assert "key provider is keyfile" in said[0]
     with pytest.warns(UserWarning, match="key provider is keyfile"):
-        local.open_vault(replace(settings, home=home / "other"), create=True).close()
+        local.open_vault(settings=replace(settings, home=home / "other"), create=True).close()
     monkeypatch.setenv("CLOISTER_HOME", str(home / "new"))
     shown = run("chat", "nano-1", "--session", "work", input=b"x\n")
     assert "keyfile" in shown.stderr.decode()
@@ -181,7 +181,7 @@ def test_where_the_key_is_lost_an_empty_vault_stands_beside_the_old_one(home: Pa
 
 def test_a_vault_is_not_moved_from_under_a_process_or_for_nothing(home: Path) -> None:
     record("vault", "init")
-    with local.open_vault(Settings.from_environment()):
+    with local.open_vault():
         refused(run("vault", "init", "--beside"), "has the vault open")
     refused(run("vault", "init", "--beside", "--provider", "passphrase"), "CLOISTER_PASSPHRASE")
     assert sorted(path.name for path in home.glob("vault*") if path.is_dir()) == ["vault"]

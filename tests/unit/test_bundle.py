@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import json
@@ -11,9 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conftest import make_bundle
 
 from cloister import bundle as bundles
 from cloister.bundle import Bundle
@@ -26,13 +27,25 @@ from cloister.errors import (
     ManifestInvalid,
     NotEnoughDisk,
     OutputExists,
+    OutputUnwritable,
 )
-from cloister.manifest import Manifest
+from cloister.manifest import FileEntry, Manifest, ProgramEntry
+from cloister.runtime import _executorch
 from cloister.settings import Settings
 
 FILES = (
     "program.xnnpack.pte", "tokenizer.json", "chat_template.jinja", "receipt.json", "golden.jsonl",
 )
+
+
+PROGRAM = {
+    "file": "program.xnnpack.pte", "backend": "xnnpack", "methods": ["forward"], "operator_abi": 1,
+    "weight_bytes": 1, "kv_bytes": 1, "arena_bytes": 1,
+}
+AROUND = {"before": "<", "after": ">"}
+PROMPT_FORMAT = {
+    "begin": "", "system": None, "user": AROUND, "assistant": AROUND, "answer": "", "strip": False,
+}
 
 
 def edit(bundle: Bundle, change: dict[str, Any]) -> None:
@@ -146,10 +159,21 @@ def test_a_program_that_went_away_is_named(bundle: Bundle) -> None:
         bundle.check_program(entry, Settings.from_environment())
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.0, True])
+@pytest.mark.parametrize("version", [0, 3, "2", None, 2.0, True])
 def test_a_foreign_format_version_is_refused(bundle: Bundle, version: object) -> None:
     edit(bundle, {"format": version})
     with pytest.raises(BundleVersionError):
+        Bundle.open(bundle.path)
+
+
+def test_a_bundle_of_an_earlier_format_is_refused_with_what_to_do(bundle: Bundle) -> None:
+    record = json.loads((bundle.path / "manifest.json").read_text())
+    record |= {"format": 1, "weight_bytes": 1, "kv_bytes": 1, "arena_bytes": 1}
+    record["programs"] = [{"file": "program.xnnpack.pte", "backend": "xnnpack"}]
+    for name in ("special_ids", "prompt_format", "prompt_format_reason", "modalities"):
+        del record[name]
+    (bundle.path / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(BundleVersionError, match=r"earlier release.*export its checkpoint again"):
         Bundle.open(bundle.path)
 
 
@@ -166,14 +190,25 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle: Bundle, name: str) -> 
 @pytest.mark.parametrize("change", [
     {"name": 1}, {"context": "64"}, {"context": True}, {"context": -1}, {"context": 65},
     {"prefill_chunk": 0}, {"prefill_chunk": 65}, {"recipe": None}, {"programs": []},
-    {"programs": [{"file": "other.pte", "backend": "xnnpack"}]},
+    {"programs": [{**PROGRAM, "file": "other.pte"}]}, {"programs": [{**PROGRAM, "more": 1}]},
+    *({"programs": [{**PROGRAM, **change}]} for change in (
+        {"weight_bytes": 1.5}, {"kv_bytes": -1}, {"arena_bytes": 2**80}, {"operator_abi": True},
+        {"operator_abi": "1"}, {"methods": "forward"}, {"methods": [1]}, {"methods": ["\n"]},
+    )),
     {"programs": [{"file": "program.xnnpack.pte"}]}, {"programs": "x"}, {"eos": [300]},
-    {"eos": 0}, {"eos": [0.5]}, {"bos": -1}, {"weight_bytes": 1.5}, {"kv_bytes": -1},
-    {"arena_bytes": 2**80}, {"parent": "abc"}, {"files": []}, {"shape": {}}, {"shape": None},
+    {"programs": [PROGRAM, PROGRAM]},
+    {"eos": 0}, {"eos": [0.5]}, {"bos": -1}, {"special_ids": [300]}, {"special_ids": None},
+    {"modalities": []}, {"modalities": ["text", 1]}, {"modalities": "text"}, {"parent": "abc"},
+    {"prompt_format_reason": None}, {"prompt_format_reason": "\x1b[2J"}, {"weight_bytes": 1},
+    {"prompt_format": {"begin": ""}, "prompt_format_reason": None},
+    {"prompt_format": PROMPT_FORMAT}, {"prompt_format_reason": None, "prompt_format": {
+        **PROMPT_FORMAT, "user": {"before": "", "after": "", "more": ""}}},
+    {"prompt_format_reason": None, "prompt_format": {**PROMPT_FORMAT, "strip": 1}},
+    {"files": []}, {"shape": {}}, {"shape": None},
     {"executorch": 1.4}, {"surprise": 1}, {"name": "\ud800"}, {"name": "\x1b[2J"},
-    {"recipe": "x" * 101}, {"programs": [{"file": "program.xnnpack.pte", "backend": "\n"}]},
-    {"programs": [{"file": "tokenizer.json", "backend": "xnnpack"}]},
-    {"programs": [{"file": ["x"], "backend": "xnnpack"}]},
+    {"recipe": "x" * 101}, {"programs": [{**PROGRAM, "backend": "\n"}]},
+    {"programs": [{**PROGRAM, "file": "tokenizer.json"}]},
+    {"programs": [{**PROGRAM, "file": ["x"]}]},
     {"files": {"tokenizer.json": {"sha256": 5, "size": 1}}},
     {"files": {"tokenizer.json": {"sha256": "0" * 64, "size": "1"}}},
 ])
@@ -195,7 +230,8 @@ def test_a_shape_with_a_wrong_value_is_refused(bundle: Bundle, name: str, value:
 
 
 @pytest.mark.parametrize("raw", [
-    b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": 1, "format": 1}', b"NaN",
+    b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": 2, "format": 2}', b"NaN",
+    b'{"format": ' * 40 + b"2" + b"}" * 40, b'{"format": 2, "name": "\\ud800"}',
 ])
 def test_a_manifest_that_is_no_json_object_is_refused(bundle: Bundle, raw: bytes) -> None:
     (bundle.path / "manifest.json").write_bytes(raw)
@@ -236,12 +272,15 @@ def test_a_bundle_without_a_program_for_this_machine_is_refused(bundle: Bundle) 
 
 
 def test_a_malformed_golden_file_is_refused_though_its_hash_is_right(bundle: Bundle) -> None:
-    row = {"system": None, "prompt": "x", "tokens": [1], "margin": 1.0}
+    row = {"prompt": [5], "tokens": [1], "margin": 1.0}
     for text in (
-        "{", "[]\n", "[" * 100_000, '{"prompt": 1}\n', '{"tokens": [1], "surprise": 1}\n',
+        "{", "[]\n", "[" * 100_000, '{"prompt": [1]}\n', '{"tokens": [1], "surprise": 1}\n',
+        "\n", json.dumps(row)[:-1] + ', "tokens": [2]}',
         *(json.dumps({**row, **change}) for change in (
-            {"system": 1}, {"prompt": 1}, {"tokens": "abc"}, {"tokens": [True]}, {"tokens": 1},
-            {"margin": "x"}, {"margin": float("nan")},
+            {"system": 1}, {"prompt": 1}, {"prompt": []}, {"prompt": [300]}, {"prompt": "x"},
+            {"tokens": "abc"}, {"tokens": [True]}, {"tokens": 1}, {"tokens": [-1]},
+            {"tokens": [300]}, {"tokens": [1.0]}, {"margin": "x"}, {"margin": float("nan")},
+            {"margin": float("inf")}, {"margin": True},
         )),
     ):
         path = bundle.path / "golden.jsonl"
@@ -253,31 +292,68 @@ def test_a_malformed_golden_file_is_refused_though_its_hash_is_right(bundle: Bun
             Bundle.open(bundle.path).golden()
 
 
-def test_a_new_receipt_keeps_the_model_id_and_a_new_program_does_not(
-    bundle: Bundle, tmp_path: Path
+def test_the_model_id_changes_with_all_that_shapes_an_answer_and_with_nothing_else(
+    bundle: Bundle,
 ) -> None:
-    entry = bundle.manifest.programs[0]
+    def id_with(**changes: Any) -> str:
+        manifest = msgspec.structs.replace(bundle.manifest, **changes)
+        return Bundle(bundle.path, manifest).model_id(manifest.programs[0])
+
     files = dict(bundle.manifest.files)
-    before = bundle.model_id(entry)
-    files["receipt.json"], files[entry.file] = files[entry.file], files["receipt.json"]
-    object.__setattr__(bundle.manifest, "files", {
-        **bundle.manifest.files, "receipt.json": files["receipt.json"]})
-    assert bundle.model_id(entry) == before
-    object.__setattr__(bundle.manifest, "files", files)
-    assert bundle.model_id(entry) != before
+    other = FileEntry(sha256="1" * 64, size=1)
+    before = bundle.model_id(bundle.manifest.programs[0])
+    same = [id_with(files={**files, name: other}) for name in ("receipt.json", "golden.jsonl")]
+    assert {*same, id_with(name="other")} == {before}
+    changed = [id_with(files={**files, name: other}) for name in (
+        "program.xnnpack.pte", "tokenizer.json", "chat_template.jinja")]
+    del files["chat_template.jinja"]
+    changed += [id_with(files=files), id_with(recipe="8da8w"), id_with(bos=1), id_with(eos=(1,)),
+                id_with(eos=()), id_with(bos=0, eos=())]
+    assert len({before, *changed}) == len(changed) + 1
 
 
-def test_a_program_is_hashed_once_and_again_when_its_file_changes(bundle: Bundle) -> None:
+def test_a_program_is_hashed_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, settings_ = bundle.manifest.programs[0], Settings.from_environment()
+    bundle.check_program(entry, settings_)
+    monkeypatch.setattr(hashlib, "file_digest", None)  # not called any more
+    bundle.check_program(entry, settings_)
+
+
+def test_a_changed_program_is_hashed_again_though_its_time_was_set_back(bundle: Bundle) -> None:
     entry, settings_ = bundle.manifest.programs[0], Settings.from_environment()
     bundle.check_program(entry, settings_)
     path = bundle.path / entry.file
-    stat = path.stat()
-    path.write_bytes(path.read_bytes()[::-1])
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    bundle.check_program(entry, settings_)  # the same file, as far as can be told without reading
-    path.touch()
-    with pytest.raises(BundleCorrupt):
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        before.st_ino, before.st_size, before.st_mtime_ns)
+    with pytest.raises(BundleCorrupt, match="sha256"):
         bundle.check_program(entry, settings_)
+
+
+def test_a_program_of_operators_that_are_not_known_here_is_passed_over(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    bundle = make_bundle(tmp_path / "one.cloister", tokenizer_dir)
+    (entry,), file = bundle.manifest.programs, bundle.manifest.files["program.xnnpack.pte"]
+    later = msgspec.structs.replace(entry, operator_abi=entry.operator_abi + 1, file="a.pte")
+    foreign = msgspec.structs.replace(entry, backend="elsewhere", file="b.pte")
+
+    def holding(*programs: ProgramEntry) -> Bundle:
+        files = {name: each for name, each in bundle.manifest.files.items() if each is not file}
+        files |= {program.file: file for program in programs}
+        return Bundle(bundle.path, msgspec.structs.replace(
+            bundle.manifest, programs=programs, files=files))
+
+    for programs in ((later, entry), (foreign, later, entry), (entry, later)):
+        assert holding(*programs).program(_executorch.runs_here) == entry
+    with pytest.raises(IncompatibleProgram, match=r"xnnpack \(operators 2\), elsewhere"):
+        holding(later, foreign).program(_executorch.runs_here)
 
 
 @pytest.mark.parametrize("memory", ["", "{", "[]", '{"x": 1}', "[" * 100_000])
@@ -307,7 +383,8 @@ def test_replacing_a_bundle_leaves_the_new_one_alone(bundle: Bundle) -> None:
         for name in FILES:
             shutil.copy(bundle.path / name, directory)
         (directory / "receipt.json").write_text('{"new": true}')
-        bundles.finish(directory, lambda files: dataclasses.replace(bundle.manifest, files=files))
+        bundles.finish(
+            directory, lambda files: msgspec.structs.replace(bundle.manifest, files=files))
     again = Bundle.open(bundle.path)
     again.verify()
     assert again.receipt() == {"new": True}
@@ -316,7 +393,7 @@ def test_replacing_a_bundle_leaves_the_new_one_alone(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("where", ["/proc/x.cloister", "no/such/x.cloister", "x" * 300])
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, where: str) -> None:
-    with pytest.raises(BundleError), bundles.writer(tmp_path / where):
+    with pytest.raises(OutputUnwritable), bundles.writer(tmp_path / where):
         raise AssertionError("not reached")
     assert leftovers(tmp_path) == []
 
@@ -331,7 +408,7 @@ def test_an_existing_output_is_kept(bundle: Bundle) -> None:
 def test_a_failure_leaves_nothing_behind_and_the_old_bundle_whole(
     bundle: Bundle, error: BaseException
 ) -> None:
-    with pytest.raises((type(error), BundleError)), \
+    with pytest.raises((type(error), OutputUnwritable)), \
             bundles.writer(bundle.path, replace=True) as directory:
         (directory / "program.xnnpack.pte").write_bytes(b"half")
         raise error

@@ -1,16 +1,23 @@
-"""An export that went wrong writes nothing."""
+"""A bundle is what was exported, on any day, and an export that went wrong writes nothing."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cloister import pipeline, reference
-from cloister.errors import ExportMismatch, SettingError, VocabularyMismatch
+from cloister.backend import XNNPACK
+from cloister.bundle import Bundle
+from cloister.errors import ExportMismatch, GateFailed, SettingError, VocabularyMismatch
+from cloister.export import check
+from cloister.message import Message
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.recipe import Recipe
 from cloister.quantize.apply import quantize
+from cloister.settings import Settings
 from cloister.tokenizer import Tokenizer
 from cloister_kernels import reference as kernels
 
@@ -35,10 +42,8 @@ def test_nibbles_in_the_wrong_order_are_caught_before_anything_is_written(
 def test_the_package_has_enough_text_to_check_on() -> None:
     path = reference.bundle_path("nano-1")
     for template in (path / "chat_template.jinja", None):
-        conversations = pipeline.check_ids(
-            Tokenizer.from_files(path / "tokenizer.json", template)
-        )
-        assert sum(map(len, conversations)) >= pipeline.CHECK_TOKENS
+        tokenizer = Tokenizer.from_files(path / "tokenizer.json", template)
+        assert sum(map(len, check.conversations(tokenizer, 1024))) >= check.TOKENS
 
 
 def test_a_template_without_a_system_role_is_checked_too(tmp_path: Path) -> None:
@@ -48,7 +53,76 @@ def test_a_template_without_a_system_role_is_checked_too(tmp_path: Path) -> None
         "{{ raise_exception('no') }}{% endif %}{{ message.content }}{% endfor %}"
     )
     tokenizer = Tokenizer.from_files(reference.bundle_path("nano-1") / "tokenizer.json", template)
-    assert tokenizer.decode(pipeline.check_ids(tokenizer)[0]).startswith("call: ")
+    first = check.conversations(tokenizer, 1024)[0]
+    assert tokenizer.decode(first).startswith("call: ")
+
+
+def changed(source: Checkpoint, path: Path, **shape: int) -> Checkpoint:
+    """A copy of `source` with another shape in its configuration, its weights as they are."""
+    shutil.copytree(source.path, path)
+    record = json.loads((path / "config.json").read_text())
+    record["config"]["shape"].update(shape)
+    (path / "config.json").write_text(json.dumps(record))
+    return Checkpoint.open(path)
+
+
+def test_a_context_shorter_than_the_checks_conversations_is_exported(
+    quantized: Checkpoint, tmp_path: Path
+) -> None:
+    source = changed(quantized, tmp_path / "short", context=24)
+    bundle = pipeline.export(str(source.path), str(tmp_path / "x.cloister"))
+    assert bundle.manifest.context == bundle.manifest.prefill_chunk == 24
+    assert bundle.report is not None
+    assert bundle.report.to_dict()["mean_kld"] < 1e-3  # type: ignore[operator]
+    assert all(len(row.prompt) + len(row.tokens) <= 24 for row in bundle.golden())
+    pipeline.verify(bundle.path, Settings.from_environment())
+
+
+def test_a_bundle_is_proved_on_any_day_though_its_template_writes_the_date(
+    quantized: Checkpoint, tmp_path: Path
+) -> None:
+    source = changed(quantized, tmp_path / "dated", context=256)
+    template = source.path / "chat_template.jinja"
+    template.write_text(
+        "<|system|>Now: {{ strftime_now('%d %b %Y %H:%M:%S.%f') }}<|end|>" + template.read_text()
+    )
+    path = tmp_path / "x.cloister"
+    bundle = pipeline.export(source, path, prompts=[("call", "play some jazz on youtube")])
+    assert bundle.manifest.prompt_format is None
+    assert bundle.manifest.prompt_format_reason == "the template reads the clock"
+    tokenizer = Tokenizer.from_files(bundle.tokenizer_path, bundle.template_path)
+    asked = [Message(role="user", content="x")]
+    assert tokenizer.encode_chat(asked) != tokenizer.encode_chat(asked)  # the time goes on
+    found = pipeline.verify(path, Settings.from_environment())
+    assert found["checks"]["golden_tokens"] > 5
+    assert not found["checks"]["prompt_format"]
+
+
+def test_a_bundle_says_what_a_runner_needs(quantized: Checkpoint, tmp_path: Path) -> None:
+    bundle = pipeline.export(quantized, tmp_path / "x.cloister")
+    manifest = bundle.manifest
+    (program,) = manifest.programs
+    assert (program.methods, program.operator_abi) == (XNNPACK.methods, XNNPACK.operator_abi)
+    assert program.weight_bytes == manifest.files[program.file].size
+    assert program.kv_bytes == 1024 * quantized.metadata.config.shape.kv_bytes_per_token()
+    assert manifest.modalities == ("text",)
+    assert manifest.special_ids == (0, 1, 2, 3)
+    assert manifest.prompt_format is not None
+    assert manifest.prompt_format.answer == "<|assistant|>"
+    assert Bundle.open(bundle.path).manifest == manifest
+    assert Bundle.open(bundle.path).report is None
+
+
+def test_a_bundle_that_the_gate_refuses_is_not_written(
+    quantized: Checkpoint, tmp_path: Path
+) -> None:
+    def gate(directory: Path) -> None:
+        assert Bundle.open(directory).golden()  # finished
+        raise GateFailed("top1 is 0")
+
+    with pytest.raises(GateFailed):
+        pipeline.export(quantized, tmp_path / "x.cloister", gate=gate)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("options", "match"), [

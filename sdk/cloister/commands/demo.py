@@ -5,24 +5,24 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloister import display, reference
-from cloister.commands.make import export_bundle, show_receipt
+from cloister.commands.make import exported, show_receipt
+from cloister.commands.options import Options, Record
+from cloister.files import check_output
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier, ladder
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from rich.console import Console
 
-    from cloister.evaluate.report import Report
+    from cloister.corpus import Example
+    from cloister.model.checkpoint import Checkpoint
 
-__all__ = ["demo"]
-
-Record = dict[str, Any]
+__all__ = ["Demo", "demo"]
 
 EXAMPLES, HELD_OUT = 6000, 60
 STEPS, STEPS_4BIT, TOKENS = 100, 20, 2048
@@ -30,14 +30,28 @@ SHOWN = 4  # requests
 RECIPE = "8da4w-g32"
 
 
-def demo(args: Namespace) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class Demo(Options):
+    """Where to keep what is made."""
+
+    output: Path | None
+    force: bool
+
+
+def demo(args: Demo) -> Record:
     """The whole way on the shipped family."""
+    if args.output is not None:
+        check_output(args.output, kind="bundle", mark="manifest.json", replace=args.force)
     requests = [
         json.loads(line) for line in reference.requests_path().read_text("utf-8").splitlines()
     ]
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
+        made = _Making(Path(scratch), console)
         out = args.output or Path(scratch) / "nano-1.cloister"
-        record = _make(Path(scratch), out, requests, console, force=args.force)
+        record: Record = {
+            "distil": made.distil(), "bits_per_parameter": made.quantize(),
+            "export": made.export(out, requests, replace=args.force), "measured": made.measure(out),
+        }
         console.print("[bold]5. Run[/] it beside the shipped tiers, one at a time")
         bundles = {"nano-1, just made": out} | {
             str(tier): reference.bundle_path(tier) for tier in reversed(Tier)
@@ -51,85 +65,105 @@ def demo(args: Namespace) -> Record:
     return {**record, "tiers": answers}
 
 
-def _make(
-    scratch: Path, out: Path, requests: list[Record], console: Console, *, force: bool
-) -> Record:
-    from cloister import training
-    from cloister.corpus import normalized
-    from cloister.distill.schedule import Schedule
-    from cloister.evaluate.report import evaluate
-    from cloister.evaluate.subject import BundleSubject, CheckpointSubject
-    from cloister.model.checkpoint import Checkpoint
-    from cloister.model.recipe import Recipe
-    from cloister.quantize.apply import quantize
-    from cloister.reference import redaction
+class _Making:
+    """A Nano-1 in the making, stage by stage, in the folder `scratch`."""
 
-    teacher = Checkpoint.open(reference.checkpoint_path("pro"))
-    shape = ladder()[Tier.NANO_1]
-    held_out = list(redaction.generate(HELD_OUT, seed=1, development=True))
-    apart = {normalized(each.input) for each in held_out}
-    data, kept = (
-        training.encode(teacher, examples, shape.context)
-        for examples in ((each for each in redaction.generate(EXAMPLES, seed=2)
-                          if normalized(each.input) not in apart), held_out)
-    )
-    console.print(
-        f"[bold]1. Distil[/] Pro ({display.count(teacher.metadata.config.shape.parameters)} "
-        f"weights) to Nano-1 ({display.count(shape.parameters)}) on one task: personal data in "
-        "invented sentences is redacted"
-    )
-    outcome = training.distill(
-        teacher, scratch / "nano-1", shape=shape, name="nano-1", data=data, held_out=kept,
-        schedule=Schedule(steps=STEPS, tokens=TOKENS, warmup=10), console=console,
-    )
-    console.print(
-        f"   held-out cross-entropy {outcome.before:.2f} \u2192 {outcome.after:.3f} nats a token "
-        f"(Pro: {outcome.teacher:.3f})"
-    )
-    recipe, student = Recipe.parse(RECIPE), outcome.checkpoint
-    console.print("[bold]2. Quantize[/] it to 4 bits, after the fact and with training")
-    sizes = quantize(student, scratch / "after", recipe)
-    training.train_quantized(
-        student, scratch / "4bit", recipe=recipe, data=data, folder=scratch / "4bit.run",
-        schedule=Schedule(steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5), console=console,
-    )
-    console.print("[bold]3. Export[/] it with ExecuTorch, and check the program")
-    exported = export_bundle(
-        Checkpoint.open(scratch / "4bit"), out, console, replace=force,
-        golden=[(row["system"], row["prompt"]) for row in requests],
-    )
-    console.print("[bold]4. Measure[/] what 4 bits cost, on the shipped program")
-    itself = CheckpointSubject(student)
-    lost: dict[str, Report] = {}
-    for title, subject in (
-        ("in full precision", itself),
-        ("4 bits, after the fact", CheckpointSubject(Checkpoint.open(scratch / "after"))),
-        ("4 bits, trained for, as exported", BundleSubject(out)),
-    ):
-        with display.counting(console, title) as progress:
-            lost[title] = evaluate(subject, held_out, against=itself, progress=progress)
-    return {
-        "distil": outcome.to_dict(), "bits_per_parameter": sizes.bits_per_parameter,
-        "export": exported,
-        "measured": {title: report.metrics for title, report in lost.items()},
-    }
+    def __init__(self, scratch: Path, console: Console) -> None:
+        from cloister.corpus import normalized
+        from cloister.reference import redaction
+
+        self.scratch, self.console = scratch, console
+        self.held_out: list[Example] = list(redaction.generate(HELD_OUT, seed=1, development=True))
+        apart = {normalized(each.input) for each in self.held_out}
+        self.data = [
+            each for each in redaction.generate(EXAMPLES, seed=2)
+            if normalized(each.input) not in apart
+        ]
+
+    def distil(self) -> Record:
+        """From Pro, on one task."""
+        from cloister.distill.run import DistillReport, DistillSettings, distill
+        from cloister.distill.schedule import Schedule
+        from cloister.model.checkpoint import Checkpoint
+
+        teacher = Checkpoint.open(reference.checkpoint_path("pro"))
+        self.console.print(
+            f"[bold]1. Distil[/] Pro ({display.count(teacher.metadata.config.shape.parameters)} "
+            f"weights) to Nano-1 ({display.count(ladder()[Tier.NANO_1].parameters)}) on one task: "
+            "personal data in invented sentences is redacted"
+        )
+        with display.progress(self.console, "nano-1") as progress:
+            self.student: Checkpoint = distill(
+                teacher, self.scratch / "nano-1", student=Tier.NANO_1, data=self.data,
+                held_out=self.held_out, progress=progress, settings=DistillSettings(
+                    schedule=Schedule(steps=STEPS, tokens=TOKENS, warmup=10)))
+        report = self.student.report
+        assert isinstance(report, DistillReport)
+        self.console.print(
+            f"   held-out cross-entropy {report.before:.2f} \u2192 {report.after:.3f} nats a token "
+            f"(Pro: {report.teacher:.3f})"
+        )
+        return report.to_dict()
+
+    def quantize(self) -> float:
+        """After the fact, and with training; return the bits a parameter."""
+        from cloister.distill.schedule import Schedule
+        from cloister.quantize.apply import QuantizeReport, quantize
+        from cloister.quantize.train import QatSettings
+
+        self.console.print("[bold]2. Quantize[/] it to 4 bits, after the fact and with training")
+        with display.progress(self.console, RECIPE) as progress:
+            self.after = quantize(self.student, self.scratch / "after", RECIPE, progress=progress)
+            self.trained = quantize(
+                self.student, self.scratch / "4bit", RECIPE, data=self.data, progress=progress,
+                settings=QatSettings(schedule=Schedule(
+                    steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5)))
+        assert isinstance(self.after.report, QuantizeReport)
+        return self.after.report.bits_per_parameter
+
+    def export(self, out: Path, requests: list[Record], *, replace: bool) -> Record:
+        """With ExecuTorch, and check the program."""
+        from cloister import pipeline
+
+        self.console.print("[bold]3. Export[/] it with ExecuTorch, and check the program")
+        with display.progress(self.console, "export") as progress:
+            return exported(pipeline.export(
+                self.trained, out, replace=replace, progress=progress,
+                prompts=[(row["system"], row["prompt"]) for row in requests]))
+
+    def measure(self, out: Path) -> dict[str, dict[str, float]]:
+        """What 4 bits cost, on the shipped program."""
+        from cloister.evaluate.report import evaluate
+        from cloister.evaluate.subject import open_subject
+
+        self.console.print("[bold]4. Measure[/] what 4 bits cost, on the shipped program")
+        itself, found = open_subject(self.student), {}
+        for title, subject in (
+            ("in full precision", itself),
+            ("4 bits, after the fact", open_subject(self.after)),
+            ("4 bits, trained for, as exported", open_subject(out)),
+        ):
+            with display.progress(self.console, title) as progress:
+                found[title] = evaluate(
+                    subject, self.held_out, against=itself, progress=progress).metrics
+        return found
 
 
 def _answers(name: str, path: Path, requests: list[Record], debug: bool) -> Record:
-    with Worker(debug=debug) as worker:
-        loaded = worker.load(path)
-        answers = []
+    with Worker(path, debug=debug) as worker:
+        texts, speeds, peak = [], [], 0
         for row in requests:
-            worker.forget()
-            stream = worker.stream(row["prompt"], system=row["system"], max_tokens=128)
-            answers.append({"text": "".join(piece.text for piece in stream), **worker.stats})
-    speeds = sorted(a["decode_tokens_per_s"] or 0.0 for a in answers)
-    return {
-        "tier": name, "bundle_bytes": sum(f.stat().st_size for f in path.iterdir()),
-        "load_s": loaded["load_s"], "peak_rss_bytes": worker.stats["peak_rss_bytes"],
-        "decode_tokens_per_s": speeds[len(speeds) // 2],
-        "answers": [answer["text"] for answer in answers],
-    }
+            session = worker.session(system=row["system"])
+            texts.append(session.ask(row["prompt"], max_tokens=128).content)
+            speeds.append(session.stats.decode_tokens_per_s or 0.0)
+            peak = session.stats.peak_rss_bytes
+            session.close()
+        assert worker.loaded is not None
+        return {
+            "tier": name, "bundle_bytes": sum(f.stat().st_size for f in path.iterdir()),
+            "load_s": worker.loaded.load_s, "peak_rss_bytes": peak,
+            "decode_tokens_per_s": sorted(speeds)[len(speeds) // 2], "answers": texts,
+        }
 
 
 def _show_losses(record: Record) -> None:

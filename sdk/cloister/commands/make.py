@@ -1,136 +1,160 @@
-"""Commands that make something: a checkpoint, a bundle, the whole way."""
+"""Commands that make something: a checkpoint, a quantized one, a bundle."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cloister import display
-from cloister.commands.teach import quantize_aware
+from cloister.commands import teach
+from cloister.commands.options import Options, Record, check_data, checkpoint
 from cloister.errors import SettingError
+from cloister.files import check_output
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Callable
     from pathlib import Path
 
-    from rich.console import Console
+    from cloister.bundle import Bundle
 
-    from cloister.model.checkpoint import Checkpoint
-
-__all__ = ["export", "export_bundle", "import_", "quantize", "show_receipt"]
-
-Record = dict[str, Any]
+__all__ = [
+    "Export", "Import", "Quantize", "export", "exported", "import_", "quantize", "show_receipt",
+]
 
 
-def import_(args: Namespace) -> Record:
-    """Read a Hugging Face directory into a checkpoint."""
-    with display.quiet(args.debug) as console, console.status("importing"):
+@dataclass(frozen=True, kw_only=True)
+class Import(Options):
+    """A model that others made."""
+
+    source: Path
+    output: Path
+    name: str | None
+    context: int | None
+    force: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(teach.TrainOptions):
+    """A checkpoint to quantize, trained for it first or not."""
+
+    source: Path
+    recipe: str
+    qat: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Options):
+    """A quantized checkpoint to make a bundle of."""
+
+    source: Path
+    output: Path
+    backend: str
+    chunk: int
+    gate: str | None
+    gate_data: Path | None
+    gate_against: Path | None
+    force: bool
+
+
+def import_(args: Import) -> Record:
+    """Read a model's directory into a checkpoint."""
+    if not args.source.is_dir():
+        raise SettingError(f"There is no directory {args.source.name}; name a model's directory.")
+    check_output(args.output, kind="checkpoint", mark="config.json", replace=args.force)
+    with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
         from cloister.model.huggingface import import_model
 
-        checkpoint = import_model(
-            args.source, args.output, name=args.name, context=args.context, replace=args.force
-        )
-    shape = checkpoint.metadata.config.shape
+        made = import_model(
+            args.source, args.output, name=args.name, context=args.context, replace=args.force,
+            progress=progress)
+    shape = made.metadata.config.shape
     if not args.json:
         display.table("Imported", ("name", "parameters", "layers", "context", "vocabulary"), [(
-            checkpoint.metadata.name, display.count(shape.parameters), str(shape.layers),
+            made.metadata.name, display.count(shape.parameters), str(shape.layers),
             str(shape.context), str(shape.vocab_size),
         )])
     return {
-        "name": checkpoint.metadata.name, "parameters": shape.parameters,
-        "shape": asdict(shape), "identity": checkpoint.identity,
+        "name": made.metadata.name, "parameters": shape.parameters,
+        "shape": asdict(shape), "identity": made.identity,
     }
 
 
-def quantize(args: Namespace) -> Record:
-    """Quantize a checkpoint, and report every tensor."""
+def quantize(args: Quantize) -> Record | None:
+    """Quantize a checkpoint, trained for it first or not, and report every tensor."""
+    source = checkpoint(args.source)
+    check_output(args.output, kind="checkpoint", mark="config.json", replace=args.force)
     if args.qat:
-        return quantize_aware(args)
-    with display.quiet(args.debug) as console:
-        record = _quantize(args.source, args.output, args.recipe, console, replace=args.force)
+        return teach.quantize_aware(args, source, args.recipe)
+    with display.quiet(args.debug) as console, display.progress(console, "quantize") as progress:
+        from cloister.quantize.apply import quantize as apply
+
+        report = apply(
+            source, args.output, args.recipe, replace=args.force, progress=progress).report
+    assert report is not None
+    record = dict(report.to_dict())
     if not args.json:
-        rows: dict[tuple[str, int, int | None], list[int]] = {}
-        for row in record["tensors"]:
-            kind = row["tensor"].split(".", 2)[-1] if row["tensor"].startswith("layers") else (
-                row["tensor"])
-            entry = rows.setdefault((kind, row["bits"], row["group"]), [0, 0, 0])
-            entry[0] += 1
-            entry[1] += math.prod(row["shape"])
-            entry[2] += row["size_bytes"]
-        display.table(
-            f"{args.recipe}: {record['bits_per_parameter']:.2f} bits a parameter, "
-            f"{display.bytes_text(record['size_bytes'])}",
-            ("tensor", "of them", "bits", "group", "entries", "size"),
-            [(
-                kind, str(number), str(bits), str(group or "row" if bits < 32 else "-"),
-                display.count(entries), display.bytes_text(size),
-            ) for (kind, bits, group), (number, entries, size) in rows.items()],
-        )
+        _show_tensors(args.recipe, record)
     return record
 
 
-def export(args: Namespace) -> Record:
-    """Make a bundle."""
-    with display.quiet(args.debug) as console:
-        from cloister.model.checkpoint import Checkpoint
+def _show_tensors(recipe: str, record: dict[str, Any]) -> None:
+    rows: dict[tuple[str, int, int | None], list[int]] = {}
+    for row in record["tensors"]:
+        name = row["tensor"]
+        kind = name.split(".", 2)[-1] if name.startswith("layers") else name
+        entry = rows.setdefault((kind, row["bits"], row["group"]), [0, 0, 0])
+        entry[0] += 1
+        entry[1] += math.prod(row["shape"])
+        entry[2] += row["size_bytes"]
+    display.table(
+        f"{recipe}: {record['bits_per_parameter']:.2f} bits a parameter, "
+        f"{display.bytes_text(record['size_bytes'])}",
+        ("tensor", "of them", "bits", "group", "entries", "size"),
+        [(
+            kind, str(number), str(bits), str(group or "row" if bits < 32 else "-"),
+            display.count(entries), display.bytes_text(size),
+        ) for (kind, bits, group), (number, entries, size) in rows.items()],
+    )
 
-        record = export_bundle(
-            Checkpoint.open(args.source), args.output, console, backend=args.backend,
-            chunk=args.chunk, random_weights=args.random_weights, replace=args.force,
-            gate=_gate(args),
-        )
+
+def export(args: Export) -> Record:
+    """Make a bundle."""
+    source = checkpoint(args.source)
+    check_output(args.output, kind="bundle", mark="manifest.json", replace=args.force)
+    with display.quiet(args.debug) as console:
+        gate = _gate(args)
+        with display.progress(console, "export") as progress:
+            from cloister import pipeline
+
+            record = exported(pipeline.export(
+                source, args.output, backend=args.backend, chunk=args.chunk, gate=gate,
+                replace=args.force, progress=progress))
     if not args.json:
         show_receipt(record)
     return record
 
 
-def _quantize(
-    source: Path, out: Path, recipe: str, console: Console, *, replace: bool = False
-) -> Record:
-    from cloister.model.checkpoint import Checkpoint
-    from cloister.model.recipe import Recipe
-    from cloister.quantize.apply import quantize as apply
-
-    chosen, checkpoint = Recipe.parse(recipe), Checkpoint.open(source)
-    with display.stages(console, "quantize", 1) as progress:
-        def step(done: int, total: int, name: str) -> None:
-            if name:
-                progress(f"{done + 1}/{total} {name}")
-
-        report = apply(checkpoint, out, chosen, replace_existing=replace, progress=step)
-    return {
-        "recipe": report.recipe, "parameters": report.parameters, "size_bytes": report.size_bytes,
-        "bits_per_parameter": report.bits_per_parameter,
-        "tensors": [asdict(row) for row in report.rows],
-    }
-
-
-def export_bundle(
-    source: Checkpoint, out: Path, console: Console, **options: Any
-) -> Record:
-    """Export with a bar over its stages."""
-    from cloister import pipeline
-
-    with display.stages(console, "export", len(pipeline.STAGES)) as progress:
-        bundle, divergence = pipeline.export(source, out, progress=progress, **options)
+def exported(bundle: Bundle) -> Record:
+    """What `--json` tells of a bundle that was made now."""
+    assert bundle.report is not None
     manifest = bundle.manifest
     return {
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
-        "program_against_checkpoint": divergence.to_dict(),
+        "program_against_checkpoint": bundle.report.to_dict(),
     }
 
 
-def _gate(args: Namespace) -> Callable[[Path], None]:
+def _gate(args: Export) -> Callable[[Path], None] | None:
     """What refuses a bundle that is worse than asked for."""
     if args.gate is None:
         if args.gate_data or args.gate_against:
             raise SettingError("A gate needs bounds; name them with --gate.")
-        return lambda directory: None
+        return None
     if args.gate_data is None:
         raise SettingError("A gate needs data to measure on; name some with --gate-data.")
+    check_data(args.gate_data)
     from cloister.corpus import read
     from cloister.evaluate import gate
     from cloister.evaluate.report import evaluate

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import display, reference
-from cloister.commands.options import Options, Record
+from cloister.commands.options import Options, Record, check_data
 from cloister.errors import SettingError
 from cloister.runtime.memory import PROCESS_BYTES, available_bytes
 from cloister.tiers import Scale, Tier, ladder
@@ -102,9 +102,12 @@ def tiers(args: Tiers) -> Record:
 
 def verify(args: Verify) -> Record:
     """Prove a bundle."""
+    from cloister.bundle import Bundle
+    from cloister.settings import Settings
+
+    Bundle.open(args.bundle)  # before anything heavy is imported
     with display.quiet(args.debug) as console, console.status("verifying"):
         from cloister import pipeline
-        from cloister.settings import Settings
 
         result = pipeline.verify(args.bundle, Settings.from_environment())
     if not args.json:
@@ -120,15 +123,16 @@ def verify(args: Verify) -> Record:
 
 def bench(args: Bench) -> Record:
     """Speed and memory."""
+    if args.shape is not None and not args.random:
+        raise SettingError("--shape has random weights only; add --random to say so.")
     with display.quiet(args.debug) as console:
         from cloister import bench as benching
 
         if args.bundle is not None:
             record = {"bundle": args.bundle.name, **benching.measure(args.bundle, debug=args.debug)}
         else:
-            if not args.random:
-                raise SettingError("--shape has random weights only; add --random to say so.")
-            with display.stages(console, f"bench {args.shape}", benching.STAGES) as progress:
+            assert args.shape is not None  # the command line asks for one of the two
+            with display.progress(console, f"bench {args.shape}") as progress:
                 record = benching.shape(
                     args.shape, args.size, args.recipe, progress, debug=args.debug
                 )
@@ -142,10 +146,11 @@ def bench(args: Bench) -> Record:
 
 def eval_(args: Eval) -> Record:
     """Scores, and divergence from another model."""
-    from cloister.evaluate import scoreboard
-
+    check_data(args.data)
     paths = [reference.find(name, args.family) for name in args.models]
     names = _names(args.models)
+    from cloister.evaluate import scoreboard
+
     if args.picture is not None:
         scoreboard.check_picture(args.picture)
     if args.record and not all((path / "manifest.json").exists() for path in paths):

@@ -9,14 +9,15 @@ import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from cloister.errors import CheckpointError, SettingError
+from cloister import family
+from cloister.errors import CheckpointError, DataError, SettingError
 from cloister.runtime.chat import Sampling
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from pathlib import Path
 
-__all__ = ["Asking", "Options", "Record", "check_checkpoint", "read_json"]
+__all__ = ["Asking", "Options", "Record", "check_data", "checkpoint", "read_json"]
 
 Record = dict[str, Any]
 """What a command prints with `--json`."""
@@ -94,13 +95,25 @@ def read_json(path: Path) -> object:
             f"{path.name} cannot be read as JSON; name a file that can be.") from None
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise unless `path` may be a checkpoint: it is read, and checked whole, later.
+def checkpoint(name: Path) -> Path:
+    """Find the checkpoint at `name`, or that of a shipped tier; it is read, and checked, later.
 
     Raises:
-        CheckpointError: it is none.
+        SettingError, CheckpointError: there is none.
     """
+    path = family.find_checkpoint(name)
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"Directory {path.name} has no config.json; name a checkpoint directory."
         )
+    return path
+
+
+def check_data(path: Path) -> None:
+    """Raise unless there is something at `path`; it is read, and checked, later.
+
+    Raises:
+        DataError: there is nothing.
+    """
+    if not path.exists():
+        raise DataError(f"There is no data at {path.name}; name a file or directory of examples.")

@@ -1,189 +1,201 @@
-"""Commands that train: a student from its teacher, and a checkpoint to bear 4 bits."""
+"""Commands that train: a student from its teacher, and a checkpoint for 4 bits."""
 
 from __future__ import annotations
 
-import json
+import functools
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cloister import display
+from cloister.commands.options import Options, Record, check_data, checkpoint
 from cloister.errors import SettingError
-from cloister.tiers import ladder
+from cloister.files import check_output
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from rich.console import Console
 
     from cloister.corpus import Example
-    from cloister.distill.data import Pair
     from cloister.distill.schedule import Schedule
-    from cloister.vault.namespace import Namespace as Space
+    from cloister.distill.teacher import LogitStore
+    from cloister.tiers import Scale, Tier
 
-__all__ = ["distill", "quantize_aware"]
+__all__ = ["Distill", "TrainOptions", "distill", "quantize_aware"]
 
-Record = dict[str, Any]
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """What every command that trains is told."""
 
+    output: Path
+    force: bool
+    data: Path | None
+    held_out: Path | None
+    allow_overlap: bool
+    tolerate: float
+    passes: float
+    steps: int | None
+    tokens: int
+    micro: int
+    rate: float
+    dropout: float
+    seed: int
+    float32: bool
+    compile: bool
 
-def distill(args: Namespace) -> Record:
-    """Teach a student what a teacher knows."""
-    with display.quiet(args.debug) as console:
-        _lead(args, console)
-        return _distill(args, console)
+    def schedule(self) -> Schedule:
+        """Return how long and how fast to train.
 
+        Raises:
+            SettingError: a value outside its bound.
+        """
+        from cloister.distill.schedule import Schedule
 
-def _distill(args: Namespace, console: Console) -> Record:
-    from cloister import training
-    from cloister.distill.losses import Divergence, Objective
-    from cloister.distill.schedule import OnPolicy
-    from cloister.model.checkpoint import Checkpoint
-
-    teacher = Checkpoint.open(args.teacher)
-    config = teacher.metadata.config
-    shape = replace(
-        ladder(args.size)[args.tier], vocab_size=config.shape.vocab_size,
-        context=min(config.shape.context, ladder(args.size)[args.tier].context),
-        tied=config.shape.tied,
-    )
-    examples, held_out = _examples(args, console)
-    data, kept = (
-        training.encode(teacher, each, shape.context) for each in (examples, held_out))
-    schedule = _schedule(args, data, shape.context)
-    objective = Objective(
-        hard=args.hard, divergence=Divergence(args.divergence), temperature=args.temperature)
-    with _private(args) as space:
-        outcome = training.distill(
-            teacher, args.output, shape=shape, name=args.tier, data=data, held_out=kept,
-            schedule=schedule, objective=objective, draws=args.draws, space=space,
-            on_policy=OnPolicy(share=args.own_answers) if args.own_answers else None,
-            from_scratch=args.from_scratch, compiled=args.compile, replace_existing=args.force,
-            console=console,
+        return Schedule(
+            steps=self.steps, passes=self.passes, tokens=self.tokens,
+            micro=min(self.tokens, self.micro), peak=self.rate, seed=self.seed,
+            warmup=50 if self.steps is None else min(50, self.steps // 10), dropout=self.dropout,
+            autocast=not self.float32,
         )
-    if args.held_out is None and not args.private and not args.silent:
-        _keep(args, held_out, console)
-    record = outcome.to_dict()
-    if not args.json and not args.silent:
-        run = outcome.run
-        display.table(f"{args.output.name}: what the student learnt", ("", "measured"), [
-            ("parameters", display.count(shape.parameters)),
-            ("steps", str(len(run.losses))),
-            ("tokens", display.count(run.tokens)),
-            ("time", f"{run.seconds:.0f} s"),
-            ("held-out cross-entropy: teacher", f"{outcome.teacher:.4f} nats a token"),
-            ("student, before", f"{outcome.before:.4f}"),
-            ("student, after", f"{outcome.after:.4f}"),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(TrainOptions):
+    """A teacher, and what to make of it."""
+
+    teacher: Path
+    tier: Tier
+    size: Scale
+    from_scratch: bool
+    hard: float
+    divergence: str
+    temperature: float
+    draws: int | None
+    private: bool
+    namespace: str
+    own_answers: float
+
+
+def distill(options: Distill) -> Record | None:
+    """Teach a student what a teacher knows; None in a process that is not the first."""
+    teacher = checkpoint(options.teacher)
+    assert options.data is not None
+    check_data(options.data)
+    check_output(options.output, kind="checkpoint", mark="config.json", replace=options.force)
+    with _console(options) as console, _sealing(options) as store:
+        from cloister.distill import run
+        from cloister.distill.losses import Divergence, Objective
+        from cloister.distill.schedule import OnPolicy
+
+        settings = run.DistillSettings(
+            schedule=options.schedule(),
+            objective=Objective(hard=options.hard, divergence=Divergence(options.divergence),
+                                temperature=options.temperature),
+            on_policy=OnPolicy(share=options.own_answers) if options.own_answers else None,
+            compiled=options.compile, scale=options.size, from_scratch=options.from_scratch,
+            draws=options.draws, store=store, allow_overlap=options.allow_overlap,
+        )
+        with display.progress(console, str(options.tier)) as progress:
+            student = run.distill(
+                teacher, options.output, student=options.tier,
+                data=_examples(options, console), held_out=options.held_out, settings=settings,
+                replace=options.force, progress=progress)
+        report = student.report
+        assert isinstance(report, run.DistillReport)
+        apart = run.run_folder(options.output) / "held-out.jsonl"
+        if options.held_out is None and apart.exists():
+            console.print(
+                f"What was held out of the data: {apart.parent.name}/{apart.name}.", markup=False)
+        first = not console.quiet
+    if not options.json and first:
+        display.table(f"{options.output.name}: what the student learnt", ("", "measured"), [
+            ("parameters", display.count(report.shape.parameters)),
+            ("steps", str(len(report.run.losses))),
+            ("tokens", display.count(report.run.tokens)),
+            ("time", f"{report.run.seconds:.0f} s"),
+            ("held-out cross-entropy: teacher", f"{report.teacher:.4f} nats a token"),
+            ("student, before", f"{report.before:.4f}"),
+            ("student, after", f"{report.after:.4f}"),
         ])
-    return record
+    return report.to_dict() if first else None
 
 
-@contextmanager
-def _private(args: Namespace) -> Iterator[Space | None]:
-    """Where the teacher's draws are sealed, if they are to be."""
-    if not args.private:
-        yield None
-        return
-    if args.draws is None:
-        raise SettingError("Only recorded draws need sealing; add --draws, or leave --private out.")
-    from cloister.commands.vault import asking
-    from cloister.settings import Settings
-    from cloister.vault.local import open_vault
-
-    with open_vault(Settings.from_environment(), asking(), create=True) as vault:
-        yield vault.namespace(args.namespace)
-
-
-def quantize_aware(args: Namespace) -> Record:
-    """Quantize a checkpoint after training it to bear that."""
-    with display.quiet(args.debug) as console:
-        _lead(args, console)
-        return _quantize_aware(args, console)
-
-
-def _quantize_aware(args: Namespace, console: Console) -> Record:
-    from cloister import training
-    from cloister.model.checkpoint import Checkpoint
-    from cloister.model.recipe import Recipe
-
-    if args.data is None:
+def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record | None:
+    """Quantize a checkpoint after training it for that; None in a process that is not the first."""
+    if options.data is None:
         raise SettingError("Training needs data; name some with --data, or leave --qat out.")
-    source = Checkpoint.open(args.source)
-    examples, _ = _examples(args, console)
-    data = training.encode(source, examples, source.metadata.config.shape.context)
-    run = training.train_quantized(
-        source, args.output, recipe=Recipe.parse(args.recipe), data=data,
-        schedule=_schedule(args, data, source.metadata.config.shape.context),
-        folder=training.run_folder(args.output), compiled=args.compile,
-        replace_existing=args.force, console=console,
-    )
-    if not args.json and not args.silent:
-        display.table(f"{args.output.name}: trained to bear {args.recipe}", ("", "measured"), [
+    check_data(options.data)
+    with _console(options) as console:
+        from cloister import corpus
+        from cloister.quantize.apply import QuantizeReport, quantize
+        from cloister.quantize.train import QatSettings
+
+        examples = _examples(options, console)
+        if options.held_out is not None and not options.allow_overlap:
+            corpus.refuse_overlap(examples, corpus.read(options.held_out))
+        with display.progress(console, recipe) as progress:
+            made = quantize(
+                source, options.output, recipe, data=examples,
+                settings=QatSettings(schedule=options.schedule(), compiled=options.compile),
+                replace=options.force, progress=progress)
+        report = made.report
+        assert isinstance(report, QuantizeReport)
+        first = not console.quiet
+    run = report.run
+    if run is not None and not options.json and first:
+        display.table(f"{options.output.name}: trained for {recipe}", ("", "measured"), [
             ("steps", str(len(run.losses))), ("time", f"{run.seconds:.0f} s"),
             ("divergence, first step", f"{run.losses[0]:.2g} nats a token"),
             ("divergence, last step", f"{run.losses[-1]:.2g}"),
         ])
-    return {
-        "recipe": args.recipe, "identity": Checkpoint.open(args.output).identity,
-        "steps": len(run.losses), "seconds": round(run.seconds, 1), "loss": run.losses[-1],
-    }
+    return report.to_dict() if first else None
 
 
-def _lead(args: Namespace, console: Console) -> None:
-    """Of several processes only the first gives word."""
-    from cloister.distill.parallel import Parallel
+@contextmanager
+def _console(options: TrainOptions) -> Iterator[Console]:
+    """Give the console, which of several processes only the first writes to."""
+    with display.quiet(options.debug) as console:
+        from cloister.distill.parallel import Parallel
 
-    args.silent = console.quiet = Parallel().rank > 0
+        console.quiet = Parallel().rank > 0
+        yield console
 
 
-def _examples(args: Namespace, console: Console) -> tuple[list[Example], list[Example]]:
-    """Training and held-out data, and word of what had to be left out."""
-    from cloister.corpus import load, read, refuse_overlap, split
+@contextmanager
+def _sealing(
+    options: Distill
+) -> Iterator[Callable[[Mapping[str, str | int]], LogitStore] | None]:
+    """Give what makes the store of the teacher's draws, where they are to be sealed.
 
-    corpus = load(args.data, tolerated=args.tolerate)
+    Raises:
+        SettingError: none are to be recorded.
+    """
+    if not options.private:
+        yield None
+        return
+    if options.draws is None:
+        raise SettingError("Only recorded draws need sealing; add --draws, or leave --private out.")
+    from cloister.commands.vault import asking
+    from cloister.distill.teacher import SealedStore
+    from cloister.vault.local import open_vault
+    from cloister.vault.namespace import Kind
+
+    with open_vault(asking(), create=True, notify=display.note) as vault:
+        yield functools.partial(
+            SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
+
+
+def _examples(options: TrainOptions, console: Console) -> list[Example]:
+    """Return the data to train on, and say what had to be left out."""
+    from cloister.corpus import load
+
+    assert options.data is not None
+    corpus = load(options.data, tolerated=options.tolerate)
     if corpus.flaws:
         counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, corpus.flaws[:5]))
-        console.print(f"Left out of {args.data.name}: {counts} (first {places}).", markup=False)
-    examples: list[Example] = list(corpus.examples)
-    if args.held_out is None:
-        examples, held_out = split(examples)
-    else:
-        held_out = read(args.held_out)
-        if not args.allow_overlap:
-            refuse_overlap(examples, held_out)
-    if not examples or not held_out:
-        raise SettingError(
-            f"{args.data.name} has too few examples to hold some out; add data, or name other "
-            "examples with --held-out."
-        )
-    return examples, held_out
-
-
-def _keep(args: Namespace, held_out: list[Example], console: Console) -> None:
-    """What was held out of the data stays beside the run, for later measuring."""
-    from cloister.distill.state import writing
-    from cloister.training import run_folder
-
-    path = run_folder(args.output) / "held-out.jsonl"
-    with writing(path):
-        path.write_text("".join(
-            json.dumps({"task": each.task, "input": each.input, "target": each.target}) + "\n"
-            for each in held_out), "utf-8")
-    console.print(
-        f"{len(held_out):,} examples were held out: {path.parent.name}/{path.name}.", markup=False)
-
-
-def _schedule(args: Namespace, data: list[Pair], context: int) -> Schedule:
-    from cloister.distill.data import one_pass
-    from cloister.distill.schedule import Schedule
-
-    plain = Schedule(
-        steps=1, tokens=args.tokens, micro=min(args.tokens, args.micro), peak=args.rate,
-        seed=args.seed, dropout=args.dropout, autocast=not args.float32,
-    )
-    steps = args.steps
-    if steps is None:
-        a_pass = len(one_pass(data, plain.micro, args.seed, context))
-        steps = max(1, round(args.passes * a_pass / max(1, plain.tokens // plain.micro)))
-    return replace(plain, steps=steps, warmup=min(plain.warmup, steps // 10))
+        console.print(
+            f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
+    return list(corpus.examples)

@@ -91,8 +91,7 @@ def asking(*, new: bool = False) -> Callable[[], str] | None:
 
 
 def _open(args: Vault) -> store.Vault:
-    return local.open_vault(
-        Settings.from_environment(), asking(), accept_rollback=args.accept_rollback)
+    return local.open_vault(asking(), accept_rollback=args.accept_rollback)
 
 
 def _init(args: Vault) -> Record:
@@ -231,7 +230,7 @@ def _unsealed(home: Path, out: Path, model: bytes) -> None:
     out.mkdir()
     settings = replace(
         Settings.from_environment(), home=home, keyfile=None, passphrase=None, provider=None)
-    with local.open_vault(settings) as opened:
+    with local.open_vault(settings=settings) as opened:
         for space in opened.namespaces():
             for number, content in enumerate(space.everything(model)):
                 (out / f"{space.name}-{number}").write_bytes(content)

@@ -49,7 +49,7 @@ class Batch:
     keys: tuple[int, ...]  # numbers of the examples, row by row
 
     def part(self, rank: int, world: int) -> Batch:
-        """The rows of process `rank` of `world`; a row of padding where there are too few."""
+        """Return the rows of process `rank` of `world`, or a row of padding."""
         rows = range(rank, len(self.tokens_BT), world)
         if not rows:
             empty = torch.zeros_like(self.tokens_BT[:1])
@@ -65,7 +65,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
+        """Return the same on `device`."""
         return Batch(
             tokens_BT=self.tokens_BT.to(device), labels_BT=self.labels_BT.to(device),
             segments_BT=self.segments_BT.to(device), keys=self.keys,
@@ -84,7 +84,7 @@ class Packed:
         self._masks: dict[int | None, torch.Tensor] = {}
 
     def _mask(self, window: int | None) -> torch.Tensor:
-        """bool[B, 1, T, T]."""
+        """Return which keys each query sees, bool[B, 1, T, T]."""
         if window not in self._masks:
             place = torch.arange(self.segments_BT.shape[1], device=self.segments_BT.device)
             seen = place[:, None] >= place
@@ -101,7 +101,7 @@ class Packed:
         k_BTGD: torch.Tensor,
         v_BTGD: torch.Tensor,
     ) -> torch.Tensor:
-        """Attention output, [B, T, H, D]."""
+        """Return the attention output, [B, T, H, D]."""
         mask, scale = self._mask(self.config.window_of(layer)), self.config.attention_scale
         softcap = self.config.attention_softcap
         if q_BTHD.device.type != "cpu":
@@ -120,7 +120,7 @@ class Packed:
 
 
 def pair(tokenizer: Tokenizer, example: Example, end: int) -> Pair:
-    """Ids of the prompt, up to where the answer begins, and of the answer with `end`."""
+    """Return the ids of the prompt, up to where the answer begins, and of the answer with `end`."""
     prompt = [
         Message(role="system", content=example.task), Message(role="user", content=example.input)
     ]
@@ -130,7 +130,7 @@ def pair(tokenizer: Tokenizer, example: Example, end: int) -> Pair:
 def pairs(
     tokenizer: Tokenizer, examples: Iterable[Example], end: int, context: int
 ) -> list[Pair]:
-    """Every example as ids.
+    """Return every example as ids.
 
     Raises:
         ContextExceeded: an example is longer than `context`; it is named by its place.
@@ -148,7 +148,7 @@ def pairs(
 
 
 def fingerprint(data: Sequence[Pair]) -> str:
-    """Differs between data sets: their lengths and a checksum of every id."""
+    """Return what tells data sets apart: their lengths and a checksum of every id."""
     crc = 0
     for prompt, answer in data:
         crc = zlib.crc32(array("q", [len(prompt), *prompt, *answer]).tobytes(), crc)
@@ -158,7 +158,7 @@ def fingerprint(data: Sequence[Pair]) -> str:
 def schedule_rows(
     data: Sequence[Pair], tokens: int, seed: int, context: int
 ) -> Iterator[tuple[int, list[Row]]]:
-    """Pass after pass of `one_pass`, without end, each shuffled anew.
+    """Yield pass after pass of `one_pass`, without end, each shuffled anew.
 
     Raises:
         DataError: there are no examples.
@@ -172,7 +172,7 @@ def schedule_rows(
 def one_pass(
     data: Sequence[Pair], tokens: int, seed: str | int, context: int
 ) -> list[tuple[int, list[Row]]]:
-    """The row length of each batch, and its rows of example numbers.
+    """Return the row length of each batch, and its rows of example numbers.
 
     Every example comes once, in a row that holds it whole. A batch has rows of one length,
     `tokens` positions in all (one row at least); the last ones may be empty.
@@ -189,20 +189,20 @@ def one_pass(
         longer *= 2
     lengths.append(context)
     sizes = [len(prompt) + len(answer) for prompt, answer in data]
-    chance = random.Random(f"rows {seed}")  # not for secrets
+    rng = random.Random(f"rows {seed}")  # not for secrets
     order = list(range(len(data)))
-    chance.shuffle(order)
+    rng.shuffle(order)
     made: list[tuple[int, list[Row]]] = []
     for length, rows in _packed(order, sizes, lengths).items():
         width = max(1, tokens // length)
         rows += [[]] * (-len(rows) % width)  # batches of few shapes: compiled code is kept
         made += [(length, rows[at:at + width]) for at in range(0, len(rows), width)]
-    chance.shuffle(made)
+    rng.shuffle(made)
     return made
 
 
 def _packed(order: list[int], sizes: list[int], lengths: list[int]) -> dict[int, list[Row]]:
-    """Rows by length: long examples first, then short ones where they leave the least room."""
+    """Return rows by length: long examples first, short ones where they leave the least room."""
     least = min(sizes)
     rows: dict[int, list[Row]] = {length: [] for length in lengths}
     free: list[tuple[int, int, Row]] = []  # room, number of the row, the row; by room
@@ -224,7 +224,7 @@ def _packed(order: list[int], sizes: list[int], lengths: list[int]) -> dict[int,
 
 
 def batch(data: Sequence[Pair], length: int, rows: Sequence[Row]) -> Batch:
-    """Rows of `length` positions with the examples whose numbers `rows` holds."""
+    """Return rows of `length` positions with the examples whose numbers `rows` holds."""
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     labels, segments = torch.full_like(tokens, IGNORE), torch.full_like(tokens, -1)
     for at, row in enumerate(rows):

@@ -14,18 +14,16 @@ import math
 import signal
 import threading
 import time
-import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
-from cloister.distill import losses
+from cloister.distill import losses, state
 from cloister.distill.data import (
     IGNORE,
     Batch,
@@ -38,13 +36,13 @@ from cloister.distill.data import (
 )
 from cloister.distill.losses import Objective
 from cloister.distill.optimizer import Optimizer
-from cloister.distill.parallel import Parallel, multiplies_bfloat16
-from cloister.distill.progress import bar
-from cloister.distill.state import read_state, write_state, writing
+from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16
 from cloister.distill.teacher import Sampled
 from cloister.errors import LossNotFinite, SettingError, VocabularyMismatch
+from cloister.files import disk_errors
 from cloister.model.generate import generate
 from cloister.model.transformer import Attention, FeedForward
+from cloister.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,12 +50,13 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from cloister.distill.schedule import OnPolicy, Schedule
+    from cloister.distill.schedule import OnPolicy, TrainSettings
     from cloister.model.transformer import Decoder
+    from cloister.progress import Progress
 
-__all__ = ["Run", "check_recorded", "train"]
+__all__ = ["Run", "check_recorded", "restore", "train"]
 
-_T = TypeVar("_T")
+_Loss = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(kw_only=True)
@@ -70,104 +69,107 @@ class Run:
 
 
 def train(
-    student: Decoder,
+    student: Decoder | Sharded,
     data: Sequence[Pair],
-    schedule: Schedule,
-    state: Path,
+    settings: TrainSettings,
+    folder: Path,
     *,
-    objective: Objective | None = None,
-    teacher: Decoder | Sampled | None = None,
-    on_policy: OnPolicy | None = None,
-    metrics: Path | None = None,
-    parallel: Parallel | None = None,
-    compiled: bool = False,
+    teacher: Decoder | Sharded | Sampled | None = None,
     origin: str = "",
-    title: str = "training",
-    console: Console | None = None,
+    stage: str = "train",
+    progress: Progress = silent,
 ) -> Run:
     """Train `student` in place.
 
-    The file `state` holds what is needed to go on after a kill: the same losses follow. `origin`
-    tells runs apart that settings and data do not: what the student began as. `metrics`
-    gets a JSON object a line and step; `console` (or the standard error) shows a bar. With
-    `compiled`, torch.compile makes the steps faster, after half a minute or more of compilation.
-    Without a teacher all is cross-entropy on the labels.
+    `folder/state` holds what is needed to go on after a kill: the same losses follow, on however
+    many processes. `origin` tells runs apart that settings, data and teacher do not: what the
+    student began as. `folder/metrics.jsonl` gets a JSON object a line and step. Without a teacher
+    all is cross-entropy on the labels.
 
     Raises:
-        SettingError: settings that do not fit together, or `state` is another run's.
+        SettingError: settings that do not fit together, or the state is another run's.
         DataError: no data.
         VocabularyMismatch: teacher and student have different vocabularies.
-        LossNotFinite: a loss is NaN or infinite; `state` holds the last good weights.
+        LossNotFinite: a loss is NaN or infinite; the state holds the last good weights.
+        NotEnoughDisk, OutputUnwritable: a file of the run cannot be written.
+        TrainingError: the state cannot be read.
     """
-    objective = objective or Objective(hard=1.0)
-    parallel = parallel or Parallel()
-    _check(student, objective, teacher, on_policy, parallel, compiled=compiled)
-    return _Loop(
-        student, data, schedule, state, objective, teacher, on_policy, metrics,
-        parallel, compiled, origin, title, console,
-    ).run()
+    _check(student, settings, teacher)
+    parallel = Parallel()
+    if not isinstance(student, Sharded):
+        student = Sharded(student, parallel)
+    if not isinstance(teacher, Sharded | Sampled | None):
+        teacher = Sharded(teacher, parallel)
+    loop = _Loop(_Step(student, teacher, compiled=settings.compiled), data, settings, folder)
+    return loop.run(origin, stage, progress if parallel.rank == 0 else silent)
 
 
-class _Step(nn.Module):
-    """What uses a student's weights, in one module, so that they can be sharded."""
+class _Step:
+    """What uses the weights of student and teacher."""
 
     def __init__(
-        self, student: Decoder, teacher: Decoder | Sampled | None, *, compiled: bool
+        self, student: Sharded, teacher: Sharded | Sampled | None, *, compiled: bool
     ) -> None:
-        super().__init__()
-        self.student = student
-        self.held = (teacher,)  # in a tuple: not a part of what is trained, saved or sharded
+        self.student, self.teacher = student, teacher
         self.hidden = torch.compile(_hidden, dynamic=False) if compiled else _hidden
 
-    def forward(self, use: Callable[[], _T]) -> _T:
-        """What `use` gives: while it runs, the weights that it needs are here."""
-        return use()
+    def losses(self, part: Batch, objective: Objective) -> _Loss:
+        """Return sums over the labels: cross-entropy, and divergence from the teacher."""
+        sums: _Loss = self.student(lambda: self._losses(part, objective))
+        return sums
 
-    def losses(self, part: Batch, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over the labels: cross-entropy, and divergence from the teacher."""
+    def _losses(self, part: Batch, objective: Objective) -> _Loss:
+        student = self.student.decoder
         learnt_BT = part.labels_BT != IGNORE
         labels_N = part.labels_BT[learnt_BT]
-        rows_ND = self.hidden(self.student, part.tokens_BT, part.segments_BT)[learnt_BT]
-        apart = self._teacher(part, learnt_BT, objective)
+        rows_ND = self.hidden(student, part.tokens_BT, part.segments_BT)[learnt_BT]
+        divergence = self._divergence(part, learnt_BT, objective)
 
-        def loss(at: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            logits_NV = self.student.logits(rows_ND[at]).float()
+        def loss(at: slice) -> _Loss:
+            logits_NV = student.logits(rows_ND[at]).float()
             entropy = functional.cross_entropy(logits_NV, labels_N[at], reduction="sum")
-            return entropy, apart(logits_NV, at)
+            return entropy, divergence(logits_NV, at)
 
-        return losses.chunked(loss, len(labels_N), self.student.config.shape.vocab_size)
+        return losses.chunked(loss, len(labels_N), student.config.shape.vocab_size)
 
-    def _teacher(
+    def _divergence(
         self, part: Batch, learnt_BT: torch.Tensor, objective: Objective
     ) -> Callable[[torch.Tensor, slice], torch.Tensor]:
-        """What gives the divergence of the student's logits at a slice of the labels."""
-        (teacher,) = self.held
-        if objective.hard == 1 or teacher is None:
+        """Return what gives the divergence of the student's logits at a slice of the labels."""
+        if objective.hard == 1 or self.teacher is None:
             return lambda logits_NV, at: logits_NV.new_zeros(())
-        if isinstance(teacher, Sampled):
-            draws = teacher.targets(part.keys).to(part.tokens_BT.device)
+        if isinstance(self.teacher, Sampled):
+            draws = self.teacher.targets(part.keys).to(part.tokens_BT.device)
             return lambda logits_NV, at: losses.sampled_cross_entropy(logits_NV, draws[at])
+        teacher = self.teacher.decoder
         with torch.no_grad():
-            rows_ND = self.hidden(teacher, part.tokens_BT, part.segments_BT)[learnt_BT]
+            rows_ND = self.teacher(
+                lambda: self.hidden(teacher, part.tokens_BT, part.segments_BT))[learnt_BT]
 
-        def apart(logits_NV: torch.Tensor, at: slice) -> torch.Tensor:
-            with torch.no_grad():
+        def divergence(logits_NV: torch.Tensor, at: slice) -> torch.Tensor:
+            with torch.no_grad():  # its head is whole until `release`
                 teacher_NV = teacher.logits(rows_ND[at]).float()
             return losses.divergence(logits_NV, teacher_NV, objective)
 
-        return apart
+        return divergence
+
+    def release(self) -> None:
+        """Drop what both models have whole."""
+        for model in (self.student, self.teacher):
+            if isinstance(model, Sharded):
+                model.release()
 
 
 def _hidden(
     decoder: Decoder, tokens_BT: torch.Tensor, segments_BT: torch.Tensor
 ) -> torch.Tensor:
-    """[B, T, D]."""
+    """Return [B, T, D]."""
     return decoder.hidden(tokens_BT, 0, Packed(decoder.config, segments_BT))
 
 
 @contextmanager
-def _patience() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: the step at hand is ended first; pressed again, it is not."""
+def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
+    """Give whether Ctrl-C was pressed, so that a step is ended first; pressed again, it is not."""
     pressed: list[bool] = []
 
     def note(*_: object) -> None:
@@ -185,65 +187,43 @@ def _patience() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _fingerprint(teacher: Decoder | Sampled | None) -> str:
-    """Differs between teachers: a little of every weight."""
-    if teacher is None or isinstance(teacher, Sampled):
-        return type(teacher).__name__
-    some = [parameter.detach().flatten()[:64].float().cpu() for parameter in teacher.parameters()]
-    return f"{zlib.crc32(torch.cat(some).numpy().tobytes()):08x}"
-
-
 class _Loop:
     """One run of `train`."""
 
     def __init__(
-        self, student: Decoder, data: Sequence[Pair], schedule: Schedule, state: Path,
-        objective: Objective, teacher: Decoder | Sampled | None, on_policy: OnPolicy | None,
-        metrics: Path | None, parallel: Parallel, compiled: bool, origin: str, title: str,
-        console: Console | None,
+        self, step: _Step, data: Sequence[Pair], settings: TrainSettings, folder: Path
     ) -> None:
-        self.data, self.schedule, self.state, self.objective = data, schedule, state, objective
-        self.on_policy, self.metrics, self.parallel, self.title = (
-            on_policy, metrics, parallel, title)
-        self.student, self.teacher = student, teacher
-        # Of several processes only the first shows what they do.
-        self.console = console if parallel.rank == 0 else Console(quiet=True)
-        self.step = _Step(student, teacher, compiled=compiled)
-        parallel.shard(self.step, student.layers)
-        self.narrow = schedule.autocast and multiplies_bfloat16(parallel.device)
-        self.optimizer = Optimizer(student, schedule)
-        self.run_ = Run()
-        self.identity = json.dumps([
-            asdict(replace(schedule, steps=1)), asdict(objective),
-            on_policy and asdict(on_policy), fingerprint(data), _fingerprint(teacher),
-            asdict(student.config), origin,
-        ])
+        self.step, self.data, self.settings = step, data, settings
+        self.student = step.student.decoder
+        self.schedule = settings.schedule.planned(data, self.student.config.shape.context)
+        assert self.schedule.steps is not None
+        self.steps = self.schedule.steps
+        self.parallel = step.student.parallel
+        self.narrow = self.schedule.autocast and multiplies_bfloat16(self.parallel.device)
+        self.state, self.metrics = folder / "state", folder / "metrics.jsonl"
+        self.optimizer = Optimizer(self.student, self.schedule)
         self.saved = 0  # steps in `state`
 
-    def run(self) -> Run:
+    def run(self, origin: str, stage: str, progress: Progress) -> Run:
         """Train to the end."""
-        schedule, parallel = self.schedule, self.parallel
-        self._resume()
+        self.identity = self._identify(origin)
+        self.run_ = self._resume()
         self.student.train()
-        if isinstance(self.teacher, nn.Module):
-            self.teacher.eval()
-        began = time.perf_counter() - self.run_.seconds
-        done = len(self.run_.losses)
-        dropping = self._dropout()
+        began, done = time.perf_counter() - self.run_.seconds, len(self.run_.losses)
+        resumed_at, dropping = self.run_.seconds, self._dropout()
+        progress(stage, done, self.steps)
         try:
-            with bar(
-                self.title, schedule.steps, done=done, console=self.console
-            ) as show, torch.random.fork_rng(parallel.random_devices), _patience() as asked:
-                for number, plan in enumerate(self._plans()):
-                    if number == schedule.steps:
-                        break
-                    if number < done:  # a resumed run draws the same batches
-                        continue
-                    stop = self._learn(number, plan, asked)
+            with torch.random.fork_rng(
+                self.parallel.random_devices
+            ), _graceful_interrupt() as interrupted:
+                # A resumed run draws the same batches.
+                for number, plan in islice(enumerate(self._plans()), done, self.steps):
+                    stop = self._learn(number, plan, interrupted)
                     self.run_.seconds = time.perf_counter() - began
-                    show(number + 1, self._note())
-                    last = number + 1 == schedule.steps
-                    if (number + 1) % schedule.save_every == 0 or last or stop:
+                    speed = (number + 1 - done) / (self.run_.seconds - resumed_at)
+                    progress(stage, number + 1, self.steps, self._note(speed))
+                    last = number + 1 == self.steps
+                    if (number + 1) % self.schedule.save_every == 0 or last or stop:
                         self._save()
                     if stop:
                         raise KeyboardInterrupt
@@ -253,76 +233,96 @@ class _Loop:
         self.student.eval()
         return self.run_
 
+    def _identify(self, origin: str) -> str:
+        """Return what must be the same for a run to go on."""
+        teacher = self.step.teacher
+        return json.dumps([
+            asdict(replace(self.schedule, steps=1, passes=1.0)), asdict(self.settings.objective),
+            self.settings.on_policy and asdict(self.settings.on_policy), fingerprint(self.data),
+            teacher.identity if isinstance(teacher, Sharded) else type(teacher).__name__,
+            asdict(self.student.config), origin,
+        ])
+
     def _plans(self) -> Iterator[list[tuple[int, list[list[int]]]]]:
-        """Of each step, its batches."""
-        schedule = self.schedule
-        batches = schedule_rows(
-            self.data, schedule.micro, schedule.seed, self.student.config.shape.context)
+        """Yield the batches of each step."""
+        batches = schedule_rows(self.data, self.schedule.micro, self.schedule.seed,
+                                self.student.config.shape.context)
         while True:
-            yield list(islice(batches, max(1, schedule.tokens // schedule.micro)))
+            yield list(islice(batches, self.schedule.batches))
 
     def _learn(
-        self, number: int, plan: list[tuple[int, list[list[int]]]], asked: Callable[[], bool]
+        self, number: int, plan: list[tuple[int, list[list[int]]]],
+        interrupted: Callable[[], bool],
     ) -> bool:
-        """One step; whether any process was asked to stop after it."""
-        schedule, parallel = self.schedule, self.parallel
-        began = time.perf_counter()
+        """Take one step, and return whether any process was interrupted meanwhile."""
+        parallel, began = self.parallel, time.perf_counter()
         # Set anew at every step, so that dropout and sampling go on alike after a kill.
-        torch.manual_seed(schedule.seed * 1_000_003 + number * parallel.world + parallel.rank)
-        objective, own = self.objective, bool(self._phase(number)[1])
-        if self.on_policy and own:
-            objective, batches = self.on_policy.objective, self._answered(number, plan)
+        torch.manual_seed(self.schedule.seed * 1_000_003 + number * parallel.world + parallel.rank)
+        objective, own = self.settings.objective, self._phase(number)[1]
+        if self.settings.on_policy and own:
+            objective = self.settings.on_policy.objective
+            batches = self._answered(number, plan)
         else:
             batches = [batch(self.data, length, rows) for length, rows in plan]
         count = sum(int((whole.labels_BT != IGNORE).sum()) for whole in batches)
         sums = torch.zeros(4, device=parallel.device)
         for whole in batches:
-            part = whole.part(parallel.rank, parallel.world).to(parallel.device)
-            with torch.autocast(parallel.device.type, torch.bfloat16, enabled=self.narrow):
-                entropy, apart = self.step(lambda part=part: self.step.losses(part, objective))
-            loss = (objective.hard * entropy + (1 - objective.hard) * apart) / count
-            # Gradients are averaged over processes, and the loss is a sum over them.
-            torch.autograd.backward(loss * parallel.world)
-            sums[:3] += torch.stack([loss, entropy / count, apart / count]).detach()
+            sums[:3] += self._gradient(whole, objective, count)
         norm = float(parallel.full(
-            nn.utils.clip_grad_norm_(self.student.parameters(), schedule.clip)))
-        sums[3] = asked()
-        total, entropy_a_token, apart_a_token, stop = parallel.sum(sums)
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.schedule.clip)))
+        sums[3] = interrupted()
+        total, entropy_a_token, divergence_a_token, stop = parallel.sum(sums)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise LossNotFinite(self._diverged(number, batches))
-        rate = schedule.rate(number)
+        rate = self.schedule.rate(number)
         self.optimizer.step(rate)
         self.run_.losses.append(total)
         tokens = sum(int((whole.segments_BT >= 0).sum()) for whole in batches)
         self.run_.tokens += tokens
         self._record({
             "step": number, "loss": total, "cross_entropy": entropy_a_token,
-            "divergence": apart_a_token, "rate": rate, "gradient_norm": norm, "tokens": tokens,
-            "labels": count, "seconds": round(time.perf_counter() - began, 4), "on_policy": own,
+            "divergence": divergence_a_token, "rate": rate, "gradient_norm": norm,
+            "tokens": tokens, "labels": count, "seconds": round(time.perf_counter() - began, 4),
+            "on_policy": own,
         })
         return stop > 0
 
-    def _phase(self, number: int) -> list[float | bool]:
-        """Learning rate of a step, and whether the student answers itself."""
-        share = self.on_policy.share if self.on_policy else 0.0
-        steps = self.schedule.steps
-        return [self.schedule.rate(number), number >= steps - round(steps * share)]
+    def _gradient(self, whole: Batch, objective: Objective, count: int) -> torch.Tensor:
+        """Add the gradient of a batch; return its loss, cross-entropy and divergence, float32[3].
+
+        All are this process's part of sums over all, divided by `count` labels.
+        """
+        parallel = self.parallel
+        part = whole.part(parallel.rank, parallel.world).to(parallel.device)
+        with self._autocast():
+            entropy, divergence = self.step.losses(part, objective)
+        loss = (objective.hard * entropy + (1 - objective.hard) * divergence) / count
+        # Gradients are averaged over processes, and the loss is a sum over them.
+        torch.autograd.backward(loss * parallel.world)
+        self.step.release()
+        return torch.stack([loss, entropy / count, divergence / count]).detach()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.parallel.device.type, torch.bfloat16, enabled=self.narrow)
+
+    def _phase(self, number: int) -> tuple[float, bool]:
+        """Return the learning rate of a step, and whether the student answers itself."""
+        share = self.settings.on_policy.share if self.settings.on_policy else 0.0
+        return self.schedule.rate(number), number >= self.steps - round(self.steps * share)
 
     def _answered(self, number: int, plan: list[tuple[int, list[list[int]]]]) -> list[Batch]:
-        """The prompts of `plan` with answers that the student samples now, packed anew."""
-        assert self.on_policy is not None
-        limit, heat = self.on_policy.limit, self.on_policy.temperature
+        """Return the prompts of `plan` with answers that the student samples now, packed anew."""
+        on_policy = self.settings.on_policy
+        assert on_policy is not None
         numbers = [number for _, rows in plan for row in rows for number in row]
         end = self.data[numbers[0]][1][-1]
-        chance = torch.Generator(self.parallel.device).manual_seed(
+        rng = torch.Generator(self.parallel.device).manual_seed(
             self.schedule.seed * 1_000_003 + number)
         self.student.eval()
-        with torch.autocast(
-            self.parallel.device.type, torch.bfloat16, enabled=self.narrow
-        ):
-            answers = self.step(lambda: generate(
+        with self._autocast():
+            answers: list[list[int]] = self.step.student(lambda: generate(
                 self.student, [self.data[number][0] for number in numbers], end=(end,),
-                limit=limit, temperature=heat, generator=chance,
+                limit=on_policy.limit, temperature=on_policy.temperature, rng=rng,
             ))
         self.student.train()
         own = [
@@ -360,51 +360,69 @@ class _Loop:
             if isinstance(module, Attention | FeedForward)
         ]
 
-    def _note(self) -> str:
+    def _note(self, steps_a_second: float) -> str:
         recent = self.run_.losses[-20:]
-        speed = self.run_.tokens / max(self.run_.seconds, 1e-9)
-        return f"loss {sum(recent) / len(recent):.4f}, {speed:,.0f} tokens/s"
+        left = (self.steps - len(self.run_.losses)) / steps_a_second
+        return f"loss {sum(recent) / len(recent):.4f}, {left:.0f} s left"
 
     def _record(self, line: dict[str, object]) -> None:
-        if self.metrics is not None and self.parallel.rank == 0:
-            with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+        if self.parallel.rank == 0:
+            with disk_errors(self.metrics.name), self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
-        held = {
-            "identity": self.identity, "losses": self.run_.losses,
-            "phase": self._phase(len(self.run_.losses) - 1),
-            "seconds": self.run_.seconds, "tokens": self.run_.tokens,
-            **self.parallel.gather(self.student, self.optimizer),
-        }
-        if self.parallel.rank == 0:
-            write_state(self.state, held)
-        self.saved = len(self.run_.losses)
+        run = self.run_
+        record = state.Record(
+            identity=self.identity, phase=self._phase(len(run.losses) - 1), losses=run.losses,
+            seconds=run.seconds, tokens=run.tokens)
+        state.save_state(
+            self.state, record, _tensors(self.student) | self.optimizer.tensors, self.parallel)
+        self.saved = len(run.losses)
 
-    def _resume(self) -> None:
-        """Go on where `state` stopped, if there is one; later lines of `metrics` are dropped."""
-        if self.state.exists():
-            held = read_state(self.state)
+    def _resume(self) -> Run:
+        """Go on where the state stopped, if there is one; drop later lines of the metrics."""
+        record, run = state.read_record(self.state), Run()
+        if record is not None:
             # More steps are no other run, as long as no later phase had begun.
-            phase = self._phase(len(held["losses"]) - 1)
-            if held["identity"] != self.identity or held["phase"] != phase:
+            if record.identity != self.identity or (
+                record.phase != self._phase(len(record.losses) - 1)
+            ):
                 raise SettingError(
                     f"{self.state.name} was left by a run with other settings or data; repeat "
-                    "that one, or delete the file."
+                    "that one, or delete the folder."
                 )
-            self.parallel.scatter(held, self.student, self.optimizer)
-            self.run_ = Run(
-                losses=held["losses"], seconds=held["seconds"], tokens=held["tokens"])
-            self.saved = len(self.run_.losses)
-        if self.metrics is not None and self.parallel.rank == 0:
-            lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.exists() else []
-            kept = lines[:len(self.run_.losses)]
-            with writing(self.metrics):
-                self.metrics.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            state.load_state(
+                self.state, _tensors(self.student) | self.optimizer.tensors, self.parallel)
+            run = Run(losses=record.losses, seconds=record.seconds, tokens=record.tokens)
+            self.saved = len(run.losses)
+        if self.parallel.rank == 0:
+            with disk_errors(self.metrics.name):
+                lines = self.metrics.read_text("utf-8").splitlines() if (
+                    self.metrics.exists()) else []
+                self.metrics.write_text(
+                    "".join(f"{line}\n" for line in lines[:len(run.losses)]), "utf-8")
+        return run
+
+
+def restore(student: Sharded, folder: Path) -> bool:
+    """Read the weights that a run in `folder` kept last; return whether it kept any.
+
+    Raises:
+        TrainingError: they cannot be read.
+    """
+    if state.read_record(folder / "state") is None:
+        return False
+    state.load_state(folder / "state", _tensors(student.decoder), student.parallel)
+    return True
+
+
+def _tensors(student: Decoder) -> dict[str, torch.Tensor]:
+    """Return the weights by the names that they have in a state."""
+    return {f"weights.{name}": value.detach() for name, value in student.named_parameters()}
 
 
 def check_recorded(objective: Objective, on_policy: OnPolicy | None) -> None:
-    """Nothing, where a teacher's draws are enough for what is to be learnt.
+    """Raise unless a teacher's draws are enough for what is to be learnt.
 
     Raises:
         SettingError: they are not.
@@ -420,23 +438,28 @@ def check_recorded(objective: Objective, on_policy: OnPolicy | None) -> None:
 
 
 def _check(
-    student: Decoder, objective: Objective, teacher: Decoder | Sampled | None,
-    on_policy: OnPolicy | None, parallel: Parallel, *, compiled: bool,
+    student: Decoder | Sharded, settings: TrainSettings, teacher: Decoder | Sharded | Sampled | None
 ) -> None:
-    if compiled and parallel.world > 1:
+    """Raise unless what is to be trained fits together."""
+    if settings.compiled and Parallel().world > 1:
         raise SettingError("Compiled steps serve one process; leave --compile out.")
-    if objective.hard < 1 and teacher is None:
+    if settings.objective.hard < 1 and teacher is None:
         raise SettingError("There is no teacher to learn from; name one, or set hard to 1.")
     if isinstance(teacher, Sampled):
-        check_recorded(objective, on_policy)
-    if on_policy is not None and teacher is None:
+        check_recorded(settings.objective, settings.on_policy)
+    if settings.on_policy is not None and teacher is None:
         raise SettingError("The student-generated phase needs a teacher; name one.")
     if teacher is not None:
-        theirs = (teacher.vocabulary if isinstance(teacher, Sampled)
-                  else teacher.config.shape.vocab_size)
-        ours = student.config.shape.vocab_size
+        theirs, ours = _vocabulary(teacher), _vocabulary(student)
         if theirs != ours:
             raise VocabularyMismatch(
                 f"The teacher has {theirs} tokens and the student {ours}; both must use one "
                 "tokenizer: choose another teacher, or make the student with its vocabulary."
             )
+
+
+def _vocabulary(model: Decoder | Sharded | Sampled) -> int:
+    if isinstance(model, Sampled):
+        return model.vocabulary
+    decoder = model.decoder if isinstance(model, Sharded) else model
+    return decoder.config.shape.vocab_size

@@ -27,7 +27,7 @@ __all__ = [
     "jensen_shannon", "reverse_kl", "sampled_cross_entropy",
 ]
 
-CHUNK_BYTES = 128 << 20  # of the float32 logits that are held at a time
+CHUNK_BYTES = 128 << 20  # of the float32 logits that are in memory at a time
 
 
 class Divergence(StrEnum):
@@ -60,17 +60,17 @@ class Objective:
 
 
 def forward_kl(student_NV: torch.Tensor, teacher_NV: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) of log-probabilities."""
+    """Return KL(teacher || student) of log-probabilities."""
     return functional.kl_div(student_NV, teacher_NV, log_target=True, reduction="sum")
 
 
 def reverse_kl(student_NV: torch.Tensor, teacher_NV: torch.Tensor) -> torch.Tensor:
-    """KL(student || teacher) of log-probabilities."""
+    """Return KL(student || teacher) of log-probabilities."""
     return functional.kl_div(teacher_NV, student_NV, log_target=True, reduction="sum")
 
 
 def jensen_shannon(student_NV: torch.Tensor, teacher_NV: torch.Tensor) -> torch.Tensor:
-    """Mean of the KL divergences of both from their mixture, of log-probabilities."""
+    """Return the mean KL divergence of both from their mixture, of log-probabilities."""
     half = torch.logaddexp(student_NV, teacher_NV) - 0.6931471805599453
     return 0.5 * (forward_kl(half, student_NV) + forward_kl(half, teacher_NV))
 
@@ -85,15 +85,15 @@ _DIVERGENCES = {
 def divergence(
     student_NV: torch.Tensor, teacher_NV: torch.Tensor, objective: Objective
 ) -> torch.Tensor:
-    """The objective's divergence between two sets of logits, times the temperature squared."""
-    heat = objective.temperature
-    student, teacher = ((x / heat).log_softmax(-1) for x in (student_NV, teacher_NV))
-    apart: torch.Tensor = _DIVERGENCES[objective.divergence](student, teacher)
-    return apart * heat**2
+    """Return the objective's divergence between logits, times the temperature squared."""
+    temperature = objective.temperature
+    student, teacher = ((x / temperature).log_softmax(-1) for x in (student_NV, teacher_NV))
+    divergence: torch.Tensor = _DIVERGENCES[objective.divergence](student, teacher)
+    return divergence * temperature**2
 
 
 def sampled_cross_entropy(student_NV: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Cross-entropy of the student against a teacher's draws.
+    """Return the cross-entropy of the student against a teacher's draws.
 
     Its expectation over the draws is the forward KL divergence plus the teacher's entropy, which
     has no gradient (arXiv 2503.16870).
@@ -103,14 +103,14 @@ def sampled_cross_entropy(student_NV: torch.Tensor, draws: Draws) -> torch.Tenso
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Positions whose logits are held at a time."""
+    """Return how many positions' logits are in memory at a time."""
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
 def chunked(
     rows: Callable[[slice], tuple[torch.Tensor, torch.Tensor]], count: int, vocabulary: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of `rows(part)`, a pair of losses, over slices of `count` positions.
+    """Return the sum of `rows(part)`, a pair of losses, over slices of `count` positions.
 
     Where one slice does not hold them all, its logits are made again for the gradient, so that no
     two slices' logits exist at a time.

@@ -1,29 +1,47 @@
-"""One process, or several under torchrun that share a model (FSDP2)."""
+"""One process, or several under torchrun that share the weights of a model (FSDP2)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import ctypes
+import zlib
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from cloister.model.checkpoint import check_finite
+from cloister.model.transformer import Decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable
 
-    from torch import nn
+    from cloister.model.checkpoint import Checkpoint
 
-    from cloister.distill.optimizer import Optimizer
+__all__ = ["Parallel", "Sharded", "multiplies_bfloat16", "read_plain"]
 
-__all__ = ["Parallel", "multiplies_bfloat16"]
+_T = TypeVar("_T")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether `device` has products in bfloat16; a processor without is 100 times slower in it."""
+    """Return whether `device` has products in bfloat16; without, they take 100 times as long."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _return_freed_memory() -> None:
+    """Let glibc give large blocks back to the system once they are freed.
+
+    Otherwise it soon keeps all below 32 MB (M_MMAP_THRESHOLD in mallopt(3)), and layers that are
+    gathered and dropped one after the other stay in pieces: a process in four had more than one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 18)  # M_MMAP_THRESHOLD, bytes
 
 
 class Parallel:
@@ -38,6 +56,8 @@ class Parallel:
                 dist.init_process_group("nccl" if cuda else "gloo")
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
             self._mesh = init_device_mesh("cuda" if cuda else "cpu", (self.world,))
+            if not cuda:
+                _return_freed_memory()
         if cuda:
             torch.cuda.set_device(self.rank % torch.cuda.device_count())
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else (
@@ -48,61 +68,100 @@ class Parallel:
         """Devices whose random state a run uses, the processor's apart."""
         return [self.device] if self.device.type == "cuda" else []
 
-    def shard(self, module: nn.Module, layers: Iterable[nn.Module]) -> None:
-        """Move `module` to this process's device, and spread it over all processes."""
-        module.to(self.device)
-        if self._mesh is not None:
-            from torch.distributed.fsdp import fully_shard
-
-            for layer in layers:
-                fully_shard(layer, mesh=self._mesh)
+    def shard(self, module: nn.Module) -> None:
+        """Leave this process its part of the weights of `module` that are not sharded yet."""
+        if self._mesh is None:
+            module.to(self.device)
+        else:
             fully_shard(module, mesh=self._mesh)
 
     def sum(self, values: torch.Tensor) -> list[float]:
-        """Sums over all processes of float32[N]."""
+        """Return the sums over all processes of float32[N]."""
         values = values.detach()
         if self._mesh is not None:
             dist.all_reduce(values)
         return [float(value) for value in values]
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process is here."""
         if self._mesh is not None:
             dist.barrier()
 
     def full(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The whole of a tensor that may be spread over processes."""
+        """Return the whole of a tensor that may be sharded; every process has to ask for it."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def gather(self, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-        """Weights, and the optimizer's state by the weights' names, on the processor.
 
-        They do not depend on the number of processes.
-        """
-        named = dict(module.named_parameters())
-        return {
-            "weights": {name: self.full(value.detach()).cpu() for name, value in named.items()},
-            "optimizer": {
-                name: {key: self.full(held).cpu() for key, held in optimizer.state(value).items()}
-                for name, value in named.items()
-            },
-        }
+def read_plain(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Read a tensor of an unquantized checkpoint; a tied head is its embedding.
 
-    def scatter(
-        self, held: Mapping[str, Any], module: nn.Module, optimizer: Optimizer
+    Raises:
+        CheckpointError: it cannot be read.
+        NonFiniteTensor: it has a NaN or infinite entry.
+    """
+    if name == "head.weight" and checkpoint.metadata.config.shape.tied:
+        name = "embed.weight"
+    tensor = checkpoint.tensor(name)
+    check_finite(tensor, name, checkpoint.path)
+    return tensor
+
+
+class Sharded(nn.Module):
+    """A decoder whose weights are spread over the processes of a run, or lie in the only one.
+
+    Use it inside a call, `model(lambda: model.decoder(tokens))`: meanwhile each layer has its
+    weights whole while it needs them. Every process has to make the same calls.
+    """
+
+    def __init__(
+        self, decoder: Decoder, parallel: Parallel, *, identity: str | None = None,
+        fill: Callable[[str, nn.Module], None] = lambda prefix, module: None,
     ) -> None:
-        """Put back what `gather` gave."""
-        for name, parameter in module.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(_like(held["weights"][name], parameter))
-            optimizer.state(parameter).update({
-                key: _like(value, parameter) if value.dim() else value
-                for key, value in held["optimizer"][name].items()
-            })
+        """`fill(prefix, module)` gives a module its weights just before it is sharded."""
+        super().__init__()
+        self.identity = _fingerprint(decoder) if identity is None else identity
+        self.decoder, self.parallel = decoder, parallel
+        for number, layer in enumerate(decoder.layers):
+            fill(f"layers.{number}.", layer)
+            parallel.shard(layer)
+        fill("", decoder)
+        parallel.shard(self)
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint, parallel: Parallel, *, dtype: torch.dtype = torch.float32,
+        prepare: Callable[[Decoder], Decoder] = lambda decoder: decoder,
+    ) -> Sharded:
+        """Read an unquantized checkpoint layer by layer; no process holds more than one whole.
+
+        `prepare` may change the modules of the decoder, which has no weights yet.
+
+        Raises:
+            CheckpointError, NonFiniteTensor: see `read_plain`.
+        """
+        with torch.device("meta"):
+            decoder = prepare(Decoder(checkpoint.metadata.config))
+
+        def fill(prefix: str, module: nn.Module) -> None:
+            for name, parameter in module.named_parameters():
+                if parameter.is_meta:
+                    value = read_plain(checkpoint, prefix + name).to(
+                        parallel.device, dtype, copy=True)
+                    torch.utils.swap_tensors(parameter, nn.Parameter(value))  # keeps ties
+
+        return cls(decoder, parallel, identity=checkpoint.identity, fill=fill).eval()
+
+    def forward(self, use: Callable[[], _T]) -> _T:
+        """Return what `use` returns; while it runs, the weights that it needs are here."""
+        return use()
+
+    def release(self) -> None:
+        """Drop what is whole of embedding, head and last norm, which stay so after a call."""
+        if isinstance(self, FSDPModule):
+            self.reshard()
 
 
-def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(
-            value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value.to(parameter.device)
+def _fingerprint(decoder: Decoder) -> str:
+    """Return what tells decoders apart: the checksum of a little of every weight."""
+    some = [weight.detach().flatten()[:64].float().cpu() for weight in decoder.parameters()]
+    return f"{zlib.crc32(torch.cat(some).numpy().tobytes()):08x}"

@@ -9,110 +9,80 @@ what passes through them (arXiv 2403.03853).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch.nn import functional
 
 from cloister.errors import SettingError, VocabularyMismatch
-from cloister.model.transformer import Attention, Block, Decoder, FeedForward, RMSNorm
+from cloister.model.transformer import Attention, FeedForward, RMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
 
+    from cloister.distill.parallel import Sharded
     from cloister.model.config import ModelConfig
     from cloister.tiers import Shape
 
-__all__ = ["fitted", "prune"]
+__all__ = ["Cut", "Usage", "check_shapes", "fitted"]
 
 _Key = TypeVar("_Key")
 
 
-def prune(teacher: Decoder, shape: Shape, batches: Iterable[torch.Tensor]) -> Decoder:
-    """A decoder of `shape` with the most used parts of `teacher`, in float32.
+class Usage:
+    """What passes through a decoder while it reads, summed over tokens."""
 
-    `batches` are tokens, int64[B, T], that the teacher reads to find out. Pruning to the teacher's
-    own shape gives the teacher.
-
-    Raises:
-        VocabularyMismatch: another vocabulary.
-        SettingError: another head size, or a student larger than its teacher somewhere.
-    """
-    _check(teacher.config.shape, shape)
-    usage = _Usage.of(teacher, batches)
-    layers = _top(usage.layers, shape.layers)
-    channels = _top(usage.channels, shape.hidden_size)
-    student = Decoder(fitted(teacher.config, shape, layers))
-    with torch.no_grad():
-        _copy(student.embed.weight, teacher.embed.weight[:, channels])
-        _copy(student.head.weight, (teacher.embed if shape.tied else teacher.head)
-              .weight[:, channels])
-        _norm(student.norm, teacher.norm, channels, usage)
-        for block, number in zip(student.layers, layers, strict=True):
-            origin = teacher.layers[number]
-            assert isinstance(block, Block) and isinstance(origin, Block)
-            _block(block, origin, shape, channels, usage)
-    return student.eval()
-
-
-@dataclass
-class _Usage:
-    """What passed through a decoder, summed over tokens."""
-
-    channels: torch.Tensor  # [D]
-    layers: torch.Tensor  # [L], one less the cosine of a layer's input and output
-    neurons: dict[FeedForward, torch.Tensor]  # [F]
-    heads: dict[Attention, torch.Tensor]  # [H]
-    squares: dict[RMSNorm, torch.Tensor]  # [D], of the inputs
-
-    @classmethod
-    def of(cls, decoder: Decoder, batches: Iterable[torch.Tensor]) -> _Usage:
-        """Let `decoder` read, and watch."""
-        device = decoder.embed.weight.device
-        usage = cls(
-            channels=torch.zeros(decoder.config.shape.hidden_size, device=device),
-            layers=torch.zeros(len(decoder.layers), device=device),
-            neurons={}, heads={}, squares={},
-        )
+    def __init__(self, model: Sharded, batches: Iterable[torch.Tensor]) -> None:
+        """Let `model` read `batches`, tokens int64[B, T]."""
+        decoder, device = model.decoder, model.parallel.device
+        self.channels = torch.zeros(decoder.config.shape.hidden_size, device=device)
+        # One less the cosine of a layer's input and output, [L].
+        self.layers = torch.zeros(len(decoder.layers), device=device)
+        self.neurons: dict[int, torch.Tensor] = {}  # by layer, [F]
+        self.heads: dict[int, torch.Tensor] = {}  # by layer, [H]
+        self.squares: dict[str, torch.Tensor] = {}  # of the inputs of a norm, by its name, [D]
         hooks = []
-        for module in decoder.modules():
-            if isinstance(module, RMSNorm) and len(module.weight) == len(usage.channels):
-                hooks.append(module.register_forward_hook(usage._norm))
-            elif isinstance(module, FeedForward):
-                hooks.append(module.down.register_forward_pre_hook(usage._watch(module)))
-            elif isinstance(module, Attention):
-                hooks.append(module.o.register_forward_pre_hook(usage._watch(module)))
+        for name, module in decoder.named_modules():
+            if isinstance(module, RMSNorm) and not name.endswith(("q_norm", "k_norm")):
+                hooks.append(module.register_forward_hook(self._watch_norm(name)))
         for number, layer in enumerate(decoder.layers):
-            hooks.append(layer.register_forward_hook(usage._layer(number)))
+            hooks.append(layer.register_forward_hook(self._watch_layer(number)))
+            for part in layer.children():
+                if isinstance(part, FeedForward | Attention):
+                    out = part.down if isinstance(part, FeedForward) else part.o
+                    hooks.append(out.register_forward_pre_hook(self._watch_part(number, part)))
         try:
             with torch.no_grad():
                 for tokens_BT in batches:
-                    decoder(tokens_BT.to(device))
+                    model(lambda tokens_BT=tokens_BT: decoder(tokens_BT.to(device)))
         finally:
             for hook in hooks:
                 hook.remove()
-        return usage
+            model.release()
 
-    def _norm(self, module: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
-        assert isinstance(module, RMSNorm)
-        self.channels += _flat(out).abs().sum(0)
-        _add(self.squares, module, _flat(inputs[0]).square().sum(0))
-
-    def _watch(self, owner: FeedForward | Attention) -> Callable[..., None]:
-        def note(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            rows = _flat(inputs[0])
-            if isinstance(owner, FeedForward):
-                _add(self.neurons, owner, rows.abs().sum(0))
-            else:
-                heads = rows.unflatten(-1, (-1, owner.head_size))
-                _add(self.heads, owner, heads.norm(dim=-1).sum(0))
+    def _watch_norm(self, name: str) -> Callable[..., None]:
+        def note(_: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+            self.channels += _flat(out).abs().sum(0)
+            _add(self.squares, name, _flat(inputs[0]).square().sum(0))
 
         return note
 
-    def _layer(self, number: int) -> Callable[..., None]:
+    def _watch_part(self, number: int, part: FeedForward | Attention) -> Callable[..., None]:
+        def note(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            rows = _flat(inputs[0])
+            if isinstance(part, FeedForward):
+                _add(self.neurons, number, rows.abs().sum(0))
+            else:
+                heads = rows.unflatten(-1, (-1, part.head_size))
+                _add(self.heads, number, heads.norm(dim=-1).sum(0))
+
+        return note
+
+    def _watch_layer(self, number: int) -> Callable[..., None]:
         def note(_: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
             alike = functional.cosine_similarity(_flat(inputs[0]), _flat(out), dim=-1)
             self.layers[number] += (1 - alike).sum()
@@ -120,7 +90,104 @@ class _Usage:
         return note
 
 
-def _check(teacher: Shape, student: Shape) -> None:
+class Cut:
+    """A student of another shape with the most used parts of its teacher, tensor by tensor.
+
+    Cut to the teacher's own shape, it is the teacher.
+
+    Raises:
+        VocabularyMismatch, SettingError: see `check_shapes`.
+    """
+
+    def __init__(self, config: ModelConfig, shape: Shape, usage: Usage) -> None:
+        check_shapes(config.shape, shape)
+        self._teacher, self._student, self._usage = config.shape, shape, usage
+        self._layers = _top(usage.layers, shape.layers)
+        self._channels = _top(usage.channels, shape.hidden_size)
+        self._neurons = cache(lambda layer: _top(usage.neurons[layer], shape.feed_forward))
+        self._heads = cache(self._choose_heads)
+        self.config = fitted(config, shape, self._layers)
+
+    def tensor(self, name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """Return the student's tensor called `name`, cut out of what `read` gives of the teacher.
+
+        A teacher whose head is tied gives its embedding by the head's name, too.
+        """
+        if name in ("embed.weight", "head.weight"):
+            return read(name)[:, self._channels]
+        if name == "norm.weight":
+            return self._norm(name, read(name))
+        _, number, rest = name.split(".", 2)
+        layer = self._layers[int(number)]
+        origin = f"layers.{layer}.{rest}"
+        whole, kind = read(origin).float(), rest.rpartition(".")[0]
+        if kind.endswith(("q_norm", "k_norm")):
+            return whole
+        if kind.endswith("_norm"):
+            return self._norm(origin, whole)
+        if kind in ("attn.qkv.k", "attn.qkv.v"):
+            return self._shared(whole, layer)
+        if kind in ("attn.o", "mlp.down"):
+            rows, columns = self._channels, self._inner(kind, layer)
+        else:
+            rows, columns = self._inner(kind, layer), self._channels
+        return whole[rows] if whole.dim() == 1 else whole[rows][:, columns]
+
+    def _inner(self, kind: str, layer: int) -> list[int]:
+        """Return the places kept of what a part of a layer computes: neurons, or heads."""
+        if kind.startswith("mlp"):
+            return self._neurons(layer)
+        return [place for chosen in self._heads(layer) for head in chosen
+                for place in self._places(head)]
+
+    def _shared(self, whole: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return keys or values: the mean of those that the heads of a set were taught with.
+
+        As arXiv 2305.13245 makes fewer of them.
+        """
+        ratio, sets = self._teacher.heads // self._teacher.kv_heads, []
+        for chosen in self._heads(layer):
+            groups = sorted({head // ratio for head in chosen})
+            sets.append(torch.stack([whole[self._places(group)] for group in groups]).mean(0))
+        cut = torch.cat(sets)
+        return cut if cut.dim() == 1 else cut[:, self._channels]
+
+    def _choose_heads(self, layer: int) -> list[list[int]]:
+        """Return the teacher's query heads for each KV head of the student.
+
+        Heads that shared keys and values still do, where the student has no more of them to a set.
+        """
+        usage, teacher, shape = self._usage.heads[layer], self._teacher, self._student
+        ratio, wanted = teacher.heads // teacher.kv_heads, shape.heads // shape.kv_heads
+        if wanted > ratio:
+            heads = _top(usage, shape.heads)
+            return [heads[at:at + wanted] for at in range(0, len(heads), wanted)]
+        best = usage.unflatten(0, (-1, ratio)).topk(wanted, dim=1)
+        groups = _top(best.values.sum(1), shape.kv_heads)
+        return [
+            [group * ratio + at for at in sorted(best.indices[group].tolist())] for group in groups]
+
+    def _norm(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weights of a norm, made up for dividing by the mean of fewer channels."""
+        squares = self._usage.squares[name.removesuffix(".weight")].to(weight.device)
+        if len(self._channels) == len(squares):
+            return weight
+        factor = (squares[self._channels].mean() / squares.mean()).sqrt()
+        offset = 1.0 if self.config.norm_offset else 0.0
+        return (weight.float()[self._channels] + offset) * factor - offset
+
+    def _places(self, head: int) -> list[int]:
+        size = self._teacher.head_size
+        return list(range(head * size, (head + 1) * size))
+
+
+def check_shapes(teacher: Shape, student: Shape) -> None:
+    """Raise unless a decoder of one shape can be cut out of one of the other.
+
+    Raises:
+        VocabularyMismatch: another vocabulary.
+        SettingError: another head size, or a student larger than its teacher somewhere.
+    """
     if teacher.vocab_size != student.vocab_size:
         raise VocabularyMismatch(
             f"The teacher has {teacher.vocab_size} tokens and the student {student.vocab_size}; "
@@ -141,7 +208,7 @@ def _check(teacher: Shape, student: Shape) -> None:
 
 
 def fitted(config: ModelConfig, shape: Shape, layers: Sequence[int]) -> ModelConfig:
-    """`config` for another shape; each layer has the settings of the one that `layers` names."""
+    """Return `config` for another shape, each layer with the settings of the one `layers` names."""
     def kept(numbers: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(at for at, number in enumerate(layers) if number in numbers)
 
@@ -151,81 +218,8 @@ def fitted(config: ModelConfig, shape: Shape, layers: Sequence[int]) -> ModelCon
     )
 
 
-def _block(
-    block: Block, origin: Block, shape: Shape, channels: list[int], usage: _Usage
-) -> None:
-    for name in ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm"):
-        if hasattr(origin, name):
-            _norm(getattr(block, name), getattr(origin, name), channels, usage)
-    neurons = _top(usage.neurons[origin.mlp], shape.feed_forward)
-    for name in ("gate", "up"):
-        _linear(getattr(block.mlp, name), getattr(origin.mlp, name), neurons, channels)
-    _linear(block.mlp.down, origin.mlp.down, channels, neurons)
-    sets = _heads(usage.heads[origin.attn], origin.attn, shape)
-    rows = [row for chosen in sets for head in chosen for row in _rows(head, shape.head_size)]
-    _linear(block.attn.qkv.q, origin.attn.qkv.q, rows, channels)
-    _linear(block.attn.o, origin.attn.o, channels, rows)
-    ratio = len(usage.heads[origin.attn]) // (
-        origin.attn.qkv.k.out_features // shape.head_size)
-    for name in ("k", "v"):
-        ours, theirs = getattr(block.attn.qkv, name), getattr(origin.attn.qkv, name)
-        for at, chosen in enumerate(sets):
-            # The mean of those that the heads of a set were taught with (arXiv 2305.13245).
-            groups = sorted({head // ratio for head in chosen})
-            to = slice(at * shape.head_size, (at + 1) * shape.head_size)
-            cut = [theirs.weight[list(_rows(group, shape.head_size))][:, channels]
-                   for group in groups]
-            _copy(ours.weight[to], torch.stack(cut).mean(0))
-            if theirs.bias is not None:
-                biases = [theirs.bias[list(_rows(group, shape.head_size))] for group in groups]
-                _copy(ours.bias[to], torch.stack(biases).mean(0))
-    for name in ("q_norm", "k_norm"):
-        if hasattr(origin.attn, name):
-            _copy(getattr(block.attn, name).weight, getattr(origin.attn, name).weight)
-
-
-def _heads(usage: torch.Tensor, attention: Attention, shape: Shape) -> list[list[int]]:
-    """Query heads of the teacher for each KV head of the student.
-
-    Heads that shared keys and values still do, where the student has no more of them to a set.
-    """
-    ratio, wanted = (
-        len(usage) // (attention.qkv.k.out_features // attention.head_size),
-        shape.heads // shape.kv_heads,
-    )
-    if wanted > ratio:
-        heads = _top(usage, shape.heads)
-        return [heads[at:at + wanted] for at in range(0, len(heads), wanted)]
-    best = usage.unflatten(0, (-1, ratio)).topk(wanted, dim=1)
-    groups = _top(best.values.sum(1), shape.kv_heads)
-    return [[group * ratio + at for at in sorted(best.indices[group].tolist())] for group in groups]
-
-
-def _norm(ours: RMSNorm, theirs: RMSNorm, channels: list[int], usage: _Usage) -> None:
-    """Its own, where it divides by the root mean square of fewer channels, made up for."""
-    squares = usage.squares[theirs]
-    factor = (squares[channels].mean() / squares.mean()).sqrt()
-    offset = 1.0 if theirs.offset else 0.0
-    _copy(ours.weight, (theirs.weight[channels] + offset) * factor - offset
-          if len(channels) < len(squares) else theirs.weight)
-
-
-def _linear(ours: nn.Linear, theirs: nn.Linear, rows: list[int], columns: list[int]) -> None:
-    _copy(ours.weight, theirs.weight[rows][:, columns])
-    if theirs.bias is not None:
-        _copy(ours.bias, theirs.bias[rows])
-
-
-def _copy(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    ours.copy_(theirs)
-
-
-def _rows(head: int, size: int) -> Iterator[int]:
-    yield from range(head * size, (head + 1) * size)
-
-
 def _top(usage: torch.Tensor, count: int) -> list[int]:
-    """Numbers of the `count` most used, in order."""
+    """Return the numbers of the `count` most used, in order."""
     return sorted(usage.topk(count).indices.tolist())
 
 
@@ -233,5 +227,5 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(0, -2).float()
 
 
-def _add(held: dict[_Key, torch.Tensor], key: _Key, value: torch.Tensor) -> None:
-    held[key] = held[key] + value if key in held else value
+def _add(sums: dict[_Key, torch.Tensor], key: _Key, value: torch.Tensor) -> None:
+    sums[key] = sums[key] + value if key in sums else value

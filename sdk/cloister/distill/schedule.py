@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
+from cloister.distill.data import one_pass
 from cloister.distill.losses import Divergence, Objective
-from cloister.distill.optimizer import Kind
 from cloister.errors import SettingError
 
-__all__ = ["OnPolicy", "Schedule"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloister.distill.data import Pair
+
+__all__ = ["Kind", "OnPolicy", "Schedule", "TrainSettings"]
+
+
+class Kind(StrEnum):
+    """The optimizer of the matrices of the blocks; all else is moved by AdamW."""
+
+    MUON = "muon"  # orthogonalised momentum (arXiv 2502.16982)
+    ADAMW = "adamw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +34,15 @@ class Schedule:
         SettingError: a value outside its bound.
     """
 
-    steps: int
+    steps: int | None = None  # None: as many as `passes` over the data take
+    passes: float = 3.0
     tokens: int = 4096  # positions a step, over all processes
-    micro: int = 1024  # positions a pass, of which a step has several
+    micro: int = 1024  # positions at a time, of which a step has several
     optimizer: Kind = Kind.MUON
-    peak: float = 5e-3  # learning rate
+    peak: float = 4e-3  # learning rate
     warmup: int = 50  # steps
     decay: float = 0.4  # share of the steps, the last ones
-    final: float = 0.02  # share of the peak that the decay ends at
+    final: float = 0.02  # share of the peak at which the decay ends
     weight_decay: float = 0.05
     dropout: float = 0.0  # share of each block's outputs
     clip: float = 1.0  # norm of the gradient
@@ -36,22 +51,42 @@ class Schedule:
     save_every: int = 100  # steps
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("tokens", 1), ("micro", 1), ("save_every", 1),
+        if self.steps is not None and self.steps < 1:
+            raise SettingError(f"steps is {self.steps}; it must be at least 1.")
+        for name, least in (("tokens", 1), ("micro", 1), ("save_every", 1),
                             ("warmup", 0), ("weight_decay", 0), ("final", 0), ("decay", 0),
                             ("dropout", 0)):
             if not getattr(self, name) >= least:
                 raise SettingError(
                     f"{name} is {getattr(self, name)}; it must be at least {least}."
                 )
-        for name in ("peak", "clip"):
+        for name in ("passes", "peak", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be above 0.")
         for name in ("dropout", "decay", "final"):
             if not getattr(self, name) <= 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be at most 1.")
 
+    def planned(self, data: Sequence[Pair], context: int) -> Schedule:
+        """Return the schedule with the number of steps that `passes` over `data` take.
+
+        Raises:
+            DataError: there are no examples.
+        """
+        if self.steps is not None:
+            return self
+        batches = len(one_pass(data, self.micro, self.seed, context))
+        steps = max(1, round(self.passes * batches / self.batches))
+        return replace(self, steps=steps, warmup=min(self.warmup, steps // 10))
+
+    @property
+    def batches(self) -> int:
+        """Batches of `micro` positions in a step."""
+        return max(1, self.tokens // self.micro)
+
     def rate(self, step: int) -> float:
-        """Learning rate of `step`: linear warm-up, the peak, linear decay to the final share."""
+        """Return the learning rate of `step`: linear warm-up, peak, linear decay to `final`."""
+        assert self.steps is not None, "the schedule is not planned"
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
@@ -80,3 +115,13 @@ class OnPolicy:
             raise SettingError("A student's own answers are no labels; set hard to 0.")
         if self.limit < 1:
             raise SettingError(f"limit is {self.limit}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a decoder is trained."""
+
+    schedule: Schedule = field(default_factory=Schedule)
+    objective: Objective = field(default_factory=Objective)
+    on_policy: OnPolicy | None = None
+    compiled: bool = False  # faster steps after a minute of compilation, on one process

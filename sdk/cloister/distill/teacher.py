@@ -16,26 +16,33 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
 from cloister.distill.data import IGNORE, Packed, batch, one_pass
-from cloister.distill.progress import bar
-from cloister.distill.state import writing
 from cloister.errors import LossNotFinite, SettingError, TrainingError
+from cloister.files import disk_errors
+from cloister.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from rich.console import Console
 
     from cloister.distill.data import Batch, Pair
     from cloister.model.transformer import Decoder
+    from cloister.progress import Progress
 
-__all__ = ["Draws", "FileStore", "LogitStore", "Sampled", "decode", "draw", "encode", "record"]
+__all__ = ["Draws", "FileStore", "LogitStore", "Sampled", "SealedStore", "check_draws", "decode",
+           "draw", "encode", "record"]
+
+Header = Mapping[str, "str | int"]
+"""What the records of a store are of: teacher, vocabulary, draws, seed, data."""
+
+_Kind = TypeVar("_Kind")
+_KindIn = TypeVar("_KindIn", contravariant=True)
 
 MOST = 255  # draws a position: a count is a byte
 _NARROW = 1 << 16
@@ -53,7 +60,7 @@ class Draws:
         return Draws(self.ids[at], self.weights[at])
 
     def to(self, device: torch.device) -> Draws:
-        """The same on `device`."""
+        """Return the same on `device`."""
         return Draws(self.ids.to(device), self.weights.to(device))
 
 
@@ -64,29 +71,30 @@ class LogitStore(Protocol):
         """Keep a record."""
 
     def get(self, key: int) -> bytes:
-        """The record of an example."""
+        """Return the record of an example."""
 
     def __contains__(self, key: int) -> bool: ...
 
     def flush(self) -> None:
-        """Make sure that what was put stays."""
+        """Flush what was put to the disk."""
 
 
-def draw(logits_NV: torch.Tensor, draws: int, generator: torch.Generator) -> Draws:
-    """`draws` tokens a position, with replacement, in proportion to their probability."""
-    chances = logits_NV.float().softmax(-1)
-    ids = torch.multinomial(chances, draws, replacement=True, generator=generator).sort(-1).values
+def draw(logits_NV: torch.Tensor, draws: int, rng: torch.Generator) -> Draws:
+    """Draw tokens at each position, with replacement, in proportion to their probability."""
+    probabilities_NV = logits_NV.float().softmax(-1)
+    ids = torch.multinomial(
+        probabilities_NV, draws, replacement=True, generator=rng).sort(-1).values
     first = torch.ones_like(ids, dtype=torch.bool)
     first[:, 1:] = ids[:, 1:] != ids[:, :-1]
     place = first.cumsum(-1) - 1
     counts = torch.zeros_like(ids).scatter_add_(-1, place, torch.ones_like(ids))
-    kept = torch.zeros_like(ids).scatter_(-1, place, ids)
+    distinct = torch.zeros_like(ids).scatter_(-1, place, ids)
     width = int(place.max()) + 1
-    return Draws(kept[:, :width], counts[:, :width].float() / draws)
+    return Draws(distinct[:, :width], counts[:, :width].float() / draws)
 
 
 def encode(made: Draws, draws: int, vocabulary: int) -> bytes:
-    """The record of draws at the positions of one example."""
+    """Return the record of draws at the positions of one example."""
     counts = (made.weights * draws).round().to(torch.uint8)
     used = counts > 0
     ids = made.ids[used].numpy().astype("<u2" if vocabulary <= _NARROW else "<u4")
@@ -133,7 +141,7 @@ class FileStore:
         TrainingError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, *, header: Mapping[str, str | int]) -> None:
+    def __init__(self, path: Path, *, header: Header) -> None:
         self.path = path
         first = json.dumps(dict(header), sort_keys=True).encode() + b"\n"
         self._places: dict[int, tuple[int, int]] = {}
@@ -148,10 +156,10 @@ class FileStore:
         if fresh:
             self._write(0, first)
         self._file.seek(0)
-        held = self._file.read(4096).partition(b"\n")[0] + b"\n"
-        if held != first:
+        found = self._file.read(4096).partition(b"\n")[0] + b"\n"
+        if found != first:
             raise SettingError(
-                f"{path.name} holds the draws of {_differs(held, header)}; delete it, or repeat "
+                f"{path.name} holds the draws of {_differs(found, header)}; delete it, or repeat "
                 "the run that made it."
             )
         self._end = self._index(len(first))
@@ -168,13 +176,13 @@ class FileStore:
         self._end += len(frame) + len(record)
 
     def get(self, key: int) -> bytes:
-        """The record of an example.
+        """Return the record of an example.
 
         Raises:
             TrainingError: there is none.
         """
         if key not in self._places:
-            raise TrainingError(f"Example {key + 1} has no recorded draws; record them first.")
+            raise _unrecorded(key)
         at, size = self._places[key]
         return os.pread(self._file.fileno(), size, at)
 
@@ -182,12 +190,12 @@ class FileStore:
         return key in self._places
 
     def flush(self) -> None:
-        """Make sure that what was put stays."""
-        with writing(self.path):
+        """Flush what was put to the disk."""
+        with disk_errors(self.path.name):
             os.fsync(self._file.fileno())
 
     def _index(self, at: int) -> int:
-        """Where the last whole record ends; what follows is cut off."""
+        """Find every whole record, cut off what follows the last, and return where it ends."""
         self._file.seek(at)
         data = self._file.readall()
         place = 0
@@ -204,11 +212,60 @@ class FileStore:
         return at + place
 
     def _write(self, at: int, data: bytes) -> None:
-        with writing(self.path):
+        with disk_errors(self.path.name):
             self._file.seek(at)
             view = memoryview(data)
             while view:
                 view = view[self._file.write(view):]
+
+
+class Space(Protocol[_KindIn]):
+    """What `SealedStore` needs of a `cloister.vault.namespace.Namespace`."""
+
+    def put(self, kind: _KindIn, name: bytes, content: bytes, *, number: int = 0) -> None:
+        """Seal a record of an object."""
+
+    def get(self, kind: _KindIn, name: bytes, *, number: int = 0) -> bytes | None:
+        """Return a record, or None."""
+
+    def numbers(self, kind: _KindIn, name: bytes) -> list[int]:
+        """Return the numbers of an object's records."""
+
+
+class SealedStore(Generic[_Kind]):
+    """A teacher's draws in the vault, an object a run (see `LogitStore`)."""
+
+    def __init__(self, space: Space[_Kind], kind: _Kind, header: Header) -> None:
+        self._space, self._kind = space, kind
+        self._name = json.dumps(dict(header), sort_keys=True).encode()
+        self._keys = set(space.numbers(kind, self._name))
+
+    def put(self, key: int, record: bytes) -> None:
+        """Keep a record.
+
+        Raises:
+            NotEnoughDisk, VaultError: see `cloister.vault.namespace.Namespace.put`.
+        """
+        self._space.put(self._kind, self._name, record, number=key)
+        self._keys.add(key)
+
+    def get(self, key: int) -> bytes:
+        """Return the record of an example.
+
+        Raises:
+            TrainingError: there is none.
+            VaultDamaged: it is not what was written.
+        """
+        record = self._space.get(self._kind, self._name, number=key)
+        if record is None:
+            raise _unrecorded(key)
+        return record
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._keys
+
+    def flush(self) -> None:
+        """Do nothing: every record that was put stays."""
 
 
 class Sampled:
@@ -219,7 +276,7 @@ class Sampled:
         self._store, self._data = store, data
 
     def targets(self, keys: Sequence[int]) -> Draws:
-        """The draws at the answers of examples, one after the other.
+        """Return the draws at the answers of examples, one after the other.
 
         Raises:
             TrainingError: an example has none.
@@ -245,7 +302,7 @@ def record(
     draws: int = 16,
     seed: int = 0,
     tokens: int = 4096,
-    console: Console | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Let `teacher` read every example that `store` does not have, `tokens` positions at a time.
 
@@ -257,17 +314,15 @@ def record(
         LossNotFinite: the teacher gives NaN or infinity.
         NotEnoughDisk: the disk is full; the recording goes on when it is repeated.
     """
-    if not 1 <= draws <= MOST:
-        raise SettingError(f"draws is {draws}; it must lie between 1 and {MOST}.")
+    check_draws(draws)
     shape, device = teacher.config.shape, teacher.embed.weight.device
     done = 0
-    with bar("teacher", len(data), console=console) as show:
-        for length, rows in one_pass(data, tokens, 0, shape.context):
-            part = batch(data, length, [row for row in rows if row]).to(device)
-            if not all(key in store for key in part.keys):
-                _record(teacher, data, part, store, draws, seed)
-            done += len(part.keys)
-            show(done, "examples")
+    for length, rows in one_pass(data, tokens, 0, shape.context):
+        part = batch(data, length, [row for row in rows if row]).to(device)
+        if not all(key in store for key in part.keys):
+            _record(teacher, data, part, store, draws, seed)
+        done += len(part.keys)
+        progress("record draws", done, len(data))
     store.flush()
 
 
@@ -286,15 +341,26 @@ def _record(
             if not logits_NV.isfinite().all():
                 raise LossNotFinite(
                     f"The teacher's logits are not finite on example {key + 1}; check its weights.")
-            generator = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
-            made = draw(logits_NV, draws, generator)
+            rng = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
+            made = draw(logits_NV, draws, rng)
             store.put(key, encode(made, draws, teacher.config.shape.vocab_size))
         at += size
 
 
-def _differs(held: bytes, header: Mapping[str, str | int]) -> str:
+def check_draws(draws: int) -> None:
+    """Raise SettingError unless so many draws a position can be recorded."""
+    if not 1 <= draws <= MOST:
+        raise SettingError(f"draws is {draws}; it must lie between 1 and {MOST}.")
+
+
+def _unrecorded(key: int) -> TrainingError:
+    return TrainingError(f"Example {key + 1} has no recorded draws; record them first.")
+
+
+def _differs(found: bytes, header: Header) -> str:
+    """Return in what the header of another file differs."""
     try:
-        other = json.loads(held)
+        other = json.loads(found)
         names = [name for name in header if other.get(name) != header[name]]
     except (ValueError, AttributeError):
         names = []

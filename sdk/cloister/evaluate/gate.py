@@ -58,10 +58,10 @@ def parse(text: str) -> tuple[Bound, ...]:
 
 
 def check(bounds: Iterable[Bound], metrics: Mapping[str, float]) -> None:
-    """Nothing, where every bound is kept.
+    """Raise unless every bound is kept.
 
     Raises:
-        GateFailed: one is not.
+        GateFailed: one is not kept.
         SettingError: a metric was not measured.
     """
     for bound in bounds:

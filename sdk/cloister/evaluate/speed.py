@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -21,8 +20,9 @@ from cloister.runtime import _executorch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from cloister.manifest import Manifest
+    from cloister.manifest import Manifest, ProgramEntry
     from cloister.runtime.program import Program
 
 __all__ = ["bandwidth", "measure", "read_bytes"]
@@ -39,26 +39,26 @@ def bandwidth() -> float:
     return block.nbytes / min(_timed(lambda: block.sum()) for _ in range(5))
 
 
-def read_bytes(manifest: Manifest, position: int) -> int:
+def read_bytes(manifest: Manifest, entry: ProgramEntry, position: int) -> int:
     """Bytes that decoding one token at `position` reads: weights, and the keys and values so far.
 
     Of the embedding it reads one row.
     """
     shape = manifest.shape
     embedding = shape.vocab_size * shape.hidden_size * (5 if "-e4" in manifest.recipe else 8) // 8
-    return manifest.weight_bytes - embedding + position * shape.kv_bytes_per_token()
+    return entry.weight_bytes - embedding + position * shape.kv_bytes_per_token()
 
 
-def measure(path: Path) -> dict[str, object]:
+def measure(path: str | Path) -> dict[str, object]:
     """Load time, memory, prefill and decode speed of the bundle in `path`.
 
     Decode speed at a position is the median of 16 steps after filling the cache that far; prefill
     the median of 3. Memory is read after all of them.
     """
-    manifest = Bundle.open(path).manifest
-    file = path / manifest.programs[0].file
+    bundle = Bundle.open(path)
+    manifest, entry = bundle.manifest, bundle.program(_executorch.runs_here)
     began = time.perf_counter()
-    program = _executorch.load(file, manifest.shape.layers)
+    program = _executorch.load(bundle.path / entry.file, manifest.shape.layers)
     load_s = time.perf_counter() - began
     first_s = _timed(lambda: _feed(program, manifest, 0, 1))
     prefill = {
@@ -79,10 +79,10 @@ def measure(path: Path) -> dict[str, object]:
             for step in range(STEPS)
         )
         decode[str(position)] = 1 / step_s
-        fraction[str(position)] = read_bytes(manifest, position) / step_s / limit
+        fraction[str(position)] = read_bytes(manifest, entry, position) / step_s / limit
     memory = psutil.Process().memory_info()
     return {
-        "backend": manifest.programs[0].backend,
+        "backend": entry.backend,
         "load_s": load_s,
         "first_token_s": first_s,
         "rss_bytes": memory.rss,
@@ -107,4 +107,4 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]))))  # noqa: T201
+    print(json.dumps(measure(sys.argv[1])))  # noqa: T201

@@ -5,23 +5,18 @@ Shapes: T new positions, C context, H query heads, G KV heads, D head size, V vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence  # noqa: TC003  # torch reads the annotations below
+from collections.abc import Callable, Sequence  # torch reads the annotations below
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-# Registers llama::update_cache and llama::custom_sdpa.
-from executorch.extension.llm.custom_ops import custom_ops as custom_ops
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
-
-from cloister.model.cache import visible
 
 if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
 
-__all__ = ["Delegated", "Program", "trace"]
+__all__ = ["Attention", "Delegated", "LayerCache", "Program", "trace"]
 
 
 @torch.library.custom_op("cloister::delegate", mutates_args=())
@@ -62,6 +57,14 @@ class LayerCache(nn.Module):
         self.register_buffer("v_cache", torch.zeros(size))
 
 
+Attention = Callable[
+    ["ModelConfig", int, LayerCache, int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    torch.Tensor,
+]
+"""Writes keys and values of a layer's new tokens into its buffers, from a start on, and attends:
+queries [1, T, H, D], keys and values [1, T, G, D] -> [1, T, H, D]."""
+
+
 class _LayerState(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -71,9 +74,9 @@ class _LayerState(nn.Module):
 class Program(nn.Module):
     """What both methods share: the decoder, and the KV buffers of every layer."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, attention: Attention) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.attention = decoder, attention
         self.config = decoder.config
         # Named like the decoder's own modules: layers.0.attn.k_cache.
         self.layers = nn.ModuleList(_LayerState(self.config) for _ in decoder.layers)
@@ -87,7 +90,7 @@ class Program(nn.Module):
 
 
 class _Attend:
-    """Writes into the KV buffers, then attends to them (see `cloister.model.cache.Attend`)."""
+    """The backend's attention on the KV buffers (see `cloister.model.cache.Attend`)."""
 
     def __init__(self, program: Program, start: int) -> None:
         self.program, self.start = program, start
@@ -95,33 +98,10 @@ class _Attend:
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
-        config, start = self.program.config, self.start
         state: Any = self.program.layers[layer]
-        k_cache, v_cache = state.attn.k_cache, state.attn.v_cache
-        torch.ops.llama.update_cache(k_BTGD, k_cache, start)
-        torch.ops.llama.update_cache(v_BTGD, v_cache, start)
-        window, softcap = config.window_of(layer), config.attention_softcap
-        scale = config.attention_scale
-        if window is None and softcap is None:
-            out: torch.Tensor = torch.ops.llama.custom_sdpa(
-                q_BTHD, k_cache, v_cache, start, None, 0.0, True, scale
-            )
-            return out
-        seen = visible(q_BTHD.shape[1], config.shape.context, start, window)
-        mask = torch.where(seen, 0.0, float("-inf"))
-        if softcap is None:
-            # With is_causal=True beside a mask the kernel returns garbage (executorch 1.4.1).
-            out = torch.ops.llama.custom_sdpa(
-                q_BTHD, k_cache, v_cache, start, mask, 0.0, False, scale
-            )
-            return out
-        # The kernel has no soft-capping: plain products, one KV head's queries at a time.
-        shape = config.shape
-        q = q_BTHD.transpose(1, 2).reshape(1, shape.kv_heads, -1, q_BTHD.shape[1], shape.head_size)
-        k, v = (x.transpose(1, 2).unsqueeze(2) for x in (k_cache, v_cache))
-        scores = softcap * torch.tanh(q @ k.transpose(3, 4) * (scale / softcap)) + mask
-        out = scores.softmax(dim=-1) @ v
-        return out.flatten(1, 2).transpose(1, 2)
+        return self.program.attention(
+            self.program.config, layer, state.attn, self.start, (q_BTHD, k_BTGD, v_BTGD)
+        )
 
 
 class _Score(Program):
@@ -131,7 +111,7 @@ class _Score(Program):
         return logits
 
 
-def trace(decoder: Decoder, chunk: int) -> ExportedProgram:
+def trace(decoder: Decoder, attention: Attention, chunk: int) -> ExportedProgram:
     """The method `score`, for 1 to `chunk` tokens at a time.
 
     `forward` differs in its last steps only; `lower.py` derives it, since tracing and converting
@@ -140,4 +120,4 @@ def trace(decoder: Decoder, chunk: int) -> ExportedProgram:
     tokens = torch.zeros(1, min(2, chunk), dtype=torch.int64)
     start = torch.zeros(1, dtype=torch.int64)
     dynamic = ({1: Dim("T", min=1, max=chunk)} if chunk > 1 else None, None)
-    return export(_Score(decoder), (tokens, start), dynamic_shapes=dynamic, strict=False)
+    return export(_Score(decoder, attention), (tokens, start), dynamic_shapes=dynamic, strict=False)

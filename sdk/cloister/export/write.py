@@ -1,58 +1,53 @@
-"""From a quantized decoder to the files of a bundle."""
+"""From a quantized decoder to the program of a bundle."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from cloister import backend as backends
 from cloister.errors import ExportError, SettingError
-from cloister.export import lower
+from cloister.export.backends import xnnpack
+from cloister.manifest import ProgramEntry
+from cloister.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from cloister.model.checkpoint import Metadata
     from cloister.model.transformer import Decoder
+    from cloister.progress import Progress
 
-__all__ = ["BACKENDS", "DEFAULT_CHUNK", "STAGES", "Planned", "program"]
+__all__ = ["DEFAULT_CHUNK", "STAGES", "program", "release"]
 
-BACKENDS = {"xnnpack": lower.xnnpack}
+_LOWERINGS = {backends.XNNPACK.name: xnnpack.program}
 DEFAULT_CHUNK = 128  # tokens
 STAGES = ("pack", "trace", "convert", "plan", "write")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """What a written program takes when it runs."""
-
-    executorch: str  # release that made it
-    size_bytes: int
-    kv_bytes: int
-    arena_bytes: int  # activations of the method that needs most
+def release() -> str:
+    """The release of ExecuTorch that makes programs here."""
+    return version("executorch")
 
 
 def program(
     decoder: Decoder,
     metadata: Metadata,
-    path: Path,
+    directory: Path,
     *,
     backend: str = "xnnpack",
     chunk: int = DEFAULT_CHUNK,
-    progress: Callable[[str], None] = lambda stage: None,
-) -> Planned:
-    """Lower `decoder` and write the program to `path`; `progress` is called with each of STAGES.
+    progress: Progress = silent,
+) -> ProgramEntry:
+    """Lower `decoder` and write its program into `directory`.
+
+    `progress` is called with each of STAGES as it begins.
 
     Raises:
         SettingError: a backend or chunk that is not possible.
         ExportError: the decoder is not quantized.
     """
-    shape = decoder.config.shape
-    if backend not in BACKENDS:
-        raise SettingError(
-            f"No backend is named {backend!r}; choose one of {', '.join(BACKENDS)}."
-        )
+    shape, chosen = decoder.config.shape, backends.backend(backend)
     if not 1 <= chunk <= shape.context:
         raise SettingError(f"The chunk is {chunk}; it must be from 1 to {shape.context} tokens.")
     if metadata.recipe is None:
@@ -69,16 +64,15 @@ def program(
         "use_kv_cache": True,
         "enable_dynamic_shape": True,
     }
-    manager = BACKENDS[backend](decoder, chunk, constants, progress)
+    manager = _LOWERINGS[chosen.name](decoder, chunk, constants, progress)
     progress("write")
+    path = directory / f"program.{chosen.name}.pte"
     with path.open("wb") as file:
         manager.write_to_file(file)
     plans = manager.executorch_program.execution_plan
     kv_bytes = shape.context * shape.kv_bytes_per_token()
-    arenas = [sum(plan.non_const_buffer_sizes) for plan in plans]
-    return Planned(
-        executorch=version("executorch"),
-        size_bytes=path.stat().st_size,
-        kv_bytes=kv_bytes,
-        arena_bytes=max(arenas) - kv_bytes,
+    return ProgramEntry(
+        file=path.name, backend=chosen.name, methods=chosen.methods,
+        operator_abi=chosen.operator_abi, weight_bytes=path.stat().st_size, kv_bytes=kv_bytes,
+        arena_bytes=max(sum(plan.non_const_buffer_sizes) for plan in plans) - kv_bytes,
     )

@@ -71,19 +71,20 @@ class Guard:
         return replace(self, evidence={**self.evidence, name: how})
 
 
-def enforce(keep: Collection[int] = ()) -> Guard:
+def enforce(keep: Collection[int] = (), *, close: bool = True) -> Guard:
     """Close what was inherited but `keep` and the standard streams, and deny the network.
 
     To be called before anything private is read. There is no way back. Where the system does not
-    allow it, the tier and the reason say so.
+    allow it, the tier and the reason say so. Without `close` what was inherited stays open: a
+    program that a shell hands files to needs it.
 
     Raises:
         GuardError: a standard stream, or one of `keep`, is a network connection.
     """
-    closed = close_inherited(keep)
+    closed = close_inherited(keep) if close else None
     os.environ.update(_OFFLINE)
     evidence = {
-        "inherited descriptors": f"{closed} closed",
+        "inherited descriptors": "kept" if closed is None else f"{closed} closed",
         "libraries": "told by the environment to stay offline",
     }
     try:

@@ -12,8 +12,7 @@ the file mapping one tensor at a time, and written one at a time (`writer`); pic
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,19 +20,18 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cloister.errors import (
-    CheckpointError,
-    NonFiniteTensor,
-    SettingError,
-    TensorMismatch,
-)
-from cloister.model.config import ModelConfig
+from cloister import family, records
+from cloister.errors import CheckpointError, NonFiniteTensor, TensorMismatch
+from cloister.model.config import ModelConfig  # noqa: TC001  # read at run time, by `records`
 from cloister.model.quantized import scale_dtype, swap
 from cloister.model.recipe import Recipe
 from cloister.model.transformer import Decoder
+from cloister.records import Whole  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from cloister.progress import Report
 
 __all__ = [
     "INDEX",
@@ -67,16 +65,16 @@ class Metadata:
     config: ModelConfig
     recipe: str | None = None
     parent: str | None = None  # identity of the checkpoint this one was made from
-    bos: int | None = None
-    eos: tuple[int, ...] = ()
+    bos: Whole | None = None
+    eos: tuple[Whole, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None:
+            Recipe.parse(self.recipe)
 
     def to_json(self) -> str:
         """The text of `config.json`."""
-        record = {
-            "format": FORMAT, "name": self.name, "config": self.config.to_dict(),
-            "recipe": self.recipe, "parent": self.parent, "bos": self.bos, "eos": list(self.eos),
-        }
-        return json.dumps(record, indent=1, sort_keys=True) + "\n"
+        return records.to_json({"format": FORMAT, **asdict(self)})
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -106,26 +104,27 @@ def plan(config: ModelConfig, recipe: str | None, dtype: torch.dtype = torch.flo
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in `path`.
+    """Read the JSON object in `path`.
 
     Raises:
-        CheckpointError: no such file, too large, or not a JSON object.
+        CheckpointError: no such file, too large, or not a JSON object whose keys occur once each.
     """
     try:
-        if path.stat().st_size > _JSON_LIMIT:
-            raise CheckpointError(f"File {path.name} is over 64 MiB; it is not a configuration.")
-        value = json.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(_JSON_LIMIT + 1)
     except FileNotFoundError:
         raise CheckpointError(
             f"Directory {path.parent.name} has no {path.name}; name a checkpoint directory."
         ) from None
-    except (OSError, ValueError, RecursionError):
+    except OSError:
         raise CheckpointError(
-            f"File {path.name} in {path.parent.name} cannot be read as JSON; copy it again."
+            f"File {path.name} in {path.parent.name} cannot be read; check its permissions."
         ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"File {path.name} in {path.parent.name} holds no JSON object.")
-    return value
+    return records.parse(raw, limit_bytes=_JSON_LIMIT, foreign=True, refuse=lambda complaint: (
+        CheckpointError(
+            f"File {path.name} in {path.parent.name} cannot be used ({complaint}); copy it again."
+        )
+    ))
 
 
 def shards(directory: Path) -> dict[str, Path]:
@@ -137,13 +136,14 @@ def shards(directory: Path) -> dict[str, Path]:
     """
     index = directory / INDEX
     if index.exists():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(
-            isinstance(file, str) and Path(file).name == file for file in listed.values()
-        ):
-            raise CheckpointError(
-                f"The weight index in {directory.name} is malformed; copy the checkpoint again."
-            )
+        malformed = CheckpointError(
+            f"The weight index in {directory.name} is malformed; copy the checkpoint again."
+        )
+        listed = records.build(
+            read_json(index).get("weight_map"), dict[str, str], refuse=lambda complaint: malformed
+        )
+        if not all(Path(file).name == file for file in listed.values()):
+            raise malformed
         where = {name: directory / file for name, file in listed.items()}
         held = {name for file in set(where.values()) for name in _header(file)}
         for name in sorted(held ^ set(where)):
@@ -174,25 +174,31 @@ def _header(path: Path) -> list[str]:
 class Checkpoint:
     """A checkpoint on disk, its headers read and checked, its weights still there."""
 
+    report: Report | None = None  # of the stage that made it, where this is what that returned
+
     def __init__(self, path: Path, metadata: Metadata, where: Mapping[str, Path]) -> None:
         self.path, self.metadata, self._where = path, metadata, where
+        self.report: Report | None = None  # of the stage that made it, unless opened from disk
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Read `path`.
+        """Read the checkpoint in `path`, or of a shipped tier.
 
         Raises:
             CheckpointError: it is no checkpoint, or one of an unknown format.
             TensorMismatch: a tensor is missing, unexpected, or of another shape or type.
         """
-        path = Path(path)
+        path = family.checkpoint(path)
         record = read_json(path / "config.json")
         if record.get("format") != FORMAT:
             hint = "import it first" if "architectures" in record else "use a newer Cloister"
             raise CheckpointError(
                 f"Directory {path.name} is no Cloister checkpoint of format {FORMAT}; {hint}."
             )
-        metadata = _metadata(record, path)
+        del record["format"]
+        metadata = records.build(record, Metadata, refuse=lambda complaint: CheckpointError(
+            f"Checkpoint {path.name} cannot be used ({complaint.rstrip('.')}); make it again."
+        ))
         checkpoint = cls(path, metadata, shards(path))
         checkpoint._check()
         return checkpoint
@@ -289,30 +295,3 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
         raise NonFiniteTensor(
             f"Tensor {name} of {path.name} has a NaN or infinite entry; train or convert it again."
         )
-
-
-def _metadata(record: Mapping[str, object], path: Path) -> Metadata:
-    name, recipe, parent = record.get("name"), record.get("recipe"), record.get("parent")
-    config, bos, eos = record.get("config"), record.get("bos"), record.get("eos")
-    if (
-        not isinstance(name, str)
-        or not (recipe is None or isinstance(recipe, str))
-        or not (parent is None or isinstance(parent, str))
-        or not isinstance(config, dict)
-        or not (bos is None or type(bos) is int)
-        or not isinstance(eos, list)
-        or not all(type(token) is int for token in eos)
-    ):
-        raise CheckpointError(
-            f"The configuration of checkpoint {path.name} has a missing field or one of the "
-            "wrong type; make the checkpoint again."
-        )
-    try:
-        if recipe is not None:
-            Recipe.parse(recipe)
-        return Metadata(
-            name=name, config=ModelConfig.from_dict(config), recipe=recipe, parent=parent,
-            bos=bos, eos=tuple(eos),
-        )
-    except SettingError as error:
-        raise CheckpointError(f"Checkpoint {path.name} cannot be used: {error}") from error

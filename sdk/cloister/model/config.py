@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
 
-from cloister.errors import CheckpointError, SettingError
-from cloister.tiers import Shape
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from cloister.errors import SettingError
+from cloister.tiers import Shape  # noqa: TC001  # read at run time, by `records`
 
 __all__ = ["Activation", "ModelConfig", "RopeScaling"]
-
-_T = TypeVar("_T")
 
 
 class Activation(StrEnum):
@@ -120,68 +114,7 @@ class ModelConfig:
         """Factor on the products of queries and keys."""
         return self.shape.head_size**-0.5 if self.query_scale is None else self.query_scale
 
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready; `from_dict` gives the same configuration back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> ModelConfig:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            CheckpointError: a field is missing, unknown, or of the wrong type.
-        """
-        values = dict(data)
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise CheckpointError(
-                f"The model configuration has an unknown field {min(unknown)!r}; "
-                "it was written by another version of Cloister."
-            )
-        try:
-            values["shape"] = _record(Shape, values.get("shape"))
-            if values.get("rope_scaling") is not None:
-                values["rope_scaling"] = _record(RopeScaling, values["rope_scaling"])
-            values["activation"] = Activation(str(values.get("activation", "silu")))
-            for name in ("windowed_layers", "no_rope_layers"):
-                layers = values.get(name, ())
-                if not isinstance(layers, list | tuple) or not all(
-                    type(layer) is int for layer in layers
-                ):
-                    raise TypeError(name)
-                values[name] = tuple(layers)
-            _check_types(cls, values)
-            return cls(**values)  # type: ignore[arg-type]  # checked just above
-        except SettingError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                "The model configuration lacks a field or has one of the wrong type; "
-                "make the checkpoint again."
-            ) from error
-
 
 def _check_above(bound: float, name: str, value: float) -> None:
     if not bound < value < math.inf:  # false for NaN, too
         raise SettingError(f"{name} is {value}; it must be a finite number above {bound:g}.")
-
-
-def _record(kind: type[_T], value: object) -> _T:
-    if not isinstance(value, dict):
-        raise TypeError(kind.__name__)
-    _check_types(kind, value)
-    return kind(**value)
-
-
-_KINDS: dict[object, tuple[type, ...]] = {  # by annotation; JSON writes 1.0 as 1.0, people as 1
-    "bool": (bool,), "float": (float, int), "int": (int,), "str": (str,),
-    "float | None": (float, int, type(None)), "int | None": (int, type(None)),
-}
-
-
-def _check_types(kind: type, values: Mapping[str, object]) -> None:
-    """Refuse plain values of another type than `kind` annotates; records are built elsewhere."""
-    for field in fields(kind):
-        allowed = _KINDS.get(field.type)
-        if allowed and field.name in values and type(values[field.name]) not in allowed:
-            raise TypeError(field.name)

@@ -32,11 +32,11 @@ def generate(
     end: Collection[int],
     limit: int,
     temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    rng: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """The answer to each prompt, without the token of `end` that closed it.
+    """Return the answer to each prompt, without the token of `end` that closed it.
 
-    Greedy at temperature 0, else sampled with `generator`. An answer stops at `limit` tokens, or
+    Greedy at temperature 0, else sampled with `rng`. An answer stops at `limit` tokens, or
     where the context is full. Prompts of about one length go together, as many as BATCH_BYTES
     allow: what they all have is read at once, the rest of the longer ones token by token beside
     the answers of the shorter ones. So rows are never padded.
@@ -48,7 +48,7 @@ def generate(
         at = len(prompts[going[0]])  # positions that are read
         tokens_BT = torch.tensor([prompts[index][:at] for index in going], device=device)
         while going:
-            next_B = _pick(decoder(tokens_BT, cache)[:, -1].float(), temperature, generator)
+            next_B = _pick(decoder(tokens_BT, cache)[:, -1].float(), temperature, rng)
             rows, following = [], []
             for row, (index, token) in enumerate(zip(going, next_B.tolist(), strict=True)):
                 prompt, answer = prompts[index], answers[index]
@@ -71,7 +71,7 @@ def generate(
 
 
 def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[list[int]]:
-    """Numbers of prompts that go together, the shortest first; those that leave no room go not."""
+    """Yield numbers of prompts that go together, shortest first, but none that fill the context."""
     group: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
         length = len(prompts[index])
@@ -91,10 +91,10 @@ def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[l
 
 
 def _pick(
-    logits_BV: torch.Tensor, temperature: float, generator: torch.Generator | None
+    logits_BV: torch.Tensor, temperature: float, rng: torch.Generator | None
 ) -> torch.Tensor:
-    """int64[B]."""
+    """Return the next token of each row, [B, V] -> int64[B]."""
     if temperature == 0:
         return logits_BV.argmax(-1)
-    chances = (logits_BV / temperature).softmax(-1)
-    return torch.multinomial(chances, 1, generator=generator)[:, 0]
+    probabilities_BV = (logits_BV / temperature).softmax(-1)
+    return torch.multinomial(probabilities_BV, 1, generator=rng)[:, 0]

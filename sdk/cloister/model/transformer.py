@@ -20,9 +20,10 @@ from cloister.model.cache import Attend, KVCache
 from cloister.model.config import Activation, ModelConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["Attention", "Block", "Decoder", "FeedForward", "Projection", "RMSNorm"]
+__all__ = ["Attention", "Block", "Decoder", "FeedForward", "Projection", "RMSNorm",
+           "initial_weights"]
 
 
 class RMSNorm(nn.Module):
@@ -80,16 +81,16 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BTD: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
         attend: Attend,
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]; `turn` holds cosines and sines, [T, 1, K] each."""
+        """[B, T, D] -> [B, T, D]; `cos_sin` are [T, 1, K] each."""
         q, k, v = (x.unflatten(-1, (-1, self.head_size)) for x in self.qkv(x_BTD))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:  # in one go: half the operators in an exported program
             heads = (q.shape[2], k.shape[2])
-            q, k = rope.rotate(torch.cat((q, k), dim=2), *turn).split(heads, dim=2)
+            q, k = rope.rotate(torch.cat((q, k), dim=2), *cos_sin).split(heads, dim=2)
         out: torch.Tensor = self.o(attend(self.layer, q, k, v).flatten(2))
         return out
 
@@ -137,11 +138,11 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
         attend: Attend,
     ) -> torch.Tensor:
         """[B, T, D] -> [B, T, D]."""
-        out = self.attn(self.attn_norm(x_BTD), turn, attend)
+        out = self.attn(self.attn_norm(x_BTD), cos_sin, attend)
         x_BTD = x_BTD + (self.attn_post_norm(out) if self.post_norms else out)
         out = self.mlp(self.mlp_norm(x_BTD))
         x_BTD = x_BTD + (self.mlp_post_norm(out) if self.post_norms else out)
@@ -185,17 +186,12 @@ class Decoder(nn.Module):
                 self.register_buffer("local_sin", sin, persistent=False)
 
     def initialize(self, seed: int) -> None:
-        """Weights to train from: normal, std 0.02, residual outputs scaled by depth; no biases."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if name.endswith(("attn.o.weight", "mlp.down.weight")):
-                nn.init.normal_(
-                    parameter, std=0.02 / (2 * len(self.layers)) ** 0.5, generator=generator
-                )
-            elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02, generator=generator)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        """Take weights to train from, see `initial_weights`."""
+        with torch.no_grad():
+            for parameter, (_, value) in zip(
+                self.parameters(), initial_weights(self.config, seed), strict=True
+            ):
+                parameter.copy_(value)
 
     def forward(self, tokens_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Logits after each token, int64[B, T] -> [B, T, V].
@@ -214,14 +210,14 @@ class Decoder(nn.Module):
             # Rounded to the weights' type, as the checkpoints that need it were trained.
             x_BTD = x_BTD * torch.tensor(self.config.embedding_scale, dtype=x_BTD.dtype)
         length = tokens_BT.shape[1]
-        turn = local_turn = self.cos.narrow(0, start, length), self.sin.narrow(0, start, length)
+        cos_sin = local = self.cos.narrow(0, start, length), self.sin.narrow(0, start, length)
         if self.config.local_rope_theta is not None:
-            local_turn = (
+            local = (
                 self.local_cos.narrow(0, start, length), self.local_sin.narrow(0, start, length)
             )
         for layer, block in enumerate(self.layers):
-            local = layer in self.config.windowed_layers
-            x_BTD = block(x_BTD, local_turn if local else turn, attend)
+            windowed = layer in self.config.windowed_layers
+            x_BTD = block(x_BTD, local if windowed else cos_sin, attend)
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
@@ -230,3 +226,22 @@ class Decoder(nn.Module):
         logits: torch.Tensor = self.head(x_BTD)
         cap = self.config.final_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield weights to train from, one by one, a tied matrix once.
+
+    Normal, std 0.02, residual outputs scaled by depth; norms of one, no biases.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    for name, parameter in decoder.named_parameters():
+        value = torch.zeros(parameter.shape)
+        if name.endswith(("attn.o.weight", "mlp.down.weight")):
+            value.normal_(std=0.02 / (2 * config.shape.layers) ** 0.5, generator=rng)
+        elif parameter.dim() == 2:
+            value.normal_(std=0.02, generator=rng)
+        elif not name.endswith("bias") and not config.norm_offset:
+            value += 1
+        yield name, value

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
 
-from cloister.errors import CheckpointError, NotEnoughDisk, OutputExists
+from cloister import files
+from cloister.errors import CheckpointError
 from cloister.model.checkpoint import INDEX, TYPE_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from io import BufferedWriter
     from types import TracebackType
 
@@ -23,35 +23,23 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointWriter", "check_output"]
 
+_KIND, _MARK = "checkpoint", "config.json"
 SHARD_BYTES = 4_000_000_000  # of weights, above which there are several files
 
 
 def check_output(path: Path, *, replace: bool) -> None:
-    """Nothing, where a checkpoint may be written to `path`.
-
-    Raises:
-        OutputExists: it is there and `replace` is false, or it is anything but a checkpoint.
-    """
-    if not os.path.lexists(path):
-        return
-    if not replace:
-        raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
-    # What is replaced is removed: never a home directory named by mistake.
-    if path.is_symlink() or not (path / "config.json").is_file():
-        raise OutputExists(
-            f"Output {path.name} exists and is no checkpoint, so it is not replaced; name another."
-        )
+    """Raise OutputExists unless a checkpoint may be written to `path`."""
+    files.check_output(path, kind=_KIND, mark=_MARK, replace=replace)
 
 
 class CheckpointWriter:
     """Writes a checkpoint beside its place, and moves it there once it is whole.
 
     Use as a context manager and `add` every tensor of `tensors` in that order; each goes to disk
-    at once. On any failure nothing is left behind.
+    at once. On any failure nothing is left behind. With `private` only its owner can read it.
 
     Raises:
-        OutputExists: `path` is there and `replace` is false, or it is anything but a checkpoint.
-        NotEnoughDisk: less is free than the checkpoint takes, or the disk filled up.
+        OutputExists, NotEnoughDisk, OutputUnwritable: see `cloister.files.whole_directory`.
         CheckpointError: the tokenizer is missing.
     """
 
@@ -64,9 +52,10 @@ class CheckpointWriter:
         tokenizer: Path,
         template: Path | str | None,  # a file, or the template itself
         replace: bool = False,
+        private: bool = False,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        self.path, self.replace = Path(path), replace
+        self.path, self._replace, self._private = Path(path), replace, private
         self._metadata, self._tokenizer, self._template = metadata, tokenizer, template
         self._files = _divide(tensors, shard_bytes)
         self._plan = tensors
@@ -77,40 +66,9 @@ class CheckpointWriter:
         }
 
     def __enter__(self) -> Self:
-        check_output(self.path, replace=self.replace)
-        parent = self.path.resolve().parent
-        if not parent.is_dir():
-            raise CheckpointError(
-                f"Directory {parent.name} does not exist; create it or name another output."
-            )
-        need, free = sum(self._sizes.values()), shutil.disk_usage(parent).free
-        if need > free:
-            raise NotEnoughDisk(
-                f"Checkpoint {self.path.name} takes {need / 1e9:.2f} GB and {free / 1e9:.2f} GB "
-                "are free; make room or name another disk."
-            )
-        try:
-            self._directory = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=parent))
-        except OSError as error:
-            raise _disk_error(error, self.path) from error
-        self._file: BufferedWriter | None = None
+        self._written = self._write()
+        self._directory = self._written.__enter__()
         return self
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write the next tensor."""
-        assert self._pending and self._pending[0] == name, f"{name} is out of order"
-        dtype, shape = self._plan[name]
-        assert tuple(tensor.shape) == tuple(shape), f"{name} has shape {tuple(tensor.shape)}"
-        self._pending.pop(0)
-        try:
-            for file, names in self._files.items():
-                if names[0] == name:
-                    self._begin(file, names)
-            data = tensor.detach().to(dtype).contiguous().flatten()
-            assert self._file is not None
-            self._file.write(data.view(torch.uint8).numpy().data)
-        except OSError as error:
-            raise _disk_error(error, self.path) from error
 
     def __exit__(
         self,
@@ -118,16 +76,35 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if self._file is not None:
-                self._file.close()
-            if kind is None:
-                assert not self._pending, f"{self._pending[0]} was not added"
-                self._finish()
-        except OSError as failure:
-            raise _disk_error(failure, self.path) from failure
-        finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        self._written.__exit__(kind, error, trace)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write the next tensor."""
+        assert self._pending and self._pending[0] == name, f"{name} is out of order"
+        dtype, shape = self._plan[name]
+        assert tuple(tensor.shape) == tuple(shape), f"{name} has shape {tuple(tensor.shape)}"
+        self._pending.pop(0)
+        for file, names in self._files.items():
+            if names[0] == name:
+                self._begin(file, names)
+        data = tensor.detach().to(dtype).contiguous().flatten()
+        assert self._file is not None
+        self._file.write(data.view(torch.uint8).numpy().data)
+
+    @contextmanager
+    def _write(self) -> Iterator[Path]:
+        self._file: BufferedWriter | None = None
+        with files.whole_directory(
+            self.path, kind=_KIND, mark=_MARK, size_bytes=sum(self._sizes.values()),
+            replace=self._replace, private=self._private,
+        ) as directory:
+            try:
+                yield directory
+            finally:
+                if self._file is not None:
+                    self._file.close()
+            assert not self._pending, f"{self._pending[0]} was not added"
+            self._finish(directory)
 
     def _begin(self, file: str, names: list[str]) -> None:
         if self._file is not None:
@@ -145,8 +122,7 @@ class CheckpointWriter:
         self._file = (self._directory / file).open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
 
-    def _finish(self) -> None:
-        directory = self._directory
+    def _finish(self, directory: Path) -> None:
         if len(self._files) > 1:
             index = {
                 "metadata": {"total_size": sum(self._sizes.values())},
@@ -163,19 +139,7 @@ class CheckpointWriter:
             text = self._template
             text = text.read_text("utf-8") if isinstance(text, Path) else text
             (directory / "chat_template.jinja").write_text(text, "utf-8")
-        (directory / "config.json").write_text(self._metadata.to_json(), "utf-8")
-        directory.chmod(0o755)
-        if self.replace and self.path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=directory.parent))
-            try:
-                self.path.rename(old / "old")
-                directory.rename(self.path)
-            finally:
-                if not self.path.exists() and (old / "old").exists():
-                    (old / "old").rename(self.path)
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            directory.rename(self.path)
+        (directory / _MARK).write_text(self._metadata.to_json(), "utf-8")
 
 
 def _divide(tensors: Plan, limit: int) -> dict[str, list[str]]:
@@ -195,11 +159,3 @@ def _divide(tensors: Plan, limit: int) -> dict[str, list[str]]:
         f"model-{number:05}-of-{len(groups):05}.safetensors": group
         for number, group in enumerate(groups, start=1)
     }
-
-
-def _disk_error(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NotEnoughDisk(
-            f"The disk filled up while {path.name} was written; make room and run it again."
-        )
-    return CheckpointError(f"Writing {path.name} failed: {error.strerror}; check the directory.")

@@ -1,8 +1,11 @@
-"""Post-training quantization, one matrix at a time, from a checkpoint to a checkpoint."""
+"""Quantization from a checkpoint to a checkpoint, one matrix at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import asdict, dataclass
+from dataclasses import replace as changed
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,18 +13,25 @@ from torch import nn
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
 from torchao.quantization.granularity import PerAxis, PerGroup
 
-from cloister.errors import GroupSizeError, QuantizationError
-from cloister.model.checkpoint import Checkpoint, check_finite, expected_tensors, plan
+from cloister.distill.parallel import Parallel, read_plain
+from cloister.distill.run import check_source, examples_of, run_folder
+from cloister.model.checkpoint import Checkpoint, expected_tensors, plan
 from cloister.model.quantized import scale_dtype
+from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.writer import CheckpointWriter
+from cloister.progress import silent
+from cloister.quantize.qat import check_groups, untied
+from cloister.quantize.train import QatSettings, train_quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from cloister.model.recipe import Recipe, Scheme
+    from cloister.corpus import Example
+    from cloister.distill.loop import Run
+    from cloister.model.recipe import Scheme
+    from cloister.progress import Progress
 
-__all__ = ["Coverage", "Report", "check_groups", "quantize", "quantize_weight"]
+__all__ = ["Coverage", "QuantizeReport", "quantize", "quantize_weight"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +46,13 @@ class Coverage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class QuantizeReport:
     """What became of every tensor; nothing is left out."""
 
+    identity: str  # of the quantized checkpoint
     recipe: str
     rows: tuple[Coverage, ...]
+    run: Run | None = None  # of quantization-aware training
 
     @property
     def size_bytes(self) -> int:
@@ -57,9 +69,23 @@ class Report:
         """Mean over all weights, scales included."""
         return 8 * self.size_bytes / self.parameters
 
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        record: dict[str, object] = {
+            "identity": self.identity, "recipe": self.recipe, "parameters": self.parameters,
+            "size_bytes": self.size_bytes, "bits_per_parameter": self.bits_per_parameter,
+            "tensors": [asdict(row) for row in self.rows],
+        }
+        if self.run is not None:
+            record |= {
+                "steps": len(self.run.losses), "seconds": round(self.run.seconds, 1),
+                "loss": self.run.losses[-1],
+            }
+        return record
+
 
 def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers int8[N, K] and scales [N, C] of `weight`, float32[N, K].
+    """Return integers int8[N, K] and scales [N, C] of `weight`, float32[N, K].
 
     Symmetric, the scale set by the largest entry of a group (torchao's affine choice, which
     quantization-aware training uses too).
@@ -76,51 +102,69 @@ def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor,
 
 
 def quantize(
-    source: Checkpoint,
-    out: Path,
-    recipe: Recipe,
+    source: Checkpoint | str | Path,
+    out: str | Path,
+    recipe: Recipe | str = DEFAULT_RECIPE,
     *,
-    parent: str | None = None,
-    replace_existing: bool = False,
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
-) -> Report:
-    """Write `source` quantized to the checkpoint `out`.
+    data: str | Path | Sequence[Example] | None = None,
+    settings: QatSettings | None = None,
+    replace: bool = False,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """Write `source` quantized to the checkpoint `out`, whose `report` is a `QuantizeReport`.
 
-    `parent` is the identity of what it was made from, where that is not `source` itself.
-    Memory stays near one float32 matrix above what the source maps. `progress` is called with
-    tensors done, tensors in all, and the next one's name.
+    With `data`, examples or files of them (see `cloister.corpus`), after quantization-aware
+    training on it by `settings`, which goes on when a killed run is repeated; without, memory
+    stays near one float32 matrix above what the source maps.
 
     Raises:
         QuantizationError: the source is quantized already.
+        SettingError: no recipe of that name.
         GroupSizeError: a group does not divide a layer's inputs; nothing was written.
         NonFiniteTensor: a weight is NaN or infinite; nothing was written.
+        OutputExists: `out` is taken, and `replace` is not set.
+        DataError: the data cannot be used.
+        TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see
+            `cloister.quantize.train.train_quantized`.
     """
-    metadata = source.metadata
-    if metadata.recipe is not None:
-        raise QuantizationError(
-            f"Checkpoint {source.path.name} is quantized already ({metadata.recipe}); "
-            "start from the checkpoint it was made from."
-        )
-    config = replace(metadata.config, shape=replace(metadata.config.shape, tied=False))
-    plain = expected_tensors(config)
-    check_groups(plain, recipe)
-    rows = []
+    source = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
+    out, recipe = Path(out), recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
+    check_source(source, out, replace=replace)
+    check_groups(expected_tensors(untied(source.metadata.config)), recipe)
+    parallel, plain, run = Parallel(), source, None
+    progress = progress if parallel.rank == 0 else silent
+    if data is not None:
+        settings = settings or QatSettings()
+        plain, run = train_quantized(
+            source, run_folder(out), recipe, examples_of(data, settings.tolerate), settings,
+            progress=progress)
+    rows: list[Coverage] = []
+    if parallel.rank == 0:
+        rows = _write(plain, out, recipe, source.identity, replace=replace, progress=progress)
+    parallel.wait()
+    if plain is not source and parallel.rank == 0:
+        shutil.rmtree(plain.path)
+    made = Checkpoint.open(out)
+    made.report = QuantizeReport(
+        identity=made.identity, recipe=recipe.name, rows=tuple(rows), run=run)
+    return made
+
+
+def _write(
+    source: Checkpoint, out: Path, recipe: Recipe, parent: str, *, replace: bool,
+    progress: Progress,
+) -> list[Coverage]:
+    """Write each tensor of `source` quantized; `parent` is what the checkpoint was made from."""
+    config, rows = untied(source.metadata.config), []
+    tensors = expected_tensors(config)
     with CheckpointWriter(
-        out,
-        metadata=replace(
-            metadata, config=config, recipe=recipe.name, parent=parent or source.identity
-        ),
-        tensors=plan(config, recipe.name),
-        tokenizer=source.tokenizer_path,
-        template=source.template_path,
-        replace=replace_existing,
+        out, metadata=changed(source.metadata, config=config, recipe=recipe.name, parent=parent),
+        tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
+        template=source.template_path, replace=replace,
     ) as writer:
-        for done, (name, shape) in enumerate(plain.items()):
-            progress(done, len(plain), name)
-            tied_head = metadata.config.shape.tied and name == "head.weight"
-            weight = source.tensor("embed.weight" if tied_head else name).float()
-            check_finite(weight, name, source.path)
-            scheme = recipe.scheme_of(name)
+        for done, (name, shape) in enumerate(tensors.items()):
+            progress("quantize", done, len(tensors), name)
+            weight, scheme = read_plain(source, name).float(), recipe.scheme_of(name)
             if scheme is None:
                 writer.add(name, weight)
                 size_bytes = 4 * weight.numel()
@@ -133,20 +177,5 @@ def quantize(
                 tensor=name, shape=tuple(shape), bits=scheme.bits if scheme else 32,
                 group=scheme.group if scheme else None, size_bytes=size_bytes,
             ))
-        progress(len(plain), len(plain), "")
-    return Report(recipe=recipe.name, rows=tuple(rows))
-
-
-def check_groups(tensors: dict[str, tuple[int, ...]], recipe: Recipe) -> None:
-    """Nothing, where every group of `recipe` divides its layer's inputs.
-
-    Raises:
-        GroupSizeError: one does not.
-    """
-    for name, shape in tensors.items():
-        scheme = recipe.scheme_of(name)
-        if scheme is not None and scheme.group is not None and shape[1] % scheme.group:
-            raise GroupSizeError(
-                f"Layer {name.removesuffix('.weight')} has {shape[1]} inputs, which groups of "
-                f"{scheme.group} do not divide; choose another recipe."
-            )
+    progress("quantize", len(tensors), len(tensors))
+    return rows

@@ -17,42 +17,73 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cloister.errors import GroupSizeError
 from cloister.model.checkpoint import expected_tensors
 from cloister.model.transformer import Decoder
-from cloister.quantize.apply import check_groups
 from cloister_kernels.reference import LEAST_SCALE
 
 if TYPE_CHECKING:
+    from cloister.model.config import ModelConfig
     from cloister.model.recipe import Recipe, Scheme
 
-__all__ = ["RoundedEmbedding", "RoundedLinear", "prepare", "round_rows", "round_weight"]
+__all__ = ["RoundedEmbedding", "RoundedLinear", "check_groups", "prepare", "round_rows",
+           "round_weight", "rounded", "untied"]
 
 
 def prepare(decoder: Decoder, recipe: Recipe) -> Decoder:
-    """A copy of `decoder` in float32 that computes what its quantized self will.
+    """Return a copy of `decoder` in float32 that computes what its quantized self will.
 
-    Embedding and head have weights of their own in it, tied or not, since they are quantized
-    apart. Parameters keep their names, so that the trained ones can be written to a checkpoint and
-    quantized. Train it in float32: under autocast the activations that are rounded, and with them
-    the logits, are others. torch.compile may be used: weights are rounded alike.
+    See `rounded`.
 
     Raises:
         GroupSizeError: a group does not divide a layer's inputs.
     """
-    config = replace(decoder.config, shape=replace(decoder.config.shape, tied=False))
-    check_groups(expected_tensors(config), recipe)
-    prepared = Decoder(config)
-    prepared.load_state_dict(decoder.state_dict())
-    prepared.to(decoder.embed.weight.device)
-    for name, module in list(prepared.named_modules()):
+    copy = Decoder(untied(decoder.config))
+    copy.load_state_dict(decoder.state_dict())
+    return rounded(copy, recipe).to(decoder.embed.weight.device)
+
+
+def rounded(decoder: Decoder, recipe: Recipe) -> Decoder:
+    """Make `decoder` round its weights and activations as `recipe` does, and return it.
+
+    Embedding and head must have weights of their own, since they are quantized apart. Parameters
+    keep their names, so that the trained ones can be written to a checkpoint and quantized. Train
+    it in float32: under autocast the activations that are rounded, and with them the logits, are
+    others. torch.compile may be used: weights are rounded alike.
+
+    Raises:
+        GroupSizeError: a group does not divide a layer's inputs.
+    """
+    check_groups(expected_tensors(decoder.config), recipe)
+    for name, module in list(decoder.named_modules()):
         scheme = recipe.scheme_of(f"{name}.weight")
         if scheme is None:
             continue
         if isinstance(module, nn.Linear):
-            prepared.set_submodule(name, RoundedLinear(module, scheme))
+            decoder.set_submodule(name, RoundedLinear(module, scheme))
         elif isinstance(module, nn.Embedding):
-            prepared.set_submodule(name, RoundedEmbedding(module, scheme))
-    return prepared
+            decoder.set_submodule(name, RoundedEmbedding(module, scheme))
+    return decoder
+
+
+def untied(config: ModelConfig) -> ModelConfig:
+    """Return `config` with a head of its own."""
+    return replace(config, shape=replace(config.shape, tied=False))
+
+
+def check_groups(tensors: dict[str, tuple[int, ...]], recipe: Recipe) -> None:
+    """Raise unless every group of `recipe` divides its layer's inputs.
+
+    Raises:
+        GroupSizeError: one does not.
+    """
+    for name, shape in tensors.items():
+        scheme = recipe.scheme_of(name)
+        if scheme is not None and scheme.group is not None and shape[1] % scheme.group:
+            raise GroupSizeError(
+                f"Layer {name.removesuffix('.weight')} has {shape[1]} inputs, which groups of "
+                f"{scheme.group} do not divide; choose another recipe."
+            )
 
 
 class RoundedLinear(nn.Linear):
@@ -84,7 +115,7 @@ class RoundedEmbedding(nn.Embedding):
 
 
 def round_weight(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """What the integers and scales of `weight` stand for, float32[..., K] -> float32[..., K].
+    """Return what integers and scales of `weight` stand for, float32[..., K] -> float32[..., K].
 
     Equal to the bit to what `apply.quantize_weight` gives. The gradient is that of the identity,
     and zero for entries beyond the largest integer.
@@ -116,7 +147,7 @@ def round_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _bfloat16(x: torch.Tensor) -> torch.Tensor:
-    """Positive float32 rounded to the nearest bfloat16, ties to even, still float32.
+    """Round positive float32 to the nearest bfloat16, ties to even, still float32.
 
     By its bits: what torch.compile makes of a cast to bfloat16 and back leaves the rounding out
     (torch/_inductor/config.py: emulate_precision_casts), and then every weight is another.

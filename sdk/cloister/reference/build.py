@@ -3,7 +3,7 @@
     OUT/tokenizer.json, chat_template.jinja   trained first, shared by every tier
     OUT/checkpoints/TIER/                     Ultra from the labels, each other from the tier above
     OUT/runs/TIER/                            metrics of every step; a killed run goes on from here
-    OUT/quantized/TIER/                       8 bits; the Nano tiers 4, trained to bear them
+    OUT/quantized/TIER/                       8 bits; the Nano tiers 4, after training for them
     OUT/after/TIER/                           the Nano tiers in 4 bits without that training
     OUT/family/TIER.cloister/                 quantized, exported, checked and measured
     OUT/TIER.json, MODEL_CARD.md              what it cost and what it can do
@@ -18,6 +18,7 @@ import argparse
 import json
 import shutil
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,22 +27,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from cloister import pipeline, training
+from cloister import pipeline
 from cloister.bundle import Bundle, rewrite_receipt
 from cloister.distill.data import pairs
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
-from cloister.distill.parallel import Parallel, multiplies_bfloat16
-from cloister.distill.prune import prune
-from cloister.distill.schedule import OnPolicy, Schedule
+from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16
+from cloister.distill.run import Tensors, pruned, write, write_start
+from cloister.distill.schedule import Schedule, TrainSettings
 from cloister.errors import CloisterError, SettingError
 from cloister.evaluate.report import evaluate
 from cloister.evaluate.subject import BundleSubject, CheckpointSubject
 from cloister.model.checkpoint import Checkpoint, Metadata
 from cloister.model.config import ModelConfig
-from cloister.model.recipe import DEFAULT_RECIPE, Recipe
-from cloister.model.transformer import Decoder
-from cloister.quantize.apply import quantize
+from cloister.model.transformer import initial_weights
+from cloister.progress import silent
+from cloister.quantize.apply import QuantizeReport, quantize
+from cloister.quantize.train import QatSettings, qat_schedule
 from cloister.reference import mixture, requests_path, vocabulary
 from cloister.reference.card import card
 from cloister.settings import Settings
@@ -51,20 +53,19 @@ from cloister.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cloister.corpus import Example
     from cloister.distill.data import Pair
     from cloister.evaluate.subject import Subject
+    from cloister.progress import Progress
 
 __all__ = ["RUNGS", "Rung", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class Rung(TrainSettings):
     """How a tier is made."""
 
     teacher: Tier | None  # None: learns from the labels alone
-    schedule: Schedule
-    objective: Objective
-    on_policy: OnPolicy | None = None
 
 
 _HALF = Objective(hard=0.5)
@@ -89,7 +90,7 @@ RUNGS = {
 # From weights that an earlier run left, where a tier is given more time or other data.
 FURTHER = Schedule(steps=1500, peak=3e-3, decay=1.0)
 # From itself in full precision, with small steps (facts of Gemma 3's report, arXiv 2503.19786).
-QAT = training.bearing(Schedule(steps=600, peak=2e-4, warmup=20))
+QAT = qat_schedule(Schedule(steps=600, peak=2e-4, warmup=20))
 _EIGHT_BITS = "8da8w"
 
 
@@ -99,9 +100,11 @@ class _Builder:
     def __init__(
         self, data: Path, out: Path, *, seed: int = 0, steps: int | None = None,
         compiled: bool = True, begin: Path | None = None, mean: bool = False,
+        progress: Progress = silent,
     ) -> None:
         self.out, self.seed, self.steps = out, seed, steps
         self.compiled, self.begin, self.mean = compiled, begin, mean
+        self.progress = progress
         self.mixture = mixture.Mixture.read(data)
         if begin is not None:
             if not (begin / "checkpoints").exists():
@@ -118,7 +121,7 @@ class _Builder:
 
     @property
     def command(self) -> str:
-        """What was asked for, without the names of folders."""
+        """The command that was asked for, without the names of folders."""
         words = ["python -m cloister.reference.build --data DIR", f"--seed {self.seed}"]
         if self.begin is not None:
             words.append("--begin EARLIER")
@@ -129,54 +132,60 @@ class _Builder:
         return " ".join(words)
 
     @cached_property
-    def examples(self) -> list[Pair]:
+    def examples(self) -> list[Example]:
         """Training data of every tier."""
-        return pairs(
-            self.tokenizer, self.mixture.examples(mixture.PASSES, self.seed), self.end,
-            ladder()[Tier.NANO_1].context,
-        )
+        return list(self.mixture.examples(mixture.PASSES, self.seed))
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The same as token ids."""
+        return pairs(self.tokenizer, self.examples, self.end, ladder()[Tier.NANO_1].context)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer of every tier."""
+        return self.out / "tokenizer.json"
+
+    @property
+    def template_path(self) -> Path:
+        """The chat template of every tier."""
+        return self.out / "chat_template.jinja"
 
     def schedule(self, schedule: Schedule) -> Schedule:
-        """With the seed, and the number of steps where one is given."""
+        """Return `schedule` with the seed, and the number of steps where one is given."""
         return replace(schedule, seed=self.seed, steps=self.steps or schedule.steps)
 
     def checkpoint(self, tier: Tier) -> Checkpoint:
-        """The tier's weights, trained if they are not there."""
+        """Return the tier's weights, trained if they are not there."""
         path = self.out / "checkpoints" / tier
         if path.exists() and "training" in self._noted(tier):
             return Checkpoint.open(path)
-        rung, folder = RUNGS[tier], self.out / "runs" / tier
+        rung, folder, parallel = RUNGS[tier], self.out / "runs" / tier, Parallel()
         folder.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(exist_ok=True)
-        config = ModelConfig(shape=ladder()[tier])
-        teacher = parent = begun = start = None
+        metadata = Metadata(name=tier, config=ModelConfig(shape=ladder()[tier]), eos=(self.end,))
+        teacher = begun = start = None
         if rung.teacher is not None:
             parent = self.checkpoint(rung.teacher)
-            teacher = parent.load().to(Parallel().device)
+            teacher = Sharded.load(parent, parallel)
+            metadata = replace(metadata, parent=parent.identity)
         if self.begin is not None and (self.begin / "checkpoints" / tier).exists():
             rung = replace(rung, schedule=FURTHER)
             start = Checkpoint.open(self.begin / "checkpoints" / tier)
-            student = start.load()
+            student = Sharded.load(start, parallel)
             begun = json.loads((self.begin / f"{tier}.json").read_text("utf-8"))["training"]
-        elif teacher is None:
-            student = Decoder(config)
-            student.initialize(self.seed)
         else:
-            reading = training.calibration(self.examples, config.shape.context)
-            student = prune(teacher, config.shape, reading)
+            weights: Tensors = initial_weights(metadata.config, self.seed)
+            if teacher is not None:
+                _, weights = pruned(parent, teacher, metadata.config.shape, self.pairs)
+            student = write_start(folder, metadata, weights, self, parallel)
+        rung = replace(rung, schedule=self.schedule(rung.schedule), compiled=self.compiled)
         run = train(
-            student, self.examples, self.schedule(rung.schedule), folder / "state",
-            objective=rung.objective, teacher=teacher, on_policy=rung.on_policy,
-            metrics=folder / "metrics.jsonl", compiled=self.compiled, title=tier,
-            origin=f"{parent and parent.identity} {begun and begun['checkpoint']}",
-        )
-        made = training.write(
-            folder, path,
-            Metadata(name=tier, config=config, eos=(self.end,),
-                     parent=parent.identity if parent else None),
-            tokenizer=self.out / "tokenizer.json", template=self.out / "chat_template.jinja",
-            dtype=torch.bfloat16, replace_existing=True, mean_with=start if self.mean else None,
-        )
+            student, self.pairs, rung, folder, teacher=teacher, stage=f"train {tier}",
+            origin=f"{metadata.parent} {begun and begun['checkpoint']}", progress=self.progress)
+        made = write(
+            student, path, metadata, self, dtype=torch.bfloat16, replace=True,
+            mean_with=start if self.mean else None)
         self._note(tier, "training", {
             "command": self.command, "checkpoint": made.identity, "steps": len(run.losses),
             "tokens": run.tokens, "seconds": round(run.seconds), "device": _device(),
@@ -188,7 +197,7 @@ class _Builder:
         return made
 
     def quantized(self, tier: Tier) -> Checkpoint:
-        """The tier in 8 bits, or in 4 after training to bear them."""
+        """Return the tier in 8 bits, or in 4 after quantization-aware training."""
         path = self.out / "quantized" / tier
         if path.exists() and (
             not tier.four_bit or "quantization_aware_training" in self._noted(tier)
@@ -197,31 +206,31 @@ class _Builder:
         source = self.checkpoint(tier)
         path.parent.mkdir(exist_ok=True)
         if not tier.four_bit:
-            quantize(source, path, Recipe.parse(_EIGHT_BITS))
-            return Checkpoint.open(path)
-        recipe = Recipe.parse(DEFAULT_RECIPE)
+            return quantize(source, path, _EIGHT_BITS)
         after = self.out / "after" / tier
         after.parent.mkdir(exist_ok=True)
-        quantize(source, after, recipe, replace_existing=True)
-        outcome = training.train_quantized(
-            source, path, recipe=recipe, data=self.examples, schedule=self.schedule(QAT),
-            folder=self.out / "runs" / f"{tier}-4bit", replace_existing=True,
-        )
+        quantize(source, after, replace=True)
+        made = quantize(
+            source, path, data=self.examples, settings=QatSettings(schedule=self.schedule(QAT)),
+            replace=True, progress=self.progress)
+        report = made.report
+        assert isinstance(report, QuantizeReport) and report.run is not None
         self._note(tier, "quantization_aware_training", {
-            "steps": len(outcome.losses), "seconds": round(outcome.seconds),
-            "schedule": asdict(QAT), "losses": [round(loss, 5) for loss in outcome.losses[::20]],
+            "steps": len(report.run.losses), "seconds": round(report.run.seconds),
+            "schedule": asdict(QAT),
+            "losses": [round(loss, 5) for loss in report.run.losses[::20]],
         })
-        return Checkpoint.open(path)
+        return made
 
     def bundle(self, tier: Tier) -> Path:
-        """The tier as it ships, with what it can do in its receipt."""
+        """Return the bundle of the tier, with what it can do in its receipt."""
         path = self.out / "family" / f"{tier}.cloister"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
             pipeline.export(
                 self.quantized(tier), path,
-                golden=[(row["system"], row["prompt"]) for row in rows])
+                prompts=[(row["system"], row["prompt"]) for row in rows])
         if "evaluation" not in self._noted(tier):
             found = self._evaluated(tier, BundleSubject(path))
             bundle = Bundle.open(path)
@@ -236,7 +245,7 @@ class _Builder:
         return path
 
     def _evaluated(self, tier: Tier, subject: Subject) -> dict[str, dict[str, object]]:
-        """By task, on development data, against the tier's unquantized self."""
+        """Return scores by task, on development data, against the tier's unquantized self."""
         itself = CheckpointSubject(self.checkpoint(tier))
         return {
             task: evaluate(subject, examples, against=itself).to_dict()
@@ -244,7 +253,7 @@ class _Builder:
         }
 
     def _noted(self, tier: Tier) -> dict[str, Any]:
-        """What is known of a tier."""
+        """Return what is known of a tier."""
         path = self.out / f"{tier}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else {"tier": tier}
 
@@ -258,7 +267,7 @@ class _Builder:
 
 
 def _device() -> str:
-    """What trained, and in which numbers."""
+    """Return what trained, and in which numbers."""
     cuda = torch.cuda.is_available()
     numbers = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")) else (
         "float32")
@@ -268,8 +277,20 @@ def _device() -> str:
     return f"{name}, {numbers}"
 
 
+def _lines(screen: Console, every_s: float = 30.0) -> Progress:
+    """Return a progress that prints a line now and then."""
+    printed: dict[str, float] = {}
+
+    def show(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        if done == total or time.monotonic() - printed.get(stage, -every_s) >= every_s:
+            printed[stage] = time.monotonic()
+            screen.print(f"{stage}: {done:,} of {total:,} {note}", highlight=False)
+
+    return show
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 1 with one sentence."""
+    """Run the command line: 0, or 1 with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m cloister.reference.build", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Settings.from_environment().data,
@@ -295,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.out.mkdir(parents=True, exist_ok=True)
         builder = _Builder(
             given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
-            begin=given.begin, mean=given.mean)
+            begin=given.begin, mean=given.mean, progress=_lines(screen))
         for tier in tiers:  # what takes hours, before what needs an idle machine
             builder.quantized(tier)
         for tier in tiers:

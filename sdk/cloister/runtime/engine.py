@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from cloister.manifest import ProgramEntry
     from cloister.runtime.chat import Ask
     from cloister.runtime.constraint import Grammars
     from cloister.runtime.core import Position
@@ -55,7 +56,7 @@ class Engine(Core):
         threads: int | None = None,
         available_bytes: int | None = None,
         load: _Load = _executorch.load,
-        runs_here: Callable[[str], bool] = _executorch.runs_here,
+        runs_here: Callable[[ProgramEntry], bool] = _executorch.runs_here,
     ) -> None:
         self.bundle = Bundle.open(path)
         manifest = self.bundle.manifest
@@ -162,7 +163,6 @@ class Engine(Core):
 
     def _check_memory(self, *, methods: int) -> None:
         available = memory.available_bytes() if self._available is None else self._available
-        manifest = self.bundle.manifest
         memory.check(
-            self.bundle.path.name, memory.required_bytes(manifest, methods=methods), available
+            self.bundle.path.name, memory.required_bytes(self._entry, methods=methods), available
         )

@@ -14,20 +14,20 @@ from cloister.errors import NotEnoughMemory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cloister.manifest import Manifest
+    from cloister.manifest import ProgramEntry
 
 __all__ = ["PROCESS_BYTES", "available_bytes", "check", "peak_bytes", "required_bytes"]
 
 PROCESS_BYTES = 250_000_000  # interpreter and torch
 
 
-def required_bytes(manifest: Manifest, *, methods: int = 1) -> int:
+def required_bytes(program: ProgramEntry, *, methods: int = 1) -> int:
     """Memory that cannot be given back: weights as the backend packs them, KV, activations.
 
     XNNPACK packs the weights again for each method it loads; the file's own pages can be evicted
     and do not count.
     """
-    return methods * manifest.weight_bytes + manifest.kv_bytes + manifest.arena_bytes
+    return methods * program.weight_bytes + program.kv_bytes + program.arena_bytes
 
 
 _GROUP_FILES = (  # limit, use, and the file pages counted in it that can be evicted

@@ -95,7 +95,8 @@ class Welcome(_Wire, frozen=True):
 
     version: int
     guard_tier: int
-    guard: str  # in words
+    guard: str  # why it is that tier
+    evidence: dict[str, str]  # what was tried, and how it went
     memory: dict[str, str]  # how each attempt to keep it out of dumps went
 
 

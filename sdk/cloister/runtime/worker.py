@@ -21,16 +21,18 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloister import guard
 from cloister.errors import CloisterError, ProtocolError, WorkerError
 from cloister.runtime import protocol
 from cloister.runtime.memory import peak_bytes
-from cloister.settings import Settings, share_processor
+from cloister.settings import share_processor
 from cloister.vault import hygiene
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import IO
 
+    from cloister.guard import Guard
     from cloister.runtime.engine import Engine
     from cloister.runtime.protocol import Event, Request
     from cloister.runtime.session import Session
@@ -42,9 +44,9 @@ __all__ = ["Service", "main"]
 class Service:
     """What the process holds: an engine, a vault, and conversations by their numbers."""
 
-    def __init__(self, send: Callable[[Event], None]) -> None:
-        """Send every event by `send`."""
-        self._send = send
+    def __init__(self, send: Callable[[Event], None], guard: Guard | None = None) -> None:
+        """Send every event by `send`; `guard` is what refuses the network to the process."""
+        self._send, self._guard = send, guard
         self._engine: Engine | None = None
         self._vault: Vault | None = None
         self._sessions: dict[int, Session] = {}
@@ -117,13 +119,17 @@ class Service:
             peak_rss_bytes=peak_bytes())
 
     def _unlock(self, request: protocol.Unlock) -> Event:
+        from cloister.vault.keys import Provider
         from cloister.vault.local import open_vault
 
         secret = request.passphrase
         if self._vault is None:
-            self._vault = open_vault(
-                Settings.from_environment(), None if secret is None else lambda: secret,
-                create=True, notify=lambda notice: None)
+            self._vault = open_vault(  # its notice goes to the client
+                None if secret is None else lambda: secret, create=True,
+                notify=lambda notice: None)
+            # A key store is asked once more at the end, over a socket of this machine.
+            if self._guard is not None and self._vault.header.provider is not Provider.KEYRING:
+                self._guard = self._guard.narrow()
         return protocol.Unlocked(
             id=request.id, provider=str(self._vault.header.provider),
             notice=self._vault.notice or None, memory=self._vault.keys.locked())
@@ -198,9 +204,14 @@ def main() -> None:
         lines.write(line)
         lines.flush()
 
-    service = Service(send)
     try:
-        if _greeted(sys.stdin.buffer, send, memory):
+        guarded = guard.enforce(keep=(lines.fileno(),))
+    except CloisterError as error:  # its own pipes are network connections
+        send(protocol.Failed(id=None, kind=type(error).__name__, message=str(error)))
+        return
+    service = Service(send, guarded)
+    try:
+        if _greeted(sys.stdin.buffer, send, guarded, memory):
             _serve(service, sys.stdin.buffer, send)
     except BrokenPipeError:  # the other end is gone
         pass
@@ -209,7 +220,7 @@ def main() -> None:
 
 
 def _greeted(
-    stream: IO[bytes], send: Callable[[Event], None], memory: dict[str, str]
+    stream: IO[bytes], send: Callable[[Event], None], guarded: Guard, memory: dict[str, str]
 ) -> bool:
     """Exchange first words; False where the other end speaks another version."""
     try:
@@ -222,7 +233,8 @@ def _greeted(
             f"The worker speaks version {protocol.VERSION} of its protocol; update both ends.")))
         return False
     send(protocol.Welcome(
-        version=protocol.VERSION, guard_tier=0, guard="", memory=memory))
+        version=protocol.VERSION, guard_tier=guarded.tier, guard=guarded.reason,
+        evidence=guarded.evidence, memory=memory))
     return True
 
 

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from cloister.errors import SettingError, VaultError
+from cloister.settings import Settings
 from cloister.vault.database import Database
 from cloister.vault.keychain import read_header
 from cloister.vault.keys import Keyholder, Provider, system_keys
@@ -15,7 +16,6 @@ from cloister.vault.store import Vault, in_use
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloister.settings import Settings
     from cloister.vault.keys import Header
 
 __all__ = ["aside", "header", "keyholder", "open_vault"]
@@ -59,17 +59,21 @@ def header(settings: Settings) -> Header | None:
 
 
 def open_vault(
-    settings: Settings, ask: Callable[[], str] | None = None, *, create: bool = False,
-    accept_rollback: bool = False, notify: Callable[[str], None] = warnings.warn,
+    passphrase: Callable[[], str] | None = None, *, settings: Settings | None = None,
+    create: bool = False, accept_rollback: bool = False,
+    notify: Callable[[str], None] = warnings.warn,
 ) -> Vault:
-    """Open the vault; where there is none and `create` allows it, make it.
+    """Open the vault of this user; where there is none and `create` allows it, make it.
 
-    `notify` is then given a sentence for the user: who holds the key, and what that protects from.
+    `passphrase` is asked for one where the environment does not tell it, `settings` are read from
+    the environment where they are not given. `notify` is given a sentence for the user when a vault
+    is made: who holds the key, and what that protects from.
 
     Raises:
         VaultError, SettingError: see `Vault`.
     """
-    holder = keyholder(settings, ask)
+    settings = settings or Settings.from_environment()
+    holder = keyholder(settings, passphrase)
     if not create or os.path.lexists(settings.vault):
         return Vault(settings.vault, holder, accept_rollback=accept_rollback)
     vault = Vault.create(settings.vault, holder)

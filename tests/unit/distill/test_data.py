@@ -20,10 +20,10 @@ SHAPE = Shape(vocab_size=64, hidden_size=32, layers=2, heads=4, kv_heads=2, head
 
 
 def some(count: int, longest: int, seed: int = 0) -> list[Pair]:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     return [
-        ([chance.randrange(1, 64) for _ in range(chance.randint(1, longest // 2))],
-         [chance.randrange(1, 64) for _ in range(chance.randint(1, longest // 2))])
+        ([rng.randrange(1, 64) for _ in range(rng.randint(1, longest // 2))],
+         [rng.randrange(1, 64) for _ in range(rng.randint(1, longest // 2))])
         for _ in range(count)
     ]
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +16,15 @@ import torch
 
 from cloister.distill import loop
 from cloister.distill.data import Pair
-from cloister.distill.loop import train
 from cloister.distill.losses import Objective
-from cloister.distill.optimizer import Kind
-from cloister.distill.schedule import OnPolicy, Schedule
-from cloister.distill.state import read_state, write_state, writing
+from cloister.distill.parallel import Parallel, Sharded
+from cloister.distill.schedule import Kind, OnPolicy, Schedule, TrainSettings
+from cloister.distill.state import Record, read_record, save_state
 from cloister.errors import (
     DataError,
     LossNotFinite,
     NotEnoughDisk,
+    OutputUnwritable,
     SettingError,
     TrainingError,
     VocabularyMismatch,
@@ -36,6 +37,7 @@ SHAPE = Shape(vocab_size=32, hidden_size=16, layers=2, heads=2, kv_heads=1, head
               feed_forward=32, context=32, tied=True)
 DATA: list[Pair] = [([1, i, 2], [i, i, 3]) for i in range(4, 32)]
 SCHEDULE = Schedule(steps=12, tokens=128, micro=64, warmup=3, save_every=5, peak=1e-2, dropout=0.1)
+LONG = replace(SCHEDULE, dropout=0.0, save_every=500)
 HERE = Path(__file__)
 
 
@@ -45,8 +47,24 @@ def fresh(seed: int = 0, **changes: int) -> Decoder:
     return decoder
 
 
+def train(
+    student: Decoder, data: list[Pair], schedule: Schedule, folder: Path, *,
+    teacher: Decoder | None = None, origin: str = "", **settings: object,
+) -> loop.Run:
+    """With labels alone, unless something else is said."""
+    folder.mkdir(exist_ok=True)
+    settings = {"objective": Objective(hard=1.0), **settings}
+    return loop.train(
+        student, data, TrainSettings(schedule=schedule, **settings), folder, teacher=teacher,
+        origin=origin)
+
+
 def losses_of(path: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+    return [line["loss"] for line in lines_of(path)]
+
+
+def lines_of(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 SETTINGS = {
@@ -65,7 +83,7 @@ def test_a_run_that_is_cut_and_started_again_gives_the_same_losses_and_weights(
 ) -> None:
     given = SETTINGS[kind]
     whole = fresh()
-    run = train(whole, DATA, SCHEDULE, tmp_path / "whole", metrics=tmp_path / "a", **given)
+    run = train(whole, DATA, SCHEDULE, tmp_path / "whole", **given)
     learn = loop._Loop._learn
 
     def until_killed(self: object, number: int, *rest: object) -> bool:
@@ -76,11 +94,11 @@ def test_a_run_that_is_cut_and_started_again_gives_the_same_losses_and_weights(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Loop, "_learn", until_killed)
         with pytest.raises(SystemExit):
-            train(fresh(), DATA, SCHEDULE, tmp_path / "cut", metrics=tmp_path / "b", **given)
+            train(fresh(), DATA, SCHEDULE, tmp_path / "cut", **given)
     resumed = fresh()
-    again = train(resumed, DATA, SCHEDULE, tmp_path / "cut", metrics=tmp_path / "b", **given)
+    again = train(resumed, DATA, SCHEDULE, tmp_path / "cut", **given)
     assert again.losses == run.losses
-    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b") == run.losses
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "cut") == run.losses
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
@@ -99,9 +117,10 @@ def test_an_interrupted_run_keeps_every_step_it_made(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Loop, "_learn", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(fresh(), DATA, SCHEDULE, tmp_path / "state")
-    assert read_state(tmp_path / "state")["losses"] == whole[:8]
-    assert train(fresh(), DATA, SCHEDULE, tmp_path / "state").losses == whole
+            train(fresh(), DATA, SCHEDULE, tmp_path / "run")
+    record = read_record(tmp_path / "run" / "state")
+    assert record is not None and record.losses == whole[:8]
+    assert train(fresh(), DATA, SCHEDULE, tmp_path / "run").losses == whole
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -115,56 +134,79 @@ ENVIRONMENT = {
 }
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_goes_on_to_the_same_losses(tmp_path: Path) -> None:
+    """Also while it saves, which it does at every third of 60 steps."""
     subprocess.run(child(str(tmp_path / "whole"), "60"), env=ENVIRONMENT, check=True)
-    kills = 0
-    for delay in (0.05, 0.15, 0.3, 0.6, 60):
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    for kill_at in (1, 17, 30):  # lines; when it is seen, the process is a little further
         process = subprocess.Popen(child(str(tmp_path / "cut"), "60"), env=ENVIRONMENT)
         began = time.monotonic()
-        # The first steps show that training runs: from there the kill comes at its own moment.
-        while process.poll() is None and not (tmp_path / "cut.jsonl").exists():
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < kill_at:
+            assert process.poll() is None
             assert time.monotonic() - began < 120
-            time.sleep(0.01)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert kills >= 2
-    assert losses_of(tmp_path / "cut.jsonl") == losses_of(tmp_path / "whole.jsonl")
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    assert len(losses_of(tmp_path / "cut")) < 60
+    subprocess.run(child(str(tmp_path / "cut"), "60"), env=ENVIRONMENT, check=True)
+    assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
 
 
-def alone_and_together(folder: Path, *arguments: str) -> tuple[list[float], list[float]]:
-    """Losses of one process and of two."""
-    subprocess.run(
-        child(str(folder / "two"), *arguments, torchrun=2), env=ENVIRONMENT, check=True)
-    subprocess.run(child(str(folder / "one"), *arguments), env=ENVIRONMENT, check=True)
-    return losses_of(folder / "one.jsonl"), losses_of(folder / "two.jsonl")
+def test_a_kill_at_any_moment_of_saving_leaves_a_state_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the last thing was that reached the disk."""
+    whole = train(fresh(), DATA, SCHEDULE, tmp_path / "whole").losses
+    for moment in ("shutil.rmtree", "os.fsync", "pathlib.Path.rename", "pathlib.Path.write_bytes"):
+        folder, calls = tmp_path / moment, []
+
+        def killed(*_: object, calls: list[int] = calls, **__: object) -> None:
+            calls.append(1)
+            raise SystemExit
+
+        train(fresh(), DATA, replace(SCHEDULE, decay=0.0, steps=5), folder)
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(moment, killed)
+            train(fresh(), DATA, replace(SCHEDULE, decay=0.0, steps=10), folder)
+        assert calls
+        record = read_record(folder / "state")
+        assert record is not None and len(record.losses) >= 5
+        again = train(fresh(), DATA, replace(SCHEDULE, decay=0.0), folder).losses
+        assert again == train(
+            fresh(), DATA, replace(SCHEDULE, decay=0.0), tmp_path / "flat").losses
+    assert len(whole) == 12
 
 
+def run_with(world: int, folder: Path, *arguments: str) -> list[float]:
+    """Losses of a run of `world` processes in `folder`."""
+    command = child(str(folder), *arguments, torchrun=world if world > 1 else 0)
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+    return losses_of(folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", Kind)
-def test_two_processes_learn_what_one_learns(tmp_path: Path, kind: Kind) -> None:
-    one, two = alone_and_together(tmp_path, "8", kind)
-    assert len(one) == len(two) == 8
-    assert one == pytest.approx(two, abs=1e-4)
-    assert one[-1] < one[0]
-    # And what two began, one can end.
-    for name in ("one", "two"):
-        subprocess.run(child(str(tmp_path / name), "12", kind), env=ENVIRONMENT, check=True)
-    one, two = (losses_of(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) == 12
-    assert one == pytest.approx(two, abs=1e-4)
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, kind: Kind) -> None:
+    """From two to four and to one, and from one to two, to the losses of one process."""
+    whole = run_with(1, tmp_path / "whole", "12", kind)
+    assert whole[-1] < whole[0]
+    for worlds in ((2, 4, 1), (1, 2)):
+        folder = tmp_path / "-".join(map(str, worlds))
+        for world, steps in zip(worlds, (4, 8, 12), strict=False):
+            losses = run_with(world, folder, str(steps), kind)
+            assert losses == pytest.approx(whole[:steps], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_their_own_answers_what_one_learns(tmp_path: Path) -> None:
-    one, two = alone_and_together(tmp_path, "6", Kind.MUON, "0.5")
+    one, two = (run_with(world, tmp_path / str(world), "6", Kind.MUON, "0.5") for world in (1, 2))
     assert one == pytest.approx(two, abs=1e-4)
 
 
 def test_training_lowers_the_loss_under_either_optimizer(tmp_path: Path) -> None:
     for kind in Kind:
-        schedule = replace(SCHEDULE, steps=100, optimizer=kind)
+        schedule = replace(SCHEDULE, steps=60, optimizer=kind, save_every=100)
         losses = train(fresh(), DATA, schedule, tmp_path / kind).losses
         assert losses[-1] < 0.5 * losses[0]
 
@@ -174,8 +216,8 @@ def test_a_student_comes_close_to_its_teacher_without_any_label(tmp_path: Path) 
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
     losses = train(
-        fresh(), DATA, replace(SCHEDULE, steps=200, dropout=0.0), tmp_path / "state",
-        teacher=teacher, objective=Objective(hard=0.0), metrics=tmp_path / "metrics",
+        fresh(), DATA, replace(LONG, steps=150), tmp_path / "state",
+        teacher=teacher, objective=Objective(hard=0.0),
     ).losses
     assert losses[-1] < 0.2 * losses[0]
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
@@ -188,11 +230,11 @@ def test_own_answers_come_only_in_the_last_phase_and_bring_the_student_closer(
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
     train(
-        fresh(), DATA, replace(SCHEDULE, steps=100, dropout=0.0), tmp_path / "state",
+        fresh(), DATA, replace(LONG, steps=100), tmp_path / "state",
         teacher=teacher, objective=Objective(hard=0.0),
-        on_policy=OnPolicy(share=0.5, limit=4), metrics=tmp_path / "metrics",
+        on_policy=OnPolicy(share=0.5, limit=4),
     )
-    lines = [json.loads(line) for line in (tmp_path / "metrics").read_text().splitlines()]
+    lines = lines_of(tmp_path / "state")
     assert [line["on_policy"] for line in lines] == [False] * 50 + [True] * 50
     own = [line["divergence"] for line in lines[50:]]
     assert sum(own[-10:]) < sum(own[:10])
@@ -214,9 +256,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights
     monkeypatch.setattr(loop._Loop, "_learn", poisoned)
     with pytest.raises(LossNotFinite, match=r"step 12 .*first numbers \d+.* holds step 10"):
         train(fresh(), DATA, replace(SCHEDULE, decay=0.0), tmp_path / "state")
-    held = read_state(tmp_path / "state")["weights"]
+    kept = Sharded(fresh(seed=1), Parallel())
+    assert loop.restore(kept, tmp_path / "state")
     for name, weight in good.named_parameters():
-        assert torch.equal(held[name], weight), name
+        assert torch.equal(kept.decoder.get_parameter(name), weight), name
 
 
 def test_a_run_may_be_made_longer_before_its_decay_but_not_otherwise_changed(
@@ -244,34 +287,52 @@ def test_a_run_may_be_made_longer_before_its_decay_but_not_otherwise_changed(
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"metrics\.jsonl cannot be written"):
-        train(fresh(), DATA, SCHEDULE, tmp_path / "state",
-              metrics=tmp_path / "no" / "metrics.jsonl")
-    for number, error in ((errno.ENOSPC, NotEnoughDisk), (errno.EROFS, TrainingError)):
-        with pytest.raises(error, match=r"^.*logits.*$"), writing(tmp_path / "logits"):
-            raise OSError(number, os.strerror(number))
+    with pytest.raises(OutputUnwritable, match=r"metrics\.jsonl cannot be written"):
+        loop.train(
+            fresh(), DATA, TrainSettings(schedule=SCHEDULE, objective=Objective(hard=1.0)),
+            tmp_path / "no")
 
 
-def test_a_full_disk_leaves_the_state_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "error"), [
+    (errno.ENOSPC, NotEnoughDisk), (errno.EROFS, OutputUnwritable)])
+def test_a_disk_that_fails_leaves_the_state_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
 ) -> None:
-    write_state(tmp_path / "state", {"losses": [1.0]})
+    tensors = {"weights.layers.0.x": torch.ones(4), "weights.norm.weight": torch.zeros(2)}
 
-    def full(held: object, file: object) -> None:
-        raise OSError(28, "No space left on device")
+    def record(steps: int) -> Record:
+        return Record(
+            identity="x", phase=(0.1, False), losses=[1.0] * steps, seconds=1.0, tokens=5)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(NotEnoughDisk, match="state"):
-        write_state(tmp_path / "state", {"losses": [2.0]})
-    assert read_state(tmp_path / "state") == {"losses": [1.0]}
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    save_state(tmp_path / "state", record(1), tensors, Parallel())
+
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(error, match="state"):
+        save_state(tmp_path / "state", record(2), tensors, Parallel())
+    assert read_record(tmp_path / "state") == record(1)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["00000001"]
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04" + b"\0" * 50])
-def test_a_damaged_state_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "my.state").write_bytes(content)
-    with pytest.raises(TrainingError, match=r"my\.state"):
-        train(fresh(), DATA, SCHEDULE, tmp_path / "my.state")
+@pytest.mark.parametrize("damage", ["no record", "record", "no weights", "weights", "a file"])
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    run, state = tmp_path / "run", tmp_path / "run" / "state"
+    train(fresh(), DATA, SCHEDULE, run)
+    (kept,) = state.iterdir()
+    weights = sorted(kept.glob("*.safetensors"))[0]
+    if damage == "a file":
+        shutil.rmtree(state)
+        state.write_bytes(b"PK")
+    elif damage.startswith("no"):
+        (kept / "run.json" if damage == "no record" else weights).unlink()
+    elif damage == "record":
+        (kept / "run.json").write_text("{")
+    else:
+        weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(TrainingError, match="state cannot be read"):
+        train(fresh(), DATA, SCHEDULE, run)
 
 
 def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
@@ -287,7 +348,7 @@ def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         OnPolicy(objective=Objective(hard=0.5))
     with pytest.raises(DataError, match="no examples"):
         train(fresh(), [], SCHEDULE, state, teacher=teacher)
-    assert not state.exists()
+    assert not (state / "state").exists()
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -319,8 +380,8 @@ def main() -> None:
     )
     own = OnPolicy(share=float(str(share)), limit=4) if float(str(share)) else None
     train(
-        fresh(), DATA, schedule, Path(f"{out}.state"), metrics=Path(f"{out}.jsonl"),
-        teacher=fresh(7), objective=Objective(hard=0.5), on_policy=own,
+        fresh(), DATA, schedule, Path(str(out)), teacher=fresh(7), objective=Objective(hard=0.5),
+        on_policy=own,
     )
 
 

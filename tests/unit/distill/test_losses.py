@@ -23,18 +23,18 @@ def kl(p: torch.Tensor, q: torch.Tensor) -> float:
     )
 
 
-@pytest.mark.parametrize("heat", [1.0, 2.5])
-def test_divergences_are_those_of_the_definitions(heat: float) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_divergences_are_those_of_the_definitions(temperature: float) -> None:
     student, teacher = logits(1), logits(2)
-    q, p = ((x.double() / heat).softmax(-1) for x in (student, teacher))
+    q, p = ((x.double() / temperature).softmax(-1) for x in (student, teacher))
     mean = (p + q) / 2
     wanted = {
         Divergence.FORWARD_KL: kl(p, q), Divergence.REVERSE_KL: kl(q, p),
         Divergence.JENSEN_SHANNON: 0.5 * (kl(p, mean) + kl(q, mean)),
     }
     for kind, value in wanted.items():
-        got = divergence(student, teacher, Objective(divergence=kind, temperature=heat))
-        assert float(got) == pytest.approx(value * heat**2, rel=1e-4)
+        got = divergence(student, teacher, Objective(divergence=kind, temperature=temperature))
+        assert float(got) == pytest.approx(value * temperature**2, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", Divergence)
@@ -50,10 +50,10 @@ def test_a_student_like_its_teacher_has_no_divergence_and_no_gradient(kind: Dive
 def test_the_gradient_at_a_higher_temperature_stays_of_the_same_size() -> None:
     """That is what the square of the temperature is for (arXiv 1503.02531)."""
     norms = []
-    for heat in (1.0, 20.0):
+    for temperature in (1.0, 20.0):
         student = (logits(1) * 0.01).requires_grad_()
         torch.autograd.backward(
-            divergence(student, logits(2) * 0.01, Objective(temperature=heat)))
+            divergence(student, logits(2) * 0.01, Objective(temperature=temperature)))
         assert student.grad is not None
         norms.append(float(student.grad.norm()))
     assert norms[1] == pytest.approx(norms[0], rel=0.05)

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cloister.distill.prune import fitted, prune
+from cloister.distill.parallel import Parallel, Sharded
+from cloister.distill.prune import Cut, Usage, fitted
 from cloister.errors import SettingError, VocabularyMismatch
+from cloister.model.checkpoint import expected_tensors
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import Decoder
 from cloister.tiers import Shape
@@ -30,6 +32,16 @@ def model(layout: str = "plain", **changes: object) -> Decoder:
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.25, generator=generator)
     return decoder
+
+
+def prune(teacher: Decoder, shape: Shape, batches: list[torch.Tensor]) -> Decoder:
+    """As `cloister.distill.run` does it, without files."""
+    cut = Cut(teacher.config, shape, Usage(Sharded(teacher, Parallel()), batches))
+    weights, student = teacher.state_dict(), Decoder(cut.config).eval()
+    student.load_state_dict(
+        {name: cut.tensor(name, weights.__getitem__) for name in expected_tensors(cut.config)},
+        strict=False)  # a tied head is its embedding
+    return student
 
 
 @torch.no_grad()
@@ -139,14 +151,14 @@ def test_where_more_heads_share_keys_and_values_they_share_the_mean(kv_heads: in
 def test_what_is_used_most_is_kept_and_norms_are_made_up_for() -> None:
     """A few strong channels and neurons carry most, as in trained models."""
     teacher = model()
-    chance = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        strong = torch.rand(48, generator=chance) ** 3 * 4
+        strong = torch.rand(48, generator=rng) ** 3 * 4
         teacher.embed.weight *= strong
         for layer in teacher.layers:
             layer.attn.o.weight *= strong[:, None]
             layer.mlp.down.weight *= strong[:, None]
-            layer.mlp.up.weight *= (torch.rand(64, generator=chance) ** 3 * 4)[:, None]
+            layer.mlp.up.weight *= (torch.rand(64, generator=rng) ** 3 * 4)[:, None]
     shape = replace(SHAPE, hidden_size=32, feed_forward=40)
     pruned = apart(teacher, prune(teacher, shape, TOKENS))
     # The same amount cut by numbers drawn from a hat.
@@ -162,8 +174,7 @@ def test_what_is_used_most_is_kept_and_norms_are_made_up_for() -> None:
             blind.append(apart(teacher, prune(shuffled, shape, noise)))
     assert pruned < 0.6 * min(blind)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloister.distill.prune._norm", lambda ours, theirs, channels, usage:
-                      ours.weight.copy_(theirs.weight[channels]))
+        patch.setattr(Cut, "_norm", lambda self, name, weight: weight[self._channels])
         assert pruned < 0.9 * apart(teacher, prune(teacher, shape, TOKENS))
 
 

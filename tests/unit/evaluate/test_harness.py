@@ -28,10 +28,10 @@ from cloister.errors import (
 )
 from cloister.evaluate import harness
 from cloister.evaluate.harness import CloisterLM
+from cloister.message import Message
 from cloister.runtime.engine import Engine
 from cloister.runtime.program import FakeProgram
 from cloister.runtime.session import Session
-from cloister.message import Message
 
 CONTEXT, CHUNK = 64, 8
 

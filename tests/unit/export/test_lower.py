@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cloister.export.lower import xnnpack
+from cloister.export.backends.xnnpack import program as xnnpack
 from cloister.model.cache import KVCache
 from cloister.model.config import Activation, ModelConfig, RopeScaling
 from cloister.model.quantized import QuantizedEmbedding, QuantizedLinear, swap

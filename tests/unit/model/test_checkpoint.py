@@ -244,7 +244,7 @@ def test_quantizing_covers_every_matrix_and_reports_the_bytes_on_disk(
     checkpoint: Path, recipe: str
 ) -> None:
     out = checkpoint.parent / "q"
-    report = quantize(Checkpoint.open(checkpoint), out, Recipe.parse(recipe))
+    report = quantize(Checkpoint.open(checkpoint), out, Recipe.parse(recipe)).report
     matrices = [row for row in report.rows if len(row.shape) == 2]
     assert {row.bits for row in matrices} <= {4, 8}
     assert "head.weight" in {row.tensor for row in matrices}  # untied

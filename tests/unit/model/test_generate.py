@@ -82,10 +82,10 @@ def test_a_batch_is_as_large_as_its_memory_allows(
 
 def test_sampling_follows_the_model_and_its_generator(decoder: Decoder) -> None:
     def drawn(seed: int, temperature: float) -> list[int]:
-        chance = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         answers = generate(
             decoder, [[7, 8, 9]] * 4000, end=(), limit=1, temperature=temperature,
-            generator=chance,
+            rng=rng,
         )
         return [token for (token,) in answers]
 

@@ -7,14 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from cloister.errors import CheckpointError, CloisterError, SettingError, UnsupportedFeature
+from cloister.errors import CheckpointError, SettingError, UnsupportedFeature
 from cloister.model.config import ModelConfig, RopeScaling
 from cloister.model.huggingface import import_model, read_config
+from cloister.records import build
 
 LENGTH = 48
 SIZES = (
@@ -352,13 +354,13 @@ def test_a_stored_configuration_with_a_bad_value_is_refused(
     tmp_path: Path, bad: dict[str, Any]
 ) -> None:
     source = write(tmp_path, "Llama", {**LAYOUTS["Llama"], "rope_scaling": LLAMA3})
-    record = read_config(source).to_dict()
-    assert ModelConfig.from_dict(record) == read_config(source)
+    record = msgspec.to_builtins(read_config(source))
+    assert build(record, ModelConfig, refuse=CheckpointError) == read_config(source)
     for key, value in bad.items():
         old = record[key]
         record[key] = {**old, **value} if isinstance(old, dict) else value
-    with pytest.raises(CloisterError):
-        ModelConfig.from_dict(record)
+    with pytest.raises(CheckpointError, match=next(iter(bad))):
+        build(record, ModelConfig, refuse=CheckpointError)
 
 
 def test_a_ramp_that_falls_is_refused() -> None:

@@ -20,7 +20,7 @@ from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer, 
 from cloister.distill.data import Pair
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
-from cloister.distill.schedule import Schedule
+from cloister.distill.schedule import Schedule, TrainSettings
 from cloister.errors import GroupSizeError
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.config import ModelConfig
@@ -43,6 +43,11 @@ ACTIVATIONS = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False
 COMPILES = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a compiler"
 )
+
+
+def settings(steps: int, hard: float = 0.0, **changes: object) -> TrainSettings:
+    given = {"steps": steps, "tokens": 512, "micro": 256, "autocast": False, **changes}
+    return TrainSettings(schedule=Schedule(**given), objective=Objective(hard=hard))
 
 
 def model(**changes: object) -> Decoder:
@@ -129,10 +134,7 @@ def test_the_integers_and_scales_are_those_of_torchaos_own_conversion(
 ) -> None:
     plain, chosen = model(), Recipe.parse(recipe)
     prepared = prepare(plain, chosen)
-    train(
-        prepared, DATA, Schedule(steps=5, tokens=512, micro=256, peak=1e-3, autocast=False),
-        tmp_path / "state", teacher=plain, objective=Objective(hard=0.0),
-    )
+    train(prepared, DATA, settings(5, peak=1e-3), tmp_path, teacher=plain)
     held = quantized(prepared, recipe, tmp_path, tokenizer_dir).state_dict()
     compared = 0
     for name, module in prepared.named_modules():
@@ -185,10 +187,7 @@ def test_a_trained_decoder_computes_what_its_quantized_self_computes(
 ) -> None:
     plain = model(qkv_bias=True)
     prepared = prepare(plain, Recipe.parse(recipe))
-    train(
-        prepared, DATA, Schedule(steps=5, tokens=512, micro=256, peak=1e-3, autocast=False),
-        tmp_path / "state", teacher=plain, objective=Objective(hard=0.0),
-    )
+    train(prepared, DATA, settings(5, peak=1e-3), tmp_path, teacher=plain)
     after = quantized(prepared, recipe, tmp_path, tokenizer_dir)
     with torch.no_grad():
         trained, ran, before = prepared(TOKENS), after(TOKENS), plain(TOKENS)
@@ -228,7 +227,9 @@ def test_the_decoder_that_was_prepared_stays_as_it_was() -> None:
 
 def test_learning_from_its_unquantized_self_a_decoder_comes_closer_to_it(tmp_path: Path) -> None:
     plain = model()
-    train(plain, DATA, Schedule(steps=150, tokens=512, micro=256, peak=5e-3), tmp_path / "plain")
+    for folder in ("plain", "qat"):
+        (tmp_path / folder).mkdir()
+    train(plain, DATA, settings(100, hard=1.0, peak=5e-3, save_every=200), tmp_path / "plain")
 
     @torch.no_grad()
     def apart(decoder: Decoder) -> float:
@@ -241,10 +242,8 @@ def test_learning_from_its_unquantized_self_a_decoder_comes_closer_to_it(tmp_pat
     data = [
         (row[:2], row[2:]) for row in torch.randint(300, (2000, 20), generator=generator).tolist()
     ]
-    train(
-        prepared, data, Schedule(steps=240, tokens=1024, micro=1024, peak=3e-4, autocast=False),
-        tmp_path / "qat", teacher=plain, objective=Objective(hard=0.0),
-    )
+    train(prepared, data, settings(240, tokens=1024, micro=1024, peak=3e-4, save_every=300),
+          tmp_path / "qat", teacher=plain)
     after = apart(prepared)
     assert after < 0.5 * before
 

@@ -12,12 +12,12 @@ from tests.conftest import make_bundle
 from cloister.bundle import Bundle
 from cloister.errors import NotEnoughDisk, SessionMismatch, SettingError
 from cloister.runtime import prefix
+from cloister.runtime.chat import Sampling
 from cloister.runtime.conversation import forget
 from cloister.runtime.engine import Engine
 from cloister.runtime.prefix import Precision, PrefixCache
 from cloister.runtime.program import FakeProgram
 from cloister.runtime.responses import ResponseCache
-from cloister.runtime.chat import Sampling
 from cloister.runtime.session import Session
 from cloister.vault.keys import Keyholder
 from cloister.vault.namespace import Kind, Namespace

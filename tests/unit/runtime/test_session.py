@@ -25,9 +25,9 @@ from cloister.errors import (
 )
 from cloister.runtime import memory
 from cloister.runtime import replay as replays
+from cloister.runtime.chat import Sampling
 from cloister.runtime.engine import Engine
 from cloister.runtime.program import FakeProgram
-from cloister.runtime.chat import Sampling
 from cloister.runtime.session import Session, Token
 
 

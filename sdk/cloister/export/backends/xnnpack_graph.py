@@ -15,25 +15,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
-from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
+
+from cloister.export._executorch import (
     CONSTANT_TENSOR_ALIGNMENT,
     serialize_xnnpack_binary,
 )
-from executorch.backends.xnnpack.utils.xnnpack_constants import (
-    UINT64_MAX,
-    XNN_INVALID_VALUE_ID,
-    XNN_VALUE_FLAG_EXTERNAL_INPUT,
-    XNN_VALUE_FLAG_EXTERNAL_OUTPUT,
-)
-
+from cloister.export._executorch import xnnpack_constants as xnn
+from cloister.export._executorch import xnnpack_graph_schema as schema
 from cloister_kernels import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from executorch.exir._serialize._named_data_store import NamedDataStore
-
+    from cloister.export._executorch import NamedDataStore
     from cloister.model.quantized import QuantizedLinear
 
 __all__ = ["Subgraph", "Value"]
@@ -69,9 +63,8 @@ class Subgraph:
 
     def input(self, size: int) -> Value:
         """The next argument of the delegate, float32[1, T, size]."""
-        value = self._value(
-            [1, self.rows, size], flags=XNN_VALUE_FLAG_EXTERNAL_INPUT, external=len(self._inputs)
-        )
+        flag, external = xnn.XNN_VALUE_FLAG_EXTERNAL_INPUT, len(self._inputs)
+        value = self._value([1, self.rows, size], flags=flag, external=external)
         self._inputs.append(value.id)
         return value
 
@@ -79,7 +72,7 @@ class Subgraph:
         """Return `value`; call once for each result, after the last operator."""
         record = self._values[value.id].xvalue_union
         record.external_id = len(self._inputs) + len(self._outputs)
-        record.flags |= XNN_VALUE_FLAG_EXTERNAL_OUTPUT
+        record.flags |= xnn.XNN_VALUE_FLAG_EXTERNAL_OUTPUT
         self._outputs.append(value.id)
 
     def linear(self, x: Value, name: str, layer: QuantizedLinear) -> Value:
@@ -108,7 +101,7 @@ class Subgraph:
             ),
             buffer=packed,
         )
-        bias = XNN_INVALID_VALUE_ID
+        bias = xnn.XNN_INVALID_VALUE_ID
         if layer.bias is not None:
             bias = self.constant(f"{name}.bias", layer.bias).id
         return self._emit(
@@ -135,7 +128,7 @@ class Subgraph:
         mean = self._emit(
             1,
             lambda out: schema.XNNFullyConnected(
-                input1_id=squares.id, filter_id=averager.id, bias_id=XNN_INVALID_VALUE_ID,
+                input1_id=squares.id, filter_id=averager.id, bias_id=xnn.XNN_INVALID_VALUE_ID,
                 output_id=out, flags=0,
             ),
         )
@@ -199,7 +192,7 @@ class Subgraph:
                 name, tensor.view(torch.uint8).numpy().tobytes(), CONSTANT_TENSOR_ALIGNMENT
             )
         self._constants.append(
-            schema.ConstantDataOffset(offset=UINT64_MAX, size=size_bytes, named_key=name)
+            schema.ConstantDataOffset(offset=xnn.UINT64_MAX, size=size_bytes, named_key=name)
         )
         return len(self._constants) - 1
 
@@ -212,7 +205,7 @@ class Subgraph:
         self._nodes.append(schema.XNode(xnode_union=record, debug_handle=len(self._nodes)))
 
     def _value(
-        self, dims: list[int], *, flags: int = 0, external: int = XNN_INVALID_VALUE_ID,
+        self, dims: list[int], *, flags: int = 0, external: int = xnn.XNN_INVALID_VALUE_ID,
         buffer: int = 0,
     ) -> Value:
         number = len(self._values)
@@ -224,7 +217,7 @@ class Subgraph:
         *, buffer: int = 0,
     ) -> Value:
         number = len(self._values)
-        record = _record(kind, dims, number, 0, XNN_INVALID_VALUE_ID, buffer)
+        record = _record(kind, dims, number, 0, xnn.XNN_INVALID_VALUE_ID, buffer)
         self._values.append(schema.XValue(schema.XNNQuantizedTensorValue(record, params)))
         return Value(number, dims[-1])
 

@@ -1,0 +1,44 @@
+"""Backends: what export and runtime must agree on for a program to be made and run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloister.errors import SettingError
+
+__all__ = ["BACKENDS", "XNNPACK", "Backend", "backend"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """An ExecuTorch delegate, and the operators that its programs call beside it."""
+
+    name: str  # in manifests, file names and options
+    registered: str  # in ExecuTorch's registry of backends
+    libraries: tuple[str, ...]  # of operators, within the `executorch` package
+    operator_abi: int  # changes whenever an operator's arguments or meaning do
+    methods: tuple[str, ...]  # of every program
+
+
+XNNPACK = Backend(
+    name="xnnpack",
+    registered="XnnpackBackend",
+    libraries=(  # kernels of quantized embeddings; of attention and of KV updates
+        "kernels/quantized/libquantized_ops_aot_lib.so",
+        "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
+    ),
+    operator_abi=1,
+    methods=("forward", "score"),
+)
+BACKENDS = {each.name: each for each in (XNNPACK,)}
+
+
+def backend(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        SettingError: there is none.
+    """
+    if name not in BACKENDS:
+        raise SettingError(f"No backend is named {name!r}; choose one of {', '.join(BACKENDS)}.")
+    return BACKENDS[name]

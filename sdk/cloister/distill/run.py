@@ -1,0 +1,446 @@
+"""Distillation from checkpoint to checkpoint.
+
+A run keeps what it needs to go on in the folder OUT.run beside its output:
+
+    state/             see `cloister.distill.state`
+    metrics.jsonl      an object a step
+    logits             the teacher's draws, where they were recorded and not sealed
+    held-out.jsonl     what was kept apart of the data, unless the data is private
+    last-good/         the checkpoint that a loss which is not finite left behind
+
+Everything imported here runs without torchao and ExecuTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from cloister import corpus
+from cloister.distill import loop
+from cloister.distill.data import pairs
+from cloister.distill.measure import cross_entropy
+from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
+from cloister.distill.prune import Cut, Usage, check_shapes, fitted
+from cloister.distill.schedule import TrainSettings
+from cloister.distill.state import make_folder
+from cloister.distill.teacher import FileStore, Sampled, check_draws, record
+from cloister.errors import (
+    DataError,
+    LossNotFinite,
+    QuantizationError,
+    SettingError,
+    TokenizerError,
+    VocabularyMismatch,
+)
+from cloister.files import check_output, disk_errors
+from cloister.model.checkpoint import Checkpoint, Metadata, plan
+from cloister.model.transformer import initial_weights
+from cloister.model.writer import CheckpointWriter
+from cloister.progress import silent
+from cloister.tiers import Scale, Shape, Tier, ladder
+from cloister.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cloister.corpus import Example
+    from cloister.distill.data import Pair
+    from cloister.distill.loop import Run
+    from cloister.distill.teacher import Header, LogitStore
+    from cloister.model.config import ModelConfig
+    from cloister.progress import Progress
+
+__all__ = ["DistillReport", "DistillSettings", "Tensors", "check_source", "distill", "encode",
+           "examples_of", "pruned", "run_folder", "write", "write_start"]
+
+CALIBRATION = 512  # examples that decide what is pruned
+Tensors = Iterable[tuple[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(TrainSettings):
+    """How a student is made of its teacher.
+
+    Raises:
+        SettingError: a value outside its bound, or settings that do not fit together.
+    """
+
+    scale: Scale = Scale.REFERENCE  # of the ladder, where the student is a tier
+    from_scratch: bool = False  # begin from noise, not from the pruned teacher
+    # The teacher reads the data once, and the student learns from so many draws a token.
+    draws: int | None = None
+    # Where draws are sealed, see `SealedStore`; then everything made is its owner's to read only.
+    store: Callable[[Header], LogitStore] | None = None
+    tolerate: float = corpus.TOLERATED  # share of a data file that may be flawed and left out
+    allow_overlap: bool = False  # of held-out requests with the data
+
+    def __post_init__(self) -> None:
+        if self.draws is not None:
+            check_draws(self.draws)
+            loop.check_recorded(self.objective, self.on_policy)
+        elif self.store is not None:
+            raise SettingError(
+                "Only recorded draws need sealing; add --draws, or leave --private out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillReport:
+    """What a student became; cross-entropies are nats a token of held-out answers."""
+
+    identity: str  # of the student
+    shape: Shape
+    run: Run
+    teacher: float
+    before: float
+    after: float
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return {
+            "identity": self.identity, "steps": len(self.run.losses),
+            "tokens": self.run.tokens, "seconds": round(self.run.seconds, 1),
+            "loss": self.run.losses[-1],
+            "held_out_cross_entropy": {
+                "teacher": self.teacher, "before": self.before, "after": self.after,
+            },
+        }
+
+
+def distill(
+    teacher: Checkpoint | str | Path,
+    out: str | Path,
+    *,
+    student: Tier | Shape,
+    data: str | Path | Sequence[Example],
+    held_out: str | Path | Sequence[Example] | None = None,
+    settings: DistillSettings | None = None,
+    replace: bool = False,
+    progress: Progress = silent,
+) -> Checkpoint:
+    """Teach a student what `teacher` knows, and write it to the checkpoint `out`.
+
+    A tier has the teacher's vocabulary; `data` and `held_out`, which the student is measured on,
+    are examples or files of them (see `cloister.corpus`). Without `held_out` 5 % of the data are
+    kept apart. The checkpoint's `report` is a `DistillReport`. A run that is killed goes on when
+    it is repeated. Under torchrun every process calls this, and holds a part of both models.
+
+    Raises:
+        QuantizationError: the teacher is quantized.
+        SettingError: settings do not fit together, or a shape cannot be cut out of the teacher.
+        VocabularyMismatch: the shape has another vocabulary than the teacher.
+        DataError, OverlapError: the data cannot be used.
+        TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see `loop.train`.
+        OutputExists: `out` is taken, and `replace` is not set.
+    """
+    teacher = teacher if isinstance(teacher, Checkpoint) else Checkpoint.open(teacher)
+    settings, out = settings or DistillSettings(), Path(out)
+    config = fitted_config(teacher, student, settings)
+    check_source(teacher, out, replace=replace)
+    parallel = Parallel()
+    if settings.draws is not None and parallel.world > 1:
+        raise SettingError(
+            "Recorded draws serve one process; run without torchrun, or without --draws.")
+    examples, kept = _examples(data, held_out, settings)
+    name = str(student) if isinstance(student, Tier) else out.name
+    task = _Task(
+        teacher, config, name, settings, parallel, run_folder(out),
+        *(encode(teacher, each, config.shape.context) for each in (examples, kept)))
+    with _owner_only(settings.store is not None, out, parallel):
+        make_folder(task.folder)
+        if held_out is None and settings.store is None and parallel.rank == 0:
+            _write_examples(task.folder / "held-out.jsonl", kept)
+        return task.run(out, replace=replace, progress=progress if parallel.rank == 0 else silent)
+
+
+@dataclass
+class _Task:
+    """One call of `distill`."""
+
+    teacher: Checkpoint
+    config: ModelConfig
+    name: str
+    settings: DistillSettings
+    parallel: Parallel
+    folder: Path
+    data: list[Pair]
+    held_out: list[Pair]
+
+    def run(self, out: Path, *, replace: bool, progress: Progress) -> Checkpoint:
+        """Make the student, train it, write it and measure it."""
+        settings, parallel, folder = self.settings, self.parallel, self.folder
+        guide = Sharded.load(self.teacher, parallel)
+        progress("measure the teacher")
+        ceiling = cross_entropy(guide, self.held_out)
+        student = self._start(guide, progress)
+        before = cross_entropy(student, self.held_out)
+        sampled = None
+        if settings.draws is not None:
+            sampled = self._recorded(guide, settings.draws, progress)
+        narrow = settings.schedule.autocast and multiplies_bfloat16(parallel.device)
+        if sampled is not None or narrow:
+            del guide  # its memory, before it comes again in half the size
+        teacher = sampled or (
+            Sharded.load(self.teacher, parallel, dtype=torch.bfloat16) if narrow else guide)
+        try:
+            run = loop.train(
+                student, self.data, settings, folder, teacher=teacher, stage="distil",
+                progress=progress,
+                origin=f"{'noise' if settings.from_scratch else 'cut'} {self.teacher.identity} "
+                       f"{settings.draws}")
+        except LossNotFinite:
+            if loop.restore(student, folder):
+                write(student, folder / "last-good", self._metadata(), self.teacher, replace=True)
+            raise
+        made = write(student, out, self._metadata(), self.teacher, replace=replace)
+        made.report = DistillReport(
+            identity=made.identity, shape=self.config.shape, run=run, teacher=ceiling,
+            before=before, after=cross_entropy(student, self.held_out))
+        return made
+
+    def _metadata(self) -> Metadata:
+        return replace(
+            self.teacher.metadata, name=self.name, config=self.config, parent=self.teacher.identity)
+
+    def _start(self, teacher: Sharded, progress: Progress) -> Sharded:
+        """Return the student before it is trained: a part of its teacher, or noise."""
+        if self.settings.from_scratch:
+            weights: Tensors = initial_weights(self.config, self.settings.schedule.seed)
+        else:
+            progress("prune")
+            self.config, weights = pruned(self.teacher, teacher, self.config.shape, self.data)
+        return write_start(self.folder, self._metadata(), weights, self.teacher, self.parallel)
+
+    def _recorded(self, teacher: Sharded, draws: int, progress: Progress) -> Sampled:
+        """Return the teacher's draws on the data, after making or completing them."""
+        digest = hashlib.sha256()
+        for prompt, answer in self.data:
+            digest.update(repr((prompt, answer)).encode())
+        vocabulary, seed = self.config.shape.vocab_size, self.settings.schedule.seed
+        header: dict[str, str | int] = {
+            "teacher": self.teacher.identity, "vocabulary": vocabulary, "draws": draws,
+            "seed": seed, "data": digest.hexdigest(),
+        }
+        store = self.settings.store(header) if self.settings.store is not None else (
+            FileStore(self.folder / "logits", header=header))
+        record(teacher.decoder, self.data, store, draws=draws, seed=seed, progress=progress)
+        return Sampled(store, self.data, vocabulary)
+
+
+class TokenizerFiles(Protocol):
+    """What has the tokenizer for a checkpoint, such as another one."""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer file."""
+
+    @property
+    def template_path(self) -> Path | None:
+        """The chat template, where there is one."""
+
+
+def encode(source: Checkpoint, examples: Iterable[Example], context: int) -> list[Pair]:
+    """Return examples in the ids of a checkpoint's tokenizer and chat template.
+
+    Raises:
+        TokenizerError: the checkpoint names no token that ends an answer.
+        ContextExceeded: an example does not fit.
+    """
+    if not source.metadata.eos:
+        raise TokenizerError(
+            f"Checkpoint {source.path.name} names no token that ends an answer; import it anew "
+            "from a directory whose generation_config.json does."
+        )
+    tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path)
+    return pairs(tokenizer, examples, source.metadata.eos[0], context)
+
+
+def run_folder(out: Path) -> Path:
+    """Return where a run keeps what it needs to go on, and its metrics."""
+    return out.with_name(f"{out.name}.run")
+
+
+def check_source(source: Checkpoint, out: Path, *, replace: bool) -> None:
+    """Raise before the work unless a checkpoint can be trained, and the result written to `out`.
+
+    Raises:
+        QuantizationError: `source` is quantized.
+        OutputExists: `out` is taken, and `replace` is not set.
+    """
+    if source.metadata.recipe is not None:
+        raise QuantizationError(
+            f"Checkpoint {source.path.name} is quantized already ({source.metadata.recipe}); name "
+            "the one it was made from."
+        )
+    check_output(out, kind="checkpoint", mark="config.json", replace=replace)
+
+
+def examples_of(data: str | Path | Sequence[Example], tolerate: float) -> list[Example]:
+    """Return examples to train on, read from a file or directory where one is named.
+
+    Raises:
+        DataError: see `cloister.corpus.load`.
+    """
+    if isinstance(data, str | Path):
+        return list(corpus.load(data, tolerated=tolerate).examples)
+    return list(data)
+
+
+def pruned(
+    source: Checkpoint, teacher: Sharded, shape: Shape, data: Sequence[Pair]
+) -> tuple[ModelConfig, Tensors]:
+    """Return configuration and weights of a decoder of `shape` cut out of `teacher`.
+
+    `source` is its checkpoint, of which each tensor is read when it is asked for.
+
+    Raises:
+        VocabularyMismatch, SettingError: see `check_shapes`.
+    """
+    check_shapes(source.metadata.config.shape, shape)
+    cut = Cut(source.metadata.config, shape, Usage(teacher, _calibration(data, shape.context)))
+    return cut.config, (
+        (name, cut.tensor(name, lambda name: read_plain(source, name)))
+        for name in plan(cut.config, None))
+
+
+def write_start(
+    folder: Path, metadata: Metadata, weights: Tensors, source: TokenizerFiles, parallel: Parallel
+) -> Sharded:
+    """Return a decoder with `weights`, of which no process ever holds all.
+
+    One process writes them to a checkpoint in `folder`, all read their part of it, and it is
+    removed.
+    """
+    start = folder / "start"
+    if parallel.rank == 0:
+        with _writer(start, metadata, source, replace=True) as writer:
+            for name, value in weights:
+                writer.add(name, value)
+    parallel.wait()
+    student = Sharded.load(Checkpoint.open(start), parallel)
+    parallel.wait()
+    if parallel.rank == 0:
+        shutil.rmtree(start)
+    return student
+
+
+def write(
+    model: Sharded, out: Path, metadata: Metadata, source: TokenizerFiles, *,
+    dtype: torch.dtype = torch.float32, mean_with: Checkpoint | None = None, replace: bool = False,
+) -> Checkpoint:
+    """Write a model's weights, one tensor whole at a time, with the tokenizer of `source`.
+
+    Or their mean with those that the run began from, `mean_with`: the two ends of a run are often
+    both worse than the middle between them (model soups, arXiv 2203.05482).
+
+    Raises:
+        OutputExists, NotEnoughDisk, OutputUnwritable: see `CheckpointWriter`.
+    """
+    weights, parallel = dict(model.decoder.named_parameters()), model.parallel
+    with nullcontext() if parallel.rank else _writer(
+        out, metadata, source, dtype=dtype, replace=replace
+    ) as writer:
+        for name in plan(metadata.config, None):
+            value = parallel.full(weights[name].detach())
+            if writer is not None:
+                value = value.cpu()
+                if mean_with is not None:
+                    value = value.lerp(mean_with.tensor(name).to(value.dtype), 0.5)
+                writer.add(name, value)
+    parallel.wait()
+    return Checkpoint.open(out)
+
+
+def _writer(
+    out: Path, metadata: Metadata, source: TokenizerFiles, *, dtype: torch.dtype = torch.float32,
+    replace: bool,
+) -> CheckpointWriter:
+    return CheckpointWriter(
+        out, metadata=metadata, tensors=plan(metadata.config, None, dtype),
+        tokenizer=source.tokenizer_path, template=source.template_path, replace=replace)
+
+
+def fitted_config(
+    teacher: Checkpoint, student: Tier | Shape, settings: DistillSettings
+) -> ModelConfig:
+    """Return the student's configuration, as far as pruning does not decide it.
+
+    Raises:
+        SettingError, VocabularyMismatch: see `check_shapes`; from scratch only the vocabulary
+            must be the same.
+    """
+    config = teacher.metadata.config
+    if isinstance(student, Tier):
+        shape = ladder(settings.scale)[student]
+        student = replace(
+            shape, vocab_size=config.shape.vocab_size, tied=config.shape.tied,
+            context=min(config.shape.context, shape.context))
+    if not settings.from_scratch:
+        check_shapes(config.shape, student)
+    elif student.vocab_size != config.shape.vocab_size:
+        raise VocabularyMismatch(
+            f"The teacher has {config.shape.vocab_size} tokens and the student "
+            f"{student.vocab_size}; both must use one tokenizer: choose another teacher or shape.")
+    # A pattern of layers goes on as it began.
+    return fitted(config, student, [layer % config.shape.layers for layer in range(student.layers)])
+
+
+def _examples(
+    data: str | Path | Sequence[Example], held_out: str | Path | Sequence[Example] | None,
+    settings: DistillSettings,
+) -> tuple[list[Example], list[Example]]:
+    """Return what is learnt from, and what is measured on."""
+    examples = examples_of(data, settings.tolerate)
+    if held_out is None:
+        examples, kept = corpus.split(examples)
+    else:
+        kept = corpus.read(held_out) if isinstance(held_out, str | Path) else list(held_out)
+        if not settings.allow_overlap:
+            corpus.refuse_overlap(examples, kept)
+    if not examples or not kept:
+        raise DataError(
+            "There are too few examples to hold some out; add data, or name other examples with "
+            "--held-out."
+        )
+    return examples, kept
+
+
+def _calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
+    """Yield tokens int64[1, T] of CALIBRATION examples or so, each alone.
+
+    Evenly over the whole, not the first: files are sorted by intent.
+    """
+    for prompt, answer in data[::max(1, -(-len(data) // CALIBRATION))]:
+        yield torch.tensor([[*prompt, *answer][:context]])
+
+
+def _write_examples(path: Path, examples: list[Example]) -> None:
+    with disk_errors(path.name):
+        path.write_text("".join(
+            json.dumps({"task": each.task, "input": each.input, "target": each.target}) + "\n"
+            for each in examples), "utf-8")
+
+
+@contextmanager
+def _owner_only(private: bool, out: Path, parallel: Parallel) -> Iterator[None]:
+    """Let only its owner read what the block makes: `out`, and the folder of its run."""
+    if not private:
+        yield
+        return
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        for path in (out, run_folder(out)):
+            if parallel.rank == 0 and path.exists():
+                path.chmod(0o700)

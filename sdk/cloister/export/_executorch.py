@@ -1,0 +1,67 @@
+"""The only file of the exporter that touches ExecuTorch, most of whose exporter is private.
+
+The names are those of executorch 1.4.1; a newer release is tried here first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+# Defines quantized_decomposed::embedding_byte and ::embedding_4bit.
+import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401
+from executorch import exir
+from executorch.backends.xnnpack.serialization import xnnpack_graph_schema
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
+    CONSTANT_TENSOR_ALIGNMENT,
+    serialize_xnnpack_binary,
+)
+from executorch.backends.xnnpack.utils import xnnpack_constants
+from executorch.exir import ExecutorchProgramManager
+from executorch.exir._serialize._named_data_store import NamedDataStore
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.dialects._ops import ops as exir_ops
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+from executorch.exir.passes import MemoryPlanningPass
+
+# Registers llama::update_cache and llama::custom_sdpa.
+from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.export import ExportedProgram
+
+__all__ = [
+    "CONSTANT_TENSOR_ALIGNMENT",
+    "ExecutorchProgramManager",
+    "LoweredBackendModule",
+    "NamedDataStore",
+    "executorch_call_delegate",
+    "exir_ops",
+    "serialize_xnnpack_binary",
+    "to_edge",
+    "to_program",
+    "xnnpack_constants",
+    "xnnpack_graph_schema",
+]
+
+_CONFIG = exir.EdgeCompileConfig(_check_ir_validity=False)
+
+
+def to_edge(methods: Mapping[str, ExportedProgram]) -> exir.EdgeProgramManager:
+    """The methods in ExecuTorch's edge dialect."""
+    return exir.to_edge(dict(methods), compile_config=_CONFIG)
+
+
+def to_program(
+    methods: Mapping[str, ExportedProgram], constants: Mapping[str, object], store: NamedDataStore
+) -> ExecutorchProgramManager:
+    """The program of edge `methods`, whose mutable buffers are shared and keep their names."""
+    edge = exir.EdgeProgramManager(dict(methods), dict(constants), _CONFIG)
+    edge._named_data_store.merge_named_data_store(store.get_named_data_store_output())
+    return edge.to_executorch(exir.ExecutorchBackendConfig(
+        memory_planning_pass=MemoryPlanningPass(
+            alloc_graph_input=False, share_mutable_buffers=True
+        ),
+        emit_mutable_buffer_names=True,
+    ))

@@ -1,0 +1,1 @@
+"""One file a backend: its attention, its modules, its lowering."""
