@@ -278,8 +278,8 @@ def check_source(source: Checkpoint, out: Path, *, replace: bool) -> None:
     """
     if source.metadata.recipe is not None:
         raise QuantizationError(
-            f"Checkpoint {source.path.name} is quantized already ({source.metadata.recipe}); name the one "
-            "it was made from."
+            f"Checkpoint {source.path.name} is quantized already ({source.metadata.recipe}); name "
+            "the one it was made from."
         )
     check_output(out, kind="checkpoint", mark="config.json", replace=replace)
 
