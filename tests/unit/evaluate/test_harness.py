@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -249,7 +250,7 @@ def test_an_answer_ends_at_a_stop_text_at_the_length_or_at_the_end_token(
         got = answers(model, "the fox", max_gen_toks=20, until=until)
         assert got == decode(ids[:first]) + piece[0]
     manifest = model.engine.bundle.manifest
-    object.__setattr__(manifest, "eos", (ids[4],))
+    msgspec.structs.force_setattr(manifest, "eos", (ids[4],))
     assert answers(model, "the fox", max_gen_toks=20) == decode(ids[:ids.index(ids[4])])
 
 
