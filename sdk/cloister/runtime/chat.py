@@ -6,23 +6,29 @@ No torch: a notebook's kernel and the command line use these types.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import signal
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence  # noqa: TC003  # msgspec reads the annotations
+from collections.abc import (  # msgspec reads the annotations
+    Callable,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from cloister.errors import EmptyPrompt, EngineBusy, SettingError
+from cloister.errors import EmptyPrompt, EngineBusy, NotEnoughDisk, SettingError
 from cloister.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["Answer", "Ask", "Chat", "Conversing", "Sampling", "Stats", "Token", "Turn"]
+__all__ = ["Answer", "Ask", "Begin", "Chat", "Conversing", "Sampling", "Stats", "Token", "Turn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +117,10 @@ class Ask:
     def __post_init__(self) -> None:
         if not self.messages:
             raise EmptyPrompt("There is no message to answer; give at least one.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise SettingError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
-        if self.top < 0:
-            raise SettingError(f"top is {self.top}; it must be at least 0.")
+        for name, least in (("max_tokens", 1), ("top", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise SettingError(f"{name} is {value}; it must be at least {least}.")
         if sum(part is not None for part in self.constraints) > 1:
             raise SettingError(
                 "An answer follows one constraint; give a schema, a grammar, choices or tools."
@@ -206,8 +212,8 @@ class Turn:
     """The answer in the making: tokens, and what becomes of them, settled exactly once.
 
     `settle` is given the tokens that were read. It runs when the answer ends, fails or is closed,
-    whichever comes first; where an interrupt came before it, at the next question or at the end
-    of the program, since `turns` holds the turn until then.
+    whichever comes first; where an interrupt came before it, or the disk was full, at the next
+    question or at the end of the program, since `turns` holds the turn until then.
     """
 
     def __init__(
@@ -215,7 +221,7 @@ class Turn:
     ) -> None:
         self._tokens, self._settle, self._turns = tokens, settle, turns
         self._read: list[Token] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an interrupt may leave it to its thread
         turns.append(self)
 
     def read(self) -> Token:
@@ -244,9 +250,10 @@ class Turn:
         Raises:
             EngineBusy: another thread is reading it.
         """
-        if not self._lock.acquire(blocking=False):
+        running = inspect.getgeneratorstate(self._tokens) == inspect.GEN_RUNNING
+        if running or not self._lock.acquire(blocking=False):
             raise EngineBusy(
-                "The last question is still being answered in another thread; stop it first."
+                "The last question is still being answered; stop it first."
             )
         try:
             self._end()
@@ -257,11 +264,20 @@ class Turn:
         if self not in self._turns:
             return
         with uninterrupted():
+            settled = True
             try:
                 self._tokens.close()
                 self._settle(self._read)
+            except NotEnoughDisk:  # the next question tries again: nobody may have heard of it
+                settled = False
+                raise
             finally:
-                self._turns.remove(self)
+                if settled:
+                    self._turns.remove(self)
+
+
+Begin = Callable[[], tuple[Generator[Token], Callable[[list[Token]], None]]]
+"""Begins an answer: its tokens, and what settles it; see `Turn`."""
 
 
 class Answer:
@@ -315,11 +331,8 @@ class Conversing(ABC):
         """What was said and kept, the system prompt first."""
 
     @abstractmethod
-    def _answer(self, ask: Ask) -> tuple[Generator[Token], Callable[[list[Token]], None]]:
-        """Begin the answer: its tokens, and what settles it; see `Turn`.
-
-        What can be refused is refused now, before anything has changed.
-        """
+    def _answer(self, ask: Ask) -> Begin:
+        """Prepare the answer; what can be refused is refused now, before anything has changed."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -345,7 +358,9 @@ class Conversing(ABC):
     def answer(self, ask: Ask) -> Iterator[Token]:
         """Answer `ask` token by token; see `Chat.stream`."""
         _close_all(self._turns)
-        return Answer(Turn(*self._answer(ask), self._turns))
+        begin = self._answer(ask)
+        with uninterrupted():  # what has begun has a turn that ends it
+            return Answer(Turn(*begin(), self._turns))
 
     def ask(
         self,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from cloister.runtime.chat import Ask
+    from cloister.runtime.chat import Ask, Begin
     from cloister.runtime.protocol import Event, Request
 
 __all__ = ["Worker", "WorkerSession"]
@@ -179,10 +179,10 @@ class WorkerSession(Conversing):
         self._process = process
         return process
 
-    def _answer(self, ask: Ask) -> tuple[Generator[Token], Callable[[list[Token]], None]]:
+    def _answer(self, ask: Ask) -> Begin:
         process = self._begun()
-        self._request = id_ = process.next_id()
-        events = process.ask(protocol.Question(id=id_, chat=self._chat, ask=ask))
+        id_ = process.next_id()
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         ends: list[Event | None] = []  # how the request ended; None where the process did
 
         def tokens() -> Generator[Token]:
@@ -210,7 +210,12 @@ class WorkerSession(Conversing):
             elif text := "".join(token.text for token in said):  # the next process is told
                 self._messages += [*ask.messages, Message(role="assistant", content=text)]
 
-        return tokens(), settle
+        def begin() -> tuple[Generator[Token], Callable[[list[Token]], None]]:
+            self._request = id_
+            process.ask(protocol.Question(id=id_, chat=self._chat, ask=ask), events)
+            return tokens(), settle
+
+        return begin
 
 
 class _Process:
@@ -229,6 +234,7 @@ class _Process:
         self._ids = itertools.count(1)
         self._lock = threading.Lock()  # of the pipe to the worker, and of what waits
         self._waiting: dict[int, queue.SimpleQueue[Event | None]] = {}
+        self._reader: threading.Thread | None = None
         try:
             self.send(protocol.Hello())
             line = protocol.read_line(self._from)
@@ -243,7 +249,8 @@ class _Process:
             self.close()
             raise
         self.welcome = event
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @property
     def pid(self) -> int:
@@ -271,10 +278,9 @@ class _Process:
 
     def ask(
         self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.Question
-        | protocol.End,
-    ) -> queue.SimpleQueue[Event | None]:
-        """Send a request, and return where its events arrive; None where the process ends."""
-        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        | protocol.End, events: queue.SimpleQueue[Event | None],
+    ) -> None:
+        """Send a request, whose events go to `events`, and None where the process ends."""
         with self._lock:
             self._waiting[request.id] = events
         try:
@@ -284,14 +290,14 @@ class _Process:
             raise
         if self.dead.is_set():
             events.put(None)
-        return events
 
     def call(
         self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.End,
         kind: type[_E],
     ) -> _E:
         """Send a request, and return the one event that answers it."""
-        events = self.ask(request)
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.ask(request, events)
         try:
             event = events.get()
         finally:
@@ -340,10 +346,15 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+        if self._reader is None or not self._reader.is_alive():
+            self._from.close()
         self.dead.set()
 
     def _read(self) -> None:
         """Give each event to who waits for it."""
+        understood = False
         with contextlib.suppress(ProtocolError, OSError, ValueError):
             while (line := protocol.read_line(self._from)) is not None:
                 event = protocol.decode_event(line)
@@ -351,11 +362,13 @@ class _Process:
                     waiting = self._waiting.get(getattr(event, "id", None) or 0)
                 if waiting is not None:
                     waiting.put(event)
-        self.dead.set()  # nothing more can be understood from it
+            understood = True
+        self.dead.set()
         with self._lock:
             for waiting in self._waiting.values():
                 waiting.put(None)
-        self._child.kill()
+        if not understood:  # otherwise it is ending by itself, and may be keeping something
+            self._child.kill()
 
 
 def _error(event: protocol.Failed) -> CloisterError:

@@ -43,7 +43,7 @@ class Grammars:
         Raises:
             ConstraintError: llguidance cannot read the tokenizer, or no token ends an answer.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer, self._end = tokenizer, list(end)
         self._made: dict[bytes, _Matcher] = {}
         if not end:
             raise ConstraintError(
@@ -51,7 +51,7 @@ class Grammars:
             )
         try:
             self._words = llguidance.LLTokenizer(
-                tokenizer.definition, n_vocab=vocabulary, eos_token=list(end))
+                tokenizer.definition, n_vocab=vocabulary, eos_token=self._end)
         except Exception:  # whatever its reader of tokenizers stumbles over
             raise ConstraintError(
                 f"The tokenizer of bundle {name} is of a kind that constraints cannot be made for; "
@@ -67,7 +67,8 @@ class Grammars:
         try:
             key = msgspec.json.encode(ask.constraints)
         except (TypeError, ValueError, RecursionError):
-            raise ConstraintError("A schema or tool holds a value that JSON has not.") from None
+            raise ConstraintError(
+                "A constraint holds a value that JSON has not; correct it.") from None
         matcher = self._made.pop(key, None) or self._make(ask)
         self._made[key] = matcher  # the latest last
         if len(self._made) > _KEPT:
@@ -78,11 +79,13 @@ class Grammars:
         if ask.schema is not None:
             what, rules = "schema", _schema(ask.schema)
         elif ask.grammar is not None:
+            if not isinstance(ask.grammar, str):
+                raise ConstraintError("The grammar is no text; give it in Lark.")
             what, rules = "grammar", ask.grammar
         elif ask.choices is not None:
             what, rules = "list of choices", _choices(ask.choices)
         else:
-            what, rules = "tools", self._tools(functions(ask.tools or ()))
+            what, rules = "list of tools", self._tools(functions(ask.tools or ()))
         if "%llguidance" not in rules:
             rules = f"{_OPTIONS}\n{rules}"
         grammar = llguidance.LLMatcher.grammar_from_lark(rules)
@@ -93,9 +96,9 @@ class Grammars:
 
     def _tools(self, tools: Sequence[Function]) -> str:
         rules = ["start: " + " | ".join(f"call_{number}" for number in range(len(tools)))]
-        form = layout(self._tokenizer)
+        form = layout(self._tokenizer, self._end)
         for number, tool in enumerate(tools):
-            _check_ends(tool.parameters, "tools")
+            _check_ends(tool.parameters, "list of tools")
             rules += self._call(number, tool, form)
         return "\n".join(rules)
 
@@ -104,16 +107,22 @@ class Grammars:
         before, after = self._literal(form.before), self._literal(form.after)
         head = _quoted(
             '{"name": ' + json.dumps(tool.name, ensure_ascii=False) + f', "{form.arguments}": ')
-        properties = tool.parameters.get("properties", {})
-        simple = set(tool.parameters) <= {
-            "type", "properties", "required", "additionalProperties", "title", "description",
-            "$schema"} and tool.parameters.get("additionalProperties", False) is False
+        properties = _dict(tool.parameters.get("properties"))
+        keys = tool.parameters.get("required", [])
+        simple = (
+            set(tool.parameters) <= {
+                "type", "properties", "required", "additionalProperties", "title", "description",
+                "$schema"}
+            and tool.parameters.get("additionalProperties", False) is False
+            and isinstance(keys, list) and all(key in list(properties) for key in keys)
+            and not any(_references(tool.parameters))  # which count from the whole
+        )
         if not properties or not simple or len(properties) > _MOST_KEYS:
             # In the schema's order, as llguidance has it.
             value = _json({"type": "object", "additionalProperties": False, **tool.parameters})
             yield f'call_{number}: {before} {head} {value} "}}" {after}'
             return
-        required = [list(properties).index(key) for key in tool.parameters.get("required", ())]
+        required = [list(properties).index(key) for key in keys]
         done = "true"
         for bit in required:
             done = f"and({done}, bit_set({bit}))"
@@ -184,7 +193,9 @@ def _schema(schema: Mapping[str, object]) -> str:
 
 
 def _choices(choices: Sequence[str]) -> str:
-    if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+    if isinstance(choices, str) or not choices or not all(
+        isinstance(choice, str) and choice for choice in choices
+    ):
         raise ConstraintError("The list of choices is empty, or one of them is; name some texts.")
     return "start: " + " | ".join(map(_quoted, choices))
 
@@ -246,15 +257,37 @@ def _ends(schema: object, finite: Collection[str]) -> bool:
     """Whether `schema` has a value of finite size, given the references that have one."""
     if not isinstance(schema, dict):
         return True
-    required = _list(schema.get("required"))
-    parts = [part for key, part in _dict(schema.get("properties")).items() if key in required]
-    parts += _list(schema.get("allOf")) + [schema.get("items")] * bool(schema.get("minItems"))
+    reference, kinds = schema.get("$ref"), schema.get("type")
     branches = [_list(schema[key]) for key in ("anyOf", "oneOf") if schema.get(key)]
     return (
-        schema.get("$ref", None) in (None, *finite)
-        and all(_ends(part, finite) for part in parts)
+        (not isinstance(reference, str) or reference in finite)
+        and all(_ends(part, finite) for part in _list(schema.get("allOf")))
         and all(any(_ends(part, finite) for part in branch) for branch in branches)
+        # Without a type any value will do, such as null.
+        and any(
+            all(_ends(part, finite) for part in _needed(kind, schema, finite))
+            for kind in (_list(kinds) or [kinds]))
     )
+
+
+def _needed(kind: object, schema: Mapping[str, object], finite: Collection[str]) -> list[object]:
+    """Schemas of which a value of that kind and `schema` cannot be without one each."""
+    if kind == "array":
+        items = [*_list(schema.get("prefixItems")), schema.get("items")]
+        return items[:_number(schema.get("minItems"))]
+    if kind != "object":
+        return []
+    properties, rest = _dict(schema.get("properties")), schema.get("additionalProperties")
+    required = [key for key in _list(schema.get("required")) if isinstance(key, str)]
+    needed = [properties.get(key, rest) for key in required]
+    if _number(schema.get("minProperties")) > len(required):  # one more, the easiest
+        more = [*properties.values(), *_dict(schema.get("patternProperties")).values(), rest]
+        needed.append(next((part for part in more if _ends(part, finite)), more[0]))
+    return needed
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _dict(value: object) -> dict[str, object]:

@@ -66,7 +66,8 @@ class Core:
         """Take `program`, for `context` positions, read at most `chunk` at a time."""
         self.program, self.name, self.context, self.chunk = program, name, context, chunk
         self._cached: list[Position] = []
-        self._lock = threading.RLock()  # one thread
+        self._lock = threading.RLock()  # of the thread that is using it
+        self._thread: int | None = None
         self._owner: object | None = None  # of the unfinished stream
 
     @property
@@ -138,15 +139,18 @@ class Core:
         Raises:
             EngineBusy: another thread is using the engine.
         """
-        if not self._lock.acquire(blocking=False):
+        thread = threading.get_ident()
+        if self._thread not in (None, thread):
             raise EngineBusy(
                 f"Bundle {self.name} is being used by another thread; use one engine for each, or "
                 "take turns."
             )
-        try:
-            yield
-        finally:
-            self._lock.release()
+        with self._lock:  # entered and left whole, whatever an interrupt does
+            before, self._thread = self._thread, thread
+            try:
+                yield
+            finally:
+                self._thread = before
 
     def claim(self, owner: object) -> bool:
         """Give the engine to the stream of `owner` until it is released; False where it has it.

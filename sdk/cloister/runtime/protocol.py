@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from cloister.errors import ProtocolError
+from cloister.errors import CloisterError, ProtocolError
 from cloister.message import Message  # noqa: TC001  # msgspec reads the annotations
 from cloister.runtime.chat import Ask, Stats, Token  # noqa: TC001
 
@@ -26,6 +26,7 @@ __all__ = [
 _T = TypeVar("_T")
 VERSION = 2
 LIMIT_BYTES = 16 << 20  # of a line
+_MALFORMED = "A message between worker and client is malformed; update both ends."
 
 
 class _Wire(
@@ -211,7 +212,11 @@ def decode_request(line: bytes) -> Request:
     Raises:
         ProtocolError: it is malformed, or none of the requests.
     """
-    return _decode(_REQUESTS, line)
+    request = _decode(_REQUESTS, line)
+    # The records forbid unknown fields; the plain dataclasses in them cannot.
+    if not _all_known(msgspec.json.decode(line), msgspec.to_builtins(request)):
+        raise ProtocolError(_MALFORMED)
+    return request
 
 
 def decode_event(line: bytes) -> Event:
@@ -226,7 +231,15 @@ def decode_event(line: bytes) -> Event:
 def _decode(decoder: msgspec.json.Decoder[_T], line: bytes) -> _T:
     try:
         return decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise ProtocolError(  # its own words might quote the line
-            "A message between worker and client is malformed; update both ends."
-        ) from None
+    except (msgspec.MsgspecError, CloisterError, UnicodeDecodeError, RecursionError):
+        raise ProtocolError(_MALFORMED) from None  # its own words might quote the line
+
+
+def _all_known(sent: object, read: object) -> bool:
+    """Whether every field of what was sent is in what was read of it."""
+    if isinstance(sent, dict):
+        return isinstance(read, dict) and all(
+            key in read and _all_known(value, read[key]) for key, value in sent.items())
+    if isinstance(sent, list) and isinstance(read, list | tuple):
+        return all(map(_all_known, sent, read))
+    return True

@@ -6,6 +6,7 @@ A replay file holds the conversation in plain text. It is written only when aske
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import msgspec
 
 from cloister.errors import OutputExists, ReplayError
 from cloister.files import whole_file
-from cloister.runtime.chat import Sampling  # noqa: TC001  # msgspec reads the annotations
+from cloister.runtime.chat import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +63,10 @@ def read(path: str | Path) -> Replay:
     """
     path = Path(path)
     try:
-        exchange = msgspec.json.decode(path.read_bytes(), type=Replay)
-        if exchange.format != FORMAT:
+        data = path.read_bytes()
+        exchange = msgspec.json.decode(data, type=Replay)
+        known = {field.name for field in fields(Sampling)}
+        if exchange.format != FORMAT or not known.issuperset(json.loads(data)["sampling"]):
             raise ValueError
     except (OSError, ValueError, RecursionError):
         raise ReplayError(

@@ -17,7 +17,7 @@ from cloister.runtime.tools import tool_calls
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
 
-    from cloister.runtime.chat import Ask
+    from cloister.runtime.chat import Ask, Begin
     from cloister.runtime.conversation import Conversation
     from cloister.runtime.engine import Engine
     from cloister.runtime.generate import Constraint
@@ -107,7 +107,7 @@ class Session(Conversing):
             self._conversation = Conversation(self._prefixes, name, system=system)
             self._conversation.catch_up(self._said)
 
-    def _answer(self, ask: Ask) -> tuple[Generator[Token], Callable[[list[Token]], None]]:
+    def _answer(self, ask: Ask) -> Begin:
         engine = self.engine
         vocabulary = engine.bundle.manifest.shape.vocab_size
         if ask.top > vocabulary:
@@ -119,14 +119,9 @@ class Session(Conversing):
                 "them for the answer; shorten it."
             )
         constraint = engine.constraint(ask)
-        owner = object()
-        engine.claim(owner)
-        self._stop.clear()
-        self.stats = Stats(prompt_tokens=len(ids))
         known = None if self._responses is None else self._responses.get(ids, ask)
-        tokens = self._generate(ids, ask, constraint, owner) if known is None else (
-            self._again(*known))
         read = list[int]() if known else ids
+        owner = object()
 
         def settle(said: list[Token]) -> None:
             try:
@@ -135,7 +130,15 @@ class Session(Conversing):
             finally:
                 engine.release(owner)
 
-        return tokens, settle
+        def begin() -> tuple[Generator[Token], Callable[[list[Token]], None]]:
+            engine.claim(owner)
+            self._stop.clear()
+            self.stats = Stats(prompt_tokens=len(ids))
+            tokens = self._generate(ids, ask, constraint, owner) if known is None else (
+                self._again(*known))
+            return tokens, settle
+
+        return begin
 
     def _keep(self, ask: Ask, said: Sequence[Token], positions: Sequence[int]) -> None:
         """Take up a turn: in the vault first, where the conversation is kept."""

@@ -11,7 +11,7 @@ from cloister.errors import ConstraintError, TokenizerError
 from cloister.message import Message, ToolCall
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from cloister.tokenizer import Tokenizer
 
@@ -19,6 +19,7 @@ __all__ = ["Function", "Layout", "functions", "layout", "tool_calls"]
 
 # What models write around calls: Hermes and Qwen, Mistral, Llama 3.
 _AROUND = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
+_MOST_LEVELS = 100  # of a call's JSON
 _ARGUMENTS = ("arguments", "parameters")
 _PROBE = ToolCall(name="cloister_probe", arguments={"cloister_key": "cloister_value"})
 
@@ -34,7 +35,11 @@ def tool_calls(text: str) -> tuple[ToolCall, ...]:
     while rest:
         try:
             value, end = decoder.raw_decode(rest)
+            # A lone surrogate or NaN could not be kept, sent or laid out again.
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
+            return ()
+        if not _within(value, _MOST_LEVELS):
             return ()
         for record in value if isinstance(value, list) else [value]:
             call = _call(record)
@@ -53,6 +58,11 @@ def _call(record: object) -> ToolCall | None:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     return ToolCall(name=name, arguments=arguments)
+
+
+def _within(value: object, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_within(part, levels - 1) for part in parts)
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -81,7 +91,10 @@ def functions(tools: Sequence[Mapping[str, object]]) -> list[Function]:
         inner = tool.get("function", tool) if isinstance(tool, dict) else None
         name = inner.get("name") if isinstance(inner, dict) else None
         parameters = inner.get("parameters", {}) if isinstance(inner, dict) else None
-        if not isinstance(name, str) or not name or not isinstance(parameters, dict):
+        if (
+            not isinstance(name, str) or not name or not isinstance(parameters, dict)
+            or parameters.get("type", "object") != "object"
+        ):
             raise ConstraintError(
                 'A tool is {"name": ..., "parameters": {a JSON Schema of an object}}; correct tool '
                 f"{len(found) + 1}."
@@ -103,9 +116,10 @@ class Layout:
     arguments: str = "arguments"  # the key of the arguments
 
 
-def layout(tokenizer: Tokenizer) -> Layout:
+def layout(tokenizer: Tokenizer, end: Collection[int] = ()) -> Layout:
     """Find out how the chat template lays out a tool call; a bare one where it does not say.
 
+    An answer ends before the first of the `end` tokens, or else before any special token.
     By laying out a call that it can recognize: where the JSON of that stands, the template's own
     text is around it.
     """
@@ -123,12 +137,21 @@ def layout(tokenizer: Tokenizer) -> Layout:
     text = whole[len(begun):]
     for start in (match.start() for match in re.finditer(r"\{", text)):
         try:
-            record, end = json.JSONDecoder().raw_decode(text, start)
+            record, stop = json.JSONDecoder().raw_decode(text, start)
         except ValueError:
             continue
         for key in _ARGUMENTS:
             if record == {"name": _PROBE.name, key: _PROBE.arguments}:
-                after = tokenizer.split_special(text[end:])
-                closing = after[0] if after and isinstance(after[0], str) else ""
-                return Layout(before=text[:start], after=closing.rstrip("\n"), arguments=key)
+                return Layout(
+                    before=text[:start], after=_closing(tokenizer, text[stop:], end),
+                    arguments=key)
     return Layout()
+
+
+def _closing(tokenizer: Tokenizer, text: str, end: Collection[int]) -> str:
+    """What `text`, which follows a call, has before the answer's end."""
+    for place in range(len(text)):
+        if tokenizer.split_special(text[place:])[0] in end:
+            return text[:place].rstrip("\n")
+    first = next(iter(tokenizer.split_special(text)), "")
+    return first.rstrip("\n") if isinstance(first, str) else ""

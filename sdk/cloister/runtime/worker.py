@@ -29,10 +29,11 @@ from cloister.settings import share_processor
 from cloister.vault import hygiene
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import IO
 
     from cloister.guard import Guard
+    from cloister.message import Message
     from cloister.runtime.engine import Engine
     from cloister.runtime.protocol import Event, Request
     from cloister.runtime.session import Session
@@ -58,11 +59,8 @@ class Service:
         """Answer one request with events; the last says how it ended."""
         try:
             self._send(self._serve(request))
-        except CloisterError as error:
-            self._send(protocol.Failed(
-                id=getattr(request, "id", None), kind=type(error).__name__, message=str(error)))
         except Exception as error:
-            self._send(unexpected(getattr(request, "id", None), error))
+            self._send(failed(getattr(request, "id", None), error))
 
     def cancel(self, id_: int) -> None:
         """End the request `id_` as soon as possible; from any thread."""
@@ -161,10 +159,8 @@ class Service:
                     session.stop()
             for token in tokens:
                 self._send(protocol.Produced(id=request.id, token=token))
-        except CloisterError as error:
-            return protocol.Failed(
-                id=request.id, kind=type(error).__name__, message=str(error),
-                kept=tuple(session.messages[count:]))
+        except Exception as error:
+            return failed(request.id, error, kept=session.messages[count:])
         finally:
             with self._lock:
                 self._running = None
@@ -173,13 +169,18 @@ class Service:
             id=request.id, stats=session.stats, kept=tuple(session.messages[count:]))
 
 
-def unexpected(id_: int | None, error: Exception) -> protocol.Failed:
-    """Tell of an error that is none of ours by its type and place: its words may quote a text."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return protocol.Failed(id=id_, kind="WorkerError", message=(
-        f"The worker failed unexpectedly ({type(error).__name__} at {Path(frame.filename).name}, "
-        f"line {frame.lineno}); report it, and run the command again with --debug to see more."
-    ))
+def failed(
+    id_: int | None, error: Exception, kept: Sequence[Message] = ()
+) -> protocol.Failed:
+    """Tell of an error; one that is none of ours by type and place, as its words may quote."""
+    kind, message = type(error).__name__, str(error)
+    if not isinstance(error, CloisterError):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        message = (
+            f"The worker failed unexpectedly ({kind} at {Path(frame.filename).name}, line "
+            f"{frame.lineno}); report it, and run the command again with --debug to see more.")
+        kind = "WorkerError"
+    return protocol.Failed(id=id_, kind=kind, message=message, kept=tuple(kept))
 
 
 def main() -> None:
@@ -199,8 +200,7 @@ def main() -> None:
         try:
             line = protocol.encode(event)
         except CloisterError as error:
-            line = protocol.encode(protocol.Failed(
-                id=getattr(event, "id", None), kind=type(error).__name__, message=str(error)))
+            line = protocol.encode(failed(getattr(event, "id", None), error))
         lines.write(line)
         lines.flush()
 

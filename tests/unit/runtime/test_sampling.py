@@ -88,14 +88,32 @@ def test_more_alternatives_than_tokens_are_refused() -> None:
 
 def test_the_same_seed_draws_the_same_in_another_process() -> None:
     code = (
-        "import torch; from cloister.runtime.sampling import *;"
-        "s = Sampler(Sampling(temperature=1.0, top_p=0.9, seed=11));"
-        "r = torch.randn(500, generator=torch.Generator().manual_seed(3));"
-        "print([s.choose(r, []).id for _ in range(50)])"
+        "import torch\n"
+        "from cloister.runtime.chat import Sampling\n"
+        "from cloister.runtime.sampling import Sampler\n"
+        "sampler = Sampler(Sampling(temperature=1.0, top_p=0.9, seed=11))\n"
+        "row = torch.randn(500, generator=torch.Generator().manual_seed(3))\n"
+        "drawn = [sampler.choose(row, []).id for _ in range(50)]\n"
     )
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True,
-                           env={"PYTHONPATH": ":".join(sys.path)}).stdout for _ in range(2)}
-    assert len(runs) == 1
+    here: dict[str, list[int]] = {}
+    exec(code, here)
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}print(drawn)"], capture_output=True, check=True,
+        env={"PYTHONPATH": ":".join(sys.path)})
+    assert run.stdout.decode().strip() == str(here["drawn"])
+
+
+def test_a_mask_leaves_only_what_it_allows_and_the_models_own_log_probabilities() -> None:
+    row = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    allowed = torch.tensor([False, True, False, True])
+    greedy = Sampler(Sampling()).choose(row, [], top=1, allowed=allowed)
+    assert greedy.id == 1
+    assert greedy.logprob == pytest.approx(float(row.log_softmax(-1)[1]))
+    assert greedy.top[0][0] == 0
+    sampler = Sampler(Sampling(temperature=5.0, top_p=0.99, seed=1))
+    assert {sampler.choose(row, [], allowed=allowed).id for _ in range(200)} == {1, 3}
+    penalized = Sampler(Sampling(repetition_penalty=9.0))
+    assert penalized.choose(row, [1], allowed=torch.tensor([False, True, False, False])).id == 1
 
 
 @pytest.mark.parametrize("bad", [

@@ -2,101 +2,103 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save
 from tests.conftest import make_bundle
+from tests.unit.runtime.conftest import FakeEngine
 
 from cloister.bundle import Bundle
 from cloister.errors import (
     ContextExceeded,
     EmptyPrompt,
+    EngineBusy,
     IncompatibleProgram,
-    NotEnoughMemory,
-    ReplayError,
+    InvalidText,
+    NotEnoughDisk,
+    SessionMismatch,
     SettingError,
-    SnapshotError,
-    VocabularyMismatch,
 )
-from cloister.runtime import memory
-from cloister.runtime import replay as replays
-from cloister.runtime.chat import Sampling
-from cloister.runtime.engine import Engine
-from cloister.runtime.program import FakeProgram
-from cloister.runtime.session import Session, Token
+from cloister.message import Message
+from cloister.runtime.chat import Ask, Sampling, Token
+from cloister.runtime.session import Session
+from cloister.vault.namespace import Namespace
+from cloister.vault.store import Vault
+
+Fresh = Callable[..., FakeEngine]
 
 
-class Fakes:
-    """Makes engines on fakes, and keeps the last fake."""
-
-    program: FakeProgram
-
-    def load(self, path: Path, layers: int, *, threads: int | None) -> FakeProgram:
-        self.program = FakeProgram(300, 64)
-        return self.program
+class Failure(Exception):
+    """Of a reader, or of the program."""
 
 
-@pytest.fixture
-def fakes() -> Fakes:
-    return Fakes()
+def answer(session: Session, prompt: str, n: int = 5, **options: Any) -> list[int]:
+    return [token.id for token in session.stream(prompt, max_tokens=n, **options)]
 
 
-@pytest.fixture
-def engine(bundle: Bundle, fakes: Fakes) -> Engine:
-    return Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True)
+def said(session: Session) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in session.messages]
 
 
-def answer(session: Session, prompt: str, n: int = 5, **options: object) -> list[int]:
-    return [token.id for token in session.stream(prompt, max_tokens=n, **options)]  # type: ignore[arg-type]
-
-
-def test_the_prompt_is_read_in_chunks(engine: Engine, fakes: Fakes) -> None:
+def test_the_prompt_is_read_in_chunks(engine: FakeEngine) -> None:
     session = Session(engine)
     answer(session, "the quick brown fox", 1)
-    lengths = [length for _, length in fakes.program.calls]
+    lengths = [length for _, length in engine.program.calls]
     assert max(lengths) <= 8
     assert sum(lengths) == session.stats.prompt_tokens
 
 
-def test_a_second_turn_reads_only_what_is_new(engine: Engine, fakes: Fakes) -> None:
+def test_a_second_turn_reads_only_what_is_new(engine: FakeEngine) -> None:
     session = Session(engine)
     answer(session, "the fox", 3)
-    fakes.program.calls.clear()
+    engine.program.calls.clear()
     answer(session, "the dog", 1)
-    assert fakes.program.calls[0][0] > 2  # the first turn's prompt was not read again
+    assert engine.program.calls[0][0] > 2  # the first turn's prompt was not read again
 
 
-def test_turns_give_what_one_reading_of_the_whole_gives(bundle: Bundle, fakes: Fakes) -> None:
-    def fresh() -> Engine:
-        return Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True)
-
-    one = Session(fresh(), system="call")
+def test_turns_give_what_one_reading_of_the_whole_gives(bundle: Bundle) -> None:
+    one = Session(FakeEngine(bundle.path), system="call")
     answer(one, "the fox", 3)
+    before = one.messages
     second = answer(one, "the dog", 4)
-
-    other = Session(fresh(), system="call")
-    other.messages = list(one.messages[:3])  # as if the first turn had been loaded from somewhere
+    other = Session(FakeEngine(bundle.path), system="call", messages=before[1:])
+    assert other.messages == before
     assert answer(other, "the dog", 4) == second
+    assert other.messages == one.messages
 
 
-def test_two_sessions_may_take_turns_on_one_engine(engine: Engine, bundle: Bundle) -> None:
+def test_sessions_that_take_turns_on_one_engine_each_find_their_own(engine: FakeEngine) -> None:
     one, two = Session(engine), Session(engine)
-    streams = one.stream("the fox", max_tokens=6), two.stream("lazy dog", max_tokens=6)
-    mixed: tuple[list[int], list[int]] = ([], [])
-    for _ in range(6):
-        for ids, stream in zip(mixed, streams, strict=True):
-            ids.append(next(stream).id)
+    mixed = [answer(one, "the fox", 3), answer(two, "lazy dog", 3), answer(one, "jumps", 3)]
     alone = Session(engine)
-    assert answer(alone, "the fox", 6) == mixed[0]
-    assert answer(Session(engine), "lazy dog", 6) == mixed[1]
+    assert [answer(alone, "the fox", 3), answer(alone, "jumps", 3)] == mixed[::2]
+    assert answer(Session(engine), "lazy dog", 3) == mixed[1]
 
 
-def test_a_stop_from_another_thread_ends_within_one_token(engine: Engine) -> None:
+def test_a_question_during_another_sessions_answer_is_refused_and_neither_loses_anything(
+    engine: FakeEngine
+) -> None:
+    one, two = Session(engine), Session(engine)
+    stream = one.stream("the fox", max_tokens=6)
+    ids = [next(stream).id, next(stream).id]
+    with pytest.raises(EngineBusy, match="another answer"):
+        answer(two, "lazy dog", 6)
+    assert two.messages == []
+    ids += [token.id for token in stream]
+    assert ids == answer(Session(engine), "the fox", 6)
+    assert answer(two, "lazy dog", 6) == answer(Session(engine), "lazy dog", 6)
+
+
+def test_a_stop_from_another_thread_ends_within_one_token(engine: FakeEngine) -> None:
     session, seen = Session(engine), []
     for token in session.stream("the fox"):
         seen.append(token)
@@ -109,16 +111,16 @@ def test_a_stop_from_another_thread_ends_within_one_token(engine: Engine) -> Non
     assert answer(session, "and the dog", 2)  # the session is still good
 
 
-def test_an_answer_that_is_closed_early_leaves_a_usable_session(engine: Engine) -> None:
+def test_an_answer_that_is_closed_early_leaves_a_usable_session(engine: FakeEngine) -> None:
     session = Session(engine)
     stream = session.stream("the fox")
     next(stream)
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]
     assert [message.role for message in session.messages][:1] == ["user"]
     assert answer(session, "the dog", 2)
 
 
-def test_the_answer_ends_at_the_limit_or_at_a_full_context(engine: Engine) -> None:
+def test_the_answer_ends_at_the_limit_or_at_a_full_context(engine: FakeEngine) -> None:
     session = Session(engine)
     assert len(answer(session, "the fox", 4)) == 4
     assert session.stats.finish == "length"
@@ -128,32 +130,41 @@ def test_the_answer_ends_at_the_limit_or_at_a_full_context(engine: Engine) -> No
     assert long.stats.prompt_tokens + len(tokens) <= engine.context
 
 
-def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(engine: Engine) -> None:
-    session = Session(engine)
-    with pytest.raises(ContextExceeded, match=r"\d+ tokens .* 64"):
-        session.stream("fox " * 100)
-    assert session.messages == []
+def test_asking_gives_the_whole_answer_as_a_message(engine: FakeEngine) -> None:
+    session = Session(engine, system="call")
+    message = session.ask("the fox", max_tokens=6)
+    assert message.role == "assistant"
+    text = "".join(
+        token.text for token in Session(engine, system="call").stream("the fox", max_tokens=6))
+    assert message.content == text
+    assert session.messages[-1] == message
+    more = [Message(role="user", content="the dog"), Message(role="assistant", content="so"),
+            Message(role="user", content="and")]
+    last = session.ask(more, max_tokens=2)
+    assert session.messages[-4:] == [*more, last]
+    assert session.ask(Message(role="user", content="jumps"), max_tokens=2) == session.messages[-1]
 
 
-def test_an_empty_prompt_is_refused(engine: Engine) -> None:
-    with pytest.raises(EmptyPrompt):
-        Session(engine).stream("")
-
-
-def test_a_limit_below_one_is_refused(engine: Engine) -> None:
-    with pytest.raises(SettingError):
-        Session(engine).stream("x", max_tokens=0)
-
-
-@pytest.mark.parametrize("top", [-1, 301])
-def test_alternatives_out_of_range_are_refused_and_nothing_changes(
-    engine: Engine, fakes: Fakes, top: int
+@pytest.mark.parametrize(("prompt", "options", "error", "match"), [
+    ("fox " * 100, {}, ContextExceeded, r"\d+ tokens .* 64"),
+    ("", {}, EmptyPrompt, "at least one character"),
+    ([], {}, EmptyPrompt, "at least one"),
+    ("\ud800", {}, InvalidText, "Unicode"),
+    ("x", {"max_tokens": 0}, SettingError, "max_tokens is 0"),
+    ("x", {"top": -1}, SettingError, "top is -1"),
+    ("x", {"top": 301}, SettingError, "300"),
+    ("x", {"schema": {}, "choices": ["a"]}, SettingError, "one constraint"),
+])
+def test_what_cannot_be_asked_is_refused_at_once_and_nothing_changes(
+    engine: FakeEngine, prompt: Any, options: dict[str, Any], error: type[Exception], match: str
 ) -> None:
     session = Session(engine)
-    with pytest.raises(SettingError, match="300"):
-        session.stream("the fox", top=top)
+    with pytest.raises(error, match=match) as caught:
+        session.stream(prompt, **options)
+    assert "fox" not in str(caught.value)
     assert session.messages == []
-    assert fakes.program.calls == []
+    assert engine.program.calls == []
+    assert answer(Session(engine), "the dog", 2)  # and the engine is free
 
 
 ALTERNATING = """{% for m in messages %}
@@ -161,214 +172,319 @@ ALTERNATING = """{% for m in messages %}
 {{ m.content }}{% endfor %}"""
 
 
-@pytest.mark.parametrize("how", ["ended at once", "stopped before it began", "broken"])
+@pytest.mark.parametrize(
+    "how", ["ended at once", "stopped before it began", "broken", "closed", "dropped"])
 def test_a_prompt_without_an_answer_does_not_block_a_template_that_wants_turns(
     tmp_path: Path, tokenizer_dir: Path, how: str
 ) -> None:
     shutil.copytree(tokenizer_dir, tmp_path / "tokenizer")
     (tmp_path / "tokenizer/chat_template.jinja").write_text(ALTERNATING)
     bundle = make_bundle(tmp_path / "turns.cloister", tmp_path / "tokenizer")
-    program = FakeProgram(300, 64, prefer=(0,) if how == "ended at once" else ())  # 0 ends
-    engine = Engine(
-        bundle.path, load=lambda path, layers, *, threads: program, runs_here=lambda backend: True
-    )
+    engine = FakeEngine(bundle.path, prefer=(0,) if how == "ended at once" else ())  # 0 ends
     session = Session(engine)
-    stream = session.stream("the fox", max_tokens=3)
+    stream: Any = session.stream("the fox", max_tokens=3)
     if how == "stopped before it began":
         session.stop()
     with pytest.MonkeyPatch.context() as patch:
         if how == "broken":
-            patch.setattr(program, "forward", lambda tokens, start: torch.full((1, 300), torch.nan))
+            patch.setattr(
+                engine.program, "forward", lambda tokens, start: torch.full((1, 300), torch.nan))
             with pytest.raises(IncompatibleProgram):
                 list(stream)
+        elif how == "closed":
+            stream.close()
+        elif how == "dropped":
+            stream = None
         else:
             list(stream)
     assert session.messages == []
     session.stream("the dog")  # is not refused
 
 
-def test_a_seed_gives_the_same_tokens_again(engine: Engine) -> None:
+def test_a_seed_gives_the_same_tokens_again(engine: FakeEngine) -> None:
     sampling = Sampling(temperature=1.0, seed=9)
     first = answer(Session(engine), "the fox", 8, sampling=sampling)
     assert first == answer(Session(engine), "the fox", 8, sampling=sampling)
     assert first != answer(Session(engine), "the fox", 8, sampling=Sampling(temperature=1., seed=8))
 
 
-def test_nothing_shows_text_in_its_repr(engine: Engine) -> None:
+def test_nothing_shows_text_in_its_repr(engine: FakeEngine) -> None:
     session = Session(engine, system="secret")
-    token = next(iter(session.stream("secret fox")))
-    for thing in (session, engine, token, Token(1, "secret", -1.0)):
+    stream = session.stream("secret fox")
+    message = Message(role="user", content="secret fox")
+    ask = Ask.of("secret fox", schema={"const": "secret"}, top=1)
+    for thing in (session, engine, next(stream), Token(1, "secret", -1.0), stream, message, ask):
         assert "secret" not in repr(thing)
         assert "fox" not in repr(thing)
 
 
-def test_a_snapshot_continues_in_another_engine_to_the_bit(bundle: Bundle, fakes: Fakes) -> None:
-    def fresh() -> Engine:
-        return Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True)
+# What becomes of a turn that its reader leaves. Each way is tried on a conversation in memory and
+# on one that is kept, which a fresh session of the same name then reads.
 
-    ids = [7, 8, 9, 10]
-    one = fresh()
-    one.logits(ids[:3])
-    snapshot, wanted = one.snapshot(), one.logits(ids)
-    two = fresh()
-    two.restore(snapshot)
-    got = two.logits(ids)
-    assert wanted is not None
-    assert got is not None
-    assert torch.equal(got, wanted)
-    assert fakes.program.calls == [(3, 1)]  # nothing was read again
+PROMPT, NEXT, LAST = "the fox", "the dog", "the cat"
 
 
-def test_a_snapshot_of_another_model_or_a_damaged_one_is_refused(
-    engine: Engine, tmp_path: Path, tokenizer_dir: Path, fakes: Fakes
+@pytest.fixture(params=["in memory", "kept"])
+def begin(
+    request: pytest.FixtureRequest, fresh: Fresh, space: Namespace
+) -> Iterator[Callable[[], Session]]:
+    """Begins the one conversation, or goes on with it; at last memory and vault are compared."""
+    begun: list[Session] = []
+    kept = request.param == "kept"
+
+    def make(engine: FakeEngine | None = None) -> Session:
+        begun.append(Session(
+            engine or fresh(), system="call", vault=space.vault if kept else None,
+            name="work" if kept else None))
+        return begun[-1]
+
+    yield make
+    if kept:
+        again = Session(fresh(), vault=space.vault, name="work")
+        assert again.messages == begun[-1].messages
+
+
+def texts(session: Session, *prompts: str) -> None:
+    """Check that the session holds these questions, in order, each with its answer."""
+    messages = session.messages[1:]
+    assert [message.content for message in messages[::2]] == list(prompts)
+    assert all(message.role == "user" for message in messages[::2])
+    assert all(message.role == "assistant" and message.content for message in messages[1::2])
+
+
+def test_a_stream_left_by_break_and_still_named_ends_at_the_next_question(
+    begin: Callable[[], Session]
 ) -> None:
-    engine.logits([1, 2, 3])
-    snapshot = engine.snapshot()
-    other = Engine(
-        make_bundle(tmp_path / "other.cloister", tokenizer_dir, recipe="8da8w").path,
-        load=fakes.load, runs_here=lambda backend: True,
-    )
-    with pytest.raises(SnapshotError):
-        other.restore(snapshot)
-    tensors = load(snapshot)
-    rows = torch.zeros(1, 64, 1, 1)
-    forged = (
-        {**tensors, "ids": torch.tensor([[1, 2, 3]])},
-        {"layers.0.attn.k_cache": rows, "ids": torch.zeros(70, dtype=torch.int64)},  # context: 64
-        {**tensors, "ids": torch.tensor([1.0, 2.0, 3.0])},
-        {"ids": torch.tensor([1, 2, 3])},
-        {**tensors, "layers.0.attn.k_cache": rows},
-    )
-    damages = [save(each, {"model_id": engine.model_id}) for each in forged]
-    for damaged in (b"", snapshot[:-8], b"x" * 100, snapshot[:200], save(tensors), *damages):
-        with pytest.raises(SnapshotError):
-            engine.restore(damaged)
+    session = begin()
+    stream: Any = session.stream(PROMPT)
+    read = ""
+    for token in stream:
+        read += token.text
+        if len(read) > 2:
+            break
+    assert len(session.messages) == 1  # its reader may yet go on
+    first = session.ask(NEXT, max_tokens=4)
+    second = session.ask(LAST, max_tokens=4)
+    before = said(session)
+    assert list(stream) == []  # it has ended
+    stream = None
+    assert said(session) == before == [
+        ("system", "call"), ("user", PROMPT), ("assistant", read), ("user", NEXT),
+        ("assistant", first.content), ("user", LAST), ("assistant", second.content)]
+    assert session.ask(PROMPT, max_tokens=3)
 
 
-def test_too_little_memory_is_refused_with_both_numbers(bundle: Bundle, fakes: Fakes) -> None:
-    with pytest.raises(NotEnoughMemory, match=r"GB and 0\.00 GB"):
-        Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=2999)
-    Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=3000)
-
-
-def test_memory_for_scoring_is_asked_for_once(bundle: Bundle, fakes: Fakes) -> None:
-    engine = Engine(
-        bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=3000
-    )
-    list(engine.score([1, 2, 3]))
-    engine._available = 10  # as after the second method took its share
-    assert sum(len(rows) for rows in engine.score([1, 2, 3])) == 3
-
-
-def test_scoring_is_refused_where_a_second_copy_does_not_fit(bundle: Bundle, fakes: Fakes) -> None:
-    engine = Engine(
-        bundle.path, load=fakes.load, runs_here=lambda backend: True, available_bytes=3000
-    )
-    engine._available = 10
-    with pytest.raises(NotEnoughMemory):
-        list(engine.score([1, 2, 3]))
-
-
-def test_nothing_to_read_is_refused(engine: Engine) -> None:
-    with pytest.raises(EmptyPrompt):
-        engine.logits([])
-
-
-@pytest.mark.parametrize("threads", [0, -1, 2**40])
-def test_an_impossible_number_of_threads_is_refused(bundle: Bundle, threads: int) -> None:
-    with pytest.raises(SettingError, match="from 1 to 1024"):
-        Engine(bundle.path, threads=threads)
-
-
-def test_what_is_available_is_at_most_what_the_machine_has() -> None:
-    import psutil
-
-    assert 0 < memory.available_bytes() <= psutil.virtual_memory().total
-
-
-def test_a_tokenizer_of_another_vocabulary_is_refused(
-    tmp_path: Path, tokenizer_dir: Path, fakes: Fakes
+@pytest.mark.parametrize("how", ["dropped", "closed", "closed twice", "session closed", "with"])
+def test_a_stream_that_is_let_go_of_is_kept_as_far_as_it_was_read(
+    begin: Callable[[], Session], how: str
 ) -> None:
-    from dataclasses import replace
+    session = begin()
+    stream: Any = session.stream(PROMPT)
+    read = "".join(next(stream).text for _ in range(4))
+    match how:
+        case "dropped":
+            stream = None
+        case "closed":
+            stream.close()
+        case "closed twice":
+            stream.close()
+            stream.close()
+        case "session closed":
+            session.close()
+        case "with":
+            with session:
+                pass
+    assert said(session)[1:] == [("user", PROMPT), ("assistant", read)]
+    session.ask(NEXT, max_tokens=3)
+    texts(session, PROMPT, NEXT)
 
-    from tests.conftest import SHAPE
 
-    bundle = make_bundle(
-        tmp_path / "small.cloister", tokenizer_dir, shape=replace(SHAPE, vocab_size=200)
-    )
-    with pytest.raises(VocabularyMismatch, match=r"300.*200"):
-        Engine(bundle.path, load=fakes.load, runs_here=lambda backend: True)
-
-
-def write_replay(path: Path, engine: Engine, **changes: object) -> None:
-    sampling = Sampling(temperature=1.0, seed=4)
-    ids = answer(Session(engine), "the fox", 5, sampling=sampling)
-    values = {
-        "model_id": engine.model_id, "system": None, "prompt": "the fox", "max_tokens": 5,
-        "sampling": sampling, "tokens": ids, **changes,
-    }
-    replays.write(path, **values)  # type: ignore[arg-type]
-
-
-def test_a_replay_gives_the_same_tokens_and_is_readable_by_its_owner_only(
-    engine: Engine, tmp_path: Path
+@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt])
+def test_an_exception_of_the_reader_keeps_what_it_had_read(
+    begin: Callable[[], Session], error: type[BaseException]
 ) -> None:
-    path = tmp_path / "replay.json"
-    write_replay(path, engine)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert replays.replay(engine, path) == 5
+    session = begin()
+
+    def read() -> None:
+        for count, token in enumerate(session.stream(PROMPT)):
+            seen.append(token.text)
+            if count == 3:
+                raise error
+
+    seen: list[str] = []
+    with pytest.raises(error) as caught:
+        read()
+    session.ask(NEXT, max_tokens=3)  # while the exception still holds the stream
+    del caught
+    texts(session, PROMPT, NEXT)
+    assert session.messages[2].content == "".join(seen)
 
 
-@pytest.mark.parametrize(("changes", "match"), [
-    ({"tokens": [1, 2, 3, 4, 5]}, "position 0"),
-    ({"model_id": "0" * 64}, "another model"),
-    ({"sampling": Sampling(temperature=1.0)}, "without a seed"),
-])
-def test_a_replay_that_differs_is_refused_without_quoting_it(
-    engine: Engine, tmp_path: Path, changes: dict[str, object], match: str
+@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [0, 1, 2, 6])
+def test_a_failure_of_the_program_keeps_what_was_answered_before_it(
+    begin: Callable[[], Session], error: type[BaseException], call: int
 ) -> None:
-    write_replay(tmp_path / "replay.json", engine, **changes)
-    with pytest.raises(ReplayError, match=match) as caught:
-        replays.replay(engine, tmp_path / "replay.json")
-    assert "fox" not in str(caught.value)
+    """Ctrl-C in the middle of its call, too; the first two calls read the prompt."""
+    session = begin()
+    session.ask(PROMPT, max_tokens=3)
+    program, seen, calls = session.engine.program, [], iter(range(99))  # type: ignore[var-annotated]
+
+    def fail() -> None:
+        if next(calls) == call:
+            raise error if error is Failure else signal.raise_signal(signal.SIGINT)
+
+    program.before = fail  # type: ignore[attr-defined]
+    with pytest.raises(error):
+        for token in session.stream(NEXT):
+            seen.append(token.text)
+    program.before = lambda: None  # type: ignore[attr-defined]
+    session.ask(LAST, max_tokens=3)
+    assert bool(seen) is (call > 1)
+    texts(session, PROMPT, *[NEXT] * bool(seen), LAST)
+    if seen:
+        assert session.messages[4].content == "".join(seen)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 2}', '{"format": 1}', "\x00", "[" * 200_000],
-    ids=["empty", "list", "format 2", "no fields", "nul", "deep"],
-)
-def test_a_malformed_replay_is_refused(engine: Engine, tmp_path: Path, text: str) -> None:
-    path = tmp_path / "replay.json"
-    path.write_text(text)
-    with pytest.raises(ReplayError, match="no replay file"):
-        replays.replay(engine, path)
-
-
-@pytest.mark.parametrize("changes", [
-    {"max_tokens": "5"}, {"max_tokens": 1.5}, {"system": 5}, {"prompt": 5}, {"tokens": 5},
-    {"sampling": []}, {"sampling": {"seed": 1.5}}, {"sampling": {"top_k": "x"}},
-    {"sampling": {"heat": 1}},
-])
-def test_a_replay_with_a_field_of_another_type_is_refused(
-    engine: Engine, tmp_path: Path, changes: dict[str, object]
+def test_ctrl_c_while_an_answer_is_being_kept_waits_until_it_is(
+    begin: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "replay.json"
-    write_replay(path, engine)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(ReplayError, match="no replay file"):
-        replays.replay(engine, path)
+    session = begin()
+    keep = Session._keep
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        keep(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Session, "_keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.ask(PROMPT, max_tokens=3)
+    stream: Any = session.stream(NEXT)
+    next(stream), next(stream)
+    with pytest.raises(KeyboardInterrupt):
+        stream.close()
+    monkeypatch.undo()
+    texts(session, PROMPT, NEXT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    session.ask(LAST, max_tokens=3)
+    texts(session, PROMPT, NEXT, LAST)
 
 
-def test_a_replay_that_cannot_be_written_is_refused_and_leaves_nothing(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_question_while_another_thread_reads_the_answer_is_refused_and_loses_nothing(
+    begin: Callable[[], Session]
 ) -> None:
-    with pytest.raises(ReplayError, match="cannot be written"):
-        write_replay(tmp_path / "missing" / "replay.json", engine)
+    session = begin()
+    began, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        began.set()
+        assert go_on.wait(20)
+
+    session.engine.program.before = wait  # type: ignore[attr-defined]
+    seen: list[str] = []
+    stream = session.stream(PROMPT, max_tokens=4)
+    thread = threading.Thread(target=lambda: seen.extend(token.text for token in stream))
+    thread.start()
+    assert began.wait(20)
+    for busy in (lambda: session.stream(NEXT), session.close, lambda: next(stream)):
+        with pytest.raises(EngineBusy):
+            busy()
+    go_on.set()
+    thread.join()
+    assert session.messages[2].content == "".join(seen)
+    session.ask(NEXT, max_tokens=2)
+    texts(session, PROMPT, NEXT)
+
+
+def test_a_full_disk_while_an_answer_is_kept_is_said_and_memory_agrees_with_the_vault(
+    fresh: Fresh, space: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(fresh(), vault=space.vault, name="work")
+    session.ask(PROMPT, max_tokens=3)
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise NotEnoughDisk("full")
 
-    monkeypatch.setattr(json, "dump", full)
-    with pytest.raises(ReplayError, match="No space left"):
-        write_replay(tmp_path / "full.json", engine)
-    assert not (tmp_path / "full.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Namespace, "append", full)
+        for _ in range(2):
+            with pytest.raises(NotEnoughDisk):
+                session.ask(NEXT, max_tokens=3)
+            assert Session(fresh(), vault=space.vault, name="work").messages == session.messages
+    session.ask(LAST, max_tokens=3)  # there is room again: the answer that was read is kept, too
+    assert Session(fresh(), vault=space.vault, name="work").messages == session.messages
+    assert [message.content for message in session.messages[::2]] == [PROMPT, NEXT, LAST]
+
+
+def test_a_full_disk_while_a_dropped_answer_is_kept_is_not_passed_over(
+    fresh: Fresh, space: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody hears of it when it is dropped: so at the next question, or it is kept then."""
+    session = Session(fresh(), vault=space.vault, name="work")
+
+    def full(*_: object, **__: object) -> None:
+        raise NotEnoughDisk("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Namespace, "append", full)
+        stream: Any = session.stream(PROMPT)
+        read = "".join(next(stream).text for _ in range(3))
+        stream = None
+        with pytest.raises(NotEnoughDisk):
+            session.stream(NEXT)
+    session.ask(NEXT, max_tokens=3)
+    assert said(session)[:2] == [("user", PROMPT), ("assistant", read)]
+    assert len(session.messages) == 4
+    assert Session(fresh(), vault=space.vault, name="work").messages == session.messages
+
+
+def test_an_answer_unfinished_at_the_end_of_the_program_is_in_the_vault_afterwards(
+    fresh: Fresh, space: Namespace, long_bundle: Bundle
+) -> None:
+    vault = space.vault
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.unit.runtime.conftest import LETTERS, FakeEngine\n"
+        "from cloister.runtime.session import Session\n"
+        "from cloister.vault.keys import Keyholder\n"
+        "from cloister.vault.store import Vault\n"
+        "vault = Vault(Path(sys.argv[1]), Keyholder(keyfile=Path(sys.argv[2])))\n"
+        "engine = FakeEngine(Path(sys.argv[3]), LETTERS)\n"
+        "session = Session(engine, vault=vault, name=sys.argv[4])\n"
+        "session.ask('the fox', max_tokens=3)\n"
+        "stream = session.stream('the dog')\n"
+        "print(next(stream).text + next(stream).text, end='')\n"
+        "if sys.argv[4] == 'raises':\n"
+        "    raise RuntimeError\n"
+    )
+    endings = ("ends", "raises")
+    runs = [subprocess.Popen(
+        [sys.executable, "-c", code, vault.directory, vault.directory.parent / "key",
+         long_bundle.path, ending],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)}) for ending in endings]
+    for run, ending in zip(runs, endings, strict=True):
+        out, err = run.communicate()
+        assert run.returncode == (ending == "raises"), err
+        assert out
+        again = Session(fresh(), vault=vault, name=ending)
+        assert len(again.messages) == 4
+        assert again.messages[-2:] == [
+            Message(role="user", content="the dog"),
+            Message(role="assistant", content=out.decode())]
+
+
+def test_two_sessions_of_one_name_do_not_write_over_each_other(
+    fresh: Fresh, vault: Vault
+) -> None:
+    one = Session(fresh(), vault=vault, name="work")
+    two = Session(fresh(), vault=vault, name="work")
+    stream: Any = one.stream(PROMPT)
+    next(stream)
+    two.ask(NEXT, max_tokens=3)
+    with pytest.raises(SessionMismatch, match="Another process"):
+        stream.close()
+    texts(Session(fresh(), system="x", messages=two.messages), NEXT)
+    assert Session(fresh(), vault=vault, name="work").messages == two.messages

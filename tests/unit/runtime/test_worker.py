@@ -6,104 +6,330 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from tests.unit.runtime.conftest import FakeEngine
 
 from cloister import reference
-from cloister.errors import ContextExceeded, SettingError
-from cloister.runtime.client import Worker
+from cloister.errors import NotEnoughDisk
+from cloister.message import Message
+from cloister.runtime import protocol
+from cloister.runtime.chat import Ask, Sampling
+from cloister.runtime.protocol import LIMIT_BYTES
+from cloister.runtime.worker import Service
+from cloister.vault.namespace import Namespace
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+SECRET = "a most private word"
+Fresh = Callable[..., FakeEngine]
 
-LONG: dict[str, Any] = {"max_tokens": 900, "sampling": {"temperature": 9.0, "seed": 1}}
+
+def question(id_: int, text: str = "the fox", chat: int = 1, **options: Any) -> protocol.Question:
+    return protocol.Question(id=id_, chat=chat, ask=Ask.of(text, **options))
+
+
+class Served:
+    """A service in this process, on a fake engine, and what it sent."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.events: list[Any] = []
+        self.service = Service(self.events.append)
+        self.service._engine = engine  # as `Load` would, of a program that is none
+        self.engine = engine
+
+    def __call__(self, request: protocol.Request) -> Any:
+        """Serve a request; the event that ends it."""
+        self.events.clear()
+        self.service.handle(request)
+        assert all(isinstance(event, protocol.Produced) for event in self.events[:-1])
+        return self.events[-1]
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with Worker() as worker:
-        worker.load(reference.bundle_path("nano-1"))
-        yield worker
+def served(fresh: Fresh) -> Iterator[Served]:
+    made = Served(fresh())
+    yield made
+    made.service._vault = None  # it is the tests'
+    made.service.close()
 
 
-def test_an_interrupted_answer_does_not_leak_into_the_next(worker: Worker) -> None:
-    stream = worker.stream("hi", **LONG)
-    next(stream)
-    with pytest.raises(KeyboardInterrupt):  # as Ctrl-C does, while the client waits for a token
-        stream.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
-    assert worker.stats["finish"] == "stop"
-    assert len(list(worker.stream("play jazz", max_tokens=2))) == 2
+def test_a_question_is_answered_with_tokens_and_what_is_kept_of_them(served: Served) -> None:
+    begun = served(protocol.Begin(id=1, chat=1, system="call"))
+    assert begun == protocol.Begun(
+        id=1, messages=(Message(role="system", content="call"),), restored_tokens=0)
+    answered = served(question(2, max_tokens=4))
+    text = "".join(event.token.text for event in served.events[:-1])
+    assert answered.kept == (
+        Message(role="user", content="the fox"), Message(role="assistant", content=text))
+    assert answered.stats.tokens == len(served.events) - 1 == 4
+    assert served(protocol.End(id=3, chat=1)) == protocol.Ended(id=3)
+    assert served(protocol.End(id=4, chat=1)) == protocol.Ended(id=4)
 
 
-def test_ctrl_c_at_the_terminal_reaches_the_client_alone(worker: Worker) -> None:
-    stream = worker.stream("hi", **LONG)
-    next(stream)
-    os.kill(worker._process.pid, signal.SIGINT)  # the terminal sends it to the whole group
-    worker.stop()
-    list(stream)
-    assert len(list(worker.stream("play jazz", max_tokens=2))) == 2
+@pytest.mark.parametrize(("request_", "kind", "match"), [
+    (question(5), "ProtocolError", "does not know that conversation"),
+    (protocol.Hello(), "ProtocolError", "greeted twice"),
+    (protocol.Begin(id=5, chat=1, name="work"), "WorkerError", "No vault is open"),
+    (protocol.Begin(id=5, chat=1, cached=True), "WorkerError", "No vault is open"),
+    (protocol.Load(id=5, bundle="nowhere.cloister"), "BundleError", "nowhere"),
+], ids=range(5))
+def test_what_cannot_be_done_is_an_error_of_its_own_kind(
+    served: Served, request_: Any, kind: str, match: str
+) -> None:
+    failed = served(request_)
+    assert isinstance(failed, protocol.Failed)
+    assert failed.id == getattr(request_, "id", None)
+    assert (failed.kind, match in failed.message) == (kind, True)
 
 
-def test_a_refused_first_prompt_does_not_fix_the_system_prompt(worker: Worker) -> None:
-    with pytest.raises(ContextExceeded):
-        list(worker.stream("fox " * 3000, system="call"))
-    with pytest.raises(SettingError, match="top"):
-        list(worker.stream("hi", system="call", top=-1))
-    assert list(worker.stream("hi", system="intent", max_tokens=2))
+def test_without_a_bundle_no_conversation_begins() -> None:
+    events: list[Any] = []
+    Service(events.append).handle(protocol.Begin(id=1, chat=1))
+    assert (events[0].kind, "No bundle is loaded" in events[0].message) == ("WorkerError", True)
 
 
-def test_an_unknown_sampling_setting_is_refused_and_the_worker_goes_on(worker: Worker) -> None:
-    with pytest.raises(SettingError, match="sampling"):
-        list(worker.stream("hi", sampling={"temprature": 1.0}))
-    assert list(worker.stream("hi", max_tokens=2))
+@pytest.mark.parametrize("when", ["while it is read", "before it is begun"])
+def test_a_cancelled_question_ends_and_the_next_one_is_answered(
+    served: Served, when: str
+) -> None:
+    served(protocol.Begin(id=1, chat=1))
+    if when == "before it is begun":
+        served.service.cancel(2)
+    else:
+        calls = iter(range(9))
+        served.engine.program.before = lambda: next(calls) == 4 and served.service.cancel(2)
+    answered = served(question(2))
+    assert answered.stats.finish == "stop"
+    assert len(served.events) - 1 == (0 if when == "before it is begun" else 5)
+    served.engine.program.before = lambda: None
+    served.service.cancel(2)  # over, it cannot be ended
+    assert served(question(3, max_tokens=4)).stats.tokens == 4
 
 
-@pytest.mark.parametrize("line", [b'{"do": "ask", "prom', b"\xff\n", b"[]\n", b"{}\n"])
-def test_a_client_that_dies_or_raves_leaves_no_worker_behind(line: bytes) -> None:
-    worker = Worker()
-    with worker:
-        assert worker._process.stdin is not None
-        worker._process.stdin.write(line)
-        worker._process.stdin.close()
-        worker._process.wait(timeout=20)
+def test_an_unexpected_error_is_told_by_type_and_place_and_without_its_text(
+    served: Served
+) -> None:
+    served(protocol.Begin(id=1, chat=1))
+
+    def fail() -> None:
+        raise LookupError(SECRET)
+
+    served.engine.program.before = fail
+    failed = served(question(2))
+    assert (failed.id, failed.kind) == (2, "WorkerError")
+    assert "LookupError at test_worker.py, line " in failed.message
+    assert SECRET not in failed.message
+    served.engine.program.before = lambda: None
+    assert served(question(3, max_tokens=2)).stats.tokens == 2
 
 
-def test_the_worker_imports_nothing_from_the_current_directory(
+@pytest.mark.parametrize("error", [LookupError(SECRET), NotEnoughDisk("full")], ids=str)
+def test_a_failed_answer_is_kept_and_told_to_the_client_as_far_as_it_came(
+    served: Served, space: Namespace, error: Exception
+) -> None:
+    served.service._vault = space.vault
+    served(protocol.Begin(id=1, chat=1, name="work"))
+    calls = iter(range(99))
+
+    def fail() -> None:
+        if next(calls) == 4:
+            raise error
+
+    served.engine.program.before = fail
+    failed = served(question(2))
+    read = "".join(event.token.text for event in served.events[:-1])
+    assert read
+    served.engine.program.before = lambda: None
+    kept = [*getattr(failed, "kept", ()), *served(question(3, max_tokens=2)).kept]
+    again = served(protocol.Begin(id=4, chat=2, name="work"))
+    assert again.messages == tuple(kept)
+    assert again.messages[1] == Message(role="assistant", content=read)
+
+
+# The process, driven by hand.
+
+LONG = {"max_tokens": 900, "sampling": Sampling(temperature=9.0, seed=1)}
+NANO = str(reference.bundle_path("nano-1"))
+
+
+class Process:
+    """A worker process, and both ends of its pipes."""
+
+    def __init__(self, home: Path | None = None, **options: Any) -> None:
+        self.child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cloister.runtime.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+            env={**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1",
+                 "CLOISTER_HOME": str(home or os.environ["CLOISTER_HOME"])})
+        assert self.child.stdin is not None and self.child.stdout is not None
+        self.to, self.from_ = self.child.stdin, self.child.stdout
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.kill()
+        self.child.wait()
+        for stream in (self.child.stdin, self.child.stdout, self.child.stderr):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()
+
+    def say(self, *lines: protocol.Request | bytes) -> None:
+        for line in lines:
+            self.to.write(line if isinstance(line, bytes) else protocol.encode(line))
+        self.to.flush()
+
+    def hear(self) -> Any:
+        line = protocol.read_line(self.from_)
+        return None if line is None else protocol.decode_event(line)
+
+    def ended(self) -> int:
+        return self.child.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A worker with a bundle; each test begins a conversation of its own in it."""
+    with Process(home=tmp_path_factory.mktemp("home")) as made:
+        made.say(protocol.Hello(), protocol.Load(id=1, bundle=NANO, threads=1))
+        assert isinstance(made.hear(), protocol.Welcome)
+        assert isinstance(made.hear(), protocol.Loaded)
+        yield made
+
+
+def test_lines_that_are_no_requests_are_named_and_the_worker_lives_on(process: Process) -> None:
+    lines = [
+        b"{}\n", b"\n", b"\xff\n", b'{"type": "question", "id": 2}\n', b"[" * 90_000 + b"\n",
+        b'{"type": "cancel", "id": 1, "secret": 1}\n', b'{"type": "shred", "id": 1}\n',
+        b'{"type": "question", "id": 2, "chat": 1, "ask": {"messages": []}}\n',
+        b'{"type": "question", "id": 2, "chat": 1, "ask": {"messages": [{"role": "user", '
+        b'"content": "x"}], "top": -1}}\n',
+        b"x" * (LIMIT_BYTES + 5) + b"\n",
+    ]
+    writer = threading.Thread(target=process.say, args=lines)
+    writer.start()
+    for _ in lines:
+        failed = process.hear()
+        assert isinstance(failed, protocol.Failed)
+        assert (failed.id, failed.kind) == (None, "ProtocolError")
+    writer.join()
+    process.say(question(7, chat=99), protocol.Begin(id=8, chat=8), question(
+        9, "play jazz", chat=8, max_tokens=2))
+    unknown = process.hear()
+    assert (unknown.id, unknown.kind) == (7, "ProtocolError")
+    assert [type(process.hear()).__name__ for _ in range(4)] == [
+        "Begun", "Produced", "Produced", "Answered"]
+
+
+def test_a_cancellation_reaches_a_question_that_is_being_answered_or_waits(
+    process: Process
+) -> None:
+    process.say(
+        protocol.Begin(id=20, chat=20), protocol.Begin(id=21, chat=21),
+        question(22, chat=20, **LONG), question(23, chat=21, **LONG),
+        question(24, "play jazz", chat=21, max_tokens=2))
+    process.hear(), process.hear()
+    assert process.hear().id == 22  # its first token
+    process.say(protocol.Cancel(id=23), protocol.Cancel(id=22))
+    ends = {}
+    while len(ends) < 3:
+        event = process.hear()
+        if isinstance(event, protocol.Answered):
+            ends[event.id] = event
+        else:
+            assert event.id != 23, "a question that was cancelled while it waited has no tokens"
+    assert list(ends) == [22, 23, 24]
+    assert [end.stats.finish for end in ends.values()][:2] == ["stop", "stop"]
+    assert [bool(end.kept) for end in ends.values()] == [True, False, True]
+
+
+def test_an_event_too_large_to_send_is_named_and_the_worker_lives_on(process: Process) -> None:
+    """Here because the worker says of a message also what the client left out."""
+    before = b'{"type":"begin","id":30,"chat":30,"messages":[{"role":"user","content":"'
+    after = b'"}]}\n'
+    process.say(before + b"x" * (LIMIT_BYTES - len(before + after)) + after)
+    failed = process.hear()
+    assert isinstance(failed, protocol.Failed)
+    assert (failed.id, failed.kind, "shorten" in failed.message) == (30, "ProtocolError", True)
+    process.say(protocol.End(id=31, chat=30))
+    assert process.hear() == protocol.Ended(id=31)
+
+
+@pytest.mark.parametrize("line", [
+    protocol.encode(protocol.Hello(version=1)), b'{"do": "ask"}\n', b"\xff\n",
+    protocol.encode(protocol.Begin(id=1, chat=1)), protocol.encode(question(1)),
+], ids=["another version", "malformed", "no text", "a conversation", "a question"])
+def test_a_client_that_does_not_greet_or_is_of_another_version_is_told_and_left(
+    line: bytes
+) -> None:
+    with Process() as process:
+        process.say(line)
+        failed = process.hear()
+        assert (failed.id, failed.kind) == (None, "ProtocolError")
+        assert f"version {protocol.VERSION}" in failed.message
+        assert process.hear() is None
+        assert process.ended() == 0
+
+
+def test_a_client_that_dies_or_raves_leaves_no_worker_behind() -> None:
+    lines = (b"", b'{"type": "hel', b"\xff", protocol.encode(protocol.Hello()) + b'{"type": "loa')
+    with ExitStack() as stack:
+        processes = [stack.enter_context(Process()) for _ in lines]
+        for process, line in zip(processes, lines, strict=True):
+            process.say(line)
+            process.to.close()
+        for process in processes:
+            assert process.ended() == 0
+            assert process.child.stderr is not None
+            assert process.child.stderr.read() == b""
+
+
+@pytest.mark.slow
+def test_a_client_that_dies_during_an_answer_leaves_no_worker_behind_and_loses_no_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CLOISTER_HOME", str(tmp_path))
+    with Process() as process:
+        process.say(
+            protocol.Hello(), protocol.Load(id=1, bundle=NANO), protocol.Unlock(id=2),
+            protocol.Begin(id=3, chat=3, name="work"), question(4, chat=3, **LONG))
+        heard = [process.hear() for _ in range(7)]
+        text = "".join(event.token.text for event in heard[4:])
+        process.to.close()
+        process.from_.close()
+        assert process.ended() == 0
+    with Process() as process:
+        process.say(
+            protocol.Hello(), protocol.Load(id=1, bundle=NANO), protocol.Unlock(id=2),
+            protocol.Begin(id=3, chat=3, name="work"))
+        *_, begun = [process.hear() for _ in range(4)]
+        assert [message.role for message in begun.messages] == ["user", "assistant"]
+        assert begun.messages[1].content.startswith(text)
+
+
+def test_ctrl_c_at_the_terminal_does_not_reach_the_worker(process: Process) -> None:
+    """The terminal sends it to the whole group; the client cancels its request."""
+    process.say(protocol.Begin(id=40, chat=40), question(41, chat=40, **LONG))
+    process.hear(), process.hear()
+    os.kill(process.child.pid, signal.SIGINT)
+    process.say(protocol.Cancel(id=41), question(42, "play jazz", chat=40, max_tokens=2))
+    ends: list[Any] = []
+    while len(ends) < 2:
+        event = process.hear()
+        if not isinstance(event, protocol.Produced):
+            ends.append(event)
+    assert [(end.id, end.stats.finish) for end in ends] in (
+        [(41, "stop"), (42, "length")], [(41, "stop"), (42, "end")])
+
+
+def test_the_worker_imports_nothing_from_the_current_directory(tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("open('imported', 'w').close()")
-    monkeypatch.chdir(tmp_path)
-    with Worker() as worker:
-        time.sleep(0.1)
-        assert worker._process.stdin is not None
-        worker._process.stdin.close()
-        worker._process.wait(timeout=20)
+    with Process(cwd=tmp_path) as process:
+        process.say(protocol.Hello())
+        assert isinstance(process.hear(), protocol.Welcome)
     assert not (tmp_path / "imported").exists()
-
-
-def test_a_prompt_is_in_no_argument_and_no_variable_of_the_worker(worker: Worker) -> None:
-    stream = worker.stream("a most private request", **LONG)
-    next(stream)
-    process = Path(f"/proc/{worker._process.pid}")
-    for name in ("cmdline", "environ"):
-        assert b"private request" not in (process / name).read_bytes()
-    stream.close()  # type: ignore[attr-defined]
-
-
-def test_only_events_reach_the_client_and_nothing_its_standard_error() -> None:
-    code = (
-        "from cloister.runtime.client import Worker; from cloister import reference\n"
-        "with Worker() as w:\n"
-        "    w.load(reference.bundle_path('nano-1'))\n"
-        "    print(len(list(w.stream('play a song', system='call', max_tokens=3))))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, check=True,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-    )
-    assert run.stdout == b"3\n"
-    assert run.stderr == b""

@@ -1,0 +1,393 @@
+"""Several conversations get on in one worker, and outlive it."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister import reference
+from cloister.errors import (
+    AnswerIncomplete,
+    BundleError,
+    CloisterError,
+    ConstraintError,
+    ContextExceeded,
+    EmptyPrompt,
+    EngineBusy,
+    ProtocolError,
+    SettingError,
+    WorkerError,
+)
+from cloister.message import Message
+from cloister.runtime.chat import Sampling
+from cloister.runtime.client import Worker, WorkerSession
+
+LONG: dict[str, Any] = {"max_tokens": 700, "sampling": Sampling(temperature=9.0, seed=1)}
+NANO = reference.bundle_path("nano-1")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One vault for the module: each test has conversations of its own names."""
+    monkeypatch.setenv("CLOISTER_HOME", str(home))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Worker]:
+    """A worker that the tests share; whichever ends it leaves the next one to start another."""
+    worker = Worker(NANO, threads=1)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def worker(shared: Worker) -> Worker:
+    return shared.start()
+
+
+def child(worker: Worker) -> subprocess.Popen[bytes]:
+    return worker.ready()._child
+
+
+def kill(worker: Worker) -> None:
+    process = worker.ready()
+    process._child.kill()
+    assert process.dead.wait(20)
+
+
+def texts(session: WorkerSession) -> list[str]:
+    return [message.content for message in session.messages if message.role == "user"]
+
+
+def test_a_conversation_is_what_a_session_of_this_process_would_be(worker: Worker) -> None:
+    from cloister.runtime.engine import Engine
+    from cloister.runtime.session import Session
+
+    near, far = Session(Engine(NANO, threads=1), system="call"), worker.session(system="call")
+    for prompt in ("play some jazz", "will it rain in Rome"):
+        one, two = [list(chat.stream(prompt, top=2, max_tokens=12)) for chat in (near, far)]
+        assert [(token.id, token.text) for token in one] == [
+            (token.id, token.text) for token in two]
+        assert [token.top[1][0] for token in one] == [token.top[1][0] for token in two]
+        assert far.messages == near.messages
+        assert (far.stats.tokens, far.stats.finish) == (near.stats.tokens, near.stats.finish)
+    assert far.stats.peak_rss_bytes > 0
+    answer = far.ask("book a table", choices=["yes", "no"])
+    assert answer == far.messages[-1] == near.ask("book a table", choices=["yes", "no"])
+
+
+def test_conversations_from_several_threads_wait_for_each_other_and_never_mix(
+    worker: Worker
+) -> None:
+    prompts = [f"play number {number} by {name}" for number, name in enumerate(("A", "Bee", "Cy"))]
+
+    def ask(prompt: str) -> str:
+        return worker.session(system="call").ask(prompt, max_tokens=24).content
+
+    wanted, got = [ask(prompt) for prompt in prompts], [list[str]() for _ in prompts]
+    threads = [
+        threading.Thread(target=lambda answers=answers, prompt=prompt: answers.extend(
+            ask(prompt) for _ in range(4)))
+        for answers, prompt in zip(got, prompts, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [[answer] * 4 for answer in wanted]
+    assert len(set(wanted)) == 3
+
+
+def test_a_question_that_waits_can_be_stopped_before_it_begins(worker: Worker) -> None:
+    first, second = worker.session(), worker.session()
+    running = first.stream("hi", **LONG)
+    next(running)
+    waiting = second.stream("and I?", **LONG)
+    second.stop()
+    first.stop()
+    assert list(waiting) == []
+    assert second.messages == []
+    assert second.stats.finish == "stop"
+    list(running)
+    assert first.stats.finish == "stop"
+    assert second.ask("now?", max_tokens=2).content
+
+
+def test_a_stop_from_another_thread_ends_an_answer_that_is_being_read(worker: Worker) -> None:
+    session = worker.session()
+    stream = session.stream("hi", **LONG)
+    seen = [next(stream).text]
+    threading.Thread(target=session.stop).start()
+    seen += [token.text for token in stream]
+    assert session.stats.finish == "stop"
+    assert session.messages[1].content == "".join(seen)
+
+
+def test_an_interrupted_answer_does_not_leak_into_the_next(worker: Worker) -> None:
+    session = worker.session(name="interrupted")
+
+    def read() -> None:
+        for _ in session.stream("hi", **LONG):
+            raise KeyboardInterrupt  # as Ctrl-C does, while the client waits for a token
+
+    with pytest.raises(KeyboardInterrupt):
+        read()
+    assert len(list(session.stream("play jazz", max_tokens=2))) == 2
+    assert texts(session) == ["hi", "play jazz"]
+    assert worker.session(name="interrupted").messages == session.messages
+
+
+def test_a_stream_left_by_break_is_kept_at_the_next_question(worker: Worker) -> None:
+    session = worker.session(name="left")
+    stream = session.stream("hi", **LONG)
+    read = next(stream).text + next(stream).text
+    assert session.messages == []
+    session.ask("play jazz", max_tokens=2)
+    session.ask("play more", max_tokens=2)
+    assert list(stream) == []
+    del stream
+    assert texts(session) == ["hi", "play jazz", "play more"]
+    assert session.messages[1].content.startswith(read)  # what came before it could be told
+    assert worker.session(name="left").messages == session.messages
+
+
+@pytest.mark.parametrize(("prompt", "options", "error"), [
+    ("fox " * 3000, {}, ContextExceeded), ("", {}, EmptyPrompt), ([], {}, EmptyPrompt),
+    ("hi", {"top": -1}, SettingError), ("hi", {"top": 10**6}, SettingError),
+    ("hi", {"max_tokens": 0}, SettingError), ("hi", {"schema": {"type": "x"}}, ConstraintError),
+    ("hi", {"schema": {"enum": [object()]}}, ProtocolError),
+    ("hi", {"choices": []}, ConstraintError), ("x" * (17 << 20), {}, ProtocolError),
+    ("\ud800", {}, CloisterError), ("hi", {"max_tokens": "5"}, SettingError),
+], ids=range(12))
+def test_what_is_refused_is_refused_by_its_own_name_and_the_conversation_goes_on(
+    worker: Worker, prompt: Any, options: dict[str, Any], error: type[Exception]
+) -> None:
+    before = child(worker)
+    session = worker.session(system="call")
+    with pytest.raises(error) as caught:
+        list(session.stream(prompt, **options))
+    assert "fox" not in str(caught.value)
+    assert len(session.messages) == 1
+    assert session.ask("play jazz", max_tokens=2).content
+    assert child(worker) is before
+
+
+def test_a_refused_first_prompt_does_not_fix_the_system_prompt(worker: Worker) -> None:
+    with pytest.raises(ContextExceeded):
+        worker.session(system="call", name="refused").ask("fox " * 3000)
+    assert worker.session(system="intent", name="refused").ask("hi", max_tokens=2)
+
+
+def test_an_answer_cut_off_before_its_constraint_is_met_is_named_and_kept(
+    worker: Worker
+) -> None:
+    session = worker.session(name="cut off")
+    seen: list[str] = []
+    with pytest.raises(AnswerIncomplete):
+        for token in session.stream("hi", max_tokens=3, schema={"type": "string", "minLength": 90}):
+            seen.append(token.text)
+    assert session.messages[1:] == [Message(role="assistant", content="".join(seen))]
+    assert worker.session(name="cut off").messages == session.messages
+
+
+def test_a_conversation_that_ended_with_its_bundle_says_so(worker: Worker) -> None:
+    session = worker.session()
+    session.ask("hi", max_tokens=2)
+    worker.load(NANO, threads=1)
+    with pytest.raises(ProtocolError, match="begin it first"):
+        session.ask("hi", max_tokens=2)
+    assert worker.session().ask("hi", max_tokens=2)
+    with pytest.raises(BundleError):
+        worker.load("nowhere.cloister")
+    assert worker.load(NANO, threads=1).context > 0
+
+
+def test_another_thread_cannot_ask_into_an_answer(worker: Worker) -> None:
+    session = worker.session()
+    stream = session.stream("hi", **LONG)
+    next(stream)
+    process = child(worker)
+    os.kill(process.pid, 19)  # stopped, so that the reader waits
+    reader = threading.Thread(target=lambda: list(stream))
+    reader.start()
+    while not session._turns[0]._lock.locked():
+        time.sleep(0.001)
+    try:
+        with pytest.raises(EngineBusy):
+            session.stream("and I?")
+    finally:
+        os.kill(process.pid, 18)
+    session.stop()
+    reader.join()
+    assert texts(session) == ["hi"]
+
+
+def test_a_worker_that_died_is_named_and_the_next_question_begins_another_with_its_bundle(
+    worker: Worker
+) -> None:
+    kept, other = worker.session(name="died", system="call"), worker.session(system="call")
+    kept.ask("play jazz", max_tokens=4)
+    other.ask("play folk", max_tokens=4)
+    model = worker.loaded
+    stream = kept.stream("hi", **LONG)
+    read = next(stream).text
+    before = child(worker)
+    before.kill()
+    with pytest.raises(WorkerError, match="ended without an answer"):
+        for token in stream:
+            read += token.text
+    assert kept.ask("play blues", max_tokens=4).content
+    assert child(worker) is not before
+    assert worker.loaded is not None and model is not None
+    assert worker.loaded.model_id == model.model_id
+    assert other.ask("play ska", max_tokens=4).content
+    assert texts(kept) == ["play jazz", "hi", "play blues"]
+    assert kept.messages[4].content == read
+    assert texts(other) == ["play folk", "play ska"]
+    assert worker.session(name="died").messages == kept.messages
+
+
+def test_start_and_close_may_come_twice_and_a_conversation_outlives_both() -> None:
+    worker = Worker(NANO, threads=1)
+    worker.close()
+    assert worker.start() is worker
+    before = child(worker)
+    assert child(worker.start()) is before
+    session = worker.session()
+    session.ask("play jazz", max_tokens=3)
+    worker.close()
+    worker.close()
+    assert before.poll() == 0
+    assert "not running" in repr(worker)
+    session.ask("play folk", max_tokens=3)  # starts another
+    assert texts(session) == ["play jazz", "play folk"]
+    with worker as same:
+        assert same is worker
+    assert "not running" in repr(worker)
+
+
+def test_closing_keeps_what_is_unfinished(worker: Worker) -> None:
+    session = worker.session(name="unfinished")
+    stream = session.stream("hi", **LONG)
+    read = next(stream).text
+    worker.close()
+    again = worker.session(name="unfinished")
+    assert texts(again) == ["hi"]
+    assert again.messages[1].content.startswith(read)
+    with suppress(WorkerError):
+        list(stream)
+    session.ask("play jazz", max_tokens=2)
+    assert texts(session) == ["hi", "play jazz"]
+    assert worker.session(name="unfinished").messages == session.messages
+
+
+def test_a_prompt_is_in_no_argument_and_no_variable_of_the_worker(worker: Worker) -> None:
+    stream: Any = worker.session().stream("a most private request", **LONG)
+    next(stream)
+    process = Path(f"/proc/{child(worker).pid}")
+    for name in ("cmdline", "environ"):
+        with suppress(PermissionError):  # better still
+            assert b"private request" not in (process / name).read_bytes()
+    stream.close()
+
+
+def test_only_events_reach_the_client_nothing_its_standard_error_and_it_imports_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from cloister.runtime.client import Worker\n"
+        f"with Worker({str(NANO)!r}) as worker:\n"
+        "    session = worker.session(system='call', name='lean')\n"
+        "    print(len(list(session.stream('play a song', max_tokens=3))))\n"
+        "    session.ask('play', choices=['yes'])\n"
+        "heavy = {'torch', 'executorch', 'llguidance', 'tokenizers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+    assert run.stderr == b""
+    assert run.stdout == b"3\n"
+
+
+SEED = 7
+EACH = 4  # conversations in one worker
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [
+    8, pytest.param(200, marks=[pytest.mark.campaign, pytest.mark.timeout(3600)])])
+def test_a_worker_killed_at_random_loses_no_conversation(home: Path, count: int) -> None:
+    """Half of them are kept under a name; all go on, with every question and answer they had."""
+    print("seed", SEED)
+    rng = random.Random(SEED)
+    worker = Worker(NANO, threads=1).start()
+    for number in range(0, count, EACH):
+        _survive(worker, rng, number)
+    worker.close()
+
+
+def _survive(worker: Worker, rng: random.Random, number: int) -> None:
+    """Kill the worker once, while some of its conversations are being answered or wait."""
+    names = [f"killed {SEED} {number + each}" if each % 2 else None for each in range(EACH)]
+    sessions = [worker.session(system="call", name=name) for name in names]
+    questions = [[f"first {each}"] for each in range(EACH)]
+    for session, (question,) in zip(sessions, questions, strict=True):
+        session.ask(question, max_tokens=rng.randint(1, 5))
+    heard = [""] * EACH
+
+    def ask(each: int, count: int) -> None:
+        with suppress(WorkerError):
+            for token in sessions[each].stream(
+                f"second {each}", max_tokens=count, sampling=Sampling(temperature=9.0, seed=each)
+            ):
+                heard[each] += token.text
+
+    threads = [
+        threading.Thread(target=ask, args=(each, rng.choice((5, 40, 300))))
+        for each in range(EACH)]
+    for thread in threads:
+        thread.start()
+    time.sleep(rng.choice((0.0, 0.002, 0.01, 0.05, 0.2)) * rng.random())
+    child(worker).kill()
+    for thread in threads:
+        thread.join()
+    for each, session in enumerate(sessions):
+        session.ask("third", max_tokens=3)
+        asked = texts(session)
+        assert asked in (
+            [f"first {each}", f"second {each}", "third"],
+            [f"first {each}", "third"] if not heard[each] else None)
+        if heard[each]:
+            assert session.messages[4].content.startswith(heard[each])
+        assert [message.role for message in session.messages[1:]] == (
+            ["user", "assistant"] * len(asked))
+        if names[each] is not None:
+            assert worker.session(name=names[each]).messages == session.messages
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_noticed_whatever_it_was_doing(worker: Worker) -> None:
+    session = worker.session(name="anything")
+    deaths: list[Callable[[], object]] = [
+        lambda: session.ask("hi", max_tokens=2), lambda: worker.session(),
+        lambda: worker.load(NANO, threads=1), session.close, session.stop]
+    for act in deaths:
+        kill(worker)
+        act()
+    assert session.ask("play jazz", max_tokens=2).content
+    assert set(texts(session)) <= {"hi", "play jazz"}
