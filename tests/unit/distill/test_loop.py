@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from cloister.distill import loop
-from cloister.distill.data import Pair
 from cloister.distill.losses import Objective
 from cloister.distill.parallel import Parallel, Sharded
 from cloister.distill.schedule import Kind, OnPolicy, Schedule, TrainSettings
@@ -31,6 +30,7 @@ from cloister.errors import (
 )
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import Decoder
+from cloister.pairs import Pair
 from cloister.tiers import Shape
 
 SHAPE = Shape(vocab_size=32, hidden_size=16, layers=2, heads=2, kv_heads=1, head_size=8,

@@ -17,7 +17,6 @@ from torchao.quantization import (
 from torchao.quantization.granularity import PerAxis, PerGroup
 from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer, QATConfig
 
-from cloister.distill.data import Pair
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
 from cloister.distill.schedule import Schedule, TrainSettings
@@ -28,6 +27,7 @@ from cloister.model.quantized import scale_dtype
 from cloister.model.recipe import RECIPES, Recipe, Scheme
 from cloister.model.transformer import Decoder
 from cloister.model.writer import CheckpointWriter
+from cloister.pairs import Pair
 from cloister.quantize.apply import quantize
 from cloister.quantize.qat import round_rows, round_weight, rounded, untied
 from cloister.tiers import Shape
