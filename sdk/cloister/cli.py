@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("source", type=Path, metavar="CKPT")
     quantize.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
     quantize.add_argument("--qat", action="store_true",
-                          help="train the checkpoint to bear it first, taught by itself")
+                          help="train the checkpoint for it first, taught by itself")
     _training(quantize, rate=2e-4, required=False)
     _output(quantize)
 

@@ -14,11 +14,11 @@ from cloister.export import check, golden, write
 from cloister.manifest import FORMAT, Manifest
 from cloister.model.checkpoint import Checkpoint
 from cloister.progress import silent
-from cloister.runtime import _executorch
 from cloister.runtime.chat import Sampling
 from cloister.runtime.core import Core, Rows
 from cloister.runtime.engine import Engine
 from cloister.runtime.generate import Decoding, generate
+from cloister.runtime.program import load
 from cloister.runtime.sampling import Sampler
 from cloister.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def export(
         )
         progress("check")
         core = Core(
-            _executorch.load(directory / entry.file, shape.layers, first="score"),
+            load(directory / entry.file, shape.layers, first="score"),
             name=metadata.name, context=shape.context, chunk=chunk)
         report = check.check(
             decoder, functools.partial(_score, core),

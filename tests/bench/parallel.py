@@ -1,6 +1,6 @@
 """Memory and losses of one process, two and four that distil together (gloo, on this machine).
 
-    python tests/bench/parallel.py [--worlds 1,2,4] [--hidden 512] [--layers 24] [--steps 3]
+    python tests/bench/parallel.py [--worlds 1,2,4] [--hidden 512] [--layers 24] [--steps 4]
         [--out DIR]
 
 A teacher of random weights and a student cut out of it are trained for a few steps on short rows,
@@ -94,7 +94,7 @@ def measure(
     assert len(ranks) == world
     return {
         "world": world, "peak_bytes": max(rank["peak_bytes"] for rank in ranks),
-        "losses": ranks[0]["losses"],
+        "losses": ranks[0]["losses"], "identity": ranks[0]["identity"],
     }
 
 

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloister.errors import WorkerError
@@ -66,7 +67,7 @@ class Stage:
         return self.root / "home"
 
     def environment(self) -> dict[str, str]:
-        """This process's environment, but every known place to write to lies in `root`."""
+        """Return this process's environment, with every known place to write to in `root`."""
         places = {
             "CLOISTER_HOME": "home", "HOME": "user", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache",
             "XDG_CONFIG_HOME": "config", "XDG_DATA_HOME": "data", "XDG_STATE_HOME": "state",
@@ -98,43 +99,14 @@ def plant(
     """
     work = stage.root / "work"
     work.mkdir(exist_ok=True)
-
-    # Core files of a crash would fall into the working directory.
-    program = [sys.executable, "-P", "-m", "cloister.cli"]
-
-    def run(*words: str, said: str = "", code: int = 0) -> None:
-        done = subprocess.run(
-            [*program, *words], input=said.encode(), cwd=work, env=stage.environment(),
-            capture_output=True, check=False,
-        )
-        if done.returncode != code:
-            raise WorkerError(
-                f"cloister {words[0]} ended with {done.returncode} in place of {code}; run "
-                "cloister vault scan --debug to see why."
-            ) from RuntimeError(done.stderr.decode("utf-8", "replace"))  # holds canaries at worst
-        with (stage.root / "errors.txt").open("ab") as file:  # as a log would keep it
-            file.write(done.stderr)
-
-    def crash(*words: str, said: str) -> None:
-        """End a conversation after its first answer: a log stays behind, and a core file may."""
-        with subprocess.Popen(
-            [*program, *words], cwd=work, env=stage.environment(), start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            preexec_fn=_allow_core_files,
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(said.encode())
-            process.stdin.flush()
-            process.stdout.readline()
-            os.killpg(process.pid, signal.SIGABRT)
+    planted: list[Canary] = []
+    run = partial(_run, stage)
 
     def new(way: str) -> str:
         progress(way)
         planted.append(Canary.new(way))
         return planted[-1].text
 
-    planted: list[Canary] = []
     run("vault", "init", "--provider", "keyfile")
     session = new("session name")
     run("chat", str(bundle), "--session", session, "--system", new("system prompt"), "--json",
@@ -154,8 +126,40 @@ def plant(
         run("distill", "--teacher", str(teacher), "--tier", "nano-1", "--data", str(data),
             "--draws", "12", "--private", "--steps", "2", "--tokens", "512", "-o",
             str(work / "student"), "--json")
-    crash("chat", str(bundle), "--session", "crashed", said=f"{new('crashed process')}\n")
+    _crash(stage, "chat", str(bundle), "--session", "crashed", said=f"{new('crashed process')}\n")
     return planted
+
+
+# Core files of a crash would fall into the working directory.
+_PROGRAM = [sys.executable, "-P", "-m", "cloister.cli"]
+
+
+def _run(stage: Stage, *words: str, said: str = "", code: int = 0) -> None:
+    done = subprocess.run(
+        [*_PROGRAM, *words], input=said.encode(), cwd=stage.root / "work",
+        env=stage.environment(), capture_output=True, check=False,
+    )
+    if done.returncode != code:
+        raise WorkerError(
+            f"cloister {words[0]} ended with {done.returncode} in place of {code}; run "
+            "cloister vault scan --debug to see why."
+        ) from RuntimeError(done.stderr.decode("utf-8", "replace"))  # holds canaries at worst
+    with (stage.root / "errors.txt").open("ab") as file:  # as a log would keep it
+        file.write(done.stderr)
+
+
+def _crash(stage: Stage, *words: str, said: str) -> None:
+    """End a conversation after its first answer: a log stays behind, and a core file may."""
+    with subprocess.Popen(
+        [*_PROGRAM, *words], cwd=stage.root / "work", env=stage.environment(),
+        start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, preexec_fn=_allow_core_files,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(said.encode())
+        process.stdin.flush()
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGABRT)
 
 
 def _allow_core_files() -> None:
@@ -164,7 +168,7 @@ def _allow_core_files() -> None:
 
 
 def forms(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:
-    """Byte strings that would stand in a file that held `text`, by how it was written."""
+    """Return the byte strings that a file with `text` has, by how it was written."""
     plain = text.encode()
     encoded = {
         "UTF-8": [plain], "UTF-16": [text.encode("utf-16-le"), text.encode("utf-16-be")],
@@ -186,7 +190,7 @@ def forms(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:
 def search(
     directory: Path, canaries: Sequence[Canary], tokenizer: Tokenizer
 ) -> list[Find]:
-    """Every canary in every file below `directory`, its names included."""
+    """Find every canary in every file below `directory`, its names included."""
     patterns = [
         (canary.way, form, pattern) for canary in canaries
         for form, found in forms(canary.text, tokenizer).items() for pattern in found

@@ -14,25 +14,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import ContextExceeded, DataError
-from cloister.message import Message
+from cloister.errors import DataError
 from cloister.model.cache import attend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from cloister.corpus import Example
     from cloister.model.config import ModelConfig
-    from cloister.tokenizer import Tokenizer
+    from cloister.pairs import Pair
 
-__all__ = ["IGNORE", "Batch", "Packed", "Pair", "batch", "fingerprint", "one_pass", "pair", "pairs",
-           "schedule_rows"]
+__all__ = ["IGNORE", "Batch", "Packed", "batch", "fingerprint", "one_pass", "schedule_rows"]
 
 IGNORE = -100  # label of a token that is not to be learnt
 ROWS = (128, 256, 512, 1024)  # tokens; longer examples get rows of twice the last, and so on
-
-Pair = tuple[list[int], list[int]]
-"""Ids of a prompt, and of its answer with the end token."""
 
 Row = list[int]
 """Numbers of the examples that share a row."""
@@ -117,34 +111,6 @@ class Packed:
         weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
         out: torch.Tensor = (weights.flatten(2, 3) @ v).unflatten(2, (-1, length))
         return out.flatten(1, 2).transpose(1, 2)
-
-
-def pair(tokenizer: Tokenizer, example: Example, end: int) -> Pair:
-    """Return the ids of the prompt, up to where the answer begins, and of the answer with `end`."""
-    prompt = [
-        Message(role="system", content=example.task), Message(role="user", content=example.input)
-    ]
-    return tokenizer.encode_chat(prompt), [*tokenizer.encode(example.target), end]
-
-
-def pairs(
-    tokenizer: Tokenizer, examples: Iterable[Example], end: int, context: int
-) -> list[Pair]:
-    """Return every example as ids.
-
-    Raises:
-        ContextExceeded: an example is longer than `context`; it is named by its place.
-    """
-    made = []
-    for number, example in enumerate(examples, start=1):
-        prompt, answer = pair(tokenizer, example, end)
-        if len(prompt) + len(answer) > context:
-            raise ContextExceeded(
-                f"{example.place or f'Example {number}'} has {len(prompt) + len(answer)} tokens "
-                f"and the context holds {context}; shorten it or leave it out."
-            )
-        made.append((prompt, answer))
-    return made
 
 
 def fingerprint(data: Sequence[Pair]) -> str:

@@ -28,7 +28,6 @@ from cloister.distill.data import (
     IGNORE,
     Batch,
     Packed,
-    Pair,
     batch,
     fingerprint,
     one_pass,
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
 
     from cloister.distill.schedule import OnPolicy, TrainSettings
     from cloister.model.transformer import Decoder
+    from cloister.pairs import Pair
     from cloister.progress import Progress
 
 __all__ = ["Run", "check_recorded", "restore", "train"]

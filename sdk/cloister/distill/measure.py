@@ -13,9 +13,10 @@ from cloister.distill.losses import chunk_rows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloister.distill.data import Batch, Pair
+    from cloister.distill.data import Batch
     from cloister.distill.parallel import Sharded
     from cloister.model.transformer import Decoder
+    from cloister.pairs import Pair
 
 __all__ = ["cross_entropy"]
 

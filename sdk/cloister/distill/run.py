@@ -27,7 +27,6 @@ import torch
 
 from cloister import corpus
 from cloister.distill import loop
-from cloister.distill.data import pairs
 from cloister.distill.measure import cross_entropy
 from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
 from cloister.distill.prune import Cut, Usage, check_shapes, fitted
@@ -46,6 +45,7 @@ from cloister.files import check_output, disk_errors
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.transformer import initial_weights
 from cloister.model.writer import CheckpointWriter
+from cloister.pairs import pairs
 from cloister.progress import silent
 from cloister.tiers import Scale, Shape, Tier, ladder
 from cloister.tokenizer import Tokenizer
@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cloister.corpus import Example
-    from cloister.distill.data import Pair
     from cloister.distill.loop import Run
     from cloister.distill.teacher import Header, LogitStore
     from cloister.model.config import ModelConfig
+    from cloister.pairs import Pair
     from cloister.progress import Progress
 
 __all__ = ["DistillReport", "DistillSettings", "Tensors", "check_source", "distill", "encode",
@@ -261,7 +261,7 @@ def encode(source: Checkpoint, examples: Iterable[Example], context: int) -> lis
             "from a directory whose generation_config.json does."
         )
     tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path)
-    return pairs(tokenizer, examples, source.metadata.eos[0], context)
+    return pairs(tokenizer, examples, source.metadata.eos[0], context, source.metadata.name)
 
 
 def run_folder(out: Path) -> Path:

@@ -14,7 +14,7 @@ from cloister.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloister.distill.data import Pair
+    from cloister.pairs import Pair
 
 __all__ = ["Kind", "OnPolicy", "Schedule", "TrainSettings"]
 

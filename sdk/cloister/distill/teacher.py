@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cloister.distill.data import Batch, Pair
+    from cloister.distill.data import Batch
     from cloister.model.transformer import Decoder
+    from cloister.pairs import Pair
     from cloister.progress import Progress
 
 __all__ = ["Draws", "FileStore", "LogitStore", "Sampled", "SealedStore", "check_draws", "decode",

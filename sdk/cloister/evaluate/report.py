@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.distill.data import pair
-from cloister.errors import ContextExceeded, SettingError, VocabularyMismatch
+from cloister.errors import SettingError, VocabularyMismatch
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.evaluate.tasks import (
     Score,
@@ -19,13 +18,15 @@ from cloister.evaluate.tasks import (
     resampled_error,
     scores,
 )
+from cloister.pairs import pairs as to_ids
 from cloister.progress import silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cloister.corpus import Example
-    from cloister.evaluate.subject import Pair, Subject
+    from cloister.evaluate.subject import Subject
+    from cloister.pairs import Pair
     from cloister.progress import Progress
 
 __all__ = ["Report", "evaluate"]
@@ -102,7 +103,11 @@ def evaluate(
         raise SettingError("There are no examples to evaluate; name other data.")
     if against is not None:
         _check_alike(subject, against)
-    pairs = list(_pairs(subject, examples, against or subject))
+    if not subject.eos:
+        raise SettingError(
+            f"{subject.name} names no token that ends an answer; import or export it anew.")
+    narrow = min(subject, against or subject, key=lambda model: model.context)
+    pairs = list(to_ids(subject.tokenizer, examples, subject.eos[0], narrow.context, narrow.name))
     check(examples)
     by_task: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
@@ -144,23 +149,6 @@ def _check_alike(subject: Subject, against: Subject) -> None:
             f"{subject.name} and {against.name} have different tokenizers, so their "
             "distributions cannot be compared; name another model."
         )
-
-
-def _pairs(subject: Subject, examples: Sequence[Example], other: Subject) -> Iterator[Pair]:
-    """Ids of every request and its answer, which both models can hold."""
-    narrow = min(subject, other, key=lambda model: model.context)
-    if not subject.eos:
-        raise SettingError(
-            f"{subject.name} names no token that ends an answer; import or export it anew.")
-    for number, example in enumerate(examples, start=1):
-        prompt, answer = pair(subject.tokenizer, example, subject.eos[0])
-        if len(prompt) + len(answer) > narrow.context:
-            raise ContextExceeded(
-                f"{example.place or f'Example {number}'} has {len(prompt) + len(answer)} tokens "
-                f"and the context of {narrow.name} holds {narrow.context}; shorten it or leave it "
-                "out."
-            )
-        yield prompt, answer
 
 
 def _answers(

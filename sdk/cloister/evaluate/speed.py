@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from cloister.bundle import Bundle
-from cloister.runtime import _executorch
+from cloister.runtime.program import load, runs_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,9 +56,9 @@ def measure(path: str | Path) -> dict[str, object]:
     the median of 3. Memory is read after all of them.
     """
     bundle = Bundle.open(path)
-    manifest, entry = bundle.manifest, bundle.program(_executorch.runs_here)
+    manifest, entry = bundle.manifest, bundle.program(runs_here)
     began = time.perf_counter()
-    program = _executorch.load(bundle.path / entry.file, manifest.shape.layers)
+    program = load(bundle.path / entry.file, manifest.shape.layers)
     load_s = time.perf_counter() - began
     first_s = _timed(lambda: _feed(program, manifest, 0, 1))
     prefill = {

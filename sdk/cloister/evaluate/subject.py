@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["BundleSubject", "CheckpointSubject", "Pair", "Subject", "open_subject"]
+    from cloister.pairs import Pair
+
+__all__ = ["BundleSubject", "CheckpointSubject", "Subject", "open_subject"]
 
 _BATCH_BYTES = 256 << 20  # of logits at a time
-
-Pair = tuple[list[int], list[int]]
-"""Ids of a prompt and of its answer."""
 
 
 class Subject(Protocol):

@@ -109,13 +109,13 @@ def read_json(path: Path) -> dict[str, object]:
     Raises:
         CheckpointError: no such file, too large, or not a JSON object whose keys occur once each.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(
+            f"Directory {path.parent.name} has no {path.name}; name a checkpoint directory."
+        )
     try:
         with path.open("rb") as file:
             raw = file.read(_JSON_LIMIT + 1)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"Directory {path.parent.name} has no {path.name}; name a checkpoint directory."
-        ) from None
     except OSError:
         raise CheckpointError(
             f"File {path.name} in {path.parent.name} cannot be read; check its permissions."

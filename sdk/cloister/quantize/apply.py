@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
@@ -62,7 +63,7 @@ class QuantizeReport:
     @property
     def parameters(self) -> int:
         """Entries of all weights; embedding and head count apart."""
-        return sum(torch.Size(row.shape).numel() for row in self.rows)
+        return sum(math.prod(row.shape) for row in self.rows)
 
     @property
     def bits_per_parameter(self) -> float:
@@ -130,7 +131,8 @@ def quantize(
     source = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     out, recipe = Path(out), recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
     check_source(source, out, replace=replace)
-    check_groups(expected_tensors(untied(source.metadata.config)), recipe)
+    tensors = expected_tensors(untied(source.metadata.config))
+    check_groups(tensors, recipe)
     parallel, plain, run = Parallel(), source, None
     progress = progress if parallel.rank == 0 else silent
     if data is not None:
@@ -138,44 +140,45 @@ def quantize(
         plain, run = train_quantized(
             source, run_folder(out), recipe, examples_of(data, settings.tolerate), settings,
             progress=progress)
-    rows: list[Coverage] = []
     if parallel.rank == 0:
-        rows = _write(plain, out, recipe, source.identity, replace=replace, progress=progress)
+        _write(plain, out, recipe, source.identity, replace=replace, progress=progress)
+        if plain is not source:
+            shutil.rmtree(plain.path)
     parallel.wait()
-    if plain is not source and parallel.rank == 0:
-        shutil.rmtree(plain.path)
     made = Checkpoint.open(out)
     made.report = QuantizeReport(
-        identity=made.identity, recipe=recipe.name, rows=tuple(rows), run=run)
+        identity=made.identity, recipe=recipe.name, run=run, rows=tuple(
+            _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return made
+
+
+def _coverage(name: str, shape: tuple[int, ...], scheme: Scheme | None) -> Coverage:
+    if scheme is None:
+        return Coverage(
+            tensor=name, shape=shape, bits=32, group=None, size_bytes=4 * math.prod(shape))
+    return Coverage(tensor=name, shape=shape, bits=scheme.bits, group=scheme.group,
+                    size_bytes=scheme.size_bytes(shape[0], shape[1]))
 
 
 def _write(
     source: Checkpoint, out: Path, recipe: Recipe, parent: str, *, replace: bool,
     progress: Progress,
-) -> list[Coverage]:
+) -> None:
     """Write each tensor of `source` quantized; `parent` is what the checkpoint was made from."""
-    config, rows = untied(source.metadata.config), []
-    tensors = expected_tensors(config)
+    config = untied(source.metadata.config)
+    names = list(expected_tensors(config))
     with CheckpointWriter(
         out, metadata=changed(source.metadata, config=config, recipe=recipe.name, parent=parent),
         tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
         template=source.template_path, replace=replace,
     ) as writer:
-        for done, (name, shape) in enumerate(tensors.items()):
-            progress("quantize", done, len(tensors), name)
+        for done, name in enumerate(names):
+            progress("quantize", done, len(names), name)
             weight, scheme = read_plain(source, name).float(), recipe.scheme_of(name)
             if scheme is None:
                 writer.add(name, weight)
-                size_bytes = 4 * weight.numel()
             else:
                 q, scale = quantize_weight(weight, scheme)
                 writer.add(f"{name}.q", q)
                 writer.add(f"{name}.scale", scale)
-                size_bytes = scheme.size_bytes(*weight.shape)
-            rows.append(Coverage(
-                tensor=name, shape=tuple(shape), bits=scheme.bits if scheme else 32,
-                group=scheme.group if scheme else None, size_bytes=size_bytes,
-            ))
-    progress("quantize", len(tensors), len(tensors))
-    return rows
+    progress("quantize", len(names), len(names))

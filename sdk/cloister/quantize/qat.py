@@ -2,7 +2,7 @@
 
 Shapes: N rows, K inputs, M positions.
 
-The prepared decoder rounds weights and activations to the bit as torchao's fake quantizers do by
+The decoder rounds weights and activations to the bit as torchao's fake quantizers do by
 their affine choice, which is the one that `apply.quantize` makes: what comes out of training is
 quantized to exactly what was trained. The rounding is done here because torchao's takes 2 to 4
 times as long on a processor, a clamp's gradient most of it.
@@ -19,28 +19,15 @@ from torch.nn import functional
 
 from cloister.errors import GroupSizeError
 from cloister.model.checkpoint import expected_tensors
-from cloister.model.transformer import Decoder
 from cloister_kernels.reference import LEAST_SCALE
 
 if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.model.recipe import Recipe, Scheme
+    from cloister.model.transformer import Decoder
 
-__all__ = ["RoundedEmbedding", "RoundedLinear", "check_groups", "prepare", "round_rows",
-           "round_weight", "rounded", "untied"]
-
-
-def prepare(decoder: Decoder, recipe: Recipe) -> Decoder:
-    """Return a copy of `decoder` in float32 that computes what its quantized self will.
-
-    See `rounded`.
-
-    Raises:
-        GroupSizeError: a group does not divide a layer's inputs.
-    """
-    copy = Decoder(untied(decoder.config))
-    copy.load_state_dict(decoder.state_dict())
-    return rounded(copy, recipe).to(decoder.embed.weight.device)
+__all__ = ["RoundedEmbedding", "RoundedLinear", "check_groups", "round_rows", "round_weight",
+           "rounded", "untied"]
 
 
 def rounded(decoder: Decoder, recipe: Recipe) -> Decoder:

@@ -29,7 +29,6 @@ from rich.console import Console
 
 from cloister import pipeline
 from cloister.bundle import Bundle, rewrite_receipt
-from cloister.distill.data import pairs
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
 from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16
@@ -41,6 +40,7 @@ from cloister.evaluate.subject import BundleSubject, CheckpointSubject
 from cloister.model.checkpoint import Checkpoint, Metadata
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import initial_weights
+from cloister.pairs import pairs
 from cloister.progress import silent
 from cloister.quantize.apply import QuantizeReport, quantize
 from cloister.quantize.train import QatSettings, qat_schedule
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloister.corpus import Example
-    from cloister.distill.data import Pair
     from cloister.evaluate.subject import Subject
+    from cloister.pairs import Pair
     from cloister.progress import Progress
 
 __all__ = ["RUNGS", "Rung", "main"]
@@ -139,7 +139,8 @@ class _Builder:
     @cached_property
     def pairs(self) -> list[Pair]:
         """The same as token ids."""
-        return pairs(self.tokenizer, self.examples, self.end, ladder()[Tier.NANO_1].context)
+        context = ladder()[Tier.NANO_1].context
+        return pairs(self.tokenizer, self.examples, self.end, context, Tier.NANO_1)
 
     @property
     def tokenizer_path(self) -> Path:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "WorkerSession"]
 
 _E = TypeVar("_E", bound="Event")
-_GRACE_S = 30  # for a cancelled request, which a long call of the program may hold up
+_GRACE_S = 30  # for what ends a request or conversation: a long call of the program is first
 
 
 class Worker:
@@ -161,7 +161,8 @@ class WorkerSession(Conversing):
         super().close()
         process, self._process = self._process, None
         if process is not None and not process.dead.is_set():
-            process.call(protocol.End(id=process.next_id(), chat=self._chat), protocol.Ended)
+            process.call(
+                protocol.End(id=process.next_id(), chat=self._chat), protocol.Ended, _GRACE_S)
 
     def _begun(self) -> _Process:
         """Return the process where this conversation is begun; begin it anew after a death."""
@@ -293,13 +294,16 @@ class _Process:
 
     def call(
         self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.End,
-        kind: type[_E],
+        kind: type[_E], timeout_s: float | None = None,
     ) -> _E:
-        """Send a request, and return the one event that answers it."""
+        """Send a request, and return the one event that answers it; without one it is killed."""
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.ask(request, events)
         try:
-            event = events.get()
+            event = events.get(timeout=timeout_s)
+        except queue.Empty:
+            self._child.kill()
+            raise self.gone() from None
         finally:
             self.forget(request.id)
         if isinstance(event, protocol.Failed):

@@ -12,7 +12,7 @@ from safetensors.torch import save as save_tensors
 
 from cloister.bundle import Bundle
 from cloister.errors import SnapshotError
-from cloister.runtime import _executorch, memory
+from cloister.runtime import memory, program
 from cloister.runtime.core import Core, Rows
 from cloister.settings import Settings
 from cloister.tokenizer import Tokenizer
@@ -55,8 +55,8 @@ class Engine(Core):
         settings: Settings | None = None,
         threads: int | None = None,
         available_bytes: int | None = None,
-        load: _Load = _executorch.load,
-        runs_here: Callable[[ProgramEntry], bool] = _executorch.runs_here,
+        load: _Load = program.load,
+        runs_here: Callable[[ProgramEntry], bool] = program.runs_here,
     ) -> None:
         self.bundle = Bundle.open(path)
         manifest = self.bundle.manifest

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from cloister.runtime._executorch import load, runs_here
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FakeProgram", "Program"]
+__all__ = ["FakeProgram", "Program", "load", "runs_here"]
 
 
 class Program(Protocol):

@@ -49,8 +49,12 @@ def check_home(home: Path, *, mend: bool = False) -> bool:
 
     Raises:
         VaultUnsafe: it belongs to another user, or others can write to it.
+        VaultError: it cannot be looked at.
     """
-    status = home.stat()
+    try:
+        status = home.stat()
+    except OSError as error:
+        raise _unreadable(home, error) from None
     if status.st_uid:  # root may replace everything anyway
         _check_owner(status, home)
     if not status.st_mode & 0o022 or status.st_mode & stat.S_ISVTX:
@@ -74,10 +78,7 @@ def check_place(directory: Path, *, system: Callable[[Path], int] = file_system)
         status = directory.stat(follow_symlinks=False)
         network = _NETWORKS.get(system(directory))
     except OSError as error:
-        raise VaultError(
-            f"Vault directory {directory} cannot be read ({error.strerror}); check its path and "
-            "owner."
-        ) from None
+        raise _unreadable(directory, error) from None
     if not stat.S_ISDIR(status.st_mode):
         raise VaultUnsafe(f"{directory} is no directory; move it away.")
     _check_owner(status, directory)
@@ -103,6 +104,11 @@ def check_private(status: os.stat_result, path: Path) -> None:
     if status.st_mode & 0o077:
         raise VaultUnsafe(
             f"Others can read or write {path}; run `chmod 600 {shlex.quote(str(path))}`.")
+
+
+def _unreadable(directory: Path, error: OSError) -> VaultError:
+    return VaultError(
+        f"Directory {directory} cannot be read ({error.strerror}); check its path and owner.")
 
 
 def _check_owner(status: os.stat_result, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloister.distill.data import Pair, batch
+from cloister.distill.data import batch
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective, forward_kl, sampled_cross_entropy
 from cloister.distill.schedule import OnPolicy, Schedule, TrainSettings
@@ -20,6 +20,7 @@ from cloister.distill.teacher import Draws, FileStore, Sampled, decode, draw, en
 from cloister.errors import LossNotFinite, NotEnoughDisk, SettingError, TrainingError
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import Decoder
+from cloister.pairs import Pair
 from cloister.tiers import Shape
 
 HERE = Path(__file__)

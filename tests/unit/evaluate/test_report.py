@@ -12,7 +12,7 @@ import torch
 from cloister.corpus import Example, tool_call
 from cloister.errors import ContextExceeded, DataError, SettingError, VocabularyMismatch
 from cloister.evaluate.report import evaluate
-from cloister.evaluate.subject import Pair
+from cloister.pairs import Pair
 from cloister.tokenizer import Tokenizer
 
 PLAY = Example(task="call", input="play Blue", target=tool_call("Play", [("album", "Blue")]))
@@ -147,6 +147,6 @@ def test_progress_counts_what_is_done(tokenizer: Tokenizer) -> None:
 
 
 def _pair(tokenizer: Tokenizer, example: Example) -> Pair:
-    from cloister.distill.data import pair
+    from cloister.pairs import pair
 
     return pair(tokenizer, example, 0)

@@ -10,9 +10,10 @@ import torch
 from cloister import pipeline, reference
 from cloister.errors import SettingError
 from cloister.evaluate import subject as module
-from cloister.evaluate.subject import BundleSubject, CheckpointSubject, Pair, open_subject
+from cloister.evaluate.subject import BundleSubject, CheckpointSubject, open_subject
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.recipe import Recipe
+from cloister.pairs import Pair
 from cloister.quantize.apply import quantize
 
 REQUESTS = ("play Blue by Joni Mitchell", "will it rain in Rome tomorrow", "book a table for two")
@@ -42,7 +43,7 @@ def bundle(quantized: Checkpoint) -> BundleSubject:
 
 def asked(subject: BundleSubject | CheckpointSubject) -> list[Pair]:
     from cloister.corpus import Example
-    from cloister.distill.data import pair
+    from cloister.pairs import pair
 
     return [
         pair(subject.tokenizer, Example(task="call", input=request, target=target), subject.eos[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_truncated_weights_are_refused(checkpoint: Path, keep: int) -> None:
 
 @pytest.mark.parametrize("record", [
     {"format": 2}, {"name": 1}, {"config": None}, {"eos": "x"}, {"bos": 0.5}, {"recipe": "3bit"},
-    {"recipe": 5}, {"parent": 1},
+    {"recipe": 5}, {"parent": 1}, {"bos": True}, {"bos": -1}, {"eos": [1.0]}, {"surprise": 1},
 ])
 def test_a_configuration_with_a_wrong_value_is_refused(
     checkpoint: Path, record: dict[str, object]
@@ -174,11 +175,38 @@ def test_a_model_configuration_with_a_wrong_value_is_refused(
         Checkpoint.open(checkpoint)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "[" * 100_000, '{"format": 1, "format": 1}', '{"format": 1, "name": NaN}',
+])
 def test_a_configuration_that_is_no_json_object_is_refused(checkpoint: Path, text: str) -> None:
     (checkpoint / "config.json").write_text(text)
     with pytest.raises(CheckpointError):
         Checkpoint.open(checkpoint)
+
+
+def test_a_configuration_that_is_a_pipe_is_refused_at_once(checkpoint: Path) -> None:
+    (checkpoint / "config.json").unlink()
+    os.mkfifo(checkpoint / "config.json")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        Checkpoint.open(checkpoint)
+
+
+@pytest.mark.parametrize("index", [
+    {}, {"weight_map": []}, {"weight_map": {"x": 1}}, {"weight_map": {"x": "../y.safetensors"}},
+    {"weight_map": {"embed.weight": "/etc/passwd"}}, {"weight_map": {"surprise": "model"}},
+])
+def test_a_weight_index_that_is_malformed_or_leaves_the_directory_is_refused(
+    checkpoint: Path, index: dict[str, object]
+) -> None:
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError):
+        Checkpoint.open(checkpoint)
+
+
+def test_a_private_checkpoint_is_its_owners_alone(tmp_path: Path, tokenizer_dir: Path) -> None:
+    write(tmp_path / "mine", tokenizer_dir, private=True)
+    assert (tmp_path / "mine").stat().st_mode & 0o077 == 0
+    assert Checkpoint.open(str(tmp_path / "mine")).report is None
 
 
 def test_an_existing_output_is_kept_unless_replacing_is_asked_for(

@@ -17,7 +17,6 @@ from torchao.quantization import (
 from torchao.quantization.granularity import PerAxis, PerGroup
 from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer, QATConfig
 
-from cloister.distill.data import Pair
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
 from cloister.distill.schedule import Schedule, TrainSettings
@@ -28,8 +27,9 @@ from cloister.model.quantized import scale_dtype
 from cloister.model.recipe import RECIPES, Recipe, Scheme
 from cloister.model.transformer import Decoder
 from cloister.model.writer import CheckpointWriter
+from cloister.pairs import Pair
 from cloister.quantize.apply import quantize
-from cloister.quantize.qat import prepare, round_rows, round_weight
+from cloister.quantize.qat import round_rows, round_weight, rounded, untied
 from cloister.tiers import Shape
 
 SHAPE = Shape(vocab_size=300, hidden_size=128, layers=2, heads=4, kv_heads=2, head_size=32,
@@ -57,6 +57,13 @@ def model(**changes: object) -> Decoder:
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.08, generator=generator)
     return decoder
+
+
+def prepare(decoder: Decoder, recipe: Recipe) -> Decoder:
+    """A copy that rounds."""
+    made = Decoder(untied(decoder.config))
+    made.load_state_dict(decoder.state_dict())
+    return rounded(made, recipe)
 
 
 def quantized(prepared: Decoder, recipe: str, folder: Path, tokenizer_dir: Path) -> Decoder:
