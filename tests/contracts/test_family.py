@@ -21,8 +21,9 @@ from cloister.export.golden import MIN_MARGIN
 from cloister.message import Message
 from cloister.model.checkpoint import Checkpoint
 from cloister.runtime.chat import Sampling
+from cloister.runtime.core import Rows
 from cloister.runtime.engine import Engine
-from cloister.runtime.prefix import BLOCK, PrefixCache
+from cloister.runtime.prefix import BLOCK
 from cloister.runtime.session import Session
 from cloister.settings import Settings
 from cloister.tiers import Tier
@@ -74,14 +75,12 @@ def test_the_shipped_checkpoints_can_be_opened(tier: str) -> None:
 
 def test_score_and_forward_share_their_state_in_either_order(engine: Engine) -> None:
     ids = engine.tokenizer.encode_chat([Message(role="user", content="play some jazz")])
-    rows = torch.cat(list(engine.score(ids)))
-    forward = engine.logits(ids)
-    assert forward is not None
-    assert torch.allclose(rows[-1], forward, atol=1e-4)
-    more = engine.logits([*ids, 5])  # continues what `score` or `forward` read
-    again = Engine(reference.bundle_path("nano-1")).logits([*ids, 5])
-    assert more is not None
-    assert again is not None
+    engine.truncate(0)
+    rows = engine.extend(ids, Rows.ALL)
+    assert len(rows) == len(ids)
+    assert torch.allclose(rows[-1:], engine.extend(ids), atol=1e-4)
+    more = engine.extend([*ids, 5])  # continues what `score` or `forward` read
+    again = Engine(reference.bundle_path("nano-1")).extend([*ids, 5])
     assert torch.allclose(more, again, atol=0.05)
 
 
@@ -97,18 +96,19 @@ def test_a_resumed_conversation_has_an_unbroken_ones_logits_to_the_bit(tmp_path:
     expected = [logprobs(unbroken, prompt) for prompt in prompts]
     with Vault.create(tmp_path / "vault", Keyholder(keyfile=tmp_path / "key")) as vault:
         for prompt, expectation in zip(prompts, expected, strict=True):
-            prefixes = PrefixCache(engine(), vault.namespace())  # a process that has read nothing
-            session = Session(prefixes.engine, name="work", system="story", prefixes=prefixes)
-            assert (session.conversation.restored > BLOCK) == (prompt != prompts[0])
+            # As in a process that has read nothing.
+            session = Session(engine(), name="work", system="story", vault=vault)
+            assert (session.restored_tokens > BLOCK) == (prompt != prompts[0])
             assert logprobs(session, prompt) == expectation
 
 
 CONTINUE = """
 import base64, sys, torch
+from cloister.runtime.core import Rows
 from cloister.runtime.engine import Engine
 engine = Engine(sys.argv[1])
 engine.restore(base64.b64decode(sys.stdin.read()))
-logits = engine.logits([int(x) for x in sys.argv[2].split(",")])
+logits = engine.extend([int(x) for x in sys.argv[2].split(",")])
 print(base64.b64encode(logits.numpy().tobytes()).decode())
 """
 
@@ -117,10 +117,9 @@ def test_a_snapshot_restored_in_a_new_process_gives_the_same_logits_to_the_bit(
     engine: Engine,
 ) -> None:
     ids = engine.tokenizer.encode_chat([Message(role="user", content="will it rain in Rome")])
-    engine.logits(ids[:-1])
+    engine.extend(ids[:-1])
     snapshot = base64.b64encode(engine.snapshot())
-    wanted = engine.logits(ids)
-    assert wanted is not None
+    wanted = engine.extend(ids)
     run = subprocess.run(
         [sys.executable, "-c", CONTINUE, str(reference.bundle_path("nano-1")),
          ",".join(map(str, ids))],
@@ -150,9 +149,7 @@ def test_log_probabilities_are_those_of_the_logits(engine: Engine) -> None:
         Message(role="system", content="call"),
         Message(role="user", content="rate this book 3 stars"),
     ])
-    logits = engine.logits(ids)
-    assert logits is not None
-    expected = logits.log_softmax(-1)
+    expected = engine.extend(ids)[0].log_softmax(-1)
     assert tokens[0].logprob == pytest.approx(float(expected.max()), abs=0.01)
     assert tokens[0].top[0][0] == tokens[0].id
     assert len(tokens[0].top) == 3

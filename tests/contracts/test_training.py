@@ -19,6 +19,7 @@ from cloister import reference
 from cloister.bundle import Bundle
 from cloister.cli import main
 from cloister.commands import teach
+from cloister.commands.demo import Demo, Sizes, demo
 from cloister.corpus import read
 from cloister.distill import loop
 from cloister.model.checkpoint import Checkpoint
@@ -111,14 +112,14 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
 
 
 def test_the_demo_goes_the_whole_way(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In fewer steps, so that nothing is learnt."""
-    for name, value in {"EXAMPLES": 200, "HELD_OUT": 5, "STEPS": 2, "STEPS_4BIT": 2,
-                        "TOKENS": 512}.items():
-        monkeypatch.setattr(sys.modules["cloister.commands.demo"], name, value)
     bundle = tmp_path / "mine.cloister"
-    found = done(capfd, "demo", "-o", bundle)
+    found = demo(
+        Demo(output=bundle, force=False),
+        Sizes(examples=200, held_out=5, steps=2, steps_4bit=2, tokens=512))
+    assert "held-out cross-entropy" in capfd.readouterr().err
     Bundle.open(bundle).verify()
     assert found["tiers"][0]["tier"] == "nano-1, just made"
     assert len(found["tiers"]) > 1

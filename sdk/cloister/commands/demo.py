@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Demo", "demo"]
 
-EXAMPLES, HELD_OUT = 6000, 60
-STEPS, STEPS_4BIT, TOKENS = 100, 20, 2048
 SHOWN = 4  # requests
 RECIPE = "8da4w-g32"
 
@@ -38,15 +36,26 @@ class Demo(Options):
     force: bool
 
 
-def demo(args: Demo) -> Record:
-    """The whole way on the shipped family."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is made and learnt from."""
+
+    examples: int = 6000
+    held_out: int = 60
+    steps: int = 100
+    steps_4bit: int = 20
+    tokens: int = 2048  # a step
+
+
+def demo(args: Demo, sizes: Sizes | None = None) -> Record:
+    """Go the whole way on the shipped family."""
     if args.output is not None:
         check_output(args.output, kind="bundle", mark="manifest.json", replace=args.force)
     requests = [
         json.loads(line) for line in reference.requests_path().read_text("utf-8").splitlines()
     ]
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
-        made = _Making(Path(scratch), console)
+        made = _Making(Path(scratch), console, sizes or Sizes())
         out = args.output or Path(scratch) / "nano-1.cloister"
         record: Record = {
             "distil": made.distil(), "bits_per_parameter": made.quantize(),
@@ -68,15 +77,16 @@ def demo(args: Demo) -> Record:
 class _Making:
     """A Nano-1 in the making, stage by stage, in the folder `scratch`."""
 
-    def __init__(self, scratch: Path, console: Console) -> None:
+    def __init__(self, scratch: Path, console: Console, sizes: Sizes) -> None:
         from cloister.corpus import normalized
         from cloister.reference import redaction
 
-        self.scratch, self.console = scratch, console
-        self.held_out: list[Example] = list(redaction.generate(HELD_OUT, seed=1, development=True))
+        self.scratch, self.console, self.sizes = scratch, console, sizes
+        self.held_out: list[Example] = list(
+            redaction.generate(sizes.held_out, seed=1, development=True))
         apart = {normalized(each.input) for each in self.held_out}
         self.data = [
-            each for each in redaction.generate(EXAMPLES, seed=2)
+            each for each in redaction.generate(sizes.examples, seed=2)
             if normalized(each.input) not in apart
         ]
 
@@ -96,7 +106,8 @@ class _Making:
             self.student: Checkpoint = distill(
                 teacher, self.scratch / "nano-1", student=Tier.NANO_1, data=self.data,
                 held_out=self.held_out, progress=progress, settings=DistillSettings(
-                    schedule=Schedule(steps=STEPS, tokens=TOKENS, warmup=10)))
+                    schedule=Schedule(
+                        steps=self.sizes.steps, tokens=self.sizes.tokens, warmup=10)))
         report = self.student.report
         assert isinstance(report, DistillReport)
         self.console.print(
@@ -117,7 +128,7 @@ class _Making:
             self.trained = quantize(
                 self.student, self.scratch / "4bit", RECIPE, data=self.data, progress=progress,
                 settings=QatSettings(schedule=Schedule(
-                    steps=STEPS_4BIT, tokens=TOKENS, peak=2e-4, warmup=5)))
+                    steps=self.sizes.steps_4bit, tokens=self.sizes.tokens, peak=2e-4, warmup=5)))
         assert isinstance(self.after.report, QuantizeReport)
         return self.after.report.bits_per_parameter
 
@@ -168,7 +179,7 @@ def _answers(name: str, path: Path, requests: list[Record], debug: bool) -> Reco
 
 def _show_losses(record: Record) -> None:
     display.table(
-        f"{HELD_OUT} held-out sentences", ("Nano-1", "redacted exactly", "mean KL divergence",
+        "Held-out sentences", ("Nano-1", "redacted exactly", "mean KL divergence",
                                            "same token", "perplexity ratio", "flips"),
         [(
             title, f"{found['exact']:.0%}", f"{found['mean_kld']:.2g}", f"{found['top1']:.2%}",
