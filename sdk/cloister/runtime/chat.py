@@ -19,7 +19,7 @@ from collections.abc import (  # msgspec reads the annotations
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cloister.errors import EmptyPrompt, EngineBusy, NotEnoughDisk, SettingError
 from cloister.message import Message
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["Answer", "Ask", "Begin", "Chat", "Conversing", "Sampling", "Stats", "Token", "Turn"]
+__all__ = ["Answer", "Ask", "Begin", "Chat", "Sampling", "Stats", "Token", "Turn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Stats:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A question, and how it is to be answered; see `Chat.stream`.
+    """A question, and how it is to be answered; see `stream`.
 
     Raises:
         SettingError: a value outside its bound, or more than one constraint.
@@ -140,72 +140,6 @@ class Ask:
             messages = (prompt,) if isinstance(prompt, Message) else tuple(prompt)
         given = {name: value for name, value in settings.items() if value is not None}
         return cls(messages=messages, **given)  # type: ignore[arg-type]  # checked by the fields
-
-
-class Chat(Protocol):
-    """One conversation. `stop` may be called from any thread, the rest from one at a time.
-
-    A turn is kept when its answer ends, is stopped, fails or is dropped by its reader; the next
-    question, `close` and the end of the program see to it where the reader did not. A turn whose
-    answer has no text yet is not kept: many templates refuse two user messages in a row.
-    """
-
-    stats: Stats
-
-    @property
-    def messages(self) -> list[Message]:
-        """What was said and kept, the system prompt first."""
-        ...
-
-    def stream(
-        self,
-        prompt: str | Message | Sequence[Message],
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        top: int = 0,
-        schema: Mapping[str, object] | None = None,
-        grammar: str | None = None,
-        choices: Sequence[str] | None = None,
-        tools: Sequence[Mapping[str, object]] | None = None,
-    ) -> Iterator[Token]:
-        """Answer `prompt` token by token, with the `top` likeliest tokens beside each.
-
-        At most one of `schema` (JSON Schema), `grammar` (Lark, as llguidance reads it), `choices`
-        (texts) and `tools` (JSON Schema functions) constrains the answer; with `tools` it is one
-        tool call, and the chat template is told of the tools. An unfinished answer of this
-        conversation is ended first, as by `stop`.
-
-        Raises:
-            PromptError: empty, not Unicode, or longer than the context; nothing has changed.
-            SettingError: a value outside its bound.
-            ConstraintError: the constraint cannot be followed.
-            AnswerIncomplete: the answer was cut off before it met its constraint; it is kept.
-            EngineBusy: another conversation's answer is being made.
-        """
-        ...
-
-    def ask(
-        self,
-        prompt: str | Message | Sequence[Message],
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        schema: Mapping[str, object] | None = None,
-        grammar: str | None = None,
-        choices: Sequence[str] | None = None,
-        tools: Sequence[Mapping[str, object]] | None = None,
-    ) -> Message:
-        """Return the whole answer to `prompt`, its tool calls read; see `stream`."""
-        ...
-
-    def stop(self) -> None:
-        """End the running answer within one token; what was generated stays."""
-        ...
-
-    def close(self) -> None:
-        """Keep what is unfinished, and let go of the conversation."""
-        ...
 
 
 class Turn:
@@ -317,11 +251,16 @@ def uninterrupted() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-class Conversing(ABC):
-    """What every `Chat` does alike: one turn at a time, each settled before the next begins."""
+class Chat(ABC):
+    """One conversation. `stop` may be called from any thread, the rest from one at a time.
+
+    A turn is kept when its answer ends, is stopped, fails or is dropped by its reader; the next
+    question, `close` and the end of the program see to it where the reader did not. A turn whose
+    answer has no text yet is not kept: many templates refuse two user messages in a row.
+    """
 
     def __init__(self) -> None:
-        self.stats = Stats()
+        self.stats = Stats()  # of the last answer
         self._turns: list[Turn] = []  # the unfinished one; a list, which needs no `self` at exit
         weakref.finalize(self, _close_at_exit, self._turns)
 
@@ -331,12 +270,12 @@ class Conversing(ABC):
         """What was said and kept, the system prompt first."""
 
     @abstractmethod
-    def _answer(self, ask: Ask) -> Begin:
-        """Prepare the answer; what can be refused is refused now, before anything has changed."""
-
-    @abstractmethod
     def stop(self) -> None:
         """End the running answer within one token; what was generated stays."""
+
+    @abstractmethod
+    def _answer(self, ask: Ask) -> Begin:
+        """Refuse what can be refused, before anything has changed, and return what begins."""
 
     def stream(
         self,
@@ -350,13 +289,26 @@ class Conversing(ABC):
         choices: Sequence[str] | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> Iterator[Token]:
-        """Answer `prompt` token by token; see `Chat.stream`."""
+        """Answer `prompt` token by token, with the `top` likeliest tokens beside each.
+
+        At most one of `schema` (JSON Schema), `grammar` (Lark, as llguidance reads it), `choices`
+        (texts) and `tools` (JSON Schema functions) constrains the answer; with `tools` it is one
+        tool call, and the chat template is told of the tools. An unfinished answer of this
+        conversation is ended first, as by `stop`.
+
+        Raises:
+            PromptError: empty, not Unicode, or longer than the context; nothing has changed.
+            SettingError: a value outside its bound.
+            ConstraintError: the constraint cannot be followed.
+            AnswerIncomplete: the answer was cut off before it met its constraint; it is kept.
+            EngineBusy: another conversation's answer is being made.
+        """
         return self.answer(Ask.of(
             prompt, max_tokens=max_tokens, sampling=sampling, top=top, schema=schema,
             grammar=grammar, choices=choices, tools=tools))
 
     def answer(self, ask: Ask) -> Iterator[Token]:
-        """Answer `ask` token by token; see `Chat.stream`."""
+        """Answer `ask` token by token; see `stream`."""
         _close_all(self._turns)
         begin = self._answer(ask)
         with uninterrupted():  # what has begun has a turn that ends it
@@ -373,7 +325,8 @@ class Conversing(ABC):
         choices: Sequence[str] | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> Message:
-        """Return the whole answer to `prompt`, its tool calls read; see `Chat.stream`."""
+        """Return the whole answer to `prompt`, its tool calls read; see `stream`."""
+        _close_all(self._turns)
         count = len(self.messages)
         for _ in self.stream(
             prompt, max_tokens=max_tokens, sampling=sampling, schema=schema, grammar=grammar,

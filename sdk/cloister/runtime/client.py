@@ -14,7 +14,7 @@ from cloister import errors
 from cloister.errors import CloisterError, ProtocolError, SettingError, WorkerError
 from cloister.message import Message
 from cloister.runtime import protocol
-from cloister.runtime.chat import Conversing, Token
+from cloister.runtime.chat import Chat, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -130,8 +130,8 @@ class Worker:
         return self._passphrase() if known.provider is Provider.PASSPHRASE else None
 
 
-class WorkerSession(Conversing):
-    """A conversation whose model runs in a worker; see `cloister.runtime.chat.Chat`."""
+class WorkerSession(Chat):
+    """A conversation whose model runs in a worker; see `Chat`."""
 
     def __init__(self, worker: Worker, begin: protocol.Begin) -> None:
         """Begin as `begin` says; made by `Worker.session`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import ContextExceeded, SettingError
 from cloister.message import Message
-from cloister.runtime.chat import Conversing, Stats, Token
+from cloister.runtime.chat import Chat, Stats, Token
 from cloister.runtime.generate import Decoding, generate
 from cloister.runtime.memory import peak_bytes
 from cloister.runtime.sampling import Sampler
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 
-class Session(Conversing):
-    """A conversation: what was said, and how to go on; see `cloister.runtime.chat.Chat`."""
+class Session(Chat):
+    """A conversation: what was said, and how to go on; see `Chat`."""
 
     def __init__(
         self,
