@@ -52,12 +52,13 @@ class Subject(Protocol):
 class CheckpointSubject:
     """A checkpoint, quantized or not, in eager mode."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, batch_bytes: int = _BATCH_BYTES) -> None:
         metadata = checkpoint.metadata
         self.name = checkpoint.path.name
         self.tokenizer = Tokenizer.from_files(checkpoint.tokenizer_path, checkpoint.template_path)
         self.eos, self.context = metadata.eos, metadata.config.shape.context
         self.vocabulary = metadata.config.shape.vocab_size
+        self._batch_bytes = batch_bytes
         self._decoder = checkpoint.load()
 
     @torch.no_grad()
@@ -66,7 +67,7 @@ class CheckpointSubject:
         group: list[Pair] = []
         for pair in pairs:
             longest = max(len(prompt) + len(answer) for prompt, answer in [*group, pair])
-            if group and longest * (len(group) + 1) * self.vocabulary * 4 > _BATCH_BYTES:
+            if group and longest * (len(group) + 1) * self.vocabulary * 4 > self._batch_bytes:
                 yield from self._group(group)
                 group = []
             group.append(pair)

@@ -127,6 +127,7 @@ def test_a_gate_on_divergence_asks_from_what_before_it_exports(
     assert "--gate-against" in said
 
 
+@pytest.mark.slow
 def test_a_gate_speaks_of_the_bundle_by_the_name_that_it_was_to_have(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

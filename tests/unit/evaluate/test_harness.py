@@ -105,6 +105,7 @@ DOCUMENTS = [
 ]
 
 
+@pytest.mark.slow
 def test_lm_eval_runs_its_tasks_offline_on_the_shipped_nano_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from cloister import pipeline, reference
 from cloister.errors import SettingError
-from cloister.evaluate import subject as module
 from cloister.evaluate.subject import BundleSubject, CheckpointSubject, open_subject
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.recipe import Recipe
@@ -51,6 +50,7 @@ def asked(subject: BundleSubject | CheckpointSubject) -> list[Pair]:
     ]
 
 
+@pytest.mark.slow
 def test_there_is_a_row_of_logits_for_every_token_of_an_answer(
     bundle: BundleSubject, checkpoint: CheckpointSubject
 ) -> None:
@@ -73,19 +73,20 @@ def test_there_is_a_row_of_logits_for_every_token_of_an_answer(
             assert float(divergence) < 1e-3
 
 
-def test_logits_do_not_depend_on_what_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_do_not_depend_on_what_is_read_together() -> None:
     """Unquantized, so that nothing makes more of a last digit."""
-    plain = CheckpointSubject(Checkpoint.open(reference.checkpoint_path("nano-1")))
+    checkpoint = Checkpoint.open(reference.checkpoint_path("nano-1"))
+    plain, apart = CheckpointSubject(checkpoint), CheckpointSubject(checkpoint, batch_bytes=1)
     pairs, sizes = asked(plain), []
-    plain._decoder.register_forward_hook(lambda _, given, out: sizes.append(len(given[0])))
-    together = list(plain.logits(pairs))
-    monkeypatch.setattr(module, "_BATCH_BYTES", 1)
-    for one, other in zip(together, plain.logits(pairs), strict=True):
+    for subject in (plain, apart):
+        subject._decoder.register_forward_hook(lambda _, given, out: sizes.append(len(given[0])))
+    for one, other in zip(list(plain.logits(pairs)), apart.logits(pairs), strict=True):
         assert torch.allclose(one, other, atol=1e-3)
     assert sizes == [4, 1, 1, 1, 1]
     assert list(plain.logits([])) == []
 
 
+@pytest.mark.slow
 def test_both_give_the_same_greedy_answers(
     bundle: BundleSubject, checkpoint: CheckpointSubject
 ) -> None:
