@@ -52,7 +52,7 @@ def export(
 
     `prompts` are public ones (system, prompt), of which those with a clear winner at every step
     become golden rows; without any, a few of the package. `gate` is given the finished bundle
-    before it takes its place, and refuses it by raising. `progress` is called with each of STAGES.
+    before it takes its place, and refuses it by raising.
 
     Raises:
         GateFailed: what `gate` raises.
@@ -83,9 +83,9 @@ def export(
         )
         del decoder  # its memory, before `forward` packs the weights once more
         progress("golden")
-        chosen = prompts or [(None, prompt) for prompt in golden.PROMPTS]
         bundles.write_golden(directory, golden.rows(
-            (check.lay_out(tokenizer, system, prompt) for system, prompt in chosen),
+            (check.lay_out(tokenizer, system, prompt)
+             for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS)),
             functools.partial(_answer, core), metadata.eos,
         ))
         del core  # the gate loads one of its own

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cloister.distill import prune as module
 from cloister.distill.parallel import Parallel, Sharded
 from cloister.distill.prune import Cut, Usage, fitted
 from cloister.errors import SettingError, VocabularyMismatch
@@ -169,7 +170,7 @@ def test_what_is_used_most_is_kept_and_norms_are_made_up_for() -> None:
         shuffled.load_state_dict(teacher.state_dict())
         noise = [torch.randint(64, (4, 20), generator=generator)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cloister.distill.prune._top", lambda usage, count, g=generator: sorted(
+            patch.setattr(module, "_top", lambda usage, count, g=generator: sorted(
                 torch.randperm(len(usage), generator=g)[:count].tolist()))
             blind.append(apart(teacher, prune(shuffled, shape, noise)))
     assert pruned < 0.6 * min(blind)
