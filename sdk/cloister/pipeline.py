@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from cloister.manifest import ProgramEntry
-    from cloister.progress import Progress
+    from cloister.progress import Progress, Report
     from cloister.settings import Settings
 
 __all__ = ["STAGES", "export", "verify"]
@@ -89,16 +89,12 @@ def export(
             functools.partial(_answer, core), metadata.eos,
         ))
         del core  # the gate loads one of its own
-        bundles.write_receipt(directory, {
-            "program_against_checkpoint": report.to_dict(),
-            "weights": {"checkpoint": source.identity, "recipe": metadata.recipe},
-        })
-        _finish(directory, source, tokenizer, entry, chunk)
+        _finish(directory, source, tokenizer, entry, chunk, report)
         if gate is not None:
             gate(directory)
-    made = Bundle.open(out)
-    made.report = report
-    return made
+    bundle = Bundle.open(out)
+    bundle.report = report
+    return bundle
 
 
 def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
@@ -141,9 +137,14 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
 
 
 def _finish(
-    directory: Path, source: Checkpoint, tokenizer: Tokenizer, entry: ProgramEntry, chunk: int
+    directory: Path, source: Checkpoint, tokenizer: Tokenizer, entry: ProgramEntry, chunk: int,
+    report: Report,
 ) -> None:
-    """Put the checkpoint's own files beside the program, and write the manifest."""
+    """Put receipt and the checkpoint's own files beside the program, and write the manifest."""
+    bundles.write_receipt(directory, {
+        "program_against_checkpoint": report.to_dict(),
+        "weights": {"checkpoint": source.identity, "recipe": source.metadata.recipe},
+    })
     for path in filter(None, (source.tokenizer_path, source.template_path)):
         (directory / path.name).write_bytes(path.read_bytes())
     metadata, shape = source.metadata, source.metadata.config.shape
