@@ -163,10 +163,14 @@ class _Matcher:
         self._check()
         return mask
 
+    def permits(self, id_: int) -> bool:
+        """Whether the token `id_` may come next."""
+        return bool(self._matcher.validate_tokens([id_]))
+
     def accept(self, id_: int) -> None:
         """Go on after the token `id_`."""
-        self._matcher.consume_token(id_)
-        self._check()
+        if not self._matcher.consume_token(id_):
+            self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

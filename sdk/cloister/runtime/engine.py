@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from cloister.runtime.chat import Ask
     from cloister.runtime.constraint import Grammars
     from cloister.runtime.core import Position
-    from cloister.runtime.generate import Constraint
     from cloister.runtime.program import Program
+    from cloister.runtime.sampling import Constraint
 
 __all__ = ["Engine"]
 

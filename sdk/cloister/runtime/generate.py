@@ -19,26 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from cloister.runtime.core import Core, Position
-    from cloister.runtime.sampling import Choice, Sampler
+    from cloister.runtime.sampling import Choice, Constraint, Sampler
 
-__all__ = ["Constraint", "Decoding", "Drafter", "generate", "score"]
-
-
-class Constraint(Protocol):
-    """Decides which tokens may come next."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing may follow but the end."""
-        ...
-
-    def allowed(self) -> torch.Tensor:
-        """Mask of the next token, bool[V]; the end tokens are True where the answer may end."""
-        ...
-
-    def accept(self, id_: int) -> None:
-        """Go on after the token `id_`, which was allowed."""
-        ...
+__all__ = ["Decoding", "Drafter", "generate", "score"]
 
 
 class Drafter(Protocol):
@@ -149,8 +132,8 @@ def _choices(
     else:
         rows = core.extend(positions)
     for logits_V, guess in zip(rows, [*draft, None], strict=True):
-        allowed = None if constraint is None else constraint.allowed()
-        choice = decoding.sampler.choose(logits_V, seen, top=decoding.top, allowed=allowed)
+        choice = decoding.sampler.choose(
+            logits_V, seen, top=decoding.top, constraint=constraint)
         if constraint is not None and choice.id not in decoding.end:
             constraint.accept(choice.id)
         yield choice

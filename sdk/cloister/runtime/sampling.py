@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cloister.runtime.chat import Sampling
 
-__all__ = ["Choice", "Sampler"]
+__all__ = ["Choice", "Constraint", "Sampler"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,27 @@ class Choice:
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]  # most likely ids with their log-probabilities
+
+
+class Constraint(Protocol):
+    """Decides which tokens may come next."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow but the end."""
+        ...
+
+    def allowed(self) -> torch.Tensor:
+        """Mask of the next token, bool[V]; the end tokens are True where the answer may end."""
+        ...
+
+    def permits(self, id_: int) -> bool:
+        """Whether `id_` may come next: much sooner known than `allowed`."""
+        ...
+
+    def accept(self, id_: int) -> None:
+        """Go on after the token `id_`, which was allowed."""
+        ...
 
 
 class Sampler:
@@ -43,12 +64,12 @@ class Sampler:
 
     def choose(
         self, logits_V: torch.Tensor, seen: Sequence[int], *, top: int = 0,
-        allowed: torch.Tensor | None = None,
+        constraint: Constraint | None = None,
     ) -> Choice:
         """Choose the next token after those `seen`, and tell the `top` most likely ones.
 
-        Only tokens in the mask `allowed`, bool[V], are chosen; log-probabilities are the model's
-        own, without it.
+        Only tokens that `constraint` allows are chosen; log-probabilities are the model's own,
+        without it.
 
         Raises:
             SettingError: `top` is not between 0 and the vocabulary.
@@ -61,8 +82,12 @@ class Sampler:
                 "The program gave logits that are not finite numbers; export the bundle again."
             )
         logprobs = logits_V.log_softmax(-1)
-        id_ = self._choose(
-            logits_V if allowed is None else torch.where(allowed, logits_V, -torch.inf), seen)
+        id_ = -1
+        if constraint is None or self.sampling.temperature == 0:
+            id_ = self._choose(logits_V, seen)
+        # Greedily, what is best of all is best of what is allowed; a draw has to be from the mask.
+        if constraint is not None and (id_ < 0 or not constraint.permits(id_)):
+            id_ = self._choose(torch.where(constraint.allowed(), logits_V, -torch.inf), seen)
         best = logprobs.topk(top)
         return Choice(
             id_, float(logprobs[id_]),

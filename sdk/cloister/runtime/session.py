@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from cloister.runtime.chat import Ask, Begin
     from cloister.runtime.conversation import Conversation
     from cloister.runtime.engine import Engine
-    from cloister.runtime.generate import Constraint
     from cloister.runtime.prefix import PrefixCache
     from cloister.runtime.responses import ResponseCache
+    from cloister.runtime.sampling import Constraint
     from cloister.vault.store import Vault
 
 __all__ = ["Session"]

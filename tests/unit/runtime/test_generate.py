@@ -208,6 +208,9 @@ class Digits:
             return torch.arange(VOCABULARY) == self.end
         return torch.arange(VOCABULARY) % 2 == 0
 
+    def permits(self, id_: int) -> bool:
+        return bool(self.allowed()[id_])
+
     def accept(self, id_: int) -> None:
         assert id_ % 2 == 0
         self.accepted.append(id_)

@@ -103,17 +103,42 @@ def test_the_same_seed_draws_the_same_in_another_process() -> None:
     assert run.stdout.decode().strip() == str(here["drawn"])
 
 
+class Mask:
+    """A constraint that stays the same."""
+
+    finished = False
+
+    def __init__(self, *allowed: bool) -> None:
+        self.mask, self.masks = torch.tensor(allowed), 0
+
+    def allowed(self) -> torch.Tensor:
+        self.masks += 1
+        return self.mask
+
+    def permits(self, id_: int) -> bool:
+        return bool(self.mask[id_])
+
+    def accept(self, id_: int) -> None:
+        assert self.permits(id_)
+
+
 def test_a_mask_leaves_only_what_it_allows_and_the_models_own_log_probabilities() -> None:
     row = torch.tensor([3.0, 2.0, 1.0, 0.0])
-    allowed = torch.tensor([False, True, False, True])
-    greedy = Sampler(Sampling()).choose(row, [], top=1, allowed=allowed)
+    mask = Mask(False, True, False, True)
+    greedy = Sampler(Sampling()).choose(row, [], top=1, constraint=mask)
     assert greedy.id == 1
     assert greedy.logprob == pytest.approx(float(row.log_softmax(-1)[1]))
     assert greedy.top[0][0] == 0
     sampler = Sampler(Sampling(temperature=5.0, top_p=0.99, seed=1))
-    assert {sampler.choose(row, [], allowed=allowed).id for _ in range(200)} == {1, 3}
+    assert {sampler.choose(row, [], constraint=mask).id for _ in range(200)} == {1, 3}
     penalized = Sampler(Sampling(repetition_penalty=9.0))
-    assert penalized.choose(row, [1], allowed=torch.tensor([False, True, False, False])).id == 1
+    assert penalized.choose(row, [1], constraint=Mask(False, True, False, False)).id == 1
+
+
+def test_greedily_no_mask_is_made_where_the_best_token_is_allowed() -> None:
+    row, mask = torch.tensor([3.0, 2.0, 1.0, 0.0]), Mask(True, False, True, False)
+    assert Sampler(Sampling()).choose(row, [], constraint=mask).id == 0
+    assert mask.masks == 0
 
 
 @pytest.mark.parametrize("bad", [
