@@ -103,7 +103,7 @@ class Worker:
     def ready(self, *, vault: bool = False) -> _Process:
         """Return the running process, its bundle loaded and, where asked for, its vault open."""
         with self._lock:
-            if self._process is not None and self._process.dead.is_set():
+            if self._process is not None and self._process.ended:
                 self.close()
             if self._process is None:
                 self._process, self.loaded = _Process(debug=self._debug), None
@@ -160,7 +160,7 @@ class WorkerSession(Chat):
         """Keep what is unfinished, and let go of the conversation."""
         super().close()
         process, self._process = self._process, None
-        if process is not None and not process.dead.is_set():
+        if process is not None and not process.ended:
             process.call(
                 protocol.End(id=process.next_id(), chat=self._chat), protocol.Ended, _GRACE_S)
 
@@ -252,6 +252,11 @@ class _Process:
         self.welcome = event
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone, or can no longer be understood."""
+        return self.dead.is_set() or self._child.poll() is not None
 
     @property
     def pid(self) -> int:
