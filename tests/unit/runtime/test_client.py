@@ -338,13 +338,13 @@ def test_a_worker_killed_at_random_loses_no_conversation(home: Path, count: int)
     rng = random.Random(SEED)
     worker = Worker(NANO, threads=1).start()
     for number in range(0, count, EACH):
-        _survive(worker, rng, number)
+        _survive(worker, rng, f"killed, {number} of {count}")
     worker.close()
 
 
-def _survive(worker: Worker, rng: random.Random, number: int) -> None:
+def _survive(worker: Worker, rng: random.Random, name: str) -> None:
     """Kill the worker once, while some of its conversations are being answered or wait."""
-    names = [f"killed {SEED} {number + each}" if each % 2 else None for each in range(EACH)]
+    names = [f"{name}, {each}" if each % 2 else None for each in range(EACH)]
     sessions = [worker.session(system="call", name=name) for name in names]
     questions = [[f"first {each}"] for each in range(EACH)]
     for session, (question,) in zip(sessions, questions, strict=True):
@@ -364,9 +364,11 @@ def _survive(worker: Worker, rng: random.Random, number: int) -> None:
     for thread in threads:
         thread.start()
     time.sleep(rng.choice((0.0, 0.002, 0.01, 0.05, 0.2)) * rng.random())
-    child(worker).kill()
+    killed = child(worker)
+    killed.kill()
     for thread in threads:
         thread.join()
+    killed.wait()
     for each, session in enumerate(sessions):
         session.ask("third", max_tokens=3)
         asked = texts(session)
