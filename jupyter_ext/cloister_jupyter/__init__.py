@@ -1,4 +1,4 @@
-"""Cloister in notebooks: what a bundle is and what it lost, as a table in the cell."""
+"""Cloister in notebooks: a bundle's receipt as a table in the cell."""
 
 from cloister_jupyter.receipt import Receipt
 

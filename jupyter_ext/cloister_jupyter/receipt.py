@@ -18,7 +18,7 @@ __all__ = ["Receipt"]
 
 
 class Receipt:
-    """What the bundle in `path` is, and what its program lost against its checkpoint.
+    """The receipt of the bundle in `path`: its size, and its program's loss against its checkpoint.
 
     Raises:
         BundleError: see `cloister.bundle.Bundle.open`.
@@ -28,7 +28,7 @@ class Receipt:
         self._bundle = Bundle.open(path)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values, in order."""
+        """Return names and values, in order."""
         bundle, manifest = self._bundle, self._bundle.manifest
         lost = bundle.receipt().get("program_against_checkpoint")
         rows = [

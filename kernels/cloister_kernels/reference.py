@@ -1,4 +1,4 @@
-"""What each operator means, in plain torch. Every implementation is tested against this file.
+"""The operators in plain torch, against which every implementation is tested.
 
 Shapes: M rows, K inputs, N outputs, C groups of K / C inputs each.
 """
@@ -30,24 +30,21 @@ def fake_quantize_rows(x_MK: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize(q_NK: torch.Tensor, scale_NC: torch.Tensor) -> torch.Tensor:
-    """Weights of their integers and scales, int8[N, K] and [N, C] -> float32[N, K]."""
+    """Return weights from integers and scales, int8[N, K] and [N, C] -> float32[N, K]."""
     rows, groups = scale_NC.shape
     weights = q_NK.float().view(rows, groups, -1) * scale_NC.float().unsqueeze(-1)
     return weights.view(rows, -1)
 
 
 def linear_8da(
-    x_MK: torch.Tensor,
-    q_NK: torch.Tensor,
-    scale_NC: torch.Tensor,
-    bias_N: torch.Tensor | None,
+    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None
 ) -> torch.Tensor:
-    """Linear layer on 8-bit activations and integer weights, float32[M, K] -> float32[M, N]."""
+    """Multiply 8-bit activations by integer weights, float32[M, K] -> float32[M, N]."""
     return functional.linear(fake_quantize_rows(x_MK), dequantize(q_NK, scale_NC), bias_N)
 
 
 def pack_4bit(q_NK: torch.Tensor) -> torch.Tensor:
-    """Two weights a byte, plus 8 each, even inputs in the low half: int8[N, K] -> uint8[N, K/2].
+    """Pack two weights a byte, plus 8 each, even inputs low: int8[N, K] -> uint8[N, K/2].
 
     The layout of linear weights in XNNPACK.
     """
@@ -56,6 +53,6 @@ def pack_4bit(q_NK: torch.Tensor) -> torch.Tensor:
 
 
 def pack_4bit_embedding(q_NK: torch.Tensor) -> torch.Tensor:
-    """As `pack_4bit`, with even inputs in the high half: ExecuTorch's `embedding_4bit`."""
+    """Pack as `pack_4bit`, but even inputs high: ExecuTorch's `embedding_4bit`."""
     shifted = (q_NK + 8).view(torch.uint8)
     return shifted[:, ::2] << 4 | shifted[:, 1::2]

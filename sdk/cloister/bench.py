@@ -1,4 +1,4 @@
-"""Benchmarks: what making and running a bundle costs here."""
+"""Benchmarks: the cost of making and running a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -34,12 +34,7 @@ STAGES = len(pipeline.STAGES) + 2  # of `shape`
 
 
 def shape(
-    tier: Tier,
-    scale: Scale,
-    recipe: str,
-    progress: Progress = silent,
-    *,
-    debug: bool = False,
+    tier: Tier, scale: Scale, recipe: str, progress: Progress = silent, *, debug: bool = False
 ) -> dict[str, Any]:
     """Export random weights in the shape of `tier`, then measure the bundle in a new process."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,7 +64,7 @@ def shape(
 
 
 def measure(bundle: str | Path, *, debug: bool = False) -> dict[str, Any]:
-    """What `cloister.evaluate.speed` measures of `bundle`, in a new process.
+    """Measure the speed of `bundle` in a new process, by `cloister.evaluate.speed`.
 
     Raises:
         BundleError: see `Bundle.open`.
@@ -92,7 +87,7 @@ def measure(bundle: str | Path, *, debug: bool = False) -> dict[str, Any]:
 def random_checkpoint(path: Path, config: ModelConfig, recipe: Recipe) -> None:
     """Write a quantized checkpoint of random weights, each matrix of about unit gain."""
     config = replace(config, shape=replace(config.shape, tied=False))
-    generator = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     tensors = plan(config, recipe.name)
     tokenizer = reference.bundle_path("nano-1")
     with CheckpointWriter(
@@ -108,9 +103,7 @@ def random_checkpoint(path: Path, config: ModelConfig, recipe: Recipe) -> None:
                 inputs = size[1]
                 # Uniform integers have a deviation of half / sqrt(3).
                 gain = 3**0.5 / half / inputs**0.5
-                writer.add(name, torch.randint(
-                    -half, half, size, dtype=torch.int8, generator=generator
-                ))
+                writer.add(name, torch.randint(-half, half, size, dtype=torch.int8, generator=rng))
             elif name.endswith(".scale"):
                 writer.add(name, torch.full(size, gain))
             elif name.endswith("norm.weight"):

@@ -1,4 +1,4 @@
-"""Readers of data sets: each gives the same records, whatever the file looked like.
+"""The readers of data sets, which give the same records for every format.
 
 | format | task | file |
 |---|---|---|
@@ -63,35 +63,35 @@ class Flaw:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What could be read, and what could not."""
+    """The usable examples of a data set, and the flaws of the rest."""
 
     examples: tuple[Example, ...]
     flaws: tuple[Flaw, ...]
 
     def count(self) -> dict[str, int]:
-        """Flaws by kind."""
+        """Return the number of flaws of each kind."""
         return dict(Counter(flaw.kind for flaw in self.flaws))
 
 
 def tool_call(name: str, arguments: Iterable[tuple[str, str]] = ()) -> str:
-    """The JSON of a tool call, in the reference family's format.
+    """Return the JSON of a tool call, in the reference family's format.
 
     Arguments keep their order; one that occurs twice becomes a list; values lose outer spaces.
     """
     merged: dict[str, str | list[str]] = {}
     for key, raw in arguments:
-        value, held = raw.strip(), merged.get(key)
-        if held is None:
+        value, earlier = raw.strip(), merged.get(key)
+        if earlier is None:
             merged[key] = value
-        elif isinstance(held, list):
-            held.append(value)
+        elif isinstance(earlier, list):
+            earlier.append(value)
         else:
-            merged[key] = [held, value]
+            merged[key] = [earlier, value]
     return json.dumps({"name": name, "arguments": merged}, ensure_ascii=False)
 
 
 def read(path: str | Path, *, parts: Collection[str] | None = None) -> list[Example]:
-    """Every example to measure on in `path`, a file or a directory, in order of file names.
+    """Read every example to measure on in `path`, a file or a directory, by order of file names.
 
     Of a CLINC150 file only the lists named in `parts`; without, its test lists, where it has none
     its validation lists, else all. Nothing is left out, repeated records included: scores count
@@ -102,23 +102,23 @@ def read(path: str | Path, *, parts: Collection[str] | None = None) -> list[Exam
     """
     examples = []
     chosen = functools.partial(_first, _EVALUATION) if parts is None else lambda _: parts
-    for found in _records(Path(path), chosen):
-        if isinstance(found, Flaw):
-            if found.kind == "blank":
+    for record in _records(Path(path), chosen):
+        if isinstance(record, Flaw):
+            if record.kind == "blank":
                 continue
             raise DataError(
-                f"Record {found.number} of {found.file} is {found.kind}: it is not in the SNIPS, "
-                'CLINC150 or FairytaleQA format, nor {"task", "input", "target"} with three '
+                f"Record {record.number} of {record.file} is {record.kind}: it is not in the "
+                'SNIPS, CLINC150 or FairytaleQA format, nor {"task", "input", "target"} with three '
                 "strings; correct it."
             )
-        examples.append(found[2])
+        examples.append(record[2])
     if not examples:
         raise _nothing(Path(path))
     return examples
 
 
 def load(path: str | Path, *, tolerated: float = TOLERATED) -> Corpus:
-    """The examples in `path` to train on, without malformed, empty, blank and repeated records.
+    """Read the examples to train on in `path`, but malformed, empty, blank and repeated records.
 
     Of a CLINC150 file only the training lists, where it has any.
 
@@ -127,13 +127,13 @@ def load(path: str | Path, *, tolerated: float = TOLERATED) -> Corpus:
     """
     examples: dict[Example, None] = {}
     flaws = []
-    for found in _records(Path(path), functools.partial(_first, _TRAINING)):
-        if isinstance(found, Flaw):
-            flaws.append(found)
-        elif found[2] in examples:
-            flaws.append(Flaw(file=found[0], number=found[1], kind="duplicate"))
+    for record in _records(Path(path), functools.partial(_first, _TRAINING)):
+        if isinstance(record, Flaw):
+            flaws.append(record)
+        elif record[2] in examples:
+            flaws.append(Flaw(file=record[0], number=record[1], kind="duplicate"))
         else:
-            examples[found[2]] = None
+            examples[record[2]] = None
     if not examples and not flaws:
         raise _nothing(Path(path))
     corpus = Corpus(examples=tuple(examples), flaws=tuple(flaws))
@@ -150,7 +150,7 @@ def load(path: str | Path, *, tolerated: float = TOLERATED) -> Corpus:
 def split(
     examples: Iterable[Example], *, held_out: float = 0.05
 ) -> tuple[list[Example], list[Example]]:
-    """Training and development parts; inputs that normalise alike never straddle them."""
+    """Return training and development parts; inputs that normalise alike never straddle them."""
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
         digest = hashlib.sha256(normalized(example.input).encode()).digest()
@@ -160,7 +160,7 @@ def split(
 
 
 def normalized(text: str) -> str:
-    """`text` without case, punctuation and repeated spaces, letters in one spelling.
+    """Return `text` without case, punctuation and repeated spaces, letters in one spelling.
 
     What is all punctuation or symbols stays as it is.
     """
@@ -171,17 +171,13 @@ def normalized(text: str) -> str:
 
 
 def overlap(training: Iterable[Example], evaluation: Iterable[Example]) -> int:
-    """How many evaluation inputs occur among the training inputs of their task, normalised."""
+    """Count the evaluation inputs that occur in training inputs of their task, normalised."""
     seen = {(example.task, normalized(example.input)) for example in training}
     return sum((example.task, normalized(example.input)) in seen for example in evaluation)
 
 
 def refuse_overlap(training: Iterable[Example], evaluation: Collection[Example]) -> None:
-    """Nothing, where the two sets are apart.
-
-    Raises:
-        OverlapError: evaluation inputs occur in the training data.
-    """
+    """Raise OverlapError if evaluation inputs occur in the training data."""
     shared = overlap(training, evaluation)
     if shared:
         raise OverlapError(
@@ -194,25 +190,24 @@ def _nothing(path: Path) -> DataError:
     return DataError(f"{path.name} holds no examples; name a data file or a directory of them.")
 
 
-_Found = tuple[str, int, Example] | Flaw
-"""File, number and example."""
-
+_Record = tuple[str, int, Example] | Flaw
+"""File, number and example; or a flaw."""
 
 _TRAINING = (("train", "oos_train"),)  # of the first that a CLINC150 file has any of
 _EVALUATION = (("test", "oos_test"), ("val", "oos_val"))
 
 
 def _first(sets: Iterable[Collection[str]], names: Collection[str]) -> Collection[str]:
-    """Of `sets`, the first with any of `names`; without, all names."""
+    """Return the first of `sets` with any of `names`; without one, all names."""
     return next((some for some in sets if set(some) & set(names)), names)
 
 
-def _records(path: Path, parts: _Parts) -> Iterator[_Found]:
+def _records(path: Path, parts: _Parts) -> Iterator[_Record]:
     for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
         yield from _read_file(file, parts)
 
 
-def _read_file(path: Path, parts: _Parts) -> Iterator[_Found]:
+def _read_file(path: Path, parts: _Parts) -> Iterator[_Record]:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -226,7 +221,7 @@ def _read_file(path: Path, parts: _Parts) -> Iterator[_Found]:
         lines = text.split("\n")
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield from _found(path, number, functools.partial(_line, line))
+                yield from _checked(path, number, functools.partial(_line, line))
             elif number < len(lines):
                 yield Flaw(file=path.name, number=number, kind="blank")
         return
@@ -237,10 +232,10 @@ def _read_file(path: Path, parts: _Parts) -> Iterator[_Found]:
     yield from _file(data, path, parts)
 
 
-def _found(path: Path, number: int, made: Callable[[], list[Example]]) -> Iterator[_Found]:
-    """The examples that `made` gives, or the flaw that it met."""
+def _checked(path: Path, number: int, parse: Callable[[], list[Example]]) -> Iterator[_Record]:
+    """Yield the examples that `parse` returns, or the flaw that it raises for."""
     try:
-        examples = made()
+        examples = parse()
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         yield Flaw(file=path.name, number=number, kind="malformed")
         return
@@ -252,7 +247,7 @@ def _found(path: Path, number: int, made: Callable[[], list[Example]]) -> Iterat
 
 
 def _example(task: object, text: object, target: object) -> Example:
-    """Three strings of real text, else TypeError or ValueError."""
+    """Return an example; raise TypeError or ValueError unless all are Unicode text."""
     if not (isinstance(task, str) and isinstance(text, str) and isinstance(target, str)):
         raise TypeError
     (task + text + target).encode()  # JSON can spell half a surrogate pair
@@ -269,7 +264,7 @@ def _line(line: str) -> list[Example]:
 
 
 def _story(sections: object) -> list[Example]:
-    """Of each section, the first sentence and what follows it."""
+    """Return each section's first sentence and what follows it."""
     if not isinstance(sections, list) or not all(isinstance(text, str) for text in sections):
         raise TypeError
     examples = []
@@ -280,8 +275,8 @@ def _story(sections: object) -> list[Example]:
     return examples
 
 
-def _file(data: object, path: Path, parts: _Parts) -> Iterator[_Found]:
-    """The records of a JSON file: SNIPS has one list of objects, CLINC150 lists of pairs."""
+def _file(data: object, path: Path, parts: _Parts) -> Iterator[_Record]:
+    """Yield the records of a JSON file: SNIPS has one list of objects, CLINC150 lists of pairs."""
     if not isinstance(data, dict) or not all(isinstance(rows, list) for rows in data.values()):
         raise DataError(
             f"Data file {path.name} is neither in the SNIPS nor in the CLINC150 format; "
@@ -291,9 +286,9 @@ def _file(data: object, path: Path, parts: _Parts) -> Iterator[_Found]:
     records = [(name, row) for name, rows in data.items() for row in rows]
     for number, (name, row) in enumerate(records, start=1):
         if not isinstance(row, list):
-            yield from _found(path, number, functools.partial(_call, name, row))
+            yield from _checked(path, number, functools.partial(_call, name, row))
         elif name in chosen:
-            yield from _found(path, number, functools.partial(_intent, *row))
+            yield from _checked(path, number, functools.partial(_intent, *row))
 
 
 def _intent(text: object, intent: object) -> list[Example]:

@@ -34,7 +34,7 @@ class Tier(StrEnum):
 
 
 class Scale(StrEnum):
-    """Which of the two sizes of the ladder."""
+    """The two sizes of the ladder."""
 
     REFERENCE = "reference"
     FULL = "full"
@@ -99,7 +99,7 @@ class Shape:
 
     def weight_bytes(self, *, body_bits: float = 4.5, head_bits: float = 8.0,
                      embedding_bits: float = 8.0) -> int:
-        """Bytes of the quantized weights, group scales included in `body_bits`.
+        """Return the bytes of the quantized weights, group scales included in `body_bits`.
 
         The default is recipe `8da4w-g32`: 4 bits and a 16-bit scale for each group of 32.
         Quantizing unties embedding and head, so both count. Norms, and one 32-bit scale a row of
@@ -113,7 +113,7 @@ class Shape:
         return int(bits) // 8
 
     def kv_bytes_per_token(self, *, bytes_per_value: int = 4) -> int:
-        """Bytes that one position adds to the KV cache."""
+        """Return the bytes that one position adds to the KV cache."""
         return 2 * self.layers * self.kv_heads * self.head_size * bytes_per_value
 
 
@@ -125,7 +125,7 @@ class Ladder:
     shapes: dict[Tier, Shape]
 
     def __getitem__(self, tier: Tier | str) -> Shape:
-        """The shape of `tier`.
+        """Return the shape of `tier`.
 
         Raises:
             SettingError: no tier of that name.
@@ -163,7 +163,7 @@ _REFERENCE = Ladder(scale=Scale.REFERENCE, shapes={
 
 
 def ladder(scale: Scale | str = Scale.REFERENCE) -> Ladder:
-    """The ladder at `scale`.
+    """Return the ladder at `scale`.
 
     Raises:
         SettingError: no scale of that name.

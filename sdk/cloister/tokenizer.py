@@ -1,4 +1,4 @@
-"""Text to token ids and back, and the chat template. No torch."""
+"""The tokenizer: text to token ids and back, and the chat template. No torch."""
 
 from __future__ import annotations
 
@@ -91,29 +91,26 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """The same for tokenizers that give the same ids: sha256 of their definition."""
+        """The sha256 of the definition, the same for tokenizers that give the same ids."""
         return hashlib.sha256(self.definition.encode()).hexdigest()
 
     @property
     def definition(self) -> str:
-        """What `tokenizer.json` says, as JSON."""
+        """The contents of `tokenizer.json`, as JSON."""
         text: str = self._backend.to_str()
         return text
 
     def split_special(self, text: str) -> list[str | int]:
-        """Cut `text`, which no user typed, at the special tokens spelled in it, given as ids."""
+        """Split `text`, which no user typed, at the special tokens spelled in it, given as ids."""
         return [
             self._ids[piece] if place % 2 else piece
             for place, piece in enumerate(re.split(f"({self._spelled})", text)) if piece
         ]
 
     def check_vocabulary(self, rows: int) -> None:
-        """Refuse a tokenizer with ids beyond the `rows` of a model's embedding.
+        """Raise VocabularyMismatch if an id lies beyond the `rows` of a model's embedding.
 
         More rows than ids are common: checkpoints pad them.
-
-        Raises:
-            VocabularyMismatch: with both numbers.
         """
         if self.vocab_size > rows:
             raise VocabularyMismatch(
@@ -122,12 +119,12 @@ class Tokenizer:
             )
 
     def id_of(self, token: str) -> int | None:
-        """The id of a special token or vocabulary entry."""
+        """Return the id of a special token or vocabulary entry, or None."""
         id_: int | None = self._backend.token_to_id(token)
         return id_
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; special tokens spelled in it stay ordinary text.
+        """Encode plain text; special tokens spelled in it stay ordinary text.
 
         Raises:
             EmptyPrompt: no text.
@@ -142,7 +139,7 @@ class Tokenizer:
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
     ) -> list[int]:
-        """Ids of a conversation as the chat template lays it out, told of `tools`.
+        """Encode a conversation by the chat template, which is given `tools`.
 
         The ids are those of the template's text, with one exception: special tokens count where
         the template writes them, and a user who types `<|end|>` ends nothing.
@@ -182,10 +179,8 @@ class Tokenizer:
                 ids += self._encode(piece.replace(mark, ""))
         return ids
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
-    ) -> str:
-        """Text of a conversation that no user typed, as the chat template lays it out.
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Render a conversation that no user typed by the chat template.
 
         Raises:
             TokenizerError: the template refuses the conversation.
@@ -194,12 +189,12 @@ class Tokenizer:
         return self._render(records, add_generation_prompt, None)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Decode `ids`, special tokens left out."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
 
     def stream(self) -> TextStream:
-        """A decoder of ids that arrive one by one."""
+        """Return a decoder of ids that arrive one by one."""
         return TextStream(self)
 
     def _encode(self, text: str) -> list[int]:
@@ -207,7 +202,7 @@ class Tokenizer:
         return ids
 
     def _record(self, message: Message, typed: Callable[[str], str]) -> dict[str, object]:
-        """Return a message as templates read it, every text of it through `typed`."""
+        """Return a message as templates read it, each of its texts mapped by `typed`."""
         record: dict[str, object] = {"role": message.role, "content": typed(message.content)}
         if message.name is not None:
             record["name"] = typed(message.name)
@@ -243,12 +238,12 @@ class Tokenizer:
 
 
 def _texts(value: Any, typed: Callable[[str], str]) -> Any:
-    """Pass every text in a JSON value through `typed`."""
+    """Map every text in a JSON value by `typed`."""
     if isinstance(value, str):
         return typed(value)
     if isinstance(value, dict):
-        return {typed(key): _texts(held, typed) for key, held in value.items()}
-    return [_texts(held, typed) for held in value] if isinstance(value, list) else value
+        return {typed(key): _texts(item, typed) for key, item in value.items()}
+    return [_texts(item, typed) for item in value] if isinstance(value, list) else value
 
 
 _BEGIN = ("<|begin_of_text|>", "<bos>", "<s>")
@@ -256,38 +251,38 @@ _END = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<eos>", "</s>", "<|endofte
 
 
 class TextStream:
-    """Text of ids that arrive one by one, correct where a character spans tokens.
+    """The text of ids that arrive one by one, correct where a character spans tokens.
 
     The texts that `push` and `end` give, joined, are what `Tokenizer.decode` gives for all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._held: list[int] = []
-        self._shown = 0  # characters of the held ids' text that were given already
+        self._pending: list[int] = []
+        self._shown = 0  # characters of the pending ids' text that were returned already
 
     def push(self, id_: int) -> str:
-        """The text that `id_` completes; empty while a character is unfinished."""
+        """Return the text that `id_` completes; empty while a character is unfinished."""
         if id_ in self._tokenizer._special:
             return ""
-        self._held.append(id_)
-        text = self._tokenizer.decode(self._held)
+        self._pending.append(id_)
+        text = self._tokenizer.decode(self._pending)
         if text.endswith(_UNFINISHED):
             return ""
         new = text[self._shown:]
-        # The fewest last ids that are text by themselves are kept, never none: some tokenizers
+        # The fewest last ids that are text by themselves stay, never none: some tokenizers
         # join words, or bytes, by what stood before.
-        for start in reversed(range(len(self._held))):
-            rest = self._tokenizer.decode(self._held[start:])
+        for start in reversed(range(len(self._pending))):
+            rest = self._tokenizer.decode(self._pending[start:])
             if rest and _UNFINISHED not in rest:
                 break
-        self._held, self._shown = self._held[start:], len(rest)
+        self._pending, self._shown = self._pending[start:], len(rest)
         return new
 
     def end(self) -> str:
-        """What is left, unfinished characters as U+FFFD."""
-        text = self._tokenizer.decode(self._held)[self._shown:]
-        self._held, self._shown = [], 0
+        """Return the rest of the text, unfinished characters as U+FFFD."""
+        text = self._tokenizer.decode(self._pending)[self._shown:]
+        self._pending, self._shown = [], 0
         return text
 
 
@@ -312,10 +307,10 @@ def _check_unicode(text: str) -> None:
 
 
 def _refuse(_reason: str) -> NoReturn:
-    """What templates call `raise_exception`; the reason may quote a message and is dropped."""
+    """Refuse a conversation (`raise_exception`); the reason may quote a message and is dropped."""
     raise jinja2.TemplateError
 
 
 def _now(form: str) -> str:
-    """What templates call `strftime_now`: the local time, as they mean it."""
+    """Format the local time (`strftime_now`)."""
     return datetime.datetime.now().strftime(form)

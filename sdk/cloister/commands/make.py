@@ -1,4 +1,4 @@
-"""Commands that make something: a checkpoint, a quantized one, a bundle."""
+"""The commands that make checkpoints and bundles: import, quantize, export."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Import(Options):
-    """A model that others made."""
+    """The options of `cloister import`."""
 
     source: Path
     output: Path
@@ -36,7 +36,7 @@ class Import(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize(teach.TrainOptions):
-    """A checkpoint to quantize, trained for it first or not."""
+    """The options of `cloister quantize`."""
 
     source: Path
     recipe: str
@@ -45,7 +45,7 @@ class Quantize(teach.TrainOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Options):
-    """A quantized checkpoint to make a bundle of."""
+    """The options of `cloister export`."""
 
     source: Path
     output: Path
@@ -65,18 +65,18 @@ def import_(args: Import) -> Record:
     with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
         from cloister.model.huggingface import import_model
 
-        made = import_model(
+        imported = import_model(
             args.source, args.output, name=args.name, context=args.context, replace=args.force,
             progress=progress)
-    shape = made.metadata.config.shape
+    shape = imported.metadata.config.shape
     if not args.json:
         display.table("Imported", ("name", "parameters", "layers", "context", "vocabulary"), [(
-            made.metadata.name, display.count(shape.parameters), str(shape.layers),
+            imported.metadata.name, display.count(shape.parameters), str(shape.layers),
             str(shape.context), str(shape.vocab_size),
         )])
     return {
-        "name": made.metadata.name, "parameters": shape.parameters,
-        "shape": asdict(shape), "identity": made.identity,
+        "name": imported.metadata.name, "parameters": shape.parameters,
+        "shape": asdict(shape), "identity": imported.identity,
     }
 
 
@@ -136,7 +136,7 @@ def export(args: Export) -> Record:
 
 
 def exported(bundle: Bundle) -> Record:
-    """What `--json` tells of a bundle that was made now."""
+    """Return what `--json` prints of a new bundle."""
     assert bundle.report is not None
     manifest = bundle.manifest
     return {
@@ -147,7 +147,7 @@ def exported(bundle: Bundle) -> Record:
 
 
 def _gate(args: Export) -> Callable[[Path], None] | None:
-    """What refuses a bundle that is worse than asked for."""
+    """Return a check that raises GateFailed for a bundle outside the bounds, if any are asked."""
     if args.gate is None:
         if args.gate_data or args.gate_against:
             raise SettingError("A gate needs bounds; name them with --gate.")

@@ -1,4 +1,4 @@
-"""Commands that measure: what fits, what is true of a bundle, how fast it is."""
+"""The commands that measure: tiers, verify, bench, eval."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DEVICES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Tiers(Options):
-    """The ladder."""
+    """The options of `cloister tiers`."""
 
     size: Scale
     context: int | None
@@ -37,14 +37,14 @@ class Tiers(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Options):
-    """A bundle to prove."""
+    """The options of `cloister verify`."""
 
     bundle: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Options):
-    """What to measure the speed of."""
+    """The options of `cloister bench`."""
 
     shape: Tier | None
     bundle: Path | None
@@ -55,7 +55,7 @@ class Bench(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Options):
-    """Models, and the data to score them on."""
+    """The options of `cloister eval`."""
 
     models: list[str]
     data: Path
@@ -101,7 +101,7 @@ def tiers(args: Tiers) -> Record:
 
 
 def verify(args: Verify) -> Record:
-    """Prove a bundle."""
+    """Verify a bundle."""
     from cloister.bundle import Bundle
     from cloister.settings import Settings
 
@@ -122,7 +122,7 @@ def verify(args: Verify) -> Record:
 
 
 def bench(args: Bench) -> Record:
-    """Speed and memory."""
+    """Measure speed and memory."""
     if args.shape is not None and not args.random:
         raise SettingError("--shape has random weights only; add --random to say so.")
     with display.quiet(args.debug) as console:
@@ -145,7 +145,7 @@ def bench(args: Bench) -> Record:
 
 
 def eval_(args: Eval) -> Record:
-    """Scores, and divergence from another model."""
+    """Measure scores, and divergence from another model."""
     check_data(args.data)
     paths = [reference.find(name, args.family) for name in args.models]
     names = _names(args.models)
@@ -171,7 +171,7 @@ def eval_(args: Eval) -> Record:
 
 
 def _examples(args: Eval) -> tuple[list[Example], str | None]:
-    """Return the examples, and which part of the data they are, where not all of it."""
+    """Return the examples, and the part of the data that they are, where not all of it."""
     from cloister.corpus import read
 
     whole = read(args.data)
@@ -197,16 +197,14 @@ def _reports(
             with display.progress(console, f"eval {name}") as progress:
                 report = evaluate(
                     open_subject(path), examples, against=other or None, progress=progress)
-            reports.append({
-                **report.to_dict(), "model": name, "data": args.data.resolve().name,
-            })
+            reports.append({**report.to_dict(), "model": name, "data": args.data.resolve().name})
             if args.record:
                 _record(path, reports[-1], args.task, part)
     return reports
 
 
 def _names(models: list[str]) -> list[str]:
-    """What to call each of the models: its directory, with the one around it where two are alike.
+    """Return a name for each model: its directory, with the one around it where two are alike.
 
     Raises:
         SettingError: that does not tell them apart.
@@ -221,13 +219,13 @@ def _names(models: list[str]) -> list[str]:
 
 
 def _record(path: Path, record: Record, task: str | None, part: str | None) -> None:
-    """Put `record` into the bundle's receipt; what was measured on less never replaces more."""
+    """Add `record` to the bundle's receipt; a part of the data never replaces the whole."""
     from cloister.bundle import Bundle, rewrite_receipt
 
     bundle = Bundle.open(path)
     receipt = bundle.receipt()
-    held = receipt.get("evaluations")
-    evaluations = dict(held) if isinstance(held, dict) else {}
+    recorded = receipt.get("evaluations")
+    evaluations = dict(recorded) if isinstance(recorded, dict) else {}
     key = ", ".join(filter(None, (record["data"], task, part)))
     key += f" against {record['against']}" if "against" in record else ""
     evaluations[key] = {name: record[name] for name in ("n", "metrics", "errors")}

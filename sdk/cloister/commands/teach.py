@@ -1,4 +1,4 @@
-"""Commands that train: a student from its teacher, and a checkpoint for 4 bits."""
+"""The commands that train: distil, and quantize with quantization-aware training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Distill", "TrainOptions", "distill", "quantize_aware"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Options):
-    """What every command that trains is told."""
+    """The options of every command that trains."""
 
     output: Path
     force: bool
@@ -46,11 +46,7 @@ class TrainOptions(Options):
     compile: bool
 
     def schedule(self) -> Schedule:
-        """Return how long and how fast to train.
-
-        Raises:
-            SettingError: a value outside its bound.
-        """
+        """Return the training schedule, whose bounds `Schedule` checks."""
         from cloister.distill.schedule import Schedule
 
         return Schedule(
@@ -63,7 +59,7 @@ class TrainOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(TrainOptions):
-    """A teacher, and what to make of it."""
+    """The options of `cloister distill`."""
 
     teacher: Path
     tier: Tier
@@ -79,7 +75,7 @@ class Distill(TrainOptions):
 
 
 def distill(options: Distill) -> Record | None:
-    """Teach a student what a teacher knows; None in a process that is not the first."""
+    """Distil a teacher into a student; None in a process that is not the first."""
     teacher = checkpoint(options.teacher)
     assert options.data is not None
     check_data(options.data)
@@ -104,10 +100,10 @@ def distill(options: Distill) -> Record | None:
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)
-        apart = run.run_folder(options.output) / "held-out.jsonl"
-        if options.held_out is None and apart.exists():
+        path = run.run_folder(options.output) / "held-out.jsonl"
+        if options.held_out is None and path.exists():
             console.print(
-                f"What was held out of the data: {apart.parent.name}/{apart.name}.", markup=False)
+                f"What was held out of the data: {path.parent.name}/{path.name}.", markup=False)
         first = not console.quiet
     if not options.json and first:
         display.table(f"{options.output.name}: what the student learnt", ("", "measured"), [
@@ -123,7 +119,7 @@ def distill(options: Distill) -> Record | None:
 
 
 def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record | None:
-    """Quantize a checkpoint after training it for that; None in a process that is not the first."""
+    """Quantize a checkpoint after training for it; None in a process that is not the first."""
     if options.data is None:
         raise SettingError("Training needs data; name some with --data, or leave --qat out.")
     check_data(options.data)
@@ -136,11 +132,11 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
         if options.held_out is not None and not options.allow_overlap:
             corpus.refuse_overlap(examples, corpus.read(options.held_out))
         with display.progress(console, recipe) as progress:
-            made = quantize(
+            quantized = quantize(
                 source, options.output, recipe, data=examples,
                 settings=QatSettings(schedule=options.schedule(), compiled=options.compile),
                 replace=options.force, progress=progress)
-        report = made.report
+        report = quantized.report
         assert isinstance(report, QuantizeReport)
         first = not console.quiet
     run = report.run
@@ -155,7 +151,7 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
 
 @contextmanager
 def _console(options: TrainOptions) -> Iterator[Console]:
-    """Give the console, which of several processes only the first writes to."""
+    """Yield the console, which of several processes only the first writes to."""
     with display.quiet(options.debug) as console:
         from cloister.distill.parallel import Parallel
 
@@ -164,10 +160,8 @@ def _console(options: TrainOptions) -> Iterator[Console]:
 
 
 @contextmanager
-def _sealing(
-    options: Distill
-) -> Iterator[Callable[[Mapping[str, str | int]], LogitStore] | None]:
-    """Give what makes the store of the teacher's draws, where they are to be sealed.
+def _sealing(options: Distill) -> Iterator[Callable[[Mapping[str, str | int]], LogitStore] | None]:
+    """Yield the maker of the sealed store of the teacher's draws, or None without `--private`.
 
     Raises:
         SettingError: none are to be recorded.
@@ -183,8 +177,7 @@ def _sealing(
     from cloister.vault.namespace import Kind
 
     with open_vault(asking(), create=True, notify=display.note) as vault:
-        yield functools.partial(
-            SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
+        yield functools.partial(SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
 
 
 def _examples(options: TrainOptions, console: Console) -> list[Example]:
@@ -196,6 +189,5 @@ def _examples(options: TrainOptions, console: Console) -> list[Example]:
     if corpus.flaws:
         counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, corpus.flaws[:5]))
-        console.print(
-            f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
+        console.print(f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
     return list(corpus.examples)

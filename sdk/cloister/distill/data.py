@@ -89,11 +89,7 @@ class Packed:
         return self._masks[window]
 
     def __call__(
-        self,
-        layer: int,
-        q_BTHD: torch.Tensor,
-        k_BTGD: torch.Tensor,
-        v_BTGD: torch.Tensor,
+        self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
         """Return the attention output, [B, T, H, D]."""
         mask, scale = self._mask(self.config.window_of(layer)), self.config.attention_scale
@@ -114,7 +110,7 @@ class Packed:
 
 
 def fingerprint(data: Sequence[Pair]) -> str:
-    """Return what tells data sets apart: their lengths and a checksum of every id."""
+    """Return the length of a data set and a checksum of every id."""
     crc = 0
     for prompt, answer in data:
         crc = zlib.crc32(array("q", [len(prompt), *prompt, *answer]).tobytes(), crc)
@@ -124,11 +120,7 @@ def fingerprint(data: Sequence[Pair]) -> str:
 def schedule_rows(
     data: Sequence[Pair], tokens: int, seed: int, context: int
 ) -> Iterator[tuple[int, list[Row]]]:
-    """Yield pass after pass of `one_pass`, without end, each shuffled anew.
-
-    Raises:
-        DataError: there are no examples.
-    """
+    """Yield pass after pass of `one_pass`, without end, each shuffled anew."""
     passes = 0
     while True:
         yield from one_pass(data, tokens, f"{seed} {passes}", context)
@@ -158,17 +150,17 @@ def one_pass(
     rng = random.Random(f"rows {seed}")  # not for secrets
     order = list(range(len(data)))
     rng.shuffle(order)
-    made: list[tuple[int, list[Row]]] = []
+    batches: list[tuple[int, list[Row]]] = []
     for length, rows in _packed(order, sizes, lengths).items():
         width = max(1, tokens // length)
-        rows += [[]] * (-len(rows) % width)  # batches of few shapes: compiled code is kept
-        made += [(length, rows[at:at + width]) for at in range(0, len(rows), width)]
-    rng.shuffle(made)
-    return made
+        rows += [[]] * (-len(rows) % width)  # batches of few shapes: compiled code is reused
+        batches += [(length, rows[at:at + width]) for at in range(0, len(rows), width)]
+    rng.shuffle(batches)
+    return batches
 
 
 def _packed(order: list[int], sizes: list[int], lengths: list[int]) -> dict[int, list[Row]]:
-    """Return rows by length: long examples first, short ones where they leave the least room."""
+    """Return rows by length, packed long examples first, each where it leaves the least room."""
     least = min(sizes)
     rows: dict[int, list[Row]] = {length: [] for length in lengths}
     free: list[tuple[int, int, Row]] = []  # room, number of the row, the row; by room
@@ -190,7 +182,7 @@ def _packed(order: list[int], sizes: list[int], lengths: list[int]) -> dict[int,
 
 
 def batch(data: Sequence[Pair], length: int, rows: Sequence[Row]) -> Batch:
-    """Return rows of `length` positions with the examples whose numbers `rows` holds."""
+    """Return rows of `length` positions with the examples whose numbers `rows` lists."""
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     labels, segments = torch.full_like(tokens, IGNORE), torch.full_like(tokens, -1)
     for at, row in enumerate(rows):

@@ -4,7 +4,7 @@ Shapes: B rows, T positions, N positions to be learnt, D hidden size, V vocabula
 
 A batch is planned alike by every process, and each learns from its share of the rows; a loss is
 the sum over all processes divided by the number of labels of all. So the losses do not depend on
-how many processes there are, rounding apart.
+how many processes there are, up to rounding.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _Loss = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(kw_only=True)
 class Run:
-    """What training cost, kills and restarts included."""
+    """The cost of training, kills and restarts included."""
 
     losses: list[float] = field(default_factory=list)  # nats a token, one a step
     seconds: float = 0.0
@@ -81,10 +81,10 @@ def train(
 ) -> Run:
     """Train `student` in place.
 
-    `folder/state` holds what is needed to go on after a kill: the same losses follow, on however
-    many processes. `origin` tells runs apart that settings, data and teacher do not: what the
-    student began as. `folder/metrics.jsonl` gets a JSON object a line and step. Without a teacher
-    all is cross-entropy on the labels.
+    After a kill the run resumes from `folder/state` with the same losses, on however many
+    processes, if settings, data, teacher and `origin`, what the student began as, are the same.
+    `folder/metrics.jsonl` gets a JSON object a line and step. Without a teacher all is
+    cross-entropy on the labels.
 
     Raises:
         SettingError: settings that do not fit together, or the state is another run's.
@@ -105,7 +105,7 @@ def train(
 
 
 class _Step:
-    """What uses the weights of student and teacher."""
+    """The forward passes of student and teacher."""
 
     def __init__(
         self, student: Sharded, teacher: Sharded | Sampled | None, *, compiled: bool
@@ -135,7 +135,7 @@ class _Step:
     def _divergence(
         self, part: Batch, learnt_BT: torch.Tensor, objective: Objective
     ) -> Callable[[torch.Tensor, slice], torch.Tensor]:
-        """Return what gives the divergence of the student's logits at a slice of the labels."""
+        """Return a function of the student's logits at a slice of the labels: their divergence."""
         if objective.hard == 1 or self.teacher is None:
             return lambda logits_NV, at: logits_NV.new_zeros(())
         if isinstance(self.teacher, Sampled):
@@ -154,22 +154,20 @@ class _Step:
         return divergence
 
     def release(self) -> None:
-        """Drop what both models have whole."""
+        """Drop the gathered weights of both models."""
         for model in (self.student, self.teacher):
             if isinstance(model, Sharded):
                 model.release()
 
 
-def _hidden(
-    decoder: Decoder, tokens_BT: torch.Tensor, segments_BT: torch.Tensor
-) -> torch.Tensor:
-    """Return [B, T, D]."""
+def _hidden(decoder: Decoder, tokens_BT: torch.Tensor, segments_BT: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states, [B, T, D]."""
     return decoder.hidden(tokens_BT, 0, Packed(decoder.config, segments_BT))
 
 
 @contextmanager
 def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
-    """Give whether Ctrl-C was pressed, so that a step is ended first; pressed again, it is not."""
+    """Tell whether Ctrl-C was pressed, so that the step ends first; a second one interrupts it."""
     pressed: list[bool] = []
 
     def note(*_: object) -> None:
@@ -199,7 +197,7 @@ class _Loop:
         assert self.schedule.steps is not None
         self.steps = self.schedule.steps
         self.parallel = step.student.parallel
-        self.narrow = self.schedule.autocast and multiplies_bfloat16(self.parallel.device)
+        self.bfloat16 = self.schedule.autocast and multiplies_bfloat16(self.parallel.device)
         self.state, self.metrics = folder / "state", folder / "metrics.jsonl"
         self.optimizer = Optimizer(self.student, self.schedule)
         self.saved = 0  # steps in `state`
@@ -234,7 +232,7 @@ class _Loop:
         return self.run_
 
     def _identify(self, origin: str) -> str:
-        """Return what must be the same for a run to go on."""
+        """Return what must be the same for a run to resume."""
         teacher = self.step.teacher
         return json.dumps([
             asdict(replace(self.schedule, steps=1, passes=1.0)), asdict(self.settings.objective),
@@ -251,12 +249,11 @@ class _Loop:
             yield list(islice(batches, self.schedule.batches))
 
     def _learn(
-        self, number: int, plan: list[tuple[int, list[list[int]]]],
-        interrupted: Callable[[], bool],
+        self, number: int, plan: list[tuple[int, list[list[int]]]], interrupted: Callable[[], bool]
     ) -> bool:
         """Take one step, and return whether any process was interrupted meanwhile."""
         parallel, began = self.parallel, time.perf_counter()
-        # Set anew at every step, so that dropout and sampling go on alike after a kill.
+        # Set anew at every step, so that dropout and sampling repeat after a kill.
         torch.manual_seed(self.schedule.seed * 1_000_003 + number * parallel.world + parallel.rank)
         objective, own = self.settings.objective, self._phase(number)[1]
         if self.settings.on_policy and own:
@@ -273,7 +270,7 @@ class _Loop:
         sums[3] = interrupted()
         total, entropy_a_token, divergence_a_token, stop = parallel.sum(sums)
         if not (math.isfinite(total) and math.isfinite(norm)):
-            raise LossNotFinite(self._diverged(number, batches))
+            raise LossNotFinite(self._not_finite(number, batches))
         rate = self.schedule.rate(number)
         self.optimizer.step(rate)
         self.run_.losses.append(total)
@@ -303,7 +300,7 @@ class _Loop:
         return torch.stack([loss, entropy / count, divergence / count]).detach()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.parallel.device.type, torch.bfloat16, enabled=self.narrow)
+        return torch.autocast(self.parallel.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def _phase(self, number: int) -> tuple[float, bool]:
         """Return the learning rate of a step, and whether the student answers itself."""
@@ -331,19 +328,17 @@ class _Loop:
         ]
         context = self.student.config.shape.context
         cut = [(prompt, answer[:context - len(prompt)]) for prompt, answer in own]
-        made = [
+        batches = (
             batch(cut, length, rows)
-            for length, rows in one_pass(cut, self.schedule.micro, number, context)
-        ]
-        return [
-            replace(whole, keys=tuple(numbers[key] for key in whole.keys)) for whole in made]
+            for length, rows in one_pass(cut, self.schedule.micro, number, context))
+        return [replace(whole, keys=tuple(numbers[key] for key in whole.keys)) for whole in batches]
 
-    def _diverged(self, number: int, batches: list[Batch]) -> str:
+    def _not_finite(self, number: int, batches: list[Batch]) -> str:
         keys = [key + 1 for whole in batches for key in whole.keys]
-        kept = f"{self.state.name} holds step {self.saved}" if self.saved else "none was kept yet"
+        saved = f"{self.state.name} holds step {self.saved}" if self.saved else "none was kept yet"
         return (
             f"The loss of step {number + 1} is not finite (a batch of {len(keys)} examples, first "
-            f"numbers {', '.join(map(str, keys[:8]))}); {kept}: look at those examples, or begin "
+            f"numbers {', '.join(map(str, keys[:8]))}); {saved}: look at those examples, or begin "
             "anew, to another output, at a lower learning rate."
         )
 
@@ -380,7 +375,7 @@ class _Loop:
         self.saved = len(run.losses)
 
     def _resume(self) -> Run:
-        """Go on where the state stopped, if there is one; drop later lines of the metrics."""
+        """Resume from the state, if there is one; drop later lines of the metrics."""
         record, run = state.read_record(self.state), Run()
         if record is not None:
             # More steps are no other run, as long as no later phase had begun.
@@ -405,7 +400,7 @@ class _Loop:
 
 
 def restore(student: Sharded, folder: Path) -> bool:
-    """Read the weights that a run in `folder` kept last; return whether it kept any.
+    """Read the last weights that a run in `folder` saved; return whether it saved any.
 
     Raises:
         TrainingError: they cannot be read.
@@ -422,11 +417,7 @@ def _tensors(student: Decoder) -> dict[str, torch.Tensor]:
 
 
 def check_recorded(objective: Objective, on_policy: OnPolicy | None) -> None:
-    """Raise unless a teacher's draws are enough for what is to be learnt.
-
-    Raises:
-        SettingError: they are not.
-    """
+    """Raise SettingError unless a teacher's draws are enough for what is to be learnt."""
     if on_policy is not None:
         raise SettingError(
             "A student's own answers need a teacher that reads them; name its checkpoint, not its "
@@ -440,7 +431,7 @@ def check_recorded(objective: Objective, on_policy: OnPolicy | None) -> None:
 def _check(
     student: Decoder | Sharded, settings: TrainSettings, teacher: Decoder | Sharded | Sampled | None
 ) -> None:
-    """Raise unless what is to be trained fits together."""
+    """Raise SettingError or VocabularyMismatch unless settings and models fit together."""
     if settings.compiled and Parallel().world > 1:
         raise SettingError("Compiled steps serve one process; leave --compile out.")
     if settings.objective.hard < 1 and teacher is None:

@@ -1,4 +1,4 @@
-"""What a student is taught with, a bounded number of rows at a time.
+"""The losses of distillation, a bounded number of rows at a time.
 
 Shapes: N positions to be learnt, D hidden size, V vocabulary, K draws of a teacher.
 
@@ -31,7 +31,7 @@ CHUNK_BYTES = 128 << 20  # of the float32 logits that are in memory at a time
 
 
 class Divergence(StrEnum):
-    """From what the student learns to its teacher."""
+    """The divergence of a student from its teacher."""
 
     FORWARD_KL = "forward_kl"
     REVERSE_KL = "reverse_kl"
@@ -103,7 +103,7 @@ def sampled_cross_entropy(student_NV: torch.Tensor, draws: Draws) -> torch.Tenso
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Return how many positions' logits are in memory at a time."""
+    """Return the number of positions whose logits are in memory at a time."""
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
@@ -112,7 +112,7 @@ def chunked(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sum of `rows(part)`, a pair of losses, over slices of `count` positions.
 
-    Where one slice does not hold them all, its logits are made again for the gradient, so that no
+    With more than one slice, its logits are computed again for the gradient, so that no
     two slices' logits exist at a time.
     """
     size = chunk_rows(vocabulary)
@@ -122,5 +122,5 @@ def chunked(
         checkpoint(rows, slice(start, start + size), use_reentrant=False)
         for start in range(0, count, size)
     ]
-    return torch.stack([part[0] for part in parts]).sum(), torch.stack(
-        [part[1] for part in parts]).sum()
+    first, second = zip(*parts, strict=True)
+    return torch.stack(first).sum(), torch.stack(second).sum()

@@ -1,4 +1,4 @@
-"""How well a decoder predicts the answers of examples that it does not learn from."""
+"""The cross-entropy of a decoder on examples that it does not learn from."""
 
 from __future__ import annotations
 
@@ -35,18 +35,16 @@ def cross_entropy(model: Sharded, data: Sequence[Pair]) -> float:
     for length, rows in one_pass(data, TOKENS, 0, decoder.config.shape.context):
         whole = batch(data, length, [row for row in rows if row])
         part = whole.part(parallel.rank, parallel.world).to(parallel.device)
-        sums += torch.tensor(
-            model(lambda part=part: _sums(decoder, part)), dtype=torch.float64)
+        sums += torch.tensor(model(lambda part=part: _sums(decoder, part)), dtype=torch.float64)
     model.release()
     total, count = parallel.sum(sums.to(parallel.device))
     return total / count
 
 
 def _sums(decoder: Decoder, part: Batch) -> tuple[float, int]:
-    """Return the sum over the answers' tokens, and their number."""
+    """Return the summed cross-entropy of the answers' tokens, and their number."""
     learnt_BT = part.labels_BT != IGNORE
-    rows_ND = decoder.hidden(
-        part.tokens_BT, 0, Packed(decoder.config, part.segments_BT))[learnt_BT]
+    rows_ND = decoder.hidden(part.tokens_BT, 0, Packed(decoder.config, part.segments_BT))[learnt_BT]
     size, total = chunk_rows(decoder.config.shape.vocab_size), 0.0
     for some_ND, labels_N in zip(
         rows_ND.split(size), part.labels_BT[learnt_BT].split(size), strict=True

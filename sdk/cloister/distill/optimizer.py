@@ -1,4 +1,4 @@
-"""Which optimizer moves which weights."""
+"""The optimizers, and the weights that each updates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Optimizer:
             self._parts.append(Muon(
                 matrices, rate=schedule.peak, weight_decay=schedule.weight_decay,
                 autocast=schedule.autocast))
-        # What is remembered of each weight, by its name in a state.
+        # The optimizer state of each weight, by its name in a saved state.
         self.tensors: dict[str, torch.Tensor] = {}
         names = {parameter: name for name, parameter in decoder.named_parameters()}
         for part in self._parts:
@@ -52,7 +52,7 @@ class Optimizer:
                     f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
 
     def step(self, rate: float) -> None:
-        """Move every weight, and forget its gradient."""
+        """Update every weight, and drop its gradient."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = rate
@@ -73,13 +73,12 @@ class Muon(torch.optim.Optimizer):
         self, matrices: Iterable[torch.Tensor], *, rate: float, weight_decay: float,
         momentum: float = 0.95, autocast: bool = True,
     ) -> None:
-        super().__init__(
-            matrices, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(matrices, {"lr": rate, "weight_decay": weight_decay, "momentum": momentum})
         self._autocast = autocast
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
             for matrix in group["params"]:
@@ -90,9 +89,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
                 direction = matrix.grad.lerp(average, momentum)
-                narrow = self._autocast and multiplies_bfloat16(matrix.device)
+                bfloat16 = self._autocast and multiplies_bfloat16(matrix.device)
                 direction = orthogonal(
-                    direction.to(torch.bfloat16) if narrow else direction).to(matrix.dtype)
+                    direction.to(torch.bfloat16) if bfloat16 else direction).to(matrix.dtype)
                 matrix.mul_(1 - rate * group["weight_decay"])
                 matrix.add_(direction, alpha=-rate * 0.2 * max(matrix.shape) ** 0.5)
 

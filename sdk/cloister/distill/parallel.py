@@ -1,4 +1,4 @@
-"""One process, or several under torchrun that share the weights of a model (FSDP2)."""
+"""One process, or several under torchrun that shard the weights of a model (FSDP2)."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ class Parallel:
 
     @property
     def random_devices(self) -> list[torch.device]:
-        """Devices whose random state a run uses, the processor's apart."""
+        """Devices beside the processor whose random state a run uses."""
         return [self.device] if self.device.type == "cuda" else []
 
     def shard(self, module: nn.Module) -> None:
-        """Leave this process its part of the weights of `module` that are not sharded yet."""
+        """Keep this process's shard of the weights of `module` that are not sharded yet."""
         if self._mesh is None:
             module.to(self.device)
         else:
@@ -83,12 +83,12 @@ class Parallel:
         return [float(value) for value in values]
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait for every process (a barrier)."""
         if self._mesh is not None:
             dist.barrier()
 
     def full(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the whole of a tensor that may be sharded; every process has to ask for it."""
+        """Return a tensor gathered whole, if it is sharded; every process has to call it."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -117,7 +117,7 @@ class Sharded(nn.Module):
         self, decoder: Decoder, parallel: Parallel, *, identity: str | None = None,
         fill: Callable[[str, nn.Module], None] = lambda prefix, module: None,
     ) -> None:
-        """`fill(prefix, module)` gives a module its weights just before it is sharded."""
+        """Shard `decoder`; `fill(prefix, module)` sets a module's weights just before."""
         super().__init__()
         self.identity = _fingerprint(decoder) if identity is None else identity
         self.decoder, self.parallel = decoder, parallel
@@ -132,12 +132,9 @@ class Sharded(nn.Module):
         cls, checkpoint: Checkpoint, parallel: Parallel, *, dtype: torch.dtype = torch.float32,
         prepare: Callable[[Decoder], Decoder] = lambda decoder: decoder,
     ) -> Sharded:
-        """Read an unquantized checkpoint layer by layer; no process holds more than one whole.
+        """Read a checkpoint by `read_plain`, layer by layer; no process has more than one whole.
 
         `prepare` may change the modules of the decoder, which has no weights yet.
-
-        Raises:
-            CheckpointError, NonFiniteTensor: see `read_plain`.
         """
         with torch.device("meta"):
             decoder = prepare(Decoder(checkpoint.metadata.config))
@@ -156,12 +153,12 @@ class Sharded(nn.Module):
         return use()
 
     def release(self) -> None:
-        """Drop what is whole of embedding, head and last norm, which stay so after a call."""
+        """Drop the gathered embedding, head and last norm, which stay so after a call."""
         if isinstance(self, FSDPModule):
             self.reshard()
 
 
 def _fingerprint(decoder: Decoder) -> str:
-    """Return what tells decoders apart: the checksum of a little of every weight."""
+    """Return a checksum of a little of every weight, by which decoders are told apart."""
     some = [weight.detach().flatten()[:64].float().cpu() for weight in decoder.parameters()]
     return f"{zlib.crc32(torch.cat(some).numpy().tobytes()):08x}"

@@ -1,4 +1,4 @@
-"""A student cut out of its teacher, by what the teacher's activations say is needed.
+"""Structured pruning: a student cut out of its teacher, by the teacher's activations.
 
 Shapes: D hidden size, F feed-forward size, H query heads, G KV heads, K head size.
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.tiers import Shape
 
-__all__ = ["Cut", "Usage", "check_shapes", "fitted"]
+__all__ = ["Cut", "Usage", "check_shapes", "check_vocabulary", "fitted"]
 
 _Key = TypeVar("_Key")
 
 
 class Usage:
-    """What passes through a decoder while it reads, summed over tokens."""
+    """The magnitudes of a decoder's activations, summed over tokens."""
 
     def __init__(self, model: Sharded, batches: Iterable[torch.Tensor]) -> None:
         """Let `model` read `batches`, tokens int64[B, T]."""
@@ -84,8 +84,8 @@ class Usage:
 
     def _watch_layer(self, number: int) -> Callable[..., None]:
         def note(_: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
-            alike = functional.cosine_similarity(_flat(inputs[0]), _flat(out), dim=-1)
-            self.layers[number] += (1 - alike).sum()
+            similarity = functional.cosine_similarity(_flat(inputs[0]), _flat(out), dim=-1)
+            self.layers[number] += (1 - similarity).sum()
 
         return note
 
@@ -134,14 +134,14 @@ class Cut:
         return whole[rows] if whole.dim() == 1 else whole[rows][:, columns]
 
     def _inner(self, kind: str, layer: int) -> list[int]:
-        """Return the places kept of what a part of a layer computes: neurons, or heads."""
+        """Return the columns that remain of what a part of a layer computes: neurons, or heads."""
         if kind.startswith("mlp"):
             return self._neurons(layer)
         return [place for chosen in self._heads(layer) for head in chosen
                 for place in self._places(head)]
 
     def _shared(self, whole: torch.Tensor, layer: int) -> torch.Tensor:
-        """Return keys or values: the mean of those that the heads of a set were taught with.
+        """Return keys or values: the mean over the groups that the heads of a set come from.
 
         As arXiv 2305.13245 makes fewer of them.
         """
@@ -168,7 +168,7 @@ class Cut:
             [group * ratio + at for at in sorted(best.indices[group].tolist())] for group in groups]
 
     def _norm(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weights of a norm, made up for dividing by the mean of fewer channels."""
+        """Return the weights of a norm, corrected for the mean over fewer channels."""
         squares = self._usage.squares[name.removesuffix(".weight")].to(weight.device)
         if len(self._channels) == len(squares):
             return weight
@@ -181,6 +181,15 @@ class Cut:
         return list(range(head * size, (head + 1) * size))
 
 
+def check_vocabulary(teacher: Shape, student: Shape) -> None:
+    """Raise VocabularyMismatch unless both shapes have one vocabulary."""
+    if teacher.vocab_size != student.vocab_size:
+        raise VocabularyMismatch(
+            f"The teacher has {teacher.vocab_size} tokens and the student {student.vocab_size}; "
+            "both must use one tokenizer: choose another teacher or shape."
+        )
+
+
 def check_shapes(teacher: Shape, student: Shape) -> None:
     """Raise unless a decoder of one shape can be cut out of one of the other.
 
@@ -188,11 +197,7 @@ def check_shapes(teacher: Shape, student: Shape) -> None:
         VocabularyMismatch: another vocabulary.
         SettingError: another head size, or a student larger than its teacher somewhere.
     """
-    if teacher.vocab_size != student.vocab_size:
-        raise VocabularyMismatch(
-            f"The teacher has {teacher.vocab_size} tokens and the student {student.vocab_size}; "
-            "both must use one tokenizer: choose another teacher or shape."
-        )
+    check_vocabulary(teacher, student)
     if teacher.head_size != student.head_size:
         raise SettingError(
             f"Heads have size {teacher.head_size} in the teacher and {student.head_size} in the "
@@ -209,12 +214,12 @@ def check_shapes(teacher: Shape, student: Shape) -> None:
 
 def fitted(config: ModelConfig, shape: Shape, layers: Sequence[int]) -> ModelConfig:
     """Return `config` for another shape, each layer with the settings of the one `layers` names."""
-    def kept(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    def renumbered(numbers: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(at for at, number in enumerate(layers) if number in numbers)
 
     return replace(
-        config, shape=shape, windowed_layers=kept(config.windowed_layers),
-        no_rope_layers=kept(config.no_rope_layers),
+        config, shape=shape, windowed_layers=renumbered(config.windowed_layers),
+        no_rope_layers=renumbered(config.no_rope_layers),
     )
 
 

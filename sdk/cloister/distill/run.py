@@ -1,11 +1,11 @@
 """Distillation from checkpoint to checkpoint.
 
-A run keeps what it needs to go on in the folder OUT.run beside its output:
+A run keeps what it needs to resume in the folder OUT.run beside its output:
 
     state/             see `cloister.distill.state`
     metrics.jsonl      an object a step
     logits             the teacher's draws, where they were recorded and not sealed
-    held-out.jsonl     what was kept apart of the data, unless the data is private
+    held-out.jsonl     examples held out of the data, unless the data is private
     last-good/         the checkpoint that a loss which is not finite left behind
 
 Everything imported here runs without torchao and ExecuTorch.
@@ -29,7 +29,7 @@ from cloister import corpus
 from cloister.distill import loop
 from cloister.distill.measure import cross_entropy
 from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
-from cloister.distill.prune import Cut, Usage, check_shapes, fitted
+from cloister.distill.prune import Cut, Usage, check_shapes, check_vocabulary, fitted
 from cloister.distill.schedule import TrainSettings
 from cloister.distill.state import make_folder
 from cloister.distill.teacher import FileStore, Sampled, check_draws, record
@@ -39,7 +39,6 @@ from cloister.errors import (
     QuantizationError,
     SettingError,
     TokenizerError,
-    VocabularyMismatch,
 )
 from cloister.files import check_output, disk_errors
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
@@ -69,7 +68,7 @@ Tensors = Iterable[tuple[str, torch.Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(TrainSettings):
-    """How a student is made of its teacher.
+    """The settings of a distillation.
 
     Raises:
         SettingError: a value outside its bound, or settings that do not fit together.
@@ -95,7 +94,7 @@ class DistillSettings(TrainSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillReport:
-    """What a student became; cross-entropies are nats a token of held-out answers."""
+    """The result of a distillation; cross-entropies are nats a token of held-out answers."""
 
     identity: str  # of the student
     shape: Shape
@@ -105,7 +104,7 @@ class DistillReport:
     after: float
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
+        """Return the report, JSON-ready."""
         return {
             "identity": self.identity, "steps": len(self.run.losses),
             "tokens": self.run.tokens, "seconds": round(self.run.seconds, 1),
@@ -131,8 +130,8 @@ def distill(
 
     A tier has the teacher's vocabulary; `data` and `held_out`, which the student is measured on,
     are examples or files of them (see `cloister.corpus`). Without `held_out` 5 % of the data are
-    kept apart. The checkpoint's `report` is a `DistillReport`. A run that is killed goes on when
-    it is repeated. Under torchrun every process calls this, and holds a part of both models.
+    held out. The checkpoint's `report` is a `DistillReport`. A run that was killed resumes when
+    it is repeated. Under torchrun every process calls this, and has a shard of both models.
 
     Raises:
         QuantizationError: the teacher is quantized.
@@ -150,15 +149,15 @@ def distill(
     if settings.draws is not None and parallel.world > 1:
         raise SettingError(
             "Recorded draws serve one process; run without torchrun, or without --draws.")
-    examples, kept = _examples(data, held_out, settings)
+    examples, measured_on = _examples(data, held_out, settings)
     name = str(student) if isinstance(student, Tier) else out.name
     task = _Task(
         teacher, config, name, settings, parallel, run_folder(out),
-        *(encode(teacher, each, config.shape.context) for each in (examples, kept)))
+        *(encode(teacher, each, config.shape.context) for each in (examples, measured_on)))
     with _owner_only(settings.store is not None, out, parallel):
         make_folder(task.folder)
         if held_out is None and settings.store is None and parallel.rank == 0:
-            _write_examples(task.folder / "held-out.jsonl", kept)
+            _write_examples(task.folder / "held-out.jsonl", measured_on)
         return task.run(out, replace=replace, progress=progress if parallel.rank == 0 else silent)
 
 
@@ -178,19 +177,19 @@ class _Task:
     def run(self, out: Path, *, replace: bool, progress: Progress) -> Checkpoint:
         """Make the student, train it, write it and measure it."""
         settings, parallel, folder = self.settings, self.parallel, self.folder
-        guide = Sharded.load(self.teacher, parallel)
+        full = Sharded.load(self.teacher, parallel)  # float32
         progress("measure the teacher")
-        ceiling = cross_entropy(guide, self.held_out)
-        student = self._start(guide, progress)
+        teacher_entropy = cross_entropy(full, self.held_out)
+        student = self._start(full, progress)
         before = cross_entropy(student, self.held_out)
         sampled = None
         if settings.draws is not None:
-            sampled = self._recorded(guide, settings.draws, progress)
-        narrow = settings.schedule.autocast and multiplies_bfloat16(parallel.device)
-        if sampled is not None or narrow:
-            del guide  # its memory, before it comes again in half the size
+            sampled = self._recorded(full, settings.draws, progress)
+        bfloat16 = settings.schedule.autocast and multiplies_bfloat16(parallel.device)
+        if sampled is not None or bfloat16:
+            del full  # its memory, before it is loaded again in half the size
         teacher = sampled or (
-            Sharded.load(self.teacher, parallel, dtype=torch.bfloat16) if narrow else guide)
+            Sharded.load(self.teacher, parallel, dtype=torch.bfloat16) if bfloat16 else full)
         try:
             run = loop.train(
                 student, self.data, settings, folder, teacher=teacher, stage="distil",
@@ -201,11 +200,11 @@ class _Task:
             if loop.restore(student, folder):
                 write(student, folder / "last-good", self._metadata(), self.teacher, replace=True)
             raise
-        made = write(student, out, self._metadata(), self.teacher, replace=replace)
-        made.report = DistillReport(
-            identity=made.identity, shape=self.config.shape, run=run, teacher=ceiling,
+        checkpoint = write(student, out, self._metadata(), self.teacher, replace=replace)
+        checkpoint.report = DistillReport(
+            identity=checkpoint.identity, shape=self.config.shape, run=run, teacher=teacher_entropy,
             before=before, after=cross_entropy(student, self.held_out))
-        return made
+        return checkpoint
 
     def _metadata(self) -> Metadata:
         return replace(
@@ -237,7 +236,7 @@ class _Task:
 
 
 class TokenizerFiles(Protocol):
-    """What has the tokenizer for a checkpoint, such as another one."""
+    """The tokenizer files for a checkpoint, such as another checkpoint's."""
 
     @property
     def tokenizer_path(self) -> Path:
@@ -265,7 +264,7 @@ def encode(source: Checkpoint, examples: Iterable[Example], context: int) -> lis
 
 
 def run_folder(out: Path) -> Path:
-    """Return where a run keeps what it needs to go on, and its metrics."""
+    """Return the folder of the run that writes `out`: its state and metrics."""
     return out.with_name(f"{out.name}.run")
 
 
@@ -285,11 +284,7 @@ def check_source(source: Checkpoint, out: Path, *, replace: bool) -> None:
 
 
 def examples_of(data: str | Path | Sequence[Example], tolerate: float) -> list[Example]:
-    """Return examples to train on, read from a file or directory where one is named.
-
-    Raises:
-        DataError: see `cloister.corpus.load`.
-    """
+    """Return examples to train on, read by `corpus.load` where a file or directory is named."""
     if isinstance(data, str | Path):
         return list(corpus.load(data, tolerated=tolerate).examples)
     return list(data)
@@ -300,12 +295,8 @@ def pruned(
 ) -> tuple[ModelConfig, Tensors]:
     """Return configuration and weights of a decoder of `shape` cut out of `teacher`.
 
-    `source` is its checkpoint, of which each tensor is read when it is asked for.
-
-    Raises:
-        VocabularyMismatch, SettingError: see `check_shapes`.
+    `source` is its checkpoint, of which each tensor is read when it is asked for; see `Cut`.
     """
-    check_shapes(source.metadata.config.shape, shape)
     cut = Cut(source.metadata.config, shape, Usage(teacher, _calibration(data, shape.context)))
     return cut.config, (
         (name, cut.tensor(name, lambda name: read_plain(source, name)))
@@ -315,7 +306,7 @@ def pruned(
 def write_start(
     folder: Path, metadata: Metadata, weights: Tensors, source: TokenizerFiles, parallel: Parallel
 ) -> Sharded:
-    """Return a decoder with `weights`, of which no process ever holds all.
+    """Return a decoder with `weights`, of which no process ever has all.
 
     One process writes them to a checkpoint in `folder`, all read their part of it, and it is
     removed.
@@ -386,10 +377,8 @@ def fitted_config(
             context=min(config.shape.context, shape.context))
     if not settings.from_scratch:
         check_shapes(config.shape, student)
-    elif student.vocab_size != config.shape.vocab_size:
-        raise VocabularyMismatch(
-            f"The teacher has {config.shape.vocab_size} tokens and the student "
-            f"{student.vocab_size}; both must use one tokenizer: choose another teacher or shape.")
+    else:
+        check_vocabulary(config.shape, student)
     # A pattern of layers goes on as it began.
     return fitted(config, student, [layer % config.shape.layers for layer in range(student.layers)])
 
@@ -398,20 +387,20 @@ def _examples(
     data: str | Path | Sequence[Example], held_out: str | Path | Sequence[Example] | None,
     settings: DistillSettings,
 ) -> tuple[list[Example], list[Example]]:
-    """Return what is learnt from, and what is measured on."""
+    """Return the examples to learn from, and those to measure on."""
     examples = examples_of(data, settings.tolerate)
     if held_out is None:
-        examples, kept = corpus.split(examples)
+        examples, measured_on = corpus.split(examples)
     else:
-        kept = corpus.read(held_out) if isinstance(held_out, str | Path) else list(held_out)
+        measured_on = corpus.read(held_out) if isinstance(held_out, str | Path) else list(held_out)
         if not settings.allow_overlap:
-            corpus.refuse_overlap(examples, kept)
-    if not examples or not kept:
+            corpus.refuse_overlap(examples, measured_on)
+    if not examples or not measured_on:
         raise DataError(
             "There are too few examples to hold some out; add data, or name other examples with "
             "--held-out."
         )
-    return examples, kept
+    return examples, measured_on
 
 
 def _calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""How long, how fast and on what a student is trained."""
+"""The settings of training: steps, learning rate, objective, phases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Kind", "OnPolicy", "Schedule", "TrainSettings"]
 
 
 class Kind(StrEnum):
-    """The optimizer of the matrices of the blocks; all else is moved by AdamW."""
+    """The optimizer of the blocks' matrices; AdamW updates all else."""
 
     MUON = "muon"  # orthogonalised momentum (arXiv 2502.16982)
     ADAMW = "adamw"
@@ -28,7 +28,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast to train.
+    """The steps of a run and its learning rate.
 
     Raises:
         SettingError: a value outside its bound.
@@ -57,9 +57,7 @@ class Schedule:
                             ("warmup", 0), ("weight_decay", 0), ("final", 0), ("decay", 0),
                             ("dropout", 0)):
             if not getattr(self, name) >= least:
-                raise SettingError(
-                    f"{name} is {getattr(self, name)}; it must be at least {least}."
-                )
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         for name in ("passes", "peak", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be above 0.")
@@ -68,11 +66,7 @@ class Schedule:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be at most 1.")
 
     def planned(self, data: Sequence[Pair], context: int) -> Schedule:
-        """Return the schedule with the number of steps that `passes` over `data` take.
-
-        Raises:
-            DataError: there are no examples.
-        """
+        """Return the schedule with the steps that `passes` over `data` take, see `one_pass`."""
         if self.steps is not None:
             return self
         batches = len(one_pass(data, self.micro, self.seed, context))
@@ -119,7 +113,7 @@ class OnPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How a decoder is trained."""
+    """The settings of a training run."""
 
     schedule: Schedule = field(default_factory=Schedule)
     objective: Objective = field(default_factory=Objective)

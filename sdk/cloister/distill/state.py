@@ -1,4 +1,4 @@
-"""What a run goes on from: whole, or as it was before.
+"""The state that a run resumes from: whole, or as it was before.
 
     FOLDER/NNNNNNNN/run.json         what was done in N steps
     FOLDER/NNNNNNNN/*.safetensors    weights and optimizer state, a part of each from each process
@@ -38,7 +38,7 @@ __all__ = ["Record", "load_state", "make_folder", "read_record", "save_state"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run has done, and what it must be like to go on."""
+    """The progress of a run, and its identity, without which it does not resume."""
 
     identity: str  # of settings, data and models
     phase: tuple[float, bool]  # learning rate of the last step; whether on the student's answers
@@ -61,10 +61,10 @@ def make_folder(path: Path) -> Path:
 def save_state(
     folder: Path, record: Record, tensors: Mapping[str, torch.Tensor], parallel: Parallel
 ) -> None:
-    """Write the state beside what `folder` holds, and then remove that; every process calls it.
+    """Write the state beside the older one in `folder`, then remove that; every process calls it.
 
     Raises:
-        NotEnoughDisk, OutputUnwritable: see `cloister.files.disk_errors`; what was there still is.
+        NotEnoughDisk, OutputUnwritable: see `cloister.files.disk_errors`; the older state stays.
     """
     part, whole = folder / "part", folder / f"{len(record.losses):08}"
     if parallel.rank == 0:
@@ -99,7 +99,7 @@ def save_state(
 
 
 def read_record(folder: Path) -> Record | None:
-    """Read what the run in `folder` has done, or None where there is none.
+    """Read the record of the run in `folder`, or None where there is none.
 
     Raises:
         TrainingError: the record cannot be read.
@@ -116,7 +116,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def load_state(folder: Path, tensors: Mapping[str, torch.Tensor], parallel: Parallel) -> None:
-    """Read the newest state into `tensors`, each process its part; every process calls it.
+    """Read the newest state into `tensors`, each process its shard; every process calls it.
 
     Raises:
         TrainingError: the files cannot be read.
@@ -135,8 +135,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _damaged(folder: Path) -> TrainingError:
-    return TrainingError(
-        f"{folder.name} cannot be read as a run's state; delete it to begin anew.")
+    return TrainingError(f"{folder.name} cannot be read as a run's state; delete it to begin anew.")
 
 
 def _cause(error: CheckpointException) -> BaseException:
@@ -147,7 +146,7 @@ def _cause(error: CheckpointException) -> BaseException:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out that there is one process, which is no reason to warn (dcp, torch 2.13)."""
+    """Suppress the warning that there is one process only (dcp, torch 2.13)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.distributed")
         yield

@@ -1,4 +1,4 @@
-"""What a teacher thinks of a data set, drawn once and kept: unbiased and small.
+"""A teacher's draws on a data set, recorded once: an unbiased and small stand-in for its logits.
 
 Shapes: N positions, K distinct draws of the position that has most, V vocabulary.
 
@@ -18,7 +18,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -35,15 +35,13 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.pairs import Pair
     from cloister.progress import Progress
+    from cloister.vault.namespace import Kind, Namespace
 
 __all__ = ["Draws", "FileStore", "LogitStore", "Sampled", "SealedStore", "check_draws", "decode",
            "draw", "encode", "record"]
 
 Header = Mapping[str, "str | int"]
-"""What the records of a store are of: teacher, vocabulary, draws, seed, data."""
-
-_Kind = TypeVar("_Kind")
-_KindIn = TypeVar("_KindIn", contravariant=True)
+"""The origin of a store's records: teacher, vocabulary, draws, seed, data."""
 
 MOST = 255  # draws a position: a count is a byte
 _NARROW = 1 << 16
@@ -66,18 +64,28 @@ class Draws:
 
 
 class LogitStore(Protocol):
-    """Keeps records by example; they say much about the examples, and may need sealing."""
+    """A store of records by example; they say much about the examples, and may need sealing."""
 
     def put(self, key: int, record: bytes) -> None:
-        """Keep a record."""
+        """Store a record.
+
+        Raises:
+            NotEnoughDisk: the disk is full; earlier records stay.
+            VaultError: see `cloister.vault.namespace.Namespace`.
+        """
 
     def get(self, key: int) -> bytes:
-        """Return the record of an example."""
+        """Return the record of an example.
+
+        Raises:
+            TrainingError: there is none.
+            VaultDamaged: it is not what was written.
+        """
 
     def __contains__(self, key: int) -> bool: ...
 
     def flush(self) -> None:
-        """Flush what was put to the disk."""
+        """Flush every record to the disk."""
 
 
 def draw(logits_NV: torch.Tensor, draws: int, rng: torch.Generator) -> Draws:
@@ -94,11 +102,11 @@ def draw(logits_NV: torch.Tensor, draws: int, rng: torch.Generator) -> Draws:
     return Draws(distinct[:, :width], counts[:, :width].float() / draws)
 
 
-def encode(made: Draws, draws: int, vocabulary: int) -> bytes:
+def encode(drawn: Draws, draws: int, vocabulary: int) -> bytes:
     """Return the record of draws at the positions of one example."""
-    counts = (made.weights * draws).round().to(torch.uint8)
+    counts = (drawn.weights * draws).round().to(torch.uint8)
     used = counts > 0
-    ids = made.ids[used].numpy().astype("<u2" if vocabulary <= _NARROW else "<u4")
+    ids = drawn.ids[used].numpy().astype("<u2" if vocabulary <= _NARROW else "<u4")
     return bytes(
         used.sum(-1).to(torch.uint8).numpy().tobytes() + ids.tobytes()
         + counts[used].numpy().tobytes()
@@ -132,10 +140,10 @@ def decode(data: bytes, positions: int, vocabulary: int) -> Draws:
 
 
 class FileStore:
-    """Records in one file that only grows.
+    """Records in one append-only file.
 
-    The first line says what they are of; opening it for anything else is refused. A record that a
-    kill cut short is dropped when the file is opened again.
+    The first line is their header; opening it with another is refused. A record that a kill cut
+    short is dropped when the file is opened again.
 
     Raises:
         SettingError: the file holds another teacher's or data set's records.
@@ -157,31 +165,23 @@ class FileStore:
         if fresh:
             self._write(0, first)
         self._file.seek(0)
-        found = self._file.read(4096).partition(b"\n")[0] + b"\n"
-        if found != first:
+        stored = self._file.read(4096).partition(b"\n")[0] + b"\n"
+        if stored != first:
             raise SettingError(
-                f"{path.name} holds the draws of {_differs(found, header)}; delete it, or repeat "
+                f"{path.name} holds the draws of {_differs(stored, header)}; delete it, or repeat "
                 "the run that made it."
             )
         self._end = self._index(len(first))
 
     def put(self, key: int, record: bytes) -> None:
-        """Keep a record.
-
-        Raises:
-            NotEnoughDisk: the disk is full; what was put before stays.
-        """
+        """Store a record, see `LogitStore`."""
         frame = _FRAME.pack(key, len(record), zlib.crc32(record, key & 0xFFFFFFFF))
         self._write(self._end, frame + record)
         self._places[key] = self._end + len(frame), len(record)
         self._end += len(frame) + len(record)
 
     def get(self, key: int) -> bytes:
-        """Return the record of an example.
-
-        Raises:
-            TrainingError: there is none.
-        """
+        """Return the record of an example, see `LogitStore`."""
         if key not in self._places:
             raise _unrecorded(key)
         at, size = self._places[key]
@@ -191,12 +191,12 @@ class FileStore:
         return key in self._places
 
     def flush(self) -> None:
-        """Flush what was put to the disk."""
+        """Flush every record to the disk."""
         with disk_errors(self.path.name):
             os.fsync(self._file.fileno())
 
     def _index(self, at: int) -> int:
-        """Find every whole record, cut off what follows the last, and return where it ends."""
+        """Index every whole record, truncate the file after the last, and return its end."""
         self._file.seek(at)
         data = self._file.readall()
         place = 0
@@ -220,43 +220,21 @@ class FileStore:
                 view = view[self._file.write(view):]
 
 
-class Space(Protocol[_KindIn]):
-    """What `SealedStore` needs of a `cloister.vault.namespace.Namespace`."""
-
-    def put(self, kind: _KindIn, name: bytes, content: bytes, *, number: int = 0) -> None:
-        """Seal a record of an object."""
-
-    def get(self, kind: _KindIn, name: bytes, *, number: int = 0) -> bytes | None:
-        """Return a record, or None."""
-
-    def numbers(self, kind: _KindIn, name: bytes) -> list[int]:
-        """Return the numbers of an object's records."""
-
-
-class SealedStore(Generic[_Kind]):
+class SealedStore:
     """A teacher's draws in the vault, an object a run (see `LogitStore`)."""
 
-    def __init__(self, space: Space[_Kind], kind: _Kind, header: Header) -> None:
+    def __init__(self, space: Namespace, kind: Kind, header: Header) -> None:
         self._space, self._kind = space, kind
         self._name = json.dumps(dict(header), sort_keys=True).encode()
         self._keys = set(space.numbers(kind, self._name))
 
     def put(self, key: int, record: bytes) -> None:
-        """Keep a record.
-
-        Raises:
-            NotEnoughDisk, VaultError: see `cloister.vault.namespace.Namespace.put`.
-        """
+        """Store a record, see `LogitStore`."""
         self._space.put(self._kind, self._name, record, number=key)
         self._keys.add(key)
 
     def get(self, key: int) -> bytes:
-        """Return the record of an example.
-
-        Raises:
-            TrainingError: there is none.
-            VaultDamaged: it is not what was written.
-        """
+        """Return the record of an example, see `LogitStore`."""
         record = self._space.get(self._kind, self._name, number=key)
         if record is None:
             raise _unrecorded(key)
@@ -266,11 +244,11 @@ class SealedStore(Generic[_Kind]):
         return key in self._keys
 
     def flush(self) -> None:
-        """Do nothing: every record that was put stays."""
+        """Do nothing: the vault stores each record at once."""
 
 
 class Sampled:
-    """A teacher whose draws are kept, in place of the teacher itself."""
+    """A teacher's recorded draws, in place of the teacher itself."""
 
     def __init__(self, store: LogitStore, data: Sequence[Pair], vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -296,24 +274,18 @@ class Sampled:
 
 @torch.no_grad()
 def record(
-    teacher: Decoder,
-    data: Sequence[Pair],
-    store: LogitStore,
-    *,
-    draws: int = 16,
-    seed: int = 0,
-    tokens: int = 4096,
-    progress: Progress = silent,
+    teacher: Decoder, data: Sequence[Pair], store: LogitStore, *, draws: int = 16, seed: int = 0,
+    tokens: int = 4096, progress: Progress = silent
 ) -> None:
     """Let `teacher` read every example that `store` does not have, `tokens` positions at a time.
 
     The draws of an example depend on the seed and its number alone, so a recording that was cut
-    short goes on to the same records.
+    short resumes to the same records.
 
     Raises:
         SettingError: draws out of bounds.
         LossNotFinite: the teacher gives NaN or infinity.
-        NotEnoughDisk: the disk is full; the recording goes on when it is repeated.
+        NotEnoughDisk: the disk is full; the recording resumes when it is repeated.
     """
     check_draws(draws)
     shape, device = teacher.config.shape, teacher.embed.weight.device
@@ -330,7 +302,7 @@ def record(
 def _record(
     teacher: Decoder, data: Sequence[Pair], part: Batch, store: LogitStore, draws: int, seed: int
 ) -> None:
-    """Draw at the answers of one batch."""
+    """Record draws at the answers of one batch."""
     learnt_BT = part.labels_BT != IGNORE
     attend = Packed(teacher.config, part.segments_BT)
     rows_ND = teacher.hidden(part.tokens_BT, 0, attend)[learnt_BT]
@@ -343,8 +315,8 @@ def _record(
                 raise LossNotFinite(
                     f"The teacher's logits are not finite on example {key + 1}; check its weights.")
             rng = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
-            made = draw(logits_NV, draws, rng)
-            store.put(key, encode(made, draws, teacher.config.shape.vocab_size))
+            drawn = draw(logits_NV, draws, rng)
+            store.put(key, encode(drawn, draws, teacher.config.shape.vocab_size))
         at += size
 
 
@@ -358,10 +330,10 @@ def _unrecorded(key: int) -> TrainingError:
     return TrainingError(f"Example {key + 1} has no recorded draws; record them first.")
 
 
-def _differs(found: bytes, header: Header) -> str:
-    """Return in what the header of another file differs."""
+def _differs(stored: bytes, header: Header) -> str:
+    """Name the fields in which a stored header differs from `header`."""
     try:
-        other = json.loads(found)
+        other = json.loads(stored)
         names = [name for name in header if other.get(name) != header[name]]
     except (ValueError, AttributeError):
         names = []

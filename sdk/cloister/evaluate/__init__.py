@@ -1,1 +1,1 @@
-"""What a model lost: divergence from another, in numbers with their spread."""
+"""Scores of a model, and its divergence from another, with standard errors."""

@@ -1,4 +1,4 @@
-"""How far one model's next-token distribution lies from another's, on the same text.
+"""The divergence of one model's next-token distributions from another's, on the same text.
 
 Shapes: T positions, V vocabulary.
 """
@@ -38,18 +38,17 @@ class Divergence:
     relative_error: float  # norm of the logit difference over the norm of the reference's logits
 
     def to_dict(self) -> dict[str, float | int]:
-        """JSON-ready, without what was not measured."""
+        """Return the measured figures, JSON-ready."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def compare(
-    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    labels: Iterable[torch.Tensor] | None = None,
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], labels: Iterable[torch.Tensor] | None = None
 ) -> Divergence:
-    """Divergence over pairs of logits (reference, candidate), float32[T, V] each.
+    """Return the divergence over pairs of logits (reference, candidate), float32[T, V] each.
 
     `labels`, int64[T] for each pair, are the true next tokens; without them there is no perplexity.
-    Pairs are consumed one by one, a few positions at a time: of each only numbers are kept.
+    Pairs are consumed one by one, a few positions at a time; no logits are retained.
     """
     klds, same, surprise, texts = [], [], [], []
     difference = norm = 0.0
@@ -89,7 +88,7 @@ def _parts(
 
 
 def _error(values: torch.Tensor, text_of: torch.Tensor) -> float:
-    """Standard error of the mean, texts being the sample; of one text, its tokens."""
+    """Return the standard error of the mean over texts; of one text, over its tokens."""
     n, texts = values.numel(), int(text_of.max()) + 1
     if texts == 1:
         return float(values.std()) / n**0.5 if n > 1 else 0.0

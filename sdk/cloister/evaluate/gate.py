@@ -1,8 +1,7 @@
-"""Bounds that a bundle must keep to be written."""
+"""Bounds that a bundle must meet to be written."""
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from dataclasses import dataclass, fields
@@ -19,12 +18,13 @@ __all__ = ["Bound", "check", "parse"]
 _BETWEEN_TWO = {field.name for field in fields(Divergence)} | {"flips"}
 
 _OPERATORS = {"<=": operator.le, ">=": operator.ge}
-_BOUND = re.compile(r"\s*([a-z0-9_.]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*")
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_BOUND = re.compile(rf"\s*([a-z0-9_.]+)\s*(<=|>=)\s*({_NUMBER})\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """What a metric must be at most, or at least."""
+    """The most, or the least, that a metric may be."""
 
     metric: str
     kind: str  # <= or >=
@@ -37,31 +37,26 @@ class Bound:
 
 
 def parse(text: str) -> tuple[Bound, ...]:
-    """Bounds out of a text such as `mean_kld<=0.02,top1>=0.95`.
+    """Parse bounds such as `mean_kld<=0.02,top1>=0.95`.
 
     Raises:
         SettingError: it is not of that form.
     """
     bounds = []
     for part in text.split(","):
-        found = _BOUND.fullmatch(part)
-        try:
-            value = float(found[3]) if found else math.nan
-        except ValueError:
-            value = math.nan
-        if found is None or math.isnan(value):
+        match = _BOUND.fullmatch(part)
+        if match is None:
             raise SettingError(
                 "A gate is a list of bounds such as mean_kld<=0.02,top1>=0.95; correct it."
             )
-        bounds.append(Bound(metric=found[1], kind=found[2], value=value))
+        bounds.append(Bound(metric=match[1], kind=match[2], value=float(match[3])))
     return tuple(bounds)
 
 
 def check(bounds: Iterable[Bound], metrics: Mapping[str, float]) -> None:
-    """Raise unless every bound is kept.
+    """Raise GateFailed unless every bound holds.
 
     Raises:
-        GateFailed: one is not kept.
         SettingError: a metric was not measured.
     """
     for bound in bounds:

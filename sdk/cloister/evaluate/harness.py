@@ -112,13 +112,13 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval keys its cache of laid-out requests by."""
+        """The key of lm-eval's cache of laid-out requests."""
         return f"{self.engine.bundle.manifest.name}-{self.engine.model_id}"
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any
     ) -> list[int]:
-        """Ids of `string`, with the begin token if asked for; never with two.
+        """Return the ids of `string`, with the begin token if asked for; never with two.
 
         Raises:
             InvalidText: `string` has a lone surrogate.
@@ -134,7 +134,7 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The text of a conversation as the bundle's chat template lays it out.
+        """Render a conversation by the bundle's chat template.
 
         Raises:
             PromptError, TokenizerError: see `Tokenizer.encode_chat`; or the text cannot be read
@@ -155,7 +155,7 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihood of each whole text in nats, in windows of the context where it is longer.
+        """Return the log-likelihood of each text in nats, in windows where it is too long.
 
         Raises:
             SettingError: the bundle has neither begin nor end token to start from.
@@ -172,7 +172,7 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         return scores
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The answer to each context, up to a stop text, the end token, or the length asked for.
+        """Return the answer to each context, up to a stop text, the end token, or the length asked.
 
         Raises:
             SettingError: a generation argument that is unknown or out of bounds.
@@ -181,31 +181,27 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             (self.tok_encode(context) or [self.prefix_token_id], normalize_gen_kwargs(arguments))
             for context, arguments in (request.args for request in requests)
         ]
-        self._report_cut(len(ids) + arguments["max_gen_toks"] for ids, arguments in asked)
+        self._log_cut(len(ids) + arguments["max_gen_toks"] for ids, arguments in asked)
         return [
             self._generate(ids, arguments)
             for ids, arguments in _track(asked, "Answering", disable_tqdm)
         ]
 
     def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[tuple[str, str], list[int], list[int]]],
-        disable_tqdm: bool = False,
-        **_kwargs: Any,
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False, **_kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation, and whether greedy decoding gives it."""
-        self._report_cut(len(before) + len(after) - 1 for _, before, after in requests)
+        """Return each continuation's log-likelihood in nats, and whether it is the greedy one."""
+        self._log_cut(len(before) + len(after) - 1 for _, before, after in requests)
         return [
             self._score(before, after)
             for _, before, after in _track(requests, "Scoring", disable_tqdm)
         ]
 
     def _score(self, before: Sequence[int], after: Sequence[int]) -> tuple[float, bool]:
-        """Log-likelihood of `after` in nats, and whether each of its tokens is the most likely."""
+        """Return the log-likelihood of `after` in nats, and whether it is the greedy answer."""
         if not after:
-            raise EmptyPrompt(
-                "A continuation has no token of its own; correct the task's choices."
-            )
+            raise EmptyPrompt("A continuation has no token of its own; correct the task's choices.")
         if len(after) > self.max_length:
             raise ContextExceeded(
                 f"A continuation has {len(after)} tokens and the context holds "
@@ -247,8 +243,8 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         prompt = ids[limit - self.max_length:]
 
         def cut() -> str | None:
-            found = [text.index(stop) for stop in stops if stop and stop in text]
-            return text[:min(found)] if found else None
+            ends = [text.index(stop) for stop in stops if stop and stop in text]
+            return text[:min(ends)] if ends else None
 
         with closing(generate(self.engine, prompt, decoding)) as choices:
             for choice in choices:
@@ -257,7 +253,8 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
                     return answer
         text += pieces.end()
         return text if (answer := cut()) is None else answer
-    def _report_cut(self, lengths: Iterable[int]) -> None:
+
+    def _log_cut(self, lengths: Iterable[int]) -> None:
         cut = sum(length > self.max_length for length in lengths)
         if cut:
             _LOG.warning(

@@ -1,4 +1,4 @@
-"""One model on one data set: its scores, and how far it is from another model."""
+"""The report of one model on one data set: scores, and divergence from another model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ import torch
 
 from cloister.errors import SettingError, VocabularyMismatch
 from cloister.evaluate.divergence import Divergence, compare
-from cloister.evaluate.tasks import (
-    Score,
-    check,
-    correct,
-    flips,
-    resampled_error,
-    scores,
-)
+from cloister.evaluate.tasks import Score, check, correct, flips, resampled_error, scores
 from cloister.pairs import pairs as to_ids
 from cloister.progress import silent
 
@@ -49,20 +42,20 @@ class Report:
     @property
     def metrics(self) -> dict[str, float]:
         """Every value by its name; with several tasks, `TASK.NAME`."""
-        return {name: score.value for name, score in self._scores()} | self._apart()
+        return {name: score.value for name, score in self._scores()} | self._divergences()
 
     @property
     def errors(self) -> dict[str, float]:
         """Standard errors, by the same names."""
-        found = {name: score.error for name, score in self._scores()}
+        errors = {name: score.error for name, score in self._scores()}
         if self.divergence:
-            found |= {"mean_kld": self.divergence.mean_kld_se, "top1": self.divergence.top1_se}
-            if self.divergence.ppl_ratio_se is not None:
-                found["ppl_ratio"] = self.divergence.ppl_ratio_se
-        return found | ({"flips": self.flips.error} if self.flips else {})
+            errors |= {
+                name.removesuffix("_se"): value
+                for name, value in self.divergence.to_dict().items() if name.endswith("_se")}
+        return errors | ({"flips": self.flips.error} if self.flips else {})
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
+        """Return the report, JSON-ready."""
         record: dict[str, object] = {
             "model": self.model, "n": self.n, "metrics": self.metrics, "errors": self.errors}
         if self.against is not None:
@@ -70,23 +63,21 @@ class Report:
         return record
 
     def _scores(self) -> Iterator[tuple[str, Score]]:
-        for task, held in self.tasks.items():
-            for name, score in held.items():
+        for task, scored in self.tasks.items():
+            for name, score in scored.items():
                 yield (name if len(self.tasks) == 1 else f"{task}.{name}"), score
 
-    def _apart(self) -> dict[str, float]:
-        found = dict(self.divergence.to_dict()) if self.divergence else {}
-        found.pop("n", None)
-        found = {name: value for name, value in found.items() if not name.endswith("_se")}
-        return found | ({"flips": self.flips.value} if self.flips else {})
+    def _divergences(self) -> dict[str, float]:
+        figures = self.divergence.to_dict() if self.divergence else {}
+        values = {
+            name: value for name, value in figures.items()
+            if name != "n" and not name.endswith("_se")}
+        return values | ({"flips": self.flips.value} if self.flips else {})
 
 
 def evaluate(
-    subject: Subject,
-    examples: Sequence[Example],
-    *,
-    against: Subject | None = None,
-    progress: Progress = silent,
+    subject: Subject, examples: Sequence[Example], *, against: Subject | None = None,
+    progress: Progress = silent
 ) -> Report:
     """Score `subject` on `examples`, and measure its divergence from `against`.
 
@@ -106,8 +97,8 @@ def evaluate(
     if not subject.eos:
         raise SettingError(
             f"{subject.name} names no token that ends an answer; import or export it anew.")
-    narrow = min(subject, against or subject, key=lambda model: model.context)
-    pairs = list(to_ids(subject.tokenizer, examples, subject.eos[0], narrow.context, narrow.name))
+    shorter = min(subject, against or subject, key=lambda model: model.context)
+    pairs = list(to_ids(subject.tokenizer, examples, subject.eos[0], shorter.context, shorter.name))
     check(examples)
     by_task: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
@@ -115,28 +106,27 @@ def evaluate(
     tasks, right, other_right = {}, {}, []
     for task, numbers in by_task.items():
         chosen = [examples[number] for number in numbers]
+        ids = [pairs[number] for number in numbers]
         if task in _TEXTS:
-            given = [pairs[number] for number in numbers]
-            tasks[task] = {"bits_per_byte": _bits(subject, given, chosen, progress)}
+            tasks[task] = {"bits_per_byte": _bits(subject, ids, chosen, progress)}
             continue
-        texts = _answers(subject, [pairs[number] for number in numbers], progress)
+        texts = _answers(subject, ids, progress)
         tasks[task], right[task] = scores(chosen, texts), correct(chosen, texts)
         if against is not None:
-            theirs = _answers(against, [pairs[number] for number in numbers], progress)
-            other_right += correct(chosen, theirs)
-    apart = None
+            other_right += correct(chosen, _answers(against, ids, progress))
+    divergence = None
     if against is not None:
         def watched() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             both = zip(against.logits(pairs), subject.logits(pairs), strict=True)
-            for done, found in enumerate(both, start=1):
+            for done, logits in enumerate(both, start=1):
                 progress("divergence", done, len(pairs))
-                yield found
+                yield logits
 
-        apart = compare(watched(), (torch.tensor(answer) for _, answer in pairs))
+        divergence = compare(watched(), (torch.tensor(answer) for _, answer in pairs))
     mine = [hit for hits in right.values() for hit in hits]
     return Report(
         model=subject.name, n=len(examples), tasks=tasks, answers=right,
-        against=against.name if against else None, divergence=apart,
+        against=against.name if against else None, divergence=divergence,
         flips=flips(other_right, mine) if other_right else None,
     )
 
@@ -151,10 +141,8 @@ def _check_alike(subject: Subject, against: Subject) -> None:
         )
 
 
-def _answers(
-    subject: Subject, pairs: Sequence[Pair], progress: Progress
-) -> list[str]:
-    """Greedy answers; none is cut off that could still be right."""
+def _answers(subject: Subject, pairs: Sequence[Pair], progress: Progress) -> list[str]:
+    """Return greedy answers; none is cut off that could still be right."""
     limit = 2 * max(len(answer) for _, answer in pairs) + 16
     texts = []
     for ids in subject.answers([prompt for prompt, _ in pairs], limit):
@@ -164,14 +152,11 @@ def _answers(
 
 
 def _bits(
-    subject: Subject, pairs: Sequence[Pair], examples: Sequence[Example],
-    progress: Progress,
+    subject: Subject, pairs: Sequence[Pair], examples: Sequence[Example], progress: Progress
 ) -> Score:
-    """Bits that predicting the answers' text takes, for each byte of it; the end is not text."""
+    """Return the bits that predicting a byte of the answers takes, their end token apart."""
     rows = []
-    for logits_NV, (_, answer), example in zip(
-        subject.logits(pairs), pairs, examples, strict=True
-    ):
+    for logits_NV, (_, answer), example in zip(subject.logits(pairs), pairs, examples, strict=True):
         chosen = torch.tensor(answer[:-1])[:, None]
         log_p = logits_NV[:-1].double().log_softmax(-1).gather(-1, chosen)
         rows.append((-float(log_p.sum()) / math.log(2), len(example.target.encode())))

@@ -1,4 +1,4 @@
-"""A model on a data set, by their names."""
+"""The evaluation of a model on a data set, by their names."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    model: str | Path | Bundle | Checkpoint,
-    data: str | Path | Sequence[Example],
-    *,
-    against: str | Path | Bundle | Checkpoint | None = None,
-    progress: Progress = silent,
+    model: str | Path | Bundle | Checkpoint, data: str | Path | Sequence[Example],
+    *, against: str | Path | Bundle | Checkpoint | None = None, progress: Progress = silent
 ) -> Report:
     """Score a bundle or checkpoint on `data`, and measure its divergence from `against`.
 

@@ -1,4 +1,4 @@
-"""Tiers side by side, each score also divided by that of one of them, as Gemini's report has it."""
+"""A scoreboard of tiers, each score divided by one of theirs, as in Gemini's report."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ LOWER_IS_BETTER = ("bits_per_byte",)
 KINDS = (".png", ".svg")
 
 
-def ratios(
-    metrics: Mapping[str, Mapping[str, float]], base: str
-) -> dict[str, dict[str, float]]:
-    """Each model's scores, by name, as shares of those of `base`: above 1 is better than it."""
+def ratios(metrics: Mapping[str, Mapping[str, float]], base: str) -> dict[str, dict[str, float]]:
+    """Return each model's scores, by name, over those of `base`: above 1 is better than it."""
     divided: dict[str, dict[str, float]] = {}
     for model, scores in metrics.items():
         divided[model] = {}
@@ -39,11 +37,7 @@ def ratios(
 
 
 def check_picture(path: Path) -> None:
-    """Nothing, where a picture can be drawn into `path`; to be asked before long work.
-
-    Raises:
-        SettingError: matplotlib is not installed, or the file cannot be such a picture.
-    """
+    """Raise SettingError unless matplotlib is there and can draw into `path`; before long work."""
     if find_spec("matplotlib") is None:
         raise SettingError('Pictures need matplotlib; run pip install "cloister[train]".')
     if path.suffix.lower() not in KINDS:
@@ -54,9 +48,7 @@ def check_picture(path: Path) -> None:
         )
 
 
-def write_picture(
-    path: Path, metrics: Mapping[str, Mapping[str, float]], base: str
-) -> None:
+def write_picture(path: Path, metrics: Mapping[str, Mapping[str, float]], base: str) -> None:
     """Draw `ratios` as groups of bars, into a file of the kind that its name says.
 
     Raises:

@@ -33,14 +33,14 @@ STEPS = 16  # decode steps a position, of which the median counts
 
 
 def bandwidth() -> float:
-    """Bytes a second that reading memory reaches here: the best of five sums over 1 GiB."""
+    """Measure how fast memory is read here, bytes a second: the best of five sums over 1 GiB."""
     block = torch.ones(2**28)
     block.sum()
     return block.nbytes / min(_timed(lambda: block.sum()) for _ in range(5))
 
 
 def read_bytes(manifest: Manifest, entry: ProgramEntry, position: int) -> int:
-    """Bytes that decoding one token at `position` reads: weights, and the keys and values so far.
+    """Return the bytes that decoding a token at `position` reads: weights, and the KV so far.
 
     Of the embedding it reads one row.
     """
@@ -50,7 +50,7 @@ def read_bytes(manifest: Manifest, entry: ProgramEntry, position: int) -> int:
 
 
 def measure(path: str | Path) -> dict[str, object]:
-    """Load time, memory, prefill and decode speed of the bundle in `path`.
+    """Measure load time, memory, prefill and decode speed of the bundle in `path`.
 
     Decode speed at a position is the median of 16 steps after filling the cache that far; prefill
     the median of 3. Memory is read after all of them.

@@ -1,4 +1,4 @@
-"""What can be evaluated: a checkpoint in eager mode, or a bundle through its program.
+"""The models under evaluation: a checkpoint in eager mode, or a bundle through its program.
 
 Shapes: N positions of an answer, T positions, V vocabulary.
 """
@@ -41,12 +41,10 @@ class Subject(Protocol):
     vocabulary: int
 
     def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
-        """Of each pair, what predicts the answer's tokens, float32[N, V]."""
-        ...
+        """Yield the logits that predict the tokens of each pair's answer, float32[N, V]."""
 
     def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
-        """The greedy answer to each prompt, in order, without its end."""
-        ...
+        """Yield the greedy answer to each prompt, in order, without its end token."""
 
 
 class CheckpointSubject:
@@ -63,7 +61,7 @@ class CheckpointSubject:
 
     @torch.no_grad()
     def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
-        """Of each pair, what predicts the answer's tokens, float32[N, V]."""
+        """Yield the logits of each answer, see `Subject`."""
         group: list[Pair] = []
         for pair in pairs:
             longest = max(len(prompt) + len(answer) for prompt, answer in [*group, pair])
@@ -86,7 +84,7 @@ class CheckpointSubject:
             yield rows[len(prompt) - 1:len(prompt) + len(answer) - 1]
 
     def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
-        """The greedy answer to each prompt, in order, without its end."""
+        """Yield greedy answers, see `Subject`."""
         yield from generate_eagerly(self._decoder, prompts, end=self.eos, limit=limit)
 
 
@@ -101,13 +99,13 @@ class BundleSubject:
         self.vocabulary = manifest.shape.vocab_size
 
     def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
-        """Of each pair, what predicts the answer's tokens, float32[N, V]."""
+        """Yield the logits of each answer, see `Subject`."""
         for prompt, answer in pairs:
             ids = [*prompt, *answer[:-1]]  # what follows the last token is not asked for
             yield torch.cat(list(score(self._engine, ids, len(prompt) - 1)))
 
     def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
-        """The greedy answer to each prompt, in order, without its end."""
+        """Yield greedy answers, see `Subject`."""
         decoding = Decoding(sampler=Sampler(Sampling()), end=self.eos, limit=limit)
         for prompt in prompts:
             room = len(prompt) < self.context

@@ -1,4 +1,4 @@
-"""What a model's answers are worth: scores of each task, from the texts alone.
+"""Scores of a model's answers by task, from the texts alone.
 
 | task | scores |
 |---|---|
@@ -32,7 +32,7 @@ _RESAMPLES = 200
 _T = TypeVar("_T")
 
 Span = tuple[str, int, int]
-"""A slot, and where its value begins and ends in the request."""
+"""A slot, and the begin and end of its value in the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,14 @@ class Score:
 
     @classmethod
     def of(cls, hits: Sequence[bool]) -> Score:
-        """The share of hits."""
+        """Return the share of hits."""
         n = len(hits)
         value = sum(hits) / n
         return cls(value=value, error=(value * (1 - value) / n) ** 0.5, n=n)
 
 
 def check(examples: Sequence[Example]) -> None:
-    """Raise unless every answer that is wanted can be given.
-
-    Raises:
-        DataError: one that should be a tool call is none; it is named by its place.
-    """
+    """Raise DataError, by place, unless every target that should be a tool call is one."""
     for number, example in enumerate(examples, start=1):
         if example.task in _CALLS and _call(example.target) is None:
             raise DataError(
@@ -93,7 +89,7 @@ def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Sco
 
 
 def correct(examples: Sequence[Example], answers: Sequence[str]) -> list[bool]:
-    """Whether each answer is right: a call with the same name and arguments, or the same text."""
+    """Return whether each answer is right: the same call, name and arguments, or the same text."""
     return [
         _call(answer) == _target(example) if example.task in _CALLS
         else answer.strip() == example.target.strip()
@@ -102,35 +98,35 @@ def correct(examples: Sequence[Example], answers: Sequence[str]) -> list[bool]:
 
 
 def flips(before: Sequence[bool], after: Sequence[bool]) -> Score:
-    """Answers that became right or wrong (arXiv 2407.09141)."""
+    """Return the share of answers that became right or wrong (arXiv 2407.09141)."""
     return Score.of([one != other for one, other in zip(before, after, strict=True)])
 
 
 def spans(request: str, arguments: dict[str, list[str]]) -> list[Span]:
-    """Where each value stands: at its first occurrence that no earlier value has taken.
+    """Return the span of each value: its first occurrence that no earlier value has taken.
 
     A value that stands nowhere is given a place of its own outside the request: it counts as
     predicted, and is never right.
     """
-    found: list[Span] = []
+    taken: list[Span] = []
     outside = -1
     for slot, values in arguments.items():
         for value in values:
             start = request.find(value)
             while start >= 0 and any(
-                start < end and begin < start + len(value) for _, begin, end in found
+                start < end and begin < start + len(value) for _, begin, end in taken
             ):
                 start = request.find(value, start + 1)
             if start < 0 or not value:
                 start = outside = outside - 1
-                found.append((slot, start, start))
+                taken.append((slot, start, start))
             else:
-                found.append((slot, start, start + len(value)))
-    return found
+                taken.append((slot, start, start + len(value)))
+    return taken
 
 
 def _slot_f1(examples: Sequence[Example], answers: Sequence[str]) -> Score:
-    """Micro F1 over spans (the CoNLL rule), its error by resampling requests."""
+    """Return micro F1 over spans (the CoNLL rule), its error by resampling requests."""
     rows = []
     for example, answer in zip(examples, answers, strict=True):
         wanted = set(spans(example.input, _target(example)[1]))
@@ -138,12 +134,11 @@ def _slot_f1(examples: Sequence[Example], answers: Sequence[str]) -> Score:
         got = set(spans(example.input, call[1])) if call else set()
         hits = len({span for span in wanted & got if span[1] >= 0})
         rows.append((hits, len(wanted), len(got)))
-    return Score(
-        value=_f1(rows), error=resampled_error(rows, _f1), n=sum(row[1] for row in rows))
+    return Score(value=_f1(rows), error=resampled_error(rows, _f1), n=sum(row[1] for row in rows))
 
 
 def resampled_error(rows: Sequence[_T], value: Callable[[Sequence[_T]], float]) -> float:
-    """Standard error of `value`, by drawing as many rows again, 200 times (the bootstrap)."""
+    """Return the standard error of `value` by the bootstrap, 200 resamples of `rows`."""
     rng = random.Random(0)
     return statistics.stdev(value(rng.choices(rows, k=len(rows))) for _ in range(_RESAMPLES))
 
@@ -154,19 +149,19 @@ def _f1(rows: Sequence[tuple[int, int, int]]) -> float:
 
 
 Call = tuple[str, dict[str, list[str]]]
-"""Name and arguments; every argument a list."""
+"""Name and arguments of a tool call; every argument a list."""
 
 
 def _call(text: str) -> Call | None:
-    """The one tool call of texts that `text` is, if it is one."""
+    """Parse the one tool call that `text` is, all its arguments texts; None if it is none."""
     calls = tool_calls(text)
     if len(calls) != 1:
         return None
     lists = dict[str, list[str]]()
     for slot, value in calls[0].arguments.items():
-        lists[slot] = [text for text in (value if isinstance(value, list) else [value])
-                       if isinstance(text, str)]
-        if len(lists[slot]) != (len(value) if isinstance(value, list) else 1):
+        values = value if isinstance(value, list) else [value]
+        lists[slot] = [text for text in values if isinstance(text, str)]
+        if len(lists[slot]) != len(values):
             return None
     return calls[0].name, lists
 

@@ -49,14 +49,14 @@ _CONFIG = exir.EdgeCompileConfig(_check_ir_validity=False)
 
 
 def to_edge(methods: Mapping[str, ExportedProgram]) -> exir.EdgeProgramManager:
-    """The methods in ExecuTorch's edge dialect."""
+    """Convert the methods to ExecuTorch's edge dialect."""
     return exir.to_edge(dict(methods), compile_config=_CONFIG)
 
 
 def to_program(
     methods: Mapping[str, ExportedProgram], constants: Mapping[str, object], store: NamedDataStore
 ) -> ExecutorchProgramManager:
-    """The program of edge `methods`, whose mutable buffers are shared and keep their names."""
+    """Build the program of edge `methods`, which share mutable buffers under their own names."""
     edge = exir.EdgeProgramManager(dict(methods), dict(constants), _CONFIG)
     edge._named_data_store.merge_named_data_store(store.get_named_data_store_output())
     return edge.to_executorch(exir.ExecutorchBackendConfig(

@@ -1,4 +1,4 @@
-"""Proves that a program computes what the checkpoint computes, on conversations of the package.
+"""The proof that a program computes what its checkpoint computes, on packaged conversations.
 
 Shapes: B conversations, T tokens, V vocabulary.
 """
@@ -33,25 +33,23 @@ _BATCH = 16  # conversations
 Pairs = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
-class Apart(Protocol):
-    """What is asked of a divergence."""
+class Divergence(Protocol):
+    """The figures of a divergence that the check reads."""
 
     @property
     def mean_kld(self) -> float:
         """Nats a token."""
-        ...
 
     @property
     def top1(self) -> float:
         """Share of positions with the same most likely token."""
-        ...
 
 
-_Apart = TypeVar("_Apart", bound=Apart)
+_Divergence = TypeVar("_Divergence", bound=Divergence)
 
 
 def lay_out(tokenizer: Tokenizer, system: str | None, prompt: str) -> list[int]:
-    """Ids of a request; where the template has no system role, the system prompt stands before."""
+    """Return the ids of a request; without a system role, the system prompt precedes the text."""
     user = Message(role="user", content=prompt)
     if system is None:
         return tokenizer.encode_chat([user])
@@ -62,62 +60,57 @@ def lay_out(tokenizer: Tokenizer, system: str | None, prompt: str) -> list[int]:
 
 
 def conversations(tokenizer: Tokenizer, context: int) -> list[list[int]]:
-    """The conversations that every export is checked on, none longer than `context`.
+    """Return the conversations that every export is checked on, none longer than `context`.
 
     At least TOKENS ids in all, unless the context is too short for that.
     """
     text = resources.files("cloister.export").joinpath("check.jsonl").read_text("utf-8")
-    found: list[list[int]] = []
+    texts: list[list[int]] = []
     for row in map(json.loads, text.splitlines()):
         ids = lay_out(tokenizer, row["system"], row["prompt"]) + tokenizer.encode(row["answer"])
-        found.append(ids[:context])
-        if sum(map(len, found)) >= TOKENS:
+        texts.append(ids[:context])
+        if sum(map(len, texts)) >= TOKENS:
             break
-    return found
+    return texts
 
 
 def check(
-    decoder: Decoder,
-    score: Callable[[list[int]], torch.Tensor],
-    texts: list[list[int]],
-    compare: Callable[[Pairs], _Apart],
-) -> _Apart:
-    """The divergence of a program from `decoder` on `texts`, of which `score` gives the logits.
+    decoder: Decoder, score: Callable[[list[int]], torch.Tensor], texts: list[list[int]],
+    compare: Callable[[Pairs], _Divergence]
+) -> _Divergence:
+    """Return the divergence of a program, whose logits `score` gives, from `decoder` on `texts`.
 
     A right program's logits differ by rounding, which in a trained model stays small. Where a
     model is untrained or ill-conditioned, an activation that falls on the other side of an 8-bit
-    step changes all that follows: so what is more than MAX_KLD is held against the divergence of
-    the decoder from itself, with its activations off by ROUNDING.
+    step changes all that follows: so a divergence above MAX_KLD is compared with that of the
+    decoder from itself, with its activations off by ROUNDING.
 
     Raises:
         ExportMismatch: the program does not compute what the decoder computes.
     """
-    found = compare(
+    measured = compare(
         (expected, score(ids))
         for expected, ids in zip(_logits(decoder, texts), texts, strict=True)
     )
-    if found.mean_kld <= MAX_KLD and found.top1 >= MIN_TOP1:
-        return found
-    rounding = compare(zip(
-        _logits(decoder, texts), _logits(decoder, texts, _rounded), strict=True
-    ))
+    if measured.mean_kld <= MAX_KLD and measured.top1 >= MIN_TOP1:
+        return measured
+    rounding = compare(zip(_logits(decoder, texts), _logits(decoder, texts, _rounded), strict=True))
     most = max(MAX_KLD, SLACK * rounding.mean_kld)
     least = 1 - max(1 - MIN_TOP1, SLACK * (1 - rounding.top1))
-    if not (found.mean_kld <= most and found.top1 >= least):
+    if not (measured.mean_kld <= most and measured.top1 >= least):
         raise ExportMismatch(
             f"The program differs from the checkpoint by a mean KL divergence of "
-            f"{found.mean_kld:.2g} (at most {most:.2g}) and agrees on {found.top1:.2%} of the "
-            f"most likely tokens (at least {least:.0%}); nothing was written, report it."
+            f"{measured.mean_kld:.2g} (at most {most:.2g}) and agrees on {measured.top1:.2%} of "
+            f"the most likely tokens (at least {least:.0%}); nothing was written, report it."
         )
-    return found
+    return measured
 
 
 def _logits(
-    decoder: Decoder,
-    texts: list[list[int]],
-    under: Callable[[Decoder], AbstractContextManager[object]] = nullcontext,
+    decoder: Decoder, texts: list[list[int]],
+    under: Callable[[Decoder], AbstractContextManager[object]] = nullcontext
 ) -> Iterator[torch.Tensor]:
-    """Logits of each text, float32[T, V], with the decoder `under` a condition.
+    """Yield the logits of each text, float32[T, V], with the decoder `under` a condition.
 
     Several texts at a time, since each call unpacks the weights.
     """
@@ -134,15 +127,15 @@ def _logits(
 
 @contextmanager
 def _rounded(decoder: Decoder) -> Iterator[None]:
-    """Meanwhile every linear layer reads its activations off by ROUNDING, up or down."""
+    """Let every linear layer read its activations off by ROUNDING, up or down."""
     rng = torch.Generator().manual_seed(0)
 
-    def shake(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    def perturb(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         (x,) = inputs
         return (x * (1 + ROUNDING * torch.empty_like(x).uniform_(-1, 1, generator=rng)),)
 
     hooks = [
-        module.register_forward_pre_hook(shake)
+        module.register_forward_pre_hook(perturb)
         for module in decoder.modules() if isinstance(module, QuantizedLinear)
     ]
     try:

@@ -20,16 +20,15 @@ PROMPTS = (
 
 
 def rows(
-    prompts: Iterable[list[int]],
-    answer: Callable[[list[int]], Iterable[tuple[int, float]]],
-    eos: tuple[int, ...],
+    prompts: Iterable[list[int]], answer: Callable[[list[int]], Iterable[tuple[int, float]]],
+    eos: tuple[int, ...]
 ) -> list[Golden]:
-    """The greedy answers to `prompts`, as far as the best logit leads by MIN_MARGIN.
+    """Return the greedy answers to `prompts`, as far as the best logit leads by MIN_MARGIN.
 
     `answer` gives the ids that follow a prompt until the context is full, each with the gap
     between the two best logits.
     """
-    found = []
+    golden = []
     for prompt in prompts:
         tokens: list[int] = []
         margin = float("inf")
@@ -41,7 +40,7 @@ def rows(
             if token in eos or len(tokens) == TOKENS:
                 break
         if tokens:
-            found.append(Golden(
+            golden.append(Golden(
                 prompt=tuple(prompt), tokens=tuple(tokens), margin=round(margin, 4)
             ))
-    return found
+    return golden

@@ -21,7 +21,7 @@ __all__ = ["Attention", "Delegated", "LayerCache", "Program", "trace"]
 
 @torch.library.custom_op("cloister::delegate", mutates_args=())
 def _delegate(x: torch.Tensor, name: str, sizes: Sequence[int]) -> list[torch.Tensor]:
-    """Stands for a call of the delegate `name`; `lower.py` puts the call in its place."""
+    """Mark the place of a call of the delegate `name`, which `lower.py` inserts."""
     raise NotImplementedError(name)
 
 
@@ -31,14 +31,14 @@ def _(x: torch.Tensor, name: str, sizes: Sequence[int]) -> list[torch.Tensor]:  
 
 
 class Delegated(nn.Module):
-    """A module whose computation the delegate `name` does: float32[1, T, K] -> [1, T, N] each."""
+    """A module that the delegate `name` computes: float32[1, T, K] -> [1, T, N] each."""
 
     def __init__(self, name: str, sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.name, self.sizes = name, sizes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """One tensor for one size, else a list."""
+        """Return one tensor for one size, else a list."""
         out: list[torch.Tensor] = torch.ops.cloister.delegate(x, self.name, self.sizes)
         return out[0] if len(out) == 1 else out
 
@@ -61,7 +61,7 @@ Attention = Callable[
     ["ModelConfig", int, LayerCache, int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
     torch.Tensor,
 ]
-"""Writes keys and values of a layer's new tokens into its buffers, from a start on, and attends:
+"""A backend's attention: writes new keys and values into a layer's buffers, and attends:
 queries [1, T, H, D], keys and values [1, T, G, D] -> [1, T, H, D]."""
 
 
@@ -72,7 +72,7 @@ class _LayerState(nn.Module):
 
 
 class Program(nn.Module):
-    """What both methods share: the decoder, and the KV buffers of every layer."""
+    """The part that both methods share: the decoder, and the KV buffers of every layer."""
 
     def __init__(self, decoder: Decoder, attention: Attention) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Program(nn.Module):
         self.layers = nn.ModuleList(_LayerState(self.config) for _ in decoder.layers)
 
     def rows(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
-        """Hidden rows of the new tokens, float32[1, T, hidden]."""
+        """Return the hidden states of the new tokens, float32[1, T, hidden]."""
         start: Any = start_pos[0].item()  # a symbol while it is traced
         torch._check(start >= 0)
         torch._check(start + tokens.shape[1] <= self.config.shape.context)
@@ -106,13 +106,13 @@ class _Attend:
 
 class _Score(Program):
     def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
-        """Logits after every token, [1, T, V]."""
+        """Return logits after every token, [1, T, V]."""
         logits: torch.Tensor = self.decoder.logits(self.rows(tokens, start_pos))
         return logits
 
 
 def trace(decoder: Decoder, attention: Attention, chunk: int) -> ExportedProgram:
-    """The method `score`, for 1 to `chunk` tokens at a time.
+    """Trace the method `score`, for 1 to `chunk` tokens at a time.
 
     `forward` differs in its last steps only; `lower.py` derives it, since tracing and converting
     it separately would take as long again.

@@ -29,14 +29,10 @@ __all__ = ["lower"]
 
 
 def lower(
-    traced: ExportedProgram,
-    registered: str,
-    payloads: Mapping[str, bytes],
-    store: NamedDataStore,
-    constants: Mapping[str, object],
-    progress: Progress,
+    traced: ExportedProgram, registered: str, payloads: Mapping[str, bytes], store: NamedDataStore,
+    constants: Mapping[str, object], progress: Progress
 ) -> ExecutorchProgramManager:
-    """The program with methods `score`, as `traced`, and `forward`, which ends in its last row.
+    """Return a program with the methods `score`, as `traced`, and `forward`, its last row.
 
     `registered` is the backend's name in ExecuTorch's registry. `constants` become methods
     without arguments, as the C++ runners read them.
@@ -51,7 +47,7 @@ def lower(
 
 
 class _Signature:
-    """What ExecuTorch asks of a lowered module's origin: its outputs for given inputs."""
+    """The origin of a lowered module, of which ExecuTorch asks the outputs for given inputs."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.sizes = sizes
@@ -63,10 +59,10 @@ class _Signature:
 
 
 def _last_row(score: ExportedProgram) -> ExportedProgram:
-    """`forward` from `score`: the same, but the head sees only the last row, [1, V] comes out."""
+    """Derive `forward` from `score`: the head sees only the last row, [1, V] comes out."""
     module = copy.deepcopy(score.graph_module)
     graph, signature = module.graph, copy.deepcopy(score.graph_signature)
-    head = next(node for node in graph.nodes if _stand_in(node) == "head")
+    head = next(node for node in graph.nodes if _delegate_name(node) == "head")
     rows = head.args[0]
     with graph.inserting_before(head):
         last = graph.call_function(
@@ -74,20 +70,16 @@ def _last_row(score: ExportedProgram) -> ExportedProgram:
         )
     last.meta["val"] = rows.meta["val"][:, -1:]
     head.replace_input_with(rows, last)
-    for node in graph.nodes:  # shapes behind the head; its stand-in gives a list
+    for node in graph.nodes:  # shapes behind the head; its mark gives a list
         if node >= head and node.op == "call_function":
-            node.meta["val"] = tree_map_only(
-                torch.Tensor, lambda x: x[:, -1:], node.meta["val"]
-            )
+            node.meta["val"] = tree_map_only(torch.Tensor, lambda x: x[:, -1:], node.meta["val"])
     output = graph.output_node()
     *written, logits = output.args[0]  # the KV buffers come first
     with graph.inserting_before(output):
         row = graph.call_function(exir_ops.edge.aten.select_copy.int, (logits, 1, 0))
     row.meta["val"] = logits.meta["val"][:, 0]
     output.args = ((*written, row),)
-    (spec,) = [
-        spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT
-    ]
+    (spec,) = [spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     spec.arg = TensorArgument(name=row.name)
     module.recompile()
     return ExportedProgram(
@@ -97,19 +89,17 @@ def _last_row(score: ExportedProgram) -> ExportedProgram:
     )
 
 
-def _stand_in(node: Node) -> str | None:
-    """The delegate that `node` stands for, or None."""
+def _delegate_name(node: Node) -> str | None:
+    """Return the name of the delegate that `node` marks, or None."""
     return str(node.args[1]) if node.target is exir_ops.edge.cloister.delegate.default else None
 
 
-def _insert(
-    program: ExportedProgram, registered: str, payloads: Mapping[str, bytes]
-) -> None:
-    """Put the delegate calls where the graph has their stand-ins."""
+def _insert(program: ExportedProgram, registered: str, payloads: Mapping[str, bytes]) -> None:
+    """Replace the marks in the graph by calls of their delegates."""
     module = program.graph_module
     graph = module.graph
     for node in list(graph.nodes):
-        name = _stand_in(node)
+        name = _delegate_name(node)
         if name is None:
             continue
         x, _, sizes = node.args

@@ -26,18 +26,13 @@ STAGES = ("pack", "trace", "convert", "plan", "write")
 
 
 def release() -> str:
-    """The release of ExecuTorch that makes programs here."""
+    """Return the release of ExecuTorch that makes programs here."""
     return version("executorch")
 
 
 def program(
-    decoder: Decoder,
-    metadata: Metadata,
-    directory: Path,
-    *,
-    backend: str = "xnnpack",
-    chunk: int = DEFAULT_CHUNK,
-    progress: Progress = silent,
+    decoder: Decoder, metadata: Metadata, directory: Path, *, backend: str = "xnnpack",
+    chunk: int = DEFAULT_CHUNK, progress: Progress = silent
 ) -> ProgramEntry:
     """Lower `decoder` and write its program into `directory`.
 

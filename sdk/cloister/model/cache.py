@@ -1,4 +1,4 @@
-"""Where a decoder keeps keys and values, and how it attends to them.
+"""The KV cache of a decoder in eager mode, and its attention.
 
 Shapes: B batch, T new positions, S positions seen, H query heads, G KV heads, D head size.
 """
@@ -18,21 +18,16 @@ __all__ = ["Attend", "KVCache", "attend", "visible"]
 
 
 class Attend(Protocol):
-    """Takes the new keys and values of a layer, and attends to all seen so far."""
+    """The attention of a layer: takes its new keys and values, and attends to all seen so far."""
 
     def __call__(
-        self,
-        layer: int,
-        q_BTHD: torch.Tensor,
-        k_BTGD: torch.Tensor,
-        v_BTGD: torch.Tensor,
+        self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
-        """Attention output, [B, T, H, D]."""
-        ...
+        """Return the attention output, [B, T, H, D]."""
 
 
 def visible(rows: int, columns: int, start: int, window: int | None) -> torch.Tensor:
-    """Which key positions each query sees, bool[rows, columns]; queries begin at `start`."""
+    """Return which keys each query sees, bool[rows, columns]; queries begin at `start`."""
     query = torch.arange(start, start + rows)[:, None]
     key = torch.arange(columns)[None, :]
     seen = key <= query
@@ -40,15 +35,10 @@ def visible(rows: int, columns: int, start: int, window: int | None) -> torch.Te
 
 
 def attend(
-    q_BTHD: torch.Tensor,
-    k_BSGD: torch.Tensor,
-    v_BSGD: torch.Tensor,
-    mask_TS: torch.Tensor,
-    *,
-    scale: float,
-    softcap: float | None,
+    q_BTHD: torch.Tensor, k_BSGD: torch.Tensor, v_BSGD: torch.Tensor, mask_TS: torch.Tensor,
+    *, scale: float, softcap: float | None
 ) -> torch.Tensor:
-    """Grouped-query attention, [B, T, H, D]; `mask_TS` is True where a key is seen."""
+    """Return grouped-query attention, [B, T, H, D]; `mask_TS` is True where a key is seen."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
     if softcap is None:
         out = functional.scaled_dot_product_attention(
@@ -70,19 +60,15 @@ class KVCache:
     """
 
     config: ModelConfig
-    start: int = 0  # positions already held
+    start: int = 0  # positions already cached
 
     def __post_init__(self) -> None:
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(
-        self,
-        layer: int,
-        q_BTHD: torch.Tensor,
-        k_BTGD: torch.Tensor,
-        v_BTGD: torch.Tensor,
+        self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
-        """Append, then attend."""
+        """Append keys and values, then attend, [B, T, H, D]."""
         if layer in self._layers:
             old_k, old_v = self._layers[layer]
             k_BTGD = torch.cat((old_k, k_BTGD), dim=1)
@@ -97,7 +83,7 @@ class KVCache:
         )
 
     def advance(self, positions: int) -> None:
-        """Count `positions` as held, once every layer has appended them."""
+        """Count `positions` as cached, once every layer has appended them."""
         self.start += positions
 
     def keep(self, rows: list[int]) -> None:

@@ -49,17 +49,15 @@ __all__ = [
 FORMAT = 1
 _JSON_LIMIT = 64 << 20
 INDEX = "model.safetensors.index.json"
-TYPE_NAMES = {
-    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8",
-}
+TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 Plan = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-"""What a checkpoint holds: type and shape of each tensor, by name, in order."""
+"""Type and shape of each tensor of a checkpoint, by name, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What `config.json` says."""
+    """The contents of `config.json`."""
 
     name: str
     config: ModelConfig
@@ -73,12 +71,12 @@ class Metadata:
             Recipe.parse(self.recipe)
 
     def to_json(self) -> str:
-        """The text of `config.json`."""
+        """Return the text of `config.json`."""
         return records.to_json({"format": FORMAT, **asdict(self)})
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a plain decoder of `config`, by name, in order."""
+    """Return the shape of every tensor of a plain decoder of `config`, by name, in order."""
     with torch.device("meta"):
         decoder = Decoder(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
@@ -88,7 +86,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def plan(config: ModelConfig, recipe: str | None, dtype: torch.dtype = torch.float32) -> Plan:
-    """What a checkpoint of `config` holds, in order; without a recipe, all of it in `dtype`."""
+    """Return the tensors of a checkpoint of `config`; without a recipe, all of them in `dtype`."""
     shapes = expected_tensors(config)
     if recipe is None:
         return {name: (dtype, shape) for name, shape in shapes.items()}
@@ -128,7 +126,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def shards(directory: Path) -> dict[str, Path]:
-    """Which file holds each tensor, from the index or the single file's header.
+    """Return the file of each tensor, from the index or the single file's header.
 
     Raises:
         CheckpointError: no weights, a damaged header, or an index that leaves the directory.
@@ -145,8 +143,8 @@ def shards(directory: Path) -> dict[str, Path]:
         if not all(Path(file).name == file for file in listed.values()):
             raise malformed
         where = {name: directory / file for name, file in listed.items()}
-        held = {name for file in set(where.values()) for name in _header(file)}
-        for name in sorted(held ^ set(where)):
+        stored = {name for file in set(where.values()) for name in _header(file)}
+        for name in sorted(stored ^ set(where)):
             raise TensorMismatch(
                 f"Tensor {name} is in the index of {directory.name} or in a shard, but not in "
                 "both; copy the checkpoint again."
@@ -172,13 +170,12 @@ def _header(path: Path) -> list[str]:
 
 
 class Checkpoint:
-    """A checkpoint on disk, its headers read and checked, its weights still there."""
+    """A checkpoint on disk, its headers read and checked, its weights not read yet."""
 
-    report: Report | None = None  # of the stage that made it, where this is what that returned
+    report: Report | None = None  # of the stage that made it, unless opened from disk
 
     def __init__(self, path: Path, metadata: Metadata, where: Mapping[str, Path]) -> None:
         self.path, self.metadata, self._where = path, metadata, where
-        self.report: Report | None = None  # of the stage that made it, unless opened from disk
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
@@ -225,7 +222,7 @@ class Checkpoint:
         return total.hexdigest()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, read now."""
+        """Read one tensor."""
         try:
             with safe_open(self._where[name], framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name)
@@ -236,7 +233,7 @@ class Checkpoint:
         return tensor
 
     def load(self) -> Decoder:
-        """The decoder with its weights, plain ones in float32, ready for inference.
+        """Read the decoder with its weights, plain ones in float32, ready for inference.
 
         Raises:
             NonFiniteTensor: a tensor has a NaN or infinite entry.
@@ -263,9 +260,7 @@ class Checkpoint:
     def _check(self) -> None:
         wanted = plan(self.metadata.config, self.metadata.recipe)
         for name in sorted(set(wanted) - set(self._where)):
-            raise TensorMismatch(
-                f"Checkpoint {self.path.name} lacks tensor {name}; make it again."
-            )
+            raise TensorMismatch(f"Checkpoint {self.path.name} lacks tensor {name}; make it again.")
         for name in sorted(set(self._where) - set(wanted)):
             raise TensorMismatch(
                 f"Checkpoint {self.path.name} has tensor {name}, which its configuration does "

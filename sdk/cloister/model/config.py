@@ -1,4 +1,4 @@
-"""What a decoder is made of: one frozen record that covers every layout we import."""
+"""The configuration of a decoder: one frozen record for every layout that is imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Activation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched past the trained context.
+    """The scaling of rotary frequencies past the trained context.
 
     `linear` divides every frequency by `factor`. `llama3` (Llama 3.1) divides the low ones only,
     with a ramp between the two wavelength bounds. `yarn` (arXiv 2309.00071) does so by rotations
@@ -60,7 +60,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides what a decoder computes, its weights apart.
+    """Everything but the weights that decides what a decoder computes.
 
     Raises:
         SettingError: a value outside its bound, or a per-layer list of the wrong length.
@@ -106,7 +106,7 @@ class ModelConfig:
             raise SettingError(f"window is {self.window}; windowed layers need at least 1.")
 
     def window_of(self, layer: int) -> int | None:
-        """Positions that `layer` sees, or None where it sees all."""
+        """Return the number of positions that `layer` sees, or None where it sees all."""
         return self.window if layer in self.windowed_layers else None
 
     @property

@@ -1,4 +1,4 @@
-"""Answers of a decoder in eager mode, many prompts at a time.
+"""Generation in eager mode, many prompts at a time.
 
 Shapes: B prompts, T positions, V vocabulary.
 """
@@ -26,13 +26,8 @@ BATCH_BYTES = 512 << 20  # of their logits while they are read, and of their key
 
 @torch.no_grad()  # not inference mode, whose tensors no later training could use
 def generate(
-    decoder: Decoder,
-    prompts: Sequence[list[int]],
-    *,
-    end: Collection[int],
-    limit: int,
-    temperature: float = 0.0,
-    rng: torch.Generator | None = None,
+    decoder: Decoder, prompts: Sequence[list[int]], *, end: Collection[int], limit: int,
+    temperature: float = 0.0, rng: torch.Generator | None = None
 ) -> list[list[int]]:
     """Return the answer to each prompt, without the token of `end` that closed it.
 
@@ -49,7 +44,7 @@ def generate(
         tokens_BT = torch.tensor([prompts[index][:at] for index in going], device=device)
         while going:
             next_B = _pick(decoder(tokens_BT, cache)[:, -1].float(), temperature, rng)
-            rows, following = [], []
+            rows, next_tokens = [], []
             for row, (index, token) in enumerate(zip(going, next_B.tolist(), strict=True)):
                 prompt, answer = prompts[index], answers[index]
                 if at < len(prompt):
@@ -61,11 +56,11 @@ def generate(
                     if len(answer) == min(limit, context - len(prompt)):
                         continue
                 rows.append(row)
-                following.append(token)
+                next_tokens.append(token)
             if rows and len(rows) < len(going):
                 cache.keep(rows)
             going = [going[row] for row in rows]
-            tokens_BT = torch.tensor(following, dtype=torch.int64, device=device)[:, None]
+            tokens_BT = torch.tensor(next_tokens, dtype=torch.int64, device=device)[:, None]
             at += 1
     return answers
 
@@ -90,9 +85,7 @@ def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[l
         yield group
 
 
-def _pick(
-    logits_BV: torch.Tensor, temperature: float, rng: torch.Generator | None
-) -> torch.Tensor:
+def _pick(logits_BV: torch.Tensor, temperature: float, rng: torch.Generator | None) -> torch.Tensor:
     """Return the next token of each row, [B, V] -> int64[B]."""
     if temperature == 0:
         return logits_BV.argmax(-1)

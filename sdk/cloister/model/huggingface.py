@@ -1,4 +1,4 @@
-"""Reads Hugging Face directories: their configurations and tensor names onto ours.
+"""The import of Hugging Face directories: their configurations and tensor names as ours.
 
 Every field of `config.json` is either understood, or known not to change the computation, or
 refused by name: a switch that is overlooked would give wrong numbers without an error.
@@ -80,9 +80,7 @@ _GEMMA = _COMMON | {
     "query_pre_attn_scalar": 256.0, "sliding_window": 4096, "tie_word_embeddings": True,
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "Gemma2ForCausalLM": _GEMMA | {
-        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
-    },
+    "Gemma2ForCausalLM": _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "Gemma3ForCausalLM": _GEMMA | {
         "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window_pattern": 6,
     },
@@ -115,7 +113,7 @@ class _Fields:
     taken: set[str] = field(default_factory=set)
 
     def take(self, name: str, kind: type, *, least: int = 1) -> Any:
-        """The value of `name`, or its default if it is missing; null only where that is a value."""
+        """Return the field `name`, else its default; null only where that is a value."""
         self.taken.add(name)
         if name not in self.values:
             if name in self.defaults:
@@ -139,7 +137,7 @@ class _Fields:
         return float(value) if kind is float else value
 
     def part(self, name: str) -> _Fields:
-        """The fields of the object `name`, without defaults; none where it is missing or null."""
+        """Return the fields of the object `name`, without defaults; none where it is absent."""
         return _Fields(self.take(name, dict) or {}, {}, self.path)
 
     def unsupported(self, what: str) -> UnsupportedFeature:
@@ -152,7 +150,7 @@ class _Fields:
 
 
 def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
-    """The configuration of the Hugging Face directory `path`, as ours.
+    """Read the configuration of the Hugging Face directory `path`.
 
     A field that is missing has the architecture's own default. `context` shortens the context,
     since a program's KV buffers take its whole length.
@@ -206,7 +204,7 @@ def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
 
 
 def _family(fields: _Fields, hidden: int) -> dict[str, Any]:
-    """The activation, and what sets Gemma apart."""
+    """Return the activation, and the settings of Gemma."""
     gemma = "hidden_activation" in fields.defaults  # its old files have an unused hidden_act too
     named = fields.take("hidden_activation" if gemma else "hidden_act", str)
     known = {"silu": Activation.SILU, "gelu_pytorch_tanh": Activation.GELU_TANH}
@@ -229,7 +227,7 @@ def _family(fields: _Fields, hidden: int) -> dict[str, Any]:
 
 
 def _rotary(fields: _Fields, longest: int) -> dict[str, Any]:
-    """Base and scaling, in the spelling of transformers 4 (rope_scaling) or 5 (rope_parameters)."""
+    """Return base and scaling, as transformers 4 (rope_scaling) or 5 (rope_parameters) has them."""
     theta, local = fields.take("rope_theta", float), None
     old, new = fields.part("rope_scaling"), fields.part("rope_parameters")
     if old.values and new.values:
@@ -248,7 +246,7 @@ def _rotary(fields: _Fields, longest: int) -> dict[str, Any]:
 
 
 def _scaling(fields: _Fields, theta: float, longest: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of one set of rotary parameters."""
+    """Return base and scaling of one set of rotary parameters."""
     fields.defaults = {
         "rope_theta": theta, "type": "default", "original_max_position_embeddings": longest,
         "beta_fast": None, "beta_slow": None, "attention_factor": None, "truncate": True,
@@ -281,21 +279,19 @@ def _scaling(fields: _Fields, theta: float, longest: int) -> tuple[float, RopeSc
     return theta, RopeScaling(kind=kind, **known)
 
 
-def _windows(
-    fields: _Fields, name: str, layers: int, no_rope: tuple[int, ...]
-) -> dict[str, Any]:
-    """The window, and the layers that have it."""
+def _windows(fields: _Fields, name: str, layers: int, no_rope: tuple[int, ...]) -> dict[str, Any]:
+    """Return the window, and the layers that have it."""
     window = fields.take("sliding_window", int)
     if "use_sliding_window" in fields.defaults and not fields.take("use_sliding_window", bool):
         window = None
     first = fields.take("max_window_layers", int, least=0) if "Qwen" in name else 0
     pattern = fields.take("sliding_window_pattern", int) if "Gemma3" in name else 2
-    usual: Iterable[int] = ()
+    default: Iterable[int] = ()
     if name.startswith("Gemma"):
-        usual = (i for i in range(layers) if (i + 1) % pattern)
+        default = (i for i in range(layers) if (i + 1) % pattern)
     elif window is not None and name != "LlamaForCausalLM":
-        usual = no_rope if name == "SmolLM3ForCausalLM" else range(first, layers)
-    windowed = tuple(usual)
+        default = no_rope if name == "SmolLM3ForCausalLM" else range(first, layers)
+    windowed = tuple(default)
     types = fields.take("layer_types", list)
     if types is not None:
         listed = tuple(i for i, kind in enumerate(types) if kind == "sliding_attention")
@@ -311,7 +307,7 @@ def _windows(
 
 
 def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
-    """The layers without rotary embedding."""
+    """Return the layers without rotary embedding."""
     interval = fields.take("no_rope_layer_interval", int)
     rotary = fields.take("no_rope_layers", list)  # 1 where a layer is rotary
     if rotary is None:
@@ -325,13 +321,8 @@ def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
 
 
 def import_model(
-    source: str | Path,
-    out: str | Path,
-    *,
-    name: str | None = None,
-    context: int | None = None,
-    replace: bool = False,
-    progress: Progress = silent,
+    source: str | Path, out: str | Path, *, name: str | None = None, context: int | None = None,
+    replace: bool = False, progress: Progress = silent
 ) -> Checkpoint:
     """Read the Hugging Face directory `source` into the checkpoint `out`, tensor by tensor.
 
@@ -366,7 +357,7 @@ def import_model(
 
 
 def _planned(source: Path, config: ModelConfig) -> tuple[Plan, dict[str, tuple[Path, str]]]:
-    """What to write, and in which file and under which name each tensor of it stands."""
+    """Return the tensors to write, and the file and name that each is read from."""
     where = {
         key: path for key, path in shards(source).items()
         if not key.endswith("rotary_emb.inv_freq")
@@ -427,7 +418,7 @@ def _rename(key: str, *, gemma: bool, source: Path) -> str:
 
 
 def _check_tied(where: dict[str, Path], ours: dict[str, str], source: Path) -> None:
-    """Some files hold a shared matrix twice: fine if they are equal."""
+    """Raise TensorMismatch unless both copies of a shared matrix are equal; drop the second."""
     values = []
     for tensor in ("embed.weight", "head.weight"):
         with safe_open(where[ours[tensor]], framework="pt") as file:
@@ -457,13 +448,13 @@ def _check_tokenizer(source: Path, rows: int) -> None:
 
 
 def _special(source: Path) -> tuple[int | None, tuple[int, ...]]:
-    """Begin and end token ids; generation_config.json knows better where there is one."""
-    found: dict[str, Any] = {}
+    """Return begin and end token ids; generation_config.json overrides config.json."""
+    fields: dict[str, Any] = {}
     for file in ("config.json", "generation_config.json"):
         if (source / file).exists():
             record = read_json(source / file)
-            found |= {name: value for name, value in record.items() if value is not None}
-    bos, eos = found.get("bos_token_id"), found.get("eos_token_id", [])
+            fields |= {name: value for name, value in record.items() if value is not None}
+    bos, eos = fields.get("bos_token_id"), fields.get("eos_token_id", [])
     ends = eos if isinstance(eos, list) else [eos]
     if any(type(id_) is not int or id_ < 0 for id_ in (*ends, 0 if bos is None else bos)):
         raise CheckpointError(

@@ -22,7 +22,7 @@ __all__ = ["QuantizedEmbedding", "QuantizedLinear", "QuantizedWeight", "scale_dt
 
 
 def scale_dtype(scheme: Scheme) -> torch.dtype:
-    """Type of the scales of `scheme`."""
+    """Return the type of the scales of `scheme`."""
     return torch.float32 if scheme.group is None else torch.bfloat16
 
 
@@ -45,16 +45,14 @@ class QuantizedLinear(nn.Module):
 
     bias: torch.Tensor | None
 
-    def __init__(
-        self, in_features: int, out_features: int, scheme: Scheme, *, bias: bool
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, scheme: Scheme, *, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         self.weight = QuantizedWeight(out_features, in_features, scheme)
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """float32[..., K] -> float32[..., N]."""
+        """Map float32[..., K] -> float32[..., N]."""
         rows = x.reshape(-1, self.in_features)
         out = reference.linear_8da(rows, self.weight.q, self.weight.scale, self.bias)
         return out.view(*x.shape[:-1], self.out_features)
@@ -69,7 +67,7 @@ class QuantizedEmbedding(nn.Module):
         self.weight = QuantizedWeight(rows, size, scheme)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64[...] -> float32[..., D]."""
+        """Map int64[...] -> float32[..., D]."""
         flat = tokens.flatten()
         rows = reference.dequantize(self.weight.q[flat], self.weight.scale[flat])
         return rows.view(*tokens.shape, -1)
@@ -84,13 +82,8 @@ def swap(decoder: Decoder, recipe: Recipe) -> None:
         scheme = recipe.scheme_of(f"{name}.weight")
         if scheme is None or not isinstance(module, nn.Linear | nn.Embedding):
             continue
-        parent = decoder.get_submodule(name.rpartition(".")[0])
-        attribute = name.rpartition(".")[2]
         rows, inputs = module.weight.shape
         with torch.device(module.weight.device):
-            if isinstance(module, nn.Linear):
-                setattr(parent, attribute, QuantizedLinear(
-                    inputs, rows, scheme, bias=module.bias is not None
-                ))
-            else:
-                setattr(parent, attribute, QuantizedEmbedding(rows, inputs, scheme))
+            decoder.set_submodule(
+                name, QuantizedLinear(inputs, rows, scheme, bias=module.bias is not None)
+                if isinstance(module, nn.Linear) else QuantizedEmbedding(rows, inputs, scheme))

@@ -1,4 +1,4 @@
-"""Quantization recipes: which scheme each tensor of a decoder gets.
+"""Quantization recipes: the scheme of each tensor of a decoder.
 
 A name reads left to right: `8da4w-g32-e4` is 8-bit dynamic activations, 4-bit body weights in
 groups of 32 inputs, a 4-bit embedding. The head is 8-bit per output channel in every recipe: it
@@ -17,7 +17,7 @@ __all__ = ["DEFAULT_RECIPE", "RECIPES", "Recipe", "Scheme"]
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """How one matrix is held: `bits` an entry, one scale for each `group` inputs or each row.
+    """The layout of one matrix: `bits` an entry, one scale for each `group` inputs or each row.
 
     Raises:
         SettingError: bits other than 4 and 8, or groups for 8 bits.
@@ -41,11 +41,11 @@ class Scheme:
         return 32 if self.group is None else 16
 
     def groups(self, inputs: int) -> int:
-        """Scales in a row of `inputs`."""
+        """Return the number of scales in a row of `inputs`."""
         return 1 if self.group is None else inputs // self.group
 
     def size_bytes(self, rows: int, inputs: int) -> int:
-        """Bytes of a matrix of `rows` x `inputs`, scales included."""
+        """Return the bytes of a matrix of `rows` x `inputs`, scales included."""
         return rows * (inputs * self.bits + self.groups(inputs) * self.scale_bits) // 8
 
 
@@ -59,7 +59,7 @@ class Recipe:
     embedding: Scheme
 
     def scheme_of(self, tensor: str) -> Scheme | None:
-        """The scheme of the tensor called `tensor`, or None where it stays in float32."""
+        """Return the scheme of the tensor called `tensor`, or None where it stays in float32."""
         if tensor == "embed.weight":
             return self.embedding
         if tensor == "head.weight":
@@ -70,15 +70,13 @@ class Recipe:
 
     @classmethod
     def parse(cls, name: str) -> Recipe:
-        """The recipe called `name`.
+        """Return the recipe called `name`.
 
         Raises:
             SettingError: no recipe of that name.
         """
         if name not in RECIPES:
-            raise SettingError(
-                f"No recipe is named {name!r}; choose one of {', '.join(RECIPES)}."
-            )
+            raise SettingError(f"No recipe is named {name!r}; choose one of {', '.join(RECIPES)}.")
         row = Scheme(bits=8, group=None)
         body, _, variant = name.partition("-")
         if body == "8da8w":

@@ -18,7 +18,7 @@ __all__ = ["frequencies", "rotate", "table"]
 
 
 def frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
-    """Angular frequencies, float32[D/2], radians a position."""
+    """Return angular frequencies, float32[D/2], radians a position."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32) / head_size
     plain = 1.0 / theta**exponents
     if scaling is None:
@@ -31,17 +31,15 @@ def frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> to
 
 
 def _llama3(plain: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Long waves are stretched, short ones kept, with a linear ramp in between."""
+    """Stretch long wavelengths and keep short ones, with a linear ramp in between."""
     rotations = scaling.original_context * plain / (2 * math.pi)  # turns in the trained context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = ((rotations - low) / (high - low)).clamp(0, 1)
-    return keep * plain + (1 - keep) * plain / scaling.factor
+    ramp = ((rotations - low) / (high - low)).clamp(0, 1)
+    return ramp * plain + (1 - ramp) * plain / scaling.factor
 
 
-def _yarn(
-    plain: torch.Tensor, head_size: int, theta: float, scaling: RopeScaling
-) -> torch.Tensor:
-    """NTK-by-parts interpolation (arXiv 2309.00071, section 3.2)."""
+def _yarn(plain: torch.Tensor, head_size: int, theta: float, scaling: RopeScaling) -> torch.Tensor:
+    """Interpolate by NTK-by-parts (arXiv 2309.00071, section 3.2)."""
 
     def dimension(rotations: float) -> float:
         ratio = scaling.original_context / (rotations * 2 * math.pi)
@@ -60,7 +58,7 @@ def _yarn(
 def table(
     head_size: int, context: int, theta: float, scaling: RopeScaling | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines of every position, float32[context, 1, D] each."""
+    """Return cosines and sines of every position, float32[context, 1, D] each."""
     angles = torch.outer(
         torch.arange(context, dtype=torch.float32), frequencies(head_size, theta, scaling)
     )
@@ -70,6 +68,6 @@ def table(
 
 
 def rotate(x_BTHD: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of features by its position's angle, [B, T, H, D] -> [B, T, H, D]."""
+    """Rotate each pair of features by its position's angle, [B, T, H, D] -> [B, T, H, D]."""
     first, second = x_BTHD.chunk(2, dim=-1)
     return x_BTHD * cos_T1D + torch.cat((-second, first), dim=-1) * sin_T1D

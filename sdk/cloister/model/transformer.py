@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
         self.offset = offset
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] -> [..., D]."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.offset:  # Gemma multiplies before it rounds to the input's type
@@ -56,7 +56,7 @@ class Projection(nn.Module):
         self.v = nn.Linear(shape.hidden_size, kv, bias=config.qkv_bias)
 
     def forward(self, x_BTD: torch.Tensor) -> Sequence[torch.Tensor]:
-        """[B, T, D] -> [B, T, H*K], [B, T, G*K], [B, T, G*K]."""
+        """Map [B, T, D] -> [B, T, H*K], [B, T, G*K], [B, T, G*K]."""
         return self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
 
 
@@ -79,12 +79,9 @@ class Attention(nn.Module):
         self.qk_norm = config.qk_norm
 
     def forward(
-        self,
-        x_BTD: torch.Tensor,
-        cos_sin: tuple[torch.Tensor, torch.Tensor],
-        attend: Attend,
+        self, x_BTD: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]; `cos_sin` are [T, 1, K] each."""
+        """Map [B, T, D] -> [B, T, D]; `cos_sin` are [T, 1, K] each."""
         q, k, v = (x.unflatten(-1, (-1, self.head_size)) for x in self.qkv(x_BTD))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -107,7 +104,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(shape.feed_forward, shape.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Map [B, T, D] -> [B, T, D]."""
         gate = self.gate(x_BTD)
         if self.activation is Activation.SILU:
             gate = functional.silu(gate)
@@ -124,9 +121,7 @@ class Block(nn.Module):
         super().__init__()
 
         def norm() -> RMSNorm:
-            return RMSNorm(
-                config.shape.hidden_size, eps=config.norm_eps, offset=config.norm_offset
-            )
+            return RMSNorm(config.shape.hidden_size, eps=config.norm_eps, offset=config.norm_offset)
 
         self.attn = Attention(config, layer)
         self.mlp = FeedForward(config)
@@ -136,12 +131,9 @@ class Block(nn.Module):
             self.attn_post_norm, self.mlp_post_norm = norm(), norm()
 
     def forward(
-        self,
-        x_BTD: torch.Tensor,
-        cos_sin: tuple[torch.Tensor, torch.Tensor],
-        attend: Attend,
+        self, x_BTD: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Map [B, T, D] -> [B, T, D]."""
         out = self.attn(self.attn_norm(x_BTD), cos_sin, attend)
         x_BTD = x_BTD + (self.attn_post_norm(out) if self.post_norms else out)
         out = self.mlp(self.mlp_norm(x_BTD))
@@ -179,14 +171,12 @@ class Decoder(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
             if config.local_rope_theta is not None:
-                cos, sin = rope.table(
-                    shape.head_size, shape.context, config.local_rope_theta, None
-                )
+                cos, sin = rope.table(shape.head_size, shape.context, config.local_rope_theta, None)
                 self.register_buffer("local_cos", cos, persistent=False)
                 self.register_buffer("local_sin", sin, persistent=False)
 
     def initialize(self, seed: int) -> None:
-        """Take weights to train from, see `initial_weights`."""
+        """Set weights to train from, see `initial_weights`."""
         with torch.no_grad():
             for parameter, (_, value) in zip(
                 self.parameters(), initial_weights(self.config, seed), strict=True
@@ -194,9 +184,9 @@ class Decoder(nn.Module):
                 parameter.copy_(value)
 
     def forward(self, tokens_BT: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """Logits after each token, int64[B, T] -> [B, T, V].
+        """Return logits after each token, int64[B, T] -> [B, T, V].
 
-        With `cache` the tokens continue what it holds, and are added to it.
+        With `cache` the tokens follow the cached ones, and are added to them.
         """
         cache = KVCache(self.config) if cache is None else cache
         x_BTD = self.hidden(tokens_BT, cache.start, cache)
@@ -204,7 +194,7 @@ class Decoder(nn.Module):
         return self.logits(x_BTD)
 
     def hidden(self, tokens_BT: torch.Tensor, start: int, attend: Attend) -> torch.Tensor:
-        """Normed output of the last layer, int64[B, T] -> [B, T, D]; tokens begin at `start`."""
+        """Return normed last hidden states, int64[B, T] -> [B, T, D]; tokens begin at `start`."""
         x_BTD = self.embed(tokens_BT)
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' type, as the checkpoints that need it were trained.
@@ -222,7 +212,7 @@ class Decoder(nn.Module):
         return out
 
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Scores of every next token, [B, T, D] -> [B, T, V]."""
+        """Return scores of every next token, [B, T, D] -> [B, T, V]."""
         logits: torch.Tensor = self.head(x_BTD)
         cap = self.config.final_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)

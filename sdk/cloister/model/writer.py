@@ -1,4 +1,4 @@
-"""Writes checkpoints: one tensor at a time, and all of it or nothing."""
+"""The writer of checkpoints: one tensor at a time, and all of it or nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_output(path: Path, *, replace: bool) -> None:
 
 
 class CheckpointWriter:
-    """Writes a checkpoint beside its place, and moves it there once it is whole.
+    """A checkpoint written beside its place, and moved there once it is whole.
 
     Use as a context manager and `add` every tensor of `tensors` in that order; each goes to disk
     at once. On any failure nothing is left behind. With `private` only its owner can read it.
@@ -71,10 +71,8 @@ class CheckpointWriter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None
     ) -> None:
         self._written.__exit__(kind, error, trace)
 
@@ -126,8 +124,7 @@ class CheckpointWriter:
         if len(self._files) > 1:
             index = {
                 "metadata": {"total_size": sum(self._sizes.values())},
-                "weight_map": {name: file for file, names in self._files.items()
-                               for name in names},
+                "weight_map": {name: file for file, names in self._files.items() for name in names},
             }
             (directory / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
         if not self._tokenizer.is_file():
@@ -143,7 +140,7 @@ class CheckpointWriter:
 
 
 def _divide(tensors: Plan, limit: int) -> dict[str, list[str]]:
-    """Names of the tensors of each file, none above `limit` bytes unless one tensor is."""
+    """Return the tensor names of each file, none above `limit` bytes unless one tensor is."""
     groups: list[list[str]] = [[]]
     total = 0
     for name, (dtype, shape) in tensors.items():

@@ -37,18 +37,18 @@ __all__ = ["Coverage", "QuantizeReport", "quantize", "quantize_weight"]
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What became of one tensor."""
+    """The quantization of one tensor."""
 
     tensor: str
     shape: tuple[int, ...]
-    bits: int  # an entry, scales apart; 32 where it was left alone
+    bits: int  # an entry, without scales; 32 where it is not quantized
     group: int | None
     size_bytes: int  # scales included
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What became of every tensor; nothing is left out."""
+    """The quantization of every tensor; none is left out."""
 
     identity: str  # of the quantized checkpoint
     recipe: str
@@ -62,7 +62,7 @@ class QuantizeReport:
 
     @property
     def parameters(self) -> int:
-        """Entries of all weights; embedding and head count apart."""
+        """Entries of all weights; embedding and head count separately."""
         return sum(math.prod(row.shape) for row in self.rows)
 
     @property
@@ -71,7 +71,7 @@ class QuantizeReport:
         return 8 * self.size_bytes / self.parameters
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
+        """Return the report, JSON-ready."""
         record: dict[str, object] = {
             "identity": self.identity, "recipe": self.recipe, "parameters": self.parameters,
             "size_bytes": self.size_bytes, "bits_per_parameter": self.bits_per_parameter,
@@ -115,7 +115,7 @@ def quantize(
     """Write `source` quantized to the checkpoint `out`, whose `report` is a `QuantizeReport`.
 
     With `data`, examples or files of them (see `cloister.corpus`), after quantization-aware
-    training on it by `settings`, which goes on when a killed run is repeated; without, memory
+    training on it by `settings`, which resumes when a killed run is repeated; without, memory
     stays near one float32 matrix above what the source maps.
 
     Raises:
@@ -145,11 +145,11 @@ def quantize(
         if plain is not source:
             shutil.rmtree(plain.path)
     parallel.wait()
-    made = Checkpoint.open(out)
-    made.report = QuantizeReport(
-        identity=made.identity, recipe=recipe.name, run=run, rows=tuple(
+    quantized = Checkpoint.open(out)
+    quantized.report = QuantizeReport(
+        identity=quantized.identity, recipe=recipe.name, run=run, rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
-    return made
+    return quantized
 
 
 def _coverage(name: str, shape: tuple[int, ...], scheme: Scheme | None) -> Coverage:
@@ -161,8 +161,7 @@ def _coverage(name: str, shape: tuple[int, ...], scheme: Scheme | None) -> Cover
 
 
 def _write(
-    source: Checkpoint, out: Path, recipe: Recipe, parent: str, *, replace: bool,
-    progress: Progress,
+    source: Checkpoint, out: Path, recipe: Recipe, parent: str, *, replace: bool, progress: Progress
 ) -> None:
     """Write each tensor of `source` quantized; `parent` is what the checkpoint was made from."""
     config = untied(source.metadata.config)

@@ -33,10 +33,10 @@ __all__ = ["RoundedEmbedding", "RoundedLinear", "check_groups", "round_rows", "r
 def rounded(decoder: Decoder, recipe: Recipe) -> Decoder:
     """Make `decoder` round its weights and activations as `recipe` does, and return it.
 
-    Embedding and head must have weights of their own, since they are quantized apart. Parameters
-    keep their names, so that the trained ones can be written to a checkpoint and quantized. Train
-    it in float32: under autocast the activations that are rounded, and with them the logits, are
-    others. torch.compile may be used: weights are rounded alike.
+    Embedding and head must have weights of their own, since they are quantized separately.
+    Parameters keep their names, so that the trained ones can be written to a checkpoint and
+    quantized. Train it in float32: autocast changes the activations that are rounded, and with
+    them the logits. torch.compile may be used: weights are rounded the same.
 
     Raises:
         GroupSizeError: a group does not divide a layer's inputs.
@@ -59,11 +59,7 @@ def untied(config: ModelConfig) -> ModelConfig:
 
 
 def check_groups(tensors: dict[str, tuple[int, ...]], recipe: Recipe) -> None:
-    """Raise unless every group of `recipe` divides its layer's inputs.
-
-    Raises:
-        GroupSizeError: one does not.
-    """
+    """Raise GroupSizeError unless every group of `recipe` divides its layer's inputs."""
     for name, shape in tensors.items():
         scheme = recipe.scheme_of(name)
         if scheme is not None and scheme.group is not None and shape[1] % scheme.group:
@@ -83,7 +79,7 @@ class RoundedLinear(nn.Linear):
         self.weight, self.bias, self.scheme = plain.weight, plain.bias, scheme
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """float32[..., K] -> float32[..., N]."""
+        """Map float32[..., K] -> float32[..., N]."""
         weight_NK = round_weight(self.weight, self.scheme)
         return functional.linear(round_rows(x), weight_NK, self.bias)
 
@@ -96,13 +92,13 @@ class RoundedEmbedding(nn.Embedding):
         self.weight, self.scheme = plain.weight, scheme
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64[...] -> float32[..., K]."""
+        """Map int64[...] -> float32[..., K]."""
         # No scale reaches past its row, so only those that are looked up need rounding.
         return round_weight(functional.embedding(tokens, self.weight), self.scheme)
 
 
 def round_weight(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """Return what integers and scales of `weight` stand for, float32[..., K] -> float32[..., K].
+    """Quantize and dequantize `weight`, float32[..., K] -> float32[..., K].
 
     Equal to the bit to what `apply.quantize_weight` gives. The gradient is that of the identity,
     and zero for entries beyond the largest integer.
@@ -167,16 +163,16 @@ class _Round(torch.autograd.Function):
             integers += zero
         ctx.save_for_backward(integers)
         ctx.bounds = least - 0.5, most + 0.5
-        kept = integers.clamp(least, most)
+        clamped = integers.clamp(least, most)
         if zero is not None:
-            kept -= zero
-        kept *= scale
-        return kept
+            clamped -= zero
+        clamped *= scale
+        return clamped
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        # One pass, where a comparison and a product take two and a copy. It passes what lies
-        # strictly within its bounds, hence the halves.
+        # One pass, where a comparison and a product take two and a copy. It lets through what
+        # lies strictly within its bounds, hence the halves.
         (integers,) = ctx.saved_tensors
         passed = torch.ops.aten.hardtanh_backward(gradients[0], integers, *ctx.bounds)
         return passed, None, None, None, None, None

@@ -35,7 +35,7 @@ _OBJECTIVE = Objective(hard=0.0, temperature=2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class QatSettings:
-    """How a checkpoint is trained before it is quantized; see `qat_schedule`."""
+    """The settings of quantization-aware training; see `qat_schedule`."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(peak=2e-4))
     tolerate: float = TOLERATED  # share of a data file that may be flawed and left out
@@ -50,8 +50,7 @@ def qat_schedule(schedule: Schedule) -> Schedule:
     AdamW took away 79 % of the KL divergence on held-out tool calls, 74 % on intents, 88 % on
     redactions and 55 % on tales, Muon 68, 64, 67 and 46 (both at a rate of 2e-4).
     """
-    return replace(
-        schedule, optimizer=Kind.ADAMW, weight_decay=0.0, decay=1.0, autocast=False)
+    return replace(schedule, optimizer=Kind.ADAMW, weight_decay=0.0, decay=1.0, autocast=False)
 
 
 def train_quantized(
@@ -60,14 +59,12 @@ def train_quantized(
 ) -> tuple[Checkpoint, Run]:
     """Train a copy of `source` whose weights and activations are rounded as `recipe` does.
 
-    Return the checkpoint of its unrounded weights, in `folder`, and the run, which goes on from
+    Return the checkpoint of its unrounded weights, in `folder`, and the run, which resumes from
     there when it was killed.
 
     Raises:
-        GroupSizeError: a group does not divide a layer's inputs.
-        ContextExceeded, TokenizerError: see `cloister.distill.run.encode`.
-        TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see
-            `cloister.distill.loop.train`.
+        GroupSizeError: see `rounded`; ContextExceeded, TokenizerError: see `encode`;
+        TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see `loop.train`.
     """
     parallel, config = Parallel(), untied(source.metadata.config)
     pairs = encode(source, data, config.shape.context)

@@ -15,19 +15,19 @@ __all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint", "request
 
 
 def requests_path() -> Path:
-    """Requests to try the family on, as JSON lines of system and prompt."""
+    """Return the path of requests to try the family on, JSON lines of system and prompt."""
     return _directory() / "requests.jsonl"
 
 
 def tools() -> list[dict[str, Any]]:
-    """The seven tools of the task `call`, each with the arguments that SNIPS knows."""
-    found: list[dict[str, Any]] = json.loads((_directory() / "tools.json").read_text("utf-8"))
-    return found
+    """Read the seven tools of the task `call`, each with its arguments in SNIPS."""
+    tools: list[dict[str, Any]] = json.loads((_directory() / "tools.json").read_text("utf-8"))
+    return tools
 
 
 @cache
 def word_lists(name: str) -> dict[str, Any]:
-    """What the generator of training data `name` draws from."""
+    """Read the word lists that the generator `name` of training data draws from."""
     lists: dict[str, Any] = json.loads((_directory() / f"{name}.json").read_text("utf-8"))
     return lists
 

@@ -1,4 +1,4 @@
-"""More requests out of the ones there are: slot values swapped, casing, typos, filler words.
+"""Augmentation of requests: slot values swapped, casing, typos, filler words.
 
 Every change is made to request and answer alike, so that the answer stays right.
 """
@@ -20,7 +20,7 @@ __all__ = ["Augmenter", "Piece", "pieces"]
 Piece = tuple[str, str | None]
 """Text, and the slot it fills."""
 
-# Slots of works: each may bear any title. What a request says elsewhere tells them apart.
+# Slots of works: each may have any title. The rest of the request tells them apart.
 _TITLES = ("album", "entity_name", "movie_name", "object_name", "track")
 # Slots that anything may fill: a value may hold words that nobody has ever seen.
 _OPEN = (*_TITLES, "artist", "city", "geographic_poi", "playlist", "poi", "restaurant_name")
@@ -33,7 +33,7 @@ _AFTER = (" please", " thanks", ", thank you", " right now", ", ok?", " for me")
 
 
 class Augmenter:
-    """Varies requests with the values that other requests of the training set hold."""
+    """A source of variants of requests, with the slot values of other training requests."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
         values: dict[str, dict[str, None]] = {}
@@ -49,7 +49,7 @@ class Augmenter:
         ))
 
     def call(self, example: Example, rng: random.Random) -> Example:
-        """A variant of a request that is answered by a tool call with slots."""
+        """Return a variant of a request that is answered by a tool call with slots."""
         parts = pieces(example)
         if parts is None:
             return example
@@ -78,7 +78,7 @@ class Augmenter:
         )
 
     def intent(self, example: Example, rng: random.Random) -> Example:
-        """A variant of a request that is answered by a name alone."""
+        """Return a variant of a request that is answered by a name alone."""
         words = example.input.split()
         if len(words) > 3 and rng.random() < 0.07:
             del words[rng.randrange(len(words))]
@@ -107,44 +107,42 @@ class Augmenter:
         return first
 
     def _invented(self, value: str, rng: random.Random) -> str:
-        """The value with half of its longer words replaced by ones that do not exist.
-
-        They can only be copied, not remembered.
+        """Replace half of the longer words of a value by invented ones, to be copied from the text.
         """
         def other(word: str) -> str:
             if not self.words or len(word) < 4 or not word.isalpha() or rng.random() < 0.5:
                 return word
             first, second = rng.choice(self.words), rng.choice(self.words)
-            made = first[:rng.randint(2, 4)] + second[len(second) // 2:].lower()
-            return made.lower() if word.islower() else made
+            coined = first[:rng.randint(2, 4)] + second[len(second) // 2:].lower()
+            return coined.lower() if word.islower() else coined
 
         return " ".join(map(other, value.split()))
 
 
 def pieces(example: Example) -> list[Piece] | None:
-    """The request of a tool call, cut at its slots; None where a value does not stand there.
+    """Split the request of a tool call at its slots; None if a value does not occur in it.
 
     A value's place is its first occurrence that no other value has taken.
     """
     arguments = json.loads(example.target)["arguments"]
     pairs = [
         (slot, value)
-        for slot, held in arguments.items()
-        for value in (held if isinstance(held, list) else [held])
+        for slot, values in arguments.items()
+        for value in (values if isinstance(values, list) else [values])
     ]
-    found: list[tuple[int, int, str]] = []
+    spans: list[tuple[int, int, str]] = []
     for slot, value in pairs:
         free = [
             match.span() for match in re.finditer(re.escape(value), example.input)
-            if not any(match.start() < end and match.end() > begin for begin, end, _ in found)
+            if not any(match.start() < end and match.end() > begin for begin, end, _ in spans)
         ]
         if not free:
             return None
         # Whole words before parts of words: the 1 of "rate it 1", not of "in 2019".
-        found.append((*min(free, key=lambda span: not _whole(example.input, *span)), slot))
+        spans.append((*min(free, key=lambda span: not _whole(example.input, *span)), slot))
     result: list[Piece] = []
     end = 0
-    for start, stop, slot in sorted(found):
+    for start, stop, slot in sorted(spans):
         if start > end:
             result.append((example.input[end:start], None))
         result.append((example.input[start:stop], slot))
@@ -159,18 +157,15 @@ def _whole(text: str, start: int, end: int) -> bool:
 
 
 def _crossed(one: str, other: str, rng: random.Random) -> str:
-    """The beginning of one value and the end of another."""
+    """Join the beginning of one value and the end of another."""
     first, second = one.split(), other.split()
     head = first[:rng.randint(1, len(first))]
     return " ".join(head + second[len(second) - rng.randint(1, len(second)):])
 
 
 def _typo(text: str, rng: random.Random) -> str:
-    """One letter dropped, doubled or swapped with the next, in a word of at least four."""
-    places = [
-        place for place in range(1, len(text) - 2)
-        if text[place - 1:place + 3].isalpha()
-    ]
+    """Drop, double or swap one letter, in a word of at least four."""
+    places = [place for place in range(1, len(text) - 2) if text[place - 1:place + 3].isalpha()]
     if not places:
         return text
     at = rng.choice(places)

@@ -1,12 +1,12 @@
-"""Builds the reference family: `python -m cloister.reference.build --data DIR [--out DIR]`.
+"""The build of the reference family: `python -m cloister.reference.build --data DIR [--out DIR]`.
 
     OUT/tokenizer.json, chat_template.jinja   trained first, shared by every tier
     OUT/checkpoints/TIER/                     Ultra from the labels, each other from the tier above
-    OUT/runs/TIER/                            metrics of every step; a killed run goes on from here
-    OUT/quantized/TIER/                       8 bits; the Nano tiers 4, after training for them
-    OUT/after/TIER/                           the Nano tiers in 4 bits without that training
+    OUT/runs/TIER/                            metrics of every step; a killed run resumes from here
+    OUT/quantized/TIER/                       8 bits; the Nano tiers 4, after QAT
+    OUT/after/TIER/                           the Nano tiers in 4 bits without QAT
     OUT/family/TIER.cloister/                 quantized, exported, checked and measured
-    OUT/TIER.json, MODEL_CARD.md              what it cost and what it can do
+    OUT/TIER.json, MODEL_CARD.md              cost and scores
 
 A stage whose result and record stand is not repeated. `family`, Pro's and Nano-1's `checkpoints`,
 the records and the model card made of them are what the package ships.
@@ -63,7 +63,7 @@ __all__ = ["RUNGS", "Rung", "main"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rung(TrainSettings):
-    """How a tier is made."""
+    """The training settings of a tier."""
 
     teacher: Tier | None  # None: learns from the labels alone
 
@@ -95,7 +95,7 @@ _EIGHT_BITS = "8da8w"
 
 
 class _Builder:
-    """The stages, each of which leaves its result in `out`."""
+    """The stages of the build, each of which leaves its result in `out`."""
 
     def __init__(
         self, data: Path, out: Path, *, seed: int = 0, steps: int | None = None,
@@ -121,7 +121,7 @@ class _Builder:
 
     @property
     def command(self) -> str:
-        """The command that was asked for, without the names of folders."""
+        """The command line, without the names of folders."""
         words = ["python -m cloister.reference.build --data DIR", f"--seed {self.seed}"]
         if self.begin is not None:
             words.append("--begin EARLIER")
@@ -138,7 +138,7 @@ class _Builder:
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """The same as token ids."""
+        """Training data of every tier as token ids."""
         context = ladder()[Tier.NANO_1].context
         return pairs(self.tokenizer, self.examples, self.end, context, Tier.NANO_1)
 
@@ -159,7 +159,7 @@ class _Builder:
     def checkpoint(self, tier: Tier) -> Checkpoint:
         """Return the tier's weights, trained if they are not there."""
         path = self.out / "checkpoints" / tier
-        if path.exists() and "training" in self._noted(tier):
+        if path.exists() and "training" in self._records(tier):
             return Checkpoint.open(path)
         rung, folder, parallel = RUNGS[tier], self.out / "runs" / tier, Parallel()
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,24 +184,24 @@ class _Builder:
         run = train(
             student, self.pairs, rung, folder, teacher=teacher, stage=f"train {tier}",
             origin=f"{metadata.parent} {begun and begun['checkpoint']}", progress=self.progress)
-        made = write(
+        checkpoint = write(
             student, path, metadata, self, dtype=torch.bfloat16, replace=True,
             mean_with=start if self.mean else None)
-        self._note(tier, "training", {
-            "command": self.command, "checkpoint": made.identity, "steps": len(run.losses),
+        self._record(tier, "training", {
+            "command": self.command, "checkpoint": checkpoint.identity, "steps": len(run.losses),
             "tokens": run.tokens, "seconds": round(run.seconds), "device": _device(),
             "torch": torch.__version__, "rung": asdict(rung), "seed": self.seed,
             "begun_from": begun,  # what was spent before
             "mean": self.mean and start is not None,  # of the weights begun from and those reached
             "losses": [round(loss, 4) for loss in run.losses[::20]],  # every twentieth step's
         })
-        return made
+        return checkpoint
 
     def quantized(self, tier: Tier) -> Checkpoint:
         """Return the tier in 8 bits, or in 4 after quantization-aware training."""
         path = self.out / "quantized" / tier
         if path.exists() and (
-            not tier.four_bit or "quantization_aware_training" in self._noted(tier)
+            not tier.four_bit or "quantization_aware_training" in self._records(tier)
         ):
             return Checkpoint.open(path)
         source = self.checkpoint(tier)
@@ -211,20 +211,20 @@ class _Builder:
         after = self.out / "after" / tier
         after.parent.mkdir(exist_ok=True)
         quantize(source, after, replace=True)
-        made = quantize(
+        quantized = quantize(
             source, path, data=self.examples, settings=QatSettings(schedule=self.schedule(QAT)),
             replace=True, progress=self.progress)
-        report = made.report
+        report = quantized.report
         assert isinstance(report, QuantizeReport) and report.run is not None
-        self._note(tier, "quantization_aware_training", {
+        self._record(tier, "quantization_aware_training", {
             "steps": len(report.run.losses), "seconds": round(report.run.seconds),
             "schedule": asdict(QAT),
             "losses": [round(loss, 5) for loss in report.run.losses[::20]],
         })
-        return made
+        return quantized
 
     def bundle(self, tier: Tier) -> Path:
-        """Return the bundle of the tier, with what it can do in its receipt."""
+        """Return the bundle of the tier, with its scores in the receipt."""
         path = self.out / "family" / f"{tier}.cloister"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -232,17 +232,17 @@ class _Builder:
             pipeline.export(
                 self.quantized(tier), path,
                 prompts=[(row["system"], row["prompt"]) for row in rows])
-        if "evaluation" not in self._noted(tier):
-            found = self._evaluated(tier, BundleSubject(path))
+        if "evaluation" not in self._records(tier):
+            reports = self._evaluated(tier, BundleSubject(path))
             bundle = Bundle.open(path)
             rewrite_receipt(bundle, {**bundle.receipt(), "evaluations": {
                 f"{task}, development": {key: report[key] for key in ("n", "metrics", "errors")}
-                for task, report in found.items()
+                for task, report in reports.items()
             }})
-            self._note(tier, "evaluation", found)
-        if tier.four_bit and "post_training_quantization" not in self._noted(tier):
+            self._record(tier, "evaluation", reports)
+        if tier.four_bit and "post_training_quantization" not in self._records(tier):
             plain = CheckpointSubject(Checkpoint.open(self.out / "after" / tier))
-            self._note(tier, "post_training_quantization", self._evaluated(tier, plain))
+            self._record(tier, "post_training_quantization", self._evaluated(tier, plain))
         return path
 
     def _evaluated(self, tier: Tier, subject: Subject) -> dict[str, dict[str, object]]:
@@ -253,29 +253,28 @@ class _Builder:
             for task, examples in self.mixture.held_out.items()
         }
 
-    def _noted(self, tier: Tier) -> dict[str, Any]:
-        """Return what is known of a tier."""
+    def _records(self, tier: Tier) -> dict[str, Any]:
+        """Return the records of a tier."""
         path = self.out / f"{tier}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else {"tier": tier}
 
-    def _note(self, tier: Tier, key: str, record: object) -> None:
-        """Add to what is known of a tier, all of it or nothing."""
+    def _record(self, tier: Tier, key: str, record: object) -> None:
+        """Add to the records of a tier, all of it or nothing."""
         path = self.out / f"{tier}.json"
         part = path.with_suffix(".part")
-        part.write_text(
-            json.dumps({**self._noted(tier), key: record}, indent=1) + "\n", "utf-8")
+        part.write_text(json.dumps({**self._records(tier), key: record}, indent=1) + "\n", "utf-8")
         part.replace(path)
 
 
 def _device() -> str:
-    """Return what trained, and in which numbers."""
+    """Return the names of the device and of the number type that trained."""
     cuda = torch.cuda.is_available()
-    numbers = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")) else (
+    dtype = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")) else (
         "float32")
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name() if cuda else (
         f"{threads} processor core{'s' * (threads > 1)}")
-    return f"{name}, {numbers}"
+    return f"{name}, {dtype}"
 
 
 def _lines(screen: Console, every_s: float = 30.0) -> Progress:
@@ -291,7 +290,7 @@ def _lines(screen: Console, every_s: float = 30.0) -> Progress:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line: 0, or 1 with one sentence."""
+    """Run the command line; return 0, or 1 after one sentence."""
     parser = argparse.ArgumentParser(prog="python -m cloister.reference.build", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Settings.from_environment().data,

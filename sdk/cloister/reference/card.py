@@ -1,4 +1,4 @@
-"""The model card of the reference family, out of the records that its build left."""
+"""The model card of the reference family, generated from the records of its build."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ _HEAD = """\
 # The reference family
 
 Four tiers of one ladder at a thousandth of the size, made to be run anywhere: Ultra was trained on
-the labels, each other tier was cut out of the tier above and distilled from it, and the two Nano
-tiers learnt to bear 4 bits. They answer four tasks, named by the system prompt:
+the labels, each other tier was pruned from the tier above and distilled from it, and the two Nano
+tiers went through quantization-aware training for 4 bits. They answer four tasks, named by the
+system prompt:
 
 | system prompt | task |
 |---|---|
@@ -75,7 +76,7 @@ The weights are Apache-2.0, with the credits above.
 
 
 def card(out: Path) -> str:
-    """Markdown, from `TIER.json` of every tier in `out` that has been built."""
+    """Return the Markdown, from `TIER.json` of every tier in `out` that has been built."""
     records = {
         tier: json.loads((out / f"{tier}.json").read_text("utf-8"))
         for tier in Tier if (out / f"{tier}.json").exists()
@@ -87,9 +88,9 @@ def card(out: Path) -> str:
         *_divided(records),
         "## What 4 and 8 bits cost\n",
         "Each tier against its own unquantized self, on the answers' tokens of all development\n"
-        "examples by task. The Nano tiers also without training to bear 4 bits (post-training);\n"
-        "`recovered` is the share which training took away of that row's mean KL divergence, and\n"
-        "of what its perplexity ratio is above one.\n",
+        "examples by task. The Nano tiers also without quantization-aware training\n"
+        "(post-training); `recovered` is the share of that row's mean KL divergence, and of its\n"
+        "perplexity ratio's excess over one, which the training took away.\n",
         *_losses(records), "",
         *_distillation(out / "distillation.json"),
         "## How they were made\n",
@@ -110,10 +111,10 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 def _scores(records: dict[Tier, Record]) -> Iterator[str]:
     def cell(record: Record, task: str, name: str) -> str:
-        found = record.get("evaluation", {}).get(task)
-        if found is None or name not in found["metrics"]:
+        report = record.get("evaluation", {}).get(task)
+        if report is None or name not in report["metrics"]:
             return "-"
-        value, error = found["metrics"][name], found["errors"][name]
+        value, error = report["metrics"][name], report["errors"][name]
         if name == "bits_per_byte":
             return f"{value:.3f} \u00b1 {error:.3f}"
         return f"{value:.1%} \u00b1 {error:.1%}"
@@ -149,11 +150,11 @@ def _losses(records: dict[Tier, Record]) -> Iterator[str]:
     rows = []
     for tier, record in records.items():
         after = record.get("post_training_quantization", {})
-        for title, group in ((f"{tier}, post-training", after), (f"{tier}", record.get(
-                "evaluation", {}))):
-            for task, found in group.items():
-                metrics, recovered = found["metrics"], "-"
-                if group is not after and task in after:
+        trained = record.get("evaluation", {})
+        for title, reports in ((f"{tier}, post-training", after), (f"{tier}", trained)):
+            for task, report in reports.items():
+                metrics, recovered = report["metrics"], "-"
+                if reports is not after and task in after:
                     lost = after[task]["metrics"]
                     recovered = ", ".join(
                         f"{1 - (metrics[name] - best) / (lost[name] - best):.0%}"
@@ -166,22 +167,22 @@ def _losses(records: dict[Tier, Record]) -> Iterator[str]:
 
 
 def _distillation(path: Path) -> Iterator[str]:
-    """What `tests/bench/distillation.py` found, where its record is here."""
+    """Yield the figures of `tests/bench/distillation.py`, where its record is here."""
     if not path.exists():
         return
-    found = json.loads(path.read_text("utf-8"))
+    bench = json.loads(path.read_text("utf-8"))
     yield "## What distillation brings\n"
-    yield (f"The same {found['tier']} from the same tokens ({found['steps']} steps), taught by "
-           f"{found['teacher_name']} or by the labels alone,\non development examples; a value for "
-           f"each of {len(found['seeds'])} seeds. The teacher has {found['teacher']:.4f} nats.\n"
+    yield (f"The same {bench['tier']} from the same tokens ({bench['steps']} steps), taught by "
+           f"{bench['teacher_name']} or by the labels alone,\non development examples; a value for "
+           f"each of {len(bench['seeds'])} seeds. The teacher has {bench['teacher']:.4f} nats.\n"
            "`gap closed` is the mean share of the way there from the student from scratch.\n")
     yield from _table(("student", "cross-entropy, nats a token", "gap closed"), (
         (row["variant"], ", ".join(f"{value:.4f}" for value in row["cross_entropy"]),
-         f"{row['gap_closed']:.0%}") for row in found["variants"]
+         f"{row['gap_closed']:.0%}") for row in bench["variants"]
     ))
-    if (size := found.get("bytes_a_token")) is not None:
+    if (size := bench.get("bytes_a_token")) is not None:
         yield f"\nDraws on disk take {size:.0f} bytes a token."
-    yield f"\n`{found['command']}`\n"
+    yield f"\n`{bench['command']}`\n"
 
 
 def _runs(records: dict[Tier, Record]) -> Iterator[str]:

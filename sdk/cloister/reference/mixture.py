@@ -1,4 +1,4 @@
-"""What the reference family learns: four tasks in one stream, and what is held out of it.
+"""The training data of the reference family, four tasks in one stream, and its held-out parts.
 
 | task | training | development |
 |---|---|---|
@@ -52,8 +52,8 @@ class Mixture:
     tales: list[Example]
     questions: list[str]
     carriers: list[str]  # sentences without personal data
-    held_out: dict[str, list[Example]]  # what `development` gives
-    held: frozenset[str]  # its inputs, on which no variant may fall, normalised
+    held_out: dict[str, list[Example]]  # by task, see `development`
+    held_out_inputs: frozenset[str]  # normalised; no variant may be one of them
 
     @classmethod
     def read(cls, data: Path) -> Mixture:
@@ -65,35 +65,36 @@ class Mixture:
         held_out = development(data)
         calls, _ = split(read(data / "snips"))
         clinc = data / "clinc150" / "train_val.json"
-        intents = _apart(read(clinc, parts=("train", "oos_train")), held_out["intent"])
-        tales = _apart(
-            read(data / "fairytaleqa" / "stories_train.jsonl"), held_out["story"])
+        intents = _without_repeated(read(clinc, parts=("train", "oos_train")), held_out["intent"])
+        stories = read(data / "fairytaleqa" / "stories_train.jsonl")
+        tales = _without_repeated(stories, held_out["story"])
         refuse_overlap([*calls, *intents, *tales], held_out["call"])
         return cls(
             held_out=held_out,
-            held=frozenset(
+            held_out_inputs=frozenset(
                 normalized(example.input) for rows in held_out.values() for example in rows),
             calls=calls, intents=intents, tales=tales, carriers=_carriers(tales, intents),
             questions=_questions(data / "fairytaleqa" / "questions_train.jsonl"),
         )
 
     def examples(self, passes: int, seed: int) -> Iterator[Example]:
-        """`passes` over everything, each in an order and with variants of its own."""
+        """Yield `passes` over everything, each in an order and with variants of its own."""
         augmenter = Augmenter(self.calls)
         none = tool_call(NONE)
         for number in range(passes):
             rng = random.Random(f"mixture {seed} {number}")
-            made = [
-                self._apart(augmenter.call(example, rng), example) for example in self.calls
+            rows = [
+                self._unless_held_out(augmenter.call(example, rng), example)
+                for example in self.calls
             ]
             unknown = [
-                example.input for example in made
+                example.input for example in rows
                 if json.loads(example.target)["name"] in _UNKNOWN
                 and not _KNOWN.search(example.input)
             ]
             for example in self.intents:
-                made += [
-                    self._apart(augmenter.intent(example, rng), example)
+                rows += [
+                    self._unless_held_out(augmenter.intent(example, rng), example)
                     for _ in range(_OUTSIDE if example.target == none else 1)
                 ]
             extra = [
@@ -101,27 +102,23 @@ class Mixture:
                 *rng.sample(unknown, min(_ELSEWHERE, len(unknown))),
                 *(outside.request(rng) for _ in range(_EVERYDAY)),
             ]
-            made += [Example(task="intent", input=text, target=none) for text in extra]
-            made += redaction.generate(
-                _REDACTED, seed=rng.randrange(2**32), carriers=self.carriers)
-            made += self.tales[number % _TALES::_TALES]
-            made = [
-                example for example in made if normalized(example.input) not in self.held
-            ]
-            rng.shuffle(made)
-            yield from made
+            rows += [Example(task="intent", input=text, target=none) for text in extra]
+            rows += redaction.generate(_REDACTED, seed=rng.randrange(2**32), carriers=self.carriers)
+            rows += self.tales[number % _TALES::_TALES]
+            rows = [example for example in rows if not self._is_held_out(example)]
+            rng.shuffle(rows)
+            yield from rows
 
-    def _apart(self, variant: Example, example: Example) -> Example:
-        """The variant, or where it fell on a held-out request, what it was made from."""
-        return example if normalized(variant.input) in self.held else variant
+    def _unless_held_out(self, variant: Example, example: Example) -> Example:
+        """Return the variant, or where it is a held-out request, its original."""
+        return example if self._is_held_out(variant) else variant
+
+    def _is_held_out(self, example: Example) -> bool:
+        return normalized(example.input) in self.held_out_inputs
 
 
 def development(data: Path) -> dict[str, list[Example]]:
-    """By task, what no tier learns.
-
-    Raises:
-        DataError: a data set is missing or malformed.
-    """
+    """Return the held-out examples by task, from which no tier learns; see `corpus.read`."""
     _, calls = split(read(data / "snips"))
     intents = read(data / "clinc150" / "train_val.json", parts=("val", "oos_val"))
     tales = read(data / "fairytaleqa" / "stories_val.jsonl")
@@ -136,7 +133,7 @@ def development(data: Path) -> dict[str, list[Example]]:
 
 
 def vocabulary_texts(mixture: Mixture) -> Iterator[str]:
-    """What the tokenizer is trained on; answers that are one token are given their weight."""
+    """Yield the texts to train the tokenizer on, single-token answers weighted."""
     for example in (*mixture.calls, *mixture.tales, *redaction.generate(4000, seed=0)):
         yield example.input
         yield example.target
@@ -150,9 +147,9 @@ def _carriers(tales: list[Example], intents: list[Example]) -> list[str]:
     return redaction.carriers([*texts, *(example.input for example in intents)])
 
 
-def _apart(training: list[Example], held: list[Example]) -> list[Example]:
-    """Training examples without the few that the data set's own validation part repeats."""
-    inputs = {normalized(example.input) for example in held}
+def _without_repeated(training: list[Example], held_out: list[Example]) -> list[Example]:
+    """Return training examples without the few that the validation part repeats."""
+    inputs = {normalized(example.input) for example in held_out}
     return [example for example in training if normalized(example.input) not in inputs]
 
 

@@ -14,7 +14,7 @@ __all__ = ["request"]
 
 
 def request(rng: random.Random) -> str:
-    """One of tens of thousands, in lower case as the data set's own are."""
+    """Draw one of tens of thousands of requests, in lower case as the data set's own are."""
     lists = word_lists("outside")
     text = re.sub(
         r"\{(\w+)\}", lambda match: rng.choice(lists["words"][match[1]]),

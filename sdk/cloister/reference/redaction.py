@@ -44,6 +44,30 @@ _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Su
 _THINGS = ("lamp", "printer", "jacket", "blender", "keyboard", "sofa", "bike", "phone case",
            "kettle", "book", "tent", "monitor", "suitcase", "guitar", "coffee machine")
 
+# Kinds of values by their names in templates: patterns of digits (see `_People.digits`), and words.
+_PATTERNS = {
+    "PHONE": (
+        "+44 20 *### ####", "+44 7### ######", "0*## ### ####", "(*##) *##-####", "*##-*##-####",
+        "*##.*##.####", "+1 *## *## ####", "+1-*##-*##-####", "+49 *# *######", "0*## ########",
+        "07### ######", "+33 * ## ## ## ##", "0* ## ## ## ##", "+91 *#### #####", "555-####",
+        "+39 0# #### ####", "*#########"),
+    "order": ("*######", "#*##-####", "*####", "A-*####", "20##-0###", "PO*####", "*#########-*"),
+    "serial": ("SN-####-####", "X*##K###", "####-##-A"),
+    "tracking": ("9400 #### #### #### #### ##", "1Z### ### ## #### ####", "RR#########DE"),
+    "price": ("$*#", "$*,###.00", "*## euros", "€*#.##", "£*##", "*# dollars", "$*##.##"),
+    "people": ("*##", "*,###", "*#,###", "*## ###"),
+    "room": ("*##", "*###", "B*#"),
+    "gate": ("*#", "A*", "C*#"),
+    "flight": ("BA *##", "LH*###", "UA *###", "AF*###"),
+    "version": ("*.#", "*.#.#", "*.*#.#"),
+    "pin": ("####", "######", "### ###"),
+}
+_WORDS = {
+    "day": _DAYS, "month": _MONTHS, "thing": _THINGS, "will": ("Will", "May", "Can"),
+    "title": ("Mr.", "Mrs.", "Ms.", "Dr.", "Mr", "Mrs", "Professor"),
+    "will_low": ("will", "may", "hope to"),
+}
+
 _OPENINGS = ("Hello,", "Hi there,", "Good morning,", "Hey,", "Quick note:", "FYI:", "Sorry,")
 _LETTERS = "ABDEFGHJLNPQRSTUWXYZ"  # of British postcodes
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -72,7 +96,7 @@ _INSERTED = {
 def generate(
     count: int, *, seed: int, development: bool = False, carriers: Sequence[str] = (),
 ) -> Iterator[Example]:
-    """`count` examples; the same arguments give the same ones.
+    """Yield `count` examples; the same arguments give the same ones.
 
     With `carriers`, sentences without personal data, two of three sentences are such a one; in
     development all are, each alone.
@@ -84,7 +108,7 @@ def generate(
 
 
 def carriers(texts: Sequence[str]) -> list[str]:
-    """The sentences of `texts` that hold nothing which looks like personal data.
+    """Return the sentences of `texts` in which nothing looks like personal data.
 
     That is no digit, no capital but the first, no name of the lists or of a month, and no word
     that `texts` write with a capital only.
@@ -95,7 +119,7 @@ def carriers(texts: Sequence[str]) -> list[str]:
     within = [word for text in texts for word in re.findall(r"(?<=[a-z,;] )[^\W\d_]+", text)]
     names |= {word.lower() for word in within if word[0].isupper()}.difference(within)
     usual = set(within)
-    found: dict[str, None] = {}
+    chosen: dict[str, None] = {}
     for text in texts:
         for sentence in re.split(r"(?<=[.!?])\s+", text):
             words = re.findall(r"[^\W_]+", sentence)
@@ -104,16 +128,14 @@ def carriers(texts: Sequence[str]) -> list[str]:
             if any(word[0].isupper() and word != "I" for word in words[1:]):
                 continue
             if words[0].lower() in usual and names.isdisjoint(word.lower() for word in words):
-                found[sentence.strip()] = None
-    return list(found)
+                chosen[sentence.strip()] = None
+    return list(chosen)
 
 
 class _People:
-    """Draws invented personal data, and text around it."""
+    """A source of invented personal data, and text around it."""
 
-    def __init__(
-        self, rng: random.Random, development: bool, carriers: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, rng: random.Random, development: bool, carriers: Sequence[str] = ()) -> None:
         self.rng, self.development, self.carriers = rng, development, carriers
         # Templates have a kind of personal data, or of what only looks like it, in braces.
         self.lists: dict[str, list[str]] = word_lists("redaction")
@@ -145,7 +167,7 @@ class _People:
         return self.cased(mark.join(source), mark.join(target))
 
     def carried(self, sentence: str, *, alone: bool) -> tuple[str, str]:
-        """`sentence` with up to three insertions, and the same redacted."""
+        """Return `sentence` with up to three insertions, and the same redacted."""
         rng = self.rng
         plain = sentence[0].islower()
         if plain and (not alone or rng.random() < 0.5):  # as a request is written with care
@@ -168,18 +190,18 @@ class _People:
         return source + end, target + end
 
     def cased(self, source: str, target: str) -> Example:
-        """Now and then without capitals, as people type."""
+        """Return an example, now and then without capitals, as people type."""
         if self.rng.random() < 0.12:
             source, target = _lowered(source, target)
         return Example(task="redact", input=source, target=target)
 
     def sentence(self, template: str) -> tuple[str, str]:
-        """A filled template, and the same redacted."""
+        """Fill a template; return it, and the same redacted."""
         source, target, end = "", "", 0
         for match in _PLACE.finditer(template):
             plain = template[end:match.start()]
             kind = match[1]
-            value = getattr(self, f"_{kind}")()
+            value = self.value(kind)
             label = "NAME" if kind in ("FIRST", "LAST", "WORD") else kind
             source += plain + value
             target += plain + (f"[{label}]" if label in LABELS else value)
@@ -187,8 +209,17 @@ class _People:
         target = target.replace("[NAME] [NAME]", "[NAME]")  # a given name, then a surname
         return source + template[end:], target + template[end:]
 
+    def value(self, kind: str) -> str:
+        """Draw a value of the kind that stands in a template's braces."""
+        if kind in _PATTERNS:
+            return self.digits(self.rng.choice(_PATTERNS[kind]))
+        if kind in _WORDS:
+            return self.rng.choice(_WORDS[kind])
+        drawn: str = getattr(self, f"_{kind}")()
+        return drawn
+
     def digits(self, pattern: str) -> str:
-        """`pattern` with each # a digit and each * a digit from 1."""
+        """Fill `pattern`: each # becomes a digit, each * a digit from 1."""
         rng = self.rng
         return "".join(
             str(rng.randrange(10)) if c == "#" else str(rng.randint(1, 9)) if c == "*" else c
@@ -196,7 +227,7 @@ class _People:
         )
 
     def surname(self) -> str:
-        """From the lists, or invented."""
+        """Draw a surname from the lists, or invent one."""
         draw = self.rng.random()
         if draw < 0.25:
             return self.rng.choice(self.lists["last_words"])
@@ -205,7 +236,7 @@ class _People:
         return self.rng.choice(self.last)
 
     def given(self) -> str:
-        """From the list, or invented."""
+        """Draw a given name from the list, or invent one."""
         if self.rng.random() < 0.2:
             return _invented(self.rng)
         return self.rng.choice(self.first)
@@ -230,14 +261,6 @@ class _People:
 
     def _WORD(self) -> str:  # noqa: N802
         return self.rng.choice(self.lists["words"])
-
-    def _PHONE(self) -> str:  # noqa: N802
-        return self.digits(self.rng.choice((
-            "+44 20 *### ####", "+44 7### ######", "0*## ### ####", "(*##) *##-####",
-            "*##-*##-####", "*##.*##.####", "+1 *## *## ####", "+1-*##-*##-####",
-            "+49 *# *######", "0*## ########", "07### ######", "+33 * ## ## ## ##",
-            "0* ## ## ## ##", "+91 *#### #####", "555-####", "+39 0# #### ####", "*#########",
-        )))
 
     def _EMAIL(self) -> str:  # noqa: N802
         rng = self.rng
@@ -283,11 +306,9 @@ class _People:
         ))
 
     def _CARD(self) -> str:  # noqa: N802
-        """Sixteen digits that pass the check of ISO/IEC 7812."""
+        """Draw sixteen digits that pass the check of ISO/IEC 7812."""
         body = self.rng.choice("45") + self.digits("#" * 14)
-        total = sum(
-            sum(divmod(int(c) * (2 - i % 2), 10)) for i, c in enumerate(body)
-        )
+        total = sum(sum(divmod(int(c) * (2 - i % 2), 10)) for i, c in enumerate(body))
         number = body + str(-total % 10)
         mark = self.rng.choice((" ", " ", "-", ""))
         return mark.join(number[i:i + 4] for i in range(0, 16, 4))
@@ -300,25 +321,7 @@ class _People:
             self.digits("ES## #### #### #### #### ####"),
         ))
 
-    # What stays.
-
-    def _order(self) -> str:
-        return self.digits(self.rng.choice((
-            "*######", "#*##-####", "*####", "A-*####", "20##-0###", "PO*####", "*#########-*",
-        )))
-
-    def _serial(self) -> str:
-        return self.digits(self.rng.choice(("SN-####-####", "X*##K###", "####-##-A")))
-
-    def _tracking(self) -> str:
-        return self.digits(self.rng.choice((
-            "9400 #### #### #### #### ##", "1Z### ### ## #### ####", "RR#########DE",
-        )))
-
-    def _price(self) -> str:
-        return self.digits(self.rng.choice(
-            ("$*#", "$*,###.00", "*## euros", "€*#.##", "£*##", "*# dollars", "$*##.##")
-        ))
+    # Not personal data: these stay.
 
     def _count(self) -> str:
         return str(self.rng.randint(2, 90))
@@ -326,58 +329,22 @@ class _People:
     def _small(self) -> str:
         return str(self.rng.randint(1, 12))
 
-    def _people(self) -> str:
-        return self.digits(self.rng.choice(("*##", "*,###", "*#,###", "*## ###")))
-
     def _score(self) -> str:
         return f"{self.rng.randint(0, 40)}-{self.rng.randint(0, 40)}"
-
-    def _room(self) -> str:
-        return self.digits(self.rng.choice(("*##", "*###", "B*#")))
-
-    def _gate(self) -> str:
-        return self.digits(self.rng.choice(("*#", "A*", "C*#")))
-
-    def _flight(self) -> str:
-        return self.digits(self.rng.choice(("BA *##", "LH*###", "UA *###", "AF*###")))
-
-    def _version(self) -> str:
-        return self.digits(self.rng.choice(("*.#", "*.#.#", "*.*#.#")))
 
     def _ip(self) -> str:
         return ".".join(str(self.rng.randint(1, 254)) for _ in range(4))
 
-    def _pin(self) -> str:
-        return self.digits(self.rng.choice(("####", "######", "### ###")))
-
     def _time(self) -> str:
         hour, minute = self.rng.randint(1, 12), self.rng.choice((0, 15, 20, 30, 45))
         return self.rng.choice((f"{hour} pm", f"{hour}:{minute:02}", f"{hour}:{minute:02} am",
-                                   f"{hour} o'clock", "noon"))
-
-    def _day(self) -> str:
-        return self.rng.choice(_DAYS)
-
-    def _month(self) -> str:
-        return self.rng.choice(_MONTHS)
+                                f"{hour} o'clock", "noon"))
 
     def _year(self) -> str:
         return str(self.rng.randint(1950, 2035))
 
     def _city(self) -> str:
         return self.rng.choice(self.lists["cities"])
-
-    def _thing(self) -> str:
-        return self.rng.choice(_THINGS)
-
-    def _title(self) -> str:
-        return self.rng.choice(("Mr.", "Mrs.", "Ms.", "Dr.", "Mr", "Mrs", "Professor"))
-
-    def _will(self) -> str:
-        return self.rng.choice(("Will", "May", "Can"))
-
-    def _will_low(self) -> str:
-        return self.rng.choice(("will", "may", "hope to"))
 
 
 def _lowered(source: str, target: str) -> tuple[str, str]:
@@ -386,7 +353,7 @@ def _lowered(source: str, target: str) -> tuple[str, str]:
 
 
 def _spaced(parts: Iterable[str]) -> str:
-    """Joined, with commas where they belong."""
+    """Join `parts`, with commas where they belong."""
     return re.sub(r",?(?: ,)+", ",", " ".join(parts)).strip(" ,")
 
 
@@ -399,7 +366,7 @@ def _ascii(name: str) -> str:
 
 
 def _invented(rng: random.Random) -> str:
-    """A pronounceable name that no list has."""
+    """Invent a pronounceable name that no list has."""
     start = ("B", "Br", "C", "Ch", "D", "Dr", "F", "G", "Gr", "H", "J", "K", "Kr", "L", "M", "N",
              "P", "R", "S", "Sh", "St", "T", "Tr", "V", "W", "Y", "Z")
     middle = ("a", "e", "i", "o", "u", "ai", "ee", "ia", "ou")

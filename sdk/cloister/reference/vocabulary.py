@@ -33,7 +33,7 @@ _PIECES = (
 
 
 def train(directory: Path, texts: Iterable[str]) -> None:
-    """Write `tokenizer.json` and `chat_template.jinja`, trained on `texts`.
+    """Write `tokenizer.json`, trained on `texts`, and `chat_template.jinja`.
 
     A word is spelled with the same tokens whether a space, a quote or nothing stands before it: an
     answer copies what the request says. So merges are learnt without spaces, and only the FUSED
@@ -43,10 +43,10 @@ def train(directory: Path, texts: Iterable[str]) -> None:
     Raises:
         DataError: the texts are too few for the vocabulary.
     """
-    held = list(texts)
+    texts = list(texts)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = _splitter("")
-    tokenizer.train_from_iterator(held, trainers.BpeTrainer(
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=SIZE - FUSED,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -54,7 +54,7 @@ def train(directory: Path, texts: Iterable[str]) -> None:
     ))
     model = json.loads(tokenizer.to_str())["model"]
     vocabulary, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
-    words = Counter(word for text in held for word in re.findall(r"(?<= )[A-Za-z]+", text))
+    words = Counter(word for text in texts for word in re.findall(r"(?<= )[A-Za-z]+", text))
     whole, begun = Counter[str](), Counter[str]()
     for word, count in words.items():
         first = tokenizer.encode(word).tokens[0]

@@ -36,12 +36,9 @@ __all__ = ["attention", "program"]
 
 
 def program(
-    decoder: Decoder,
-    chunk: int,
-    constants: Mapping[str, object],
-    progress: Progress = silent,
+    decoder: Decoder, chunk: int, constants: Mapping[str, object], progress: Progress = silent
 ) -> ExecutorchProgramManager:
-    """The program of a quantized `decoder`, for 1 to `chunk` tokens a call.
+    """Return the program of a quantized `decoder`, for 1 to `chunk` tokens a call.
 
     `constants` are those of `cloister.export.lower.lower`; `progress` is called with the name of
     each stage (see `cloister.export.write.STAGES`).
@@ -56,13 +53,10 @@ def program(
 
 
 def attention(
-    config: ModelConfig,
-    layer: int,
-    cache: LayerCache,
-    start: int,
-    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    config: ModelConfig, layer: int, cache: LayerCache, start: int,
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """ExecuTorch's own kernels (see `cloister.export.graph.Attention`)."""
+    """Attend by ExecuTorch's own kernels (see `cloister.export.graph.Attention`)."""
     (q_BTHD, k_BTGD, v_BTGD), k_cache, v_cache = qkv, cache.k_cache, cache.v_cache
     torch.ops.llama.update_cache(k_BTGD, k_cache, start)
     torch.ops.llama.update_cache(v_BTGD, v_cache, start)
@@ -77,9 +71,7 @@ def attention(
     mask = torch.where(seen, 0.0, float("-inf"))
     if softcap is None:
         # With is_causal=True beside a mask the kernel returns garbage (executorch 1.4.1).
-        out = torch.ops.llama.custom_sdpa(
-            q_BTHD, k_cache, v_cache, start, mask, 0.0, False, scale
-        )
+        out = torch.ops.llama.custom_sdpa(q_BTHD, k_cache, v_cache, start, mask, 0.0, False, scale)
         return out
     # The kernel has no soft-capping: plain products, one KV head's queries at a time.
     shape = config.shape
@@ -101,7 +93,7 @@ class _Embedding(nn.Module):
         self.register_buffer("scale", source.weight.scale.float())
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64[1, T] -> float32[1, T, D]."""
+        """Map int64[1, T] -> float32[1, T, D]."""
         ops, half = torch.ops.quantized_decomposed, 2 ** (self.bits - 1)
         lookup = ops.embedding_4bit.dtype if self.bits == 4 else ops.embedding_byte.dtype
         rows: torch.Tensor = lookup(
@@ -121,7 +113,7 @@ class _Delegates:
     def __call__(
         self, name: str, size: int, build: Callable[[Subgraph, Value], list[Value]]
     ) -> Delegated:
-        """Define the delegate `name` on one input of `size`, and give the module that calls it."""
+        """Define the delegate `name` on one input of `size`; return the module that calls it."""
         graph = Subgraph(self.rows, self.store)
         outputs = build(graph, graph.input(size))
         for value in outputs:
@@ -136,7 +128,7 @@ def _weight(norm: RMSNorm) -> torch.Tensor:
 
 # Modules are replaced by others of the same signature, which nn.Module's typing cannot say: `Any`.
 def _delegate_block(delegates: _Delegates, block: Any, twin: Any, name: str) -> None:
-    """Give `twin` three delegates for what `block` computes outside attention."""
+    """Replace in `twin` what `block` computes outside attention by three delegates."""
     attn, mlp = block.attn, block.mlp
     hidden = attn.qkv.q.in_features
 
@@ -146,9 +138,7 @@ def _delegate_block(delegates: _Delegates, block: Any, twin: Any, name: str) -> 
 
     def qkv(g: Subgraph, x: Value) -> list[Value]:
         x = g.rounded(normed(g, x, "attn_norm"))
-        return [
-            g.linear(x, f"{name}.attn.qkv.{part}", getattr(attn.qkv, part)) for part in "qkv"
-        ]
+        return [g.linear(x, f"{name}.attn.qkv.{part}", getattr(attn.qkv, part)) for part in "qkv"]
 
     def output(g: Subgraph, x: Value) -> list[Value]:
         x = g.linear(g.rounded(x), f"{name}.attn.o", attn.o)
@@ -173,7 +163,7 @@ def _delegate_block(delegates: _Delegates, block: Any, twin: Any, name: str) -> 
 
 
 def _delegate(decoder: Decoder, chunk: int) -> tuple[Decoder, _Delegates]:
-    """A decoder that calls delegates where `decoder` has matrices, and the delegates."""
+    """Return a decoder that calls delegates where `decoder` has matrices, and the delegates."""
     delegates = _Delegates(chunk)
     with torch.device("meta"):  # every parameter is replaced
         twin: Any = Decoder(decoder.config)

@@ -1,4 +1,4 @@
-"""Builds the payload of one XNNPACK delegate call directly.
+"""The payload of one XNNPACK delegate call, built directly.
 
 ExecuTorch's own partitioner re-runs its passes over every partition of every method: about
 500 of the 590 seconds that a 1.8 B model takes (executorch 1.4.1,
@@ -12,14 +12,11 @@ Every value is float32[1, T, N] with T dynamic, unless it is a constant.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cloister.export._executorch import (
-    CONSTANT_TENSOR_ALIGNMENT,
-    serialize_xnnpack_binary,
-)
+from cloister.export._executorch import CONSTANT_TENSOR_ALIGNMENT, serialize_xnnpack_binary
 from cloister.export._executorch import xnnpack_constants as xnn
 from cloister.export._executorch import xnnpack_graph_schema as schema
 from cloister_kernels import reference
@@ -31,9 +28,6 @@ if TYPE_CHECKING:
     from cloister.model.quantized import QuantizedLinear
 
 __all__ = ["Subgraph", "Value"]
-
-_FLOAT = schema.XNNDatatype.xnn_datatype_fp32
-
 
 @dataclass(frozen=True)
 class Value:
@@ -62,7 +56,7 @@ class Subgraph:
     _outputs: list[int] = field(default_factory=list)
 
     def input(self, size: int) -> Value:
-        """The next argument of the delegate, float32[1, T, size]."""
+        """Add the next argument of the delegate, float32[1, T, size]."""
         flag, external = xnn.XNN_VALUE_FLAG_EXTERNAL_INPUT, len(self._inputs)
         value = self._value([1, self.rows, size], flags=flag, external=external)
         self._inputs.append(value.id)
@@ -76,7 +70,7 @@ class Subgraph:
         self._outputs.append(value.id)
 
     def linear(self, x: Value, name: str, layer: QuantizedLinear) -> Value:
-        """8-bit dynamic activations times integer weights; `x` is from `rounded`."""
+        """Multiply 8-bit dynamic activations, from `rounded`, by integer weights."""
         weight, scheme = layer.weight, layer.scheme
         grouped = scheme.group is not None
         packed = self._constant(
@@ -88,95 +82,74 @@ class Subgraph:
             f"{name}.weight.scale", lambda: weight.scale,
             weight.scale.numel() * scheme.scale_bits // 8,
         )
-        filter_ = self._quantized(
-            [layer.out_features, layer.in_features],
-            schema.XNNDatatype.xnn_datatype_qbint4 if grouped
+        scaling: dict[str, Any] = {
+            "scale": [], "channel_dim": 0, "scale_buffer_idx": scales,
+            "num_scales": weight.scale.numel(),
+        }
+        filter_ = self._value(
+            [layer.out_features, layer.in_features], buffer=packed,
+            kind=schema.XNNDatatype.xnn_datatype_qbint4 if grouped
             else schema.XNNDatatype.xnn_datatype_qcint8,
-            schema.PerChannelGroupQuant(
-                scale=[], channel_dim=0, group_size=scheme.group,
-                scale_buffer_idx=scales, num_scales=weight.scale.numel(),
-            ) if grouped else schema.PerChannelQuant(
-                scale=[], channel_dim=0, scale_buffer_idx=scales,
-                num_scales=weight.scale.numel(),
-            ),
-            buffer=packed,
+            quantization=schema.PerChannelGroupQuant(**scaling, group_size=scheme.group)
+            if grouped else schema.PerChannelQuant(**scaling),
         )
-        bias = xnn.XNN_INVALID_VALUE_ID
-        if layer.bias is not None:
-            bias = self.constant(f"{name}.bias", layer.bias).id
-        return self._emit(
-            layer.out_features,
-            lambda out: schema.XNNFullyConnected(
-                input1_id=x.id, filter_id=filter_.id, bias_id=bias, output_id=out, flags=0
-            ),
-        )
+        bias = None if layer.bias is None else self.constant(f"{name}.bias", layer.bias)
+        return self._fully_connected(x, filter_, layer.out_features, bias)
 
     def rounded(self, x: Value) -> Value:
-        """`x` in 8 bits with a scale and zero point for each row, as `linear` takes it."""
-        out = self._quantized(
-            [1, self.rows, x.size], schema.XNNDatatype.xnn_datatype_qdint8,
-            schema.PerTokenDynamicQuant(num_nonbatch_dims=1),
+        """Round `x` to 8 bits with a scale and zero point for each row, as `linear` takes it."""
+        out = self._value(
+            [1, self.rows, x.size], kind=schema.XNNDatatype.xnn_datatype_qdint8,
+            quantization=schema.PerTokenDynamicQuant(num_nonbatch_dims=1),
         )
         self._node(schema.XNNConvert(input_id=x.id, output_id=out.id, flags=0))
-        return Value(out.id, x.size)
+        return out
 
     def norm(self, x: Value, name: str, weight: torch.Tensor, eps: float) -> Value:
-        """Root-mean-square norm over the last dimension, times `weight`."""
+        """Normalize by the root mean square of the last dimension, times `weight`."""
         squares = self.multiply(x, x)
         # XNNPACK's schema has no mean over the last dimension: a linear layer with one output.
         averager = self.constant(f"mean.{x.size}", torch.full((1, x.size), 1.0 / x.size))
-        mean = self._emit(
-            1,
-            lambda out: schema.XNNFullyConnected(
-                input1_id=squares.id, filter_id=averager.id, bias_id=xnn.XNN_INVALID_VALUE_ID,
-                output_id=out, flags=0,
-            ),
-        )
-        shifted = self._emit(
-            1, lambda out: schema.XNNAdd(mean.id, self.scalar(eps).id, out, 0)
-        )
-        inverse = self._emit(
-            1, lambda out: schema.XNNReciprocalSquareRoot(shifted.id, out, 0)
-        )
+        mean = self._fully_connected(squares, averager, 1)
+        shifted = self._emit(1, lambda out: schema.XNNAdd(mean.id, self.scalar(eps).id, out, 0))
+        inverse = self._emit(1, lambda out: schema.XNNReciprocalSquareRoot(shifted.id, out, 0))
         return self.multiply(self.multiply(x, inverse), self.constant(name, weight))
 
     def silu(self, x: Value) -> Value:
-        """x * sigmoid(x)."""
+        """Return x * sigmoid(x)."""
         gate = self._emit(x.size, lambda out: schema.XNNSigmoid(x.id, out, 0))
         return self.multiply(x, gate)
 
     def gelu_tanh(self, x: Value) -> Value:
-        """Half x times (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), as x * sigmoid(2 ...)."""
+        """Return x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), as x * sigmoid(2 ...)."""
         # 0.5 (1 + tanh(y)) = sigmoid(2 y), one operator fewer.
         root = 2 * (2 / torch.pi) ** 0.5
         square = self.multiply(x, x)
-        inner = self.add(
-            self.multiply(square, self.scalar(0.044715 * root)), self.scalar(root)
-        )
+        inner = self.add(self.multiply(square, self.scalar(0.044715 * root)), self.scalar(root))
         argument = self.multiply(x, inner)
         gate = self._emit(x.size, lambda out: schema.XNNSigmoid(argument.id, out, 0))
         return self.multiply(x, gate)
 
     def multiply(self, a: Value, b: Value) -> Value:
-        """Elementwise, with broadcasting."""
+        """Multiply elementwise, with broadcasting."""
         return self._emit(max(a.size, b.size), lambda out: schema.XNNMultiply(a.id, b.id, out, 0))
 
     def add(self, a: Value, b: Value) -> Value:
-        """Elementwise, with broadcasting."""
+        """Add elementwise, with broadcasting."""
         return self._emit(max(a.size, b.size), lambda out: schema.XNNAdd(a.id, b.id, out, 0))
 
     def scalar(self, number: float) -> Value:
-        """A constant of one element."""
+        """Return a constant of one element."""
         return self.constant(f"scalar.{number!r}", torch.tensor([number]))
 
     def constant(self, name: str, tensor: torch.Tensor) -> Value:
-        """A float32 constant."""
+        """Return a float32 constant."""
         wide = tensor.detach().float().contiguous()
         buffer = self._constant(name, lambda: wide, wide.numel() * 4)
         return self._value(list(wide.shape), buffer=buffer)
 
     def payload(self) -> bytes:
-        """The delegate's bytes, constants apart."""
+        """Serialize the delegate without its constants."""
         graph = schema.XNNGraph(
             version="0", xnodes=self._nodes, xvalues=self._values,
             num_externs=len(self._inputs) + len(self._outputs),
@@ -196,6 +169,13 @@ class Subgraph:
         )
         return len(self._constants) - 1
 
+    def _fully_connected(
+        self, x: Value, filter_: Value, size: int, bias: Value | None = None
+    ) -> Value:
+        bias_id = xnn.XNN_INVALID_VALUE_ID if bias is None else bias.id
+        return self._emit(size, lambda out: schema.XNNFullyConnected(
+            input1_id=x.id, filter_id=filter_.id, bias_id=bias_id, output_id=out, flags=0))
+
     def _emit(self, size: int, make: Callable[[int], schema.XNodeUnion]) -> Value:
         out = self._value([1, self.rows, size])
         self._node(make(out.id))
@@ -206,26 +186,15 @@ class Subgraph:
 
     def _value(
         self, dims: list[int], *, flags: int = 0, external: int = xnn.XNN_INVALID_VALUE_ID,
-        buffer: int = 0,
+        buffer: int = 0, kind: schema.XNNDatatype = schema.XNNDatatype.xnn_datatype_fp32,
+        quantization: schema.XNNQuantParams | None = None,
     ) -> Value:
         number = len(self._values)
-        self._values.append(schema.XValue(_record(_FLOAT, dims, number, flags, external, buffer)))
+        record = schema.XNNTensorValue(
+            datatype=kind, num_dims=len(dims), dims=dims, constant_buffer_idx=buffer,
+            external_id=external, flags=flags, id_out=number,
+        )
+        if quantization is not None:
+            record = schema.XNNQuantizedTensorValue(record, quantization)
+        self._values.append(schema.XValue(record))
         return Value(number, dims[-1])
-
-    def _quantized(
-        self, dims: list[int], kind: schema.XNNDatatype, params: schema.XNNQuantParams,
-        *, buffer: int = 0,
-    ) -> Value:
-        number = len(self._values)
-        record = _record(kind, dims, number, 0, xnn.XNN_INVALID_VALUE_ID, buffer)
-        self._values.append(schema.XValue(schema.XNNQuantizedTensorValue(record, params)))
-        return Value(number, dims[-1])
-
-
-def _record(
-    kind: schema.XNNDatatype, dims: list[int], number: int, flags: int, external: int, buffer: int
-) -> schema.XNNTensorValue:
-    return schema.XNNTensorValue(
-        datatype=kind, num_dims=len(dims), dims=dims, constant_buffer_idx=buffer,
-        external_id=external, flags=flags, id_out=number,
-    )
