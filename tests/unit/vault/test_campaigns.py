@@ -12,7 +12,6 @@ PROGRAM = Path(__file__).parents[2] / "campaigns" / "vault.py"
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 @pytest.mark.parametrize(("trial", "options"), [
     ("kills", ["--count", "100"]), ("flips", ["--count", "5000"]),
     ("damage", ["--count", "150"]), ("faults", []),
