@@ -6,6 +6,7 @@ import functools
 import os
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
         patch.delenv(name, raising=False)
     for name, value in NO_KEY_STORE.items():
         patch.setenv(name, value)
+    home = tempfile.TemporaryDirectory()  # of what is made before a test has its own
+    config.add_cleanup(home.cleanup)
+    patch.setenv("CLOISTER_HOME", home.name)
     begin = subprocess.Popen.__init__
 
     def begin_without_keys(self: Any, *args: Any, env: Any = None, **options: Any) -> None:
