@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hygiene.keep_out_of_dumps()
         if not under_torchrun():  # whose processes talk to each other over the network
             guard.enforce(close=False)  # a shell may have handed it files
+        for name in ("stdin", "stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by who started us
+                mode = "r" if name == "stdin" else "w"
+                setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # to the end
         for stream in (sys.stdout, sys.stderr):  # a locale without our characters is no error
             with contextlib.suppress(AttributeError):
                 stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -50,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _say("The disk is full where the output goes; make room." if full else (
             f"The system refused something ({error.strerror}); --debug shows what."))
+        return 1
+    except Exception as error:  # its words may quote what a user typed
+        if parsed.debug:
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        _say(f"An unexpected error ({type(error).__name__} at {Path(frame.filename).name}, line "
+             f"{frame.lineno}); --debug shows more, report it.")
         return 1
     return status
 

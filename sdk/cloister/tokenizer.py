@@ -164,7 +164,7 @@ class Tokenizer:
         def laid_out(typed: Callable[[str], str]) -> str:
             return self._render(
                 [self._record(message, typed) for message in messages], add_generation_prompt,
-                tools)
+                None if tools is None else _texts(list(tools), broken))
 
         text = laid_out(broken)
         # A content might complete a special token that the template's text begins.

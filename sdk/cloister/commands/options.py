@@ -6,7 +6,7 @@ A command's options have the names of its arguments (`cloister.cli`).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from cloister import family
@@ -35,7 +35,7 @@ class Options:
     @classmethod
     def of(cls, parsed: Namespace) -> Self:
         """Take the options out of parsed arguments."""
-        return cls(**{field.name: getattr(parsed, field.name) for field in fields(cls)})
+        return cls(**{each.name: getattr(parsed, each.name) for each in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Asking(Options):
     """What a command that asks a model is asked for."""
 
     family: Path | None
-    system: str | None
+    system: str | None = field(repr=False)
     max_tokens: int | None
     temperature: float
     top_k: int
@@ -61,7 +61,7 @@ class Asking(Options):
         Raises:
             SettingError: a value outside its bound.
         """
-        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+        return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
 
     @property
     def asked(self) -> dict[str, Any]:

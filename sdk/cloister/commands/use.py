@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cloister import display, reference
 from cloister.commands.options import Asking, Options, Record
-from cloister.errors import CloisterError, SettingError
+from cloister.errors import CloisterError, InvalidText, OutputExists, SettingError
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
 
@@ -26,7 +27,7 @@ class Run(Asking):
     """One answer."""
 
     bundle: str
-    prompt: str
+    prompt: str = field(repr=False)
     logprobs: int
     replay: Path | None
     cached: bool
@@ -38,7 +39,7 @@ class Chat(Asking):
     """A conversation."""
 
     bundle: str
-    session: str | None
+    session: str | None = field(repr=False)
     kv: str
     namespace: str
 
@@ -47,7 +48,7 @@ class Chat(Asking):
 class Compare(Asking):
     """Tiers side by side."""
 
-    prompt: str
+    prompt: str = field(repr=False)
     tiers: str | None
 
 
@@ -63,6 +64,7 @@ class Replay(Options):
 def run(options: Run) -> Record:
     """One answer, streamed."""
     asked = options.asked
+    _check_replay(options)
     with _worker(options.bundle, options) as worker:
         chat = worker.session(
             system=options.system, namespace=options.namespace, cached=options.cached)
@@ -189,6 +191,18 @@ def replay(options: Replay) -> Record:
     return {"ok": True, "tokens": tokens}
 
 
+def _check_replay(options: Run) -> None:
+    """Raise unless what is asked for can be written to a replay file, and replayed."""
+    if options.replay is None:
+        return
+    if options.schema is not None or options.tools is not None:
+        raise SettingError("A replay file holds no schema or tools; leave --replay out.")
+    if options.temperature > 0 and options.seed is None:
+        raise SettingError("What is drawn without a seed cannot be replayed; add --seed.")
+    if options.replay.exists():
+        raise OutputExists(f"Output {options.replay.name} exists already; name another.")
+
+
 def _worker(bundle: str, options: Run | Chat | Compare | Replay) -> Worker:
     from cloister.commands.vault import asking
 
@@ -221,13 +235,17 @@ def _greeting(opened: Record) -> str:
 
 def _lines(*, prompts: bool) -> Iterator[str]:
     """Questions as they are typed, or piped; only at a terminal does an empty line end them."""
-    terminal = sys.stdin.isatty()
-    while True:
+    if sys.stdin.isatty():
+        with contextlib.suppress(EOFError):
+            while line := input("> " if prompts else ""):
+                yield line
+        return
+    encoding = "utf-8-sig"  # of the first line
+    for raw in sys.stdin.buffer:
         try:
-            line = input("> " if prompts else "").rstrip("\r")
-        except EOFError:
-            return
+            line = raw.decode(encoding).rstrip("\r\n")
+        except UnicodeError:
+            raise InvalidText("A question is not valid UTF-8; convert it first.") from None
+        encoding = "utf-8"
         if line:
             yield line
-        elif terminal:
-            return

@@ -144,10 +144,13 @@ def _is_networked(descriptor: int) -> bool:
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             return False
-        with socket.socket(fileno=os.dup(descriptor)) as copy:
-            return copy.family != socket.AF_UNIX
     except OSError:  # not open
         return False
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as copy:
+            return copy.family != socket.AF_UNIX
+    except OSError:  # it cannot be told
+        return True
 
 
 def _tried(family: int) -> str:

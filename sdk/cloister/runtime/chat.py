@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import signal
 import threading
 import weakref
@@ -41,7 +40,7 @@ class Sampling:
         SettingError: a value outside its bound.
     """
 
-    repetition_penalty: float = 1.0  # above 0; divides positive logits of tokens seen (1 = off)
+    repetition_penalty: float = 1.0  # divides positive logits of this answer's tokens (1 = off)
     temperature: float = 0.0  # 0 = greedy
     top_k: int = 0  # most likely tokens kept (0 = all)
     top_p: float = 1.0  # in (0, 1]; smallest set with this probability (arXiv 1904.09751)
@@ -53,13 +52,14 @@ class Sampling:
             value = getattr(self, name)
             if name == "seed" and value is None:
                 continue
-            right_kind = isinstance(value, kind)
-            if not right_kind or not math.isfinite(value) or not good(value):
+            right_kind = isinstance(value, kind) and not isinstance(value, bool)
+            if not right_kind or not -1e300 < value < 1e300 or not good(value):
                 raise SettingError(f"{name} is {value}; it must be {bound}.")
 
 
 _BOUNDS: dict[str, tuple[Any, Callable[[float], bool], str]] = {
-    "repetition_penalty": (float | int, lambda value: value > 0, "a number above 0"),
+    "repetition_penalty": (
+        float | int, lambda value: 0.01 <= value <= 100, "a number from 0.01 to 100"),
     "temperature": (float | int, lambda value: value >= 0, "a number of at least 0"),
     "top_k": (int, lambda value: value >= 0, "a whole number of at least 0"),
     "top_p": (float | int, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
@@ -227,7 +227,7 @@ class Answer:
         return self._turn.read()
 
     def close(self) -> None:
-        """End the answer here; what was read is kept."""
+        """End the answer here; what was read is kept, and what a worker was ahead of it."""
         self._turn.close()
 
     def __del__(self) -> None:
@@ -247,8 +247,8 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 class Chat(ABC):

@@ -14,7 +14,7 @@ from cloister import errors
 from cloister.errors import CloisterError, ProtocolError, SettingError, WorkerError
 from cloister.message import Message
 from cloister.runtime import protocol
-from cloister.runtime.chat import Chat, Token
+from cloister.runtime.chat import Chat, Stats, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -142,6 +142,7 @@ class WorkerSession(Chat):
         self._messages: list[Message] = []
         self._process: _Process | None = None  # where it was begun
         self._chat = self._request = 0
+        self._prompted = False  # the first message is the system prompt
         self.restored_tokens = 0
         self._begun()
 
@@ -152,17 +153,18 @@ class WorkerSession(Chat):
 
     def stop(self) -> None:
         """End the running answer within one token; what was generated stays."""
-        if self._process is not None:
+        process = self._process
+        if process is not None:
             with contextlib.suppress(WorkerError):
-                self._process.send(protocol.Cancel(id=self._request))
+                process.send(protocol.Cancel(id=self._request))
 
     def close(self) -> None:
         """Keep what is unfinished, and let go of the conversation."""
         super().close()
         process, self._process = self._process, None
         if process is not None and not process.ended:
-            process.call(
-                protocol.End(id=process.next_id(), chat=self._chat), protocol.Ended, _GRACE_S)
+            with contextlib.suppress(WorkerError):  # it waits for no other conversation's answer
+                process.send(protocol.End(id=process.next_id(), chat=self._chat))
 
     def _begun(self) -> _Process:
         """Return the process where this conversation is begun; begin it anew after a death."""
@@ -170,12 +172,14 @@ class WorkerSession(Chat):
         process = self._worker.ready(vault=plan.cached or plan.name is not None)
         if process is self._process:
             return process
-        said = [message for message in self._messages if message.role != "system"]
+        said = self._messages[self._prompted:]
         self._chat = process.next_id()
         begun = process.call(protocol.Begin(
             id=self._chat, chat=self._chat, system=plan.system, messages=tuple(said),
             namespace=plan.namespace, name=plan.name, cached=plan.cached, kv=plan.kv,
         ), protocol.Begun)
+        if not said:  # of a new conversation, or of one that is kept and gone on with
+            self._prompted = begun.messages[:1] != () and begun.messages[0].role == "system"
         self._messages, self.restored_tokens = list(begun.messages), begun.restored_tokens
         self._process = process
         return process
@@ -204,7 +208,7 @@ class WorkerSession(Chat):
                 ends.append(process.cancel(id_, events))
             process.forget(id_)
             (end,) = ends
-            if isinstance(end, protocol.Answered):
+            if isinstance(end, protocol.Answered | protocol.Failed) and end.stats is not None:
                 self.stats = end.stats
             if isinstance(end, protocol.Answered | protocol.Failed):
                 self._messages += end.kept
@@ -212,7 +216,7 @@ class WorkerSession(Chat):
                 self._messages += [*ask.messages, Message(role="assistant", content=text)]
 
         def begin() -> tuple[Generator[Token], Callable[[list[Token]], None]]:
-            self._request = id_
+            self._request, self.stats = id_, Stats()
             process.ask(protocol.Question(id=id_, chat=self._chat, ask=ask), events)
             return tokens(), settle
 
@@ -227,13 +231,14 @@ class _Process:
             # -P: a module that lies in the current directory must not run beside private text.
             [sys.executable, "-P", "-m", "cloister.runtime.worker", *["--debug"] * debug],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            process_group=0,  # a terminal's Ctrl-C is for the client, from the first moment on
         )
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._to, self._from = self._child.stdin, self._child.stdout
         self.dead = threading.Event()
         self._ids = itertools.count(1)
-        self._lock = threading.Lock()  # of the pipe to the worker, and of what waits
+        self._lock = threading.RLock()  # of the pipe to the worker, and of what waits
         self._waiting: dict[int, queue.SimpleQueue[Event | None]] = {}
         self._reader: threading.Thread | None = None
         try:
@@ -274,7 +279,7 @@ class _Process:
             ProtocolError: it is too large, or holds what JSON has not.
             WorkerError: the process is gone.
         """
-        line = protocol.encode(request)
+        line = protocol.check(request)
         try:
             with self._lock:
                 self._to.write(line)
@@ -364,7 +369,7 @@ class _Process:
     def _read(self) -> None:
         """Give each event to who waits for it."""
         understood = False
-        with contextlib.suppress(ProtocolError, OSError, ValueError):
+        try:
             while (line := protocol.read_line(self._from)) is not None:
                 event = protocol.decode_event(line)
                 with self._lock:
@@ -372,10 +377,13 @@ class _Process:
                 if waiting is not None:
                     waiting.put(event)
             understood = True
-        self.dead.set()
-        with self._lock:
-            for waiting in self._waiting.values():
-                waiting.put(None)
+        except (ProtocolError, OSError, ValueError):
+            pass
+        finally:  # nobody waits for what cannot come
+            self.dead.set()
+            with self._lock:
+                for waiting in self._waiting.values():
+                    waiting.put(None)
         if not understood:  # otherwise it is ending by itself, and may be keeping something
             self._child.kill()
 

@@ -69,7 +69,13 @@ class Grammars:
         except (TypeError, ValueError, RecursionError):
             raise ConstraintError(
                 "A constraint holds a value that JSON has not; correct it.") from None
-        matcher = self._made.pop(key, None) or self._make(ask)
+        try:
+            matcher = self._made.pop(key, None) or self._make(ask)
+        except (TypeError, ValueError, RecursionError):
+            raise ConstraintError(
+                "A schema or tool holds a value that JSON has not, or is nested too deeply; "
+                "correct it."
+            ) from None
         self._made[key] = matcher  # the latest last
         if len(self._made) > _KEPT:
             del self._made[next(iter(self._made))]

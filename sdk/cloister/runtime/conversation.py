@@ -111,7 +111,8 @@ class Conversation:
         self.messages = [*self.messages, *messages]
         self._cached_names |= names
         self._identity = identity
-        self._prefixes.keep(positions, self._name, identity)
+        if positions:  # otherwise nothing was read, and what is kept stays
+            self._prefixes.keep(positions, self._name, identity)
 
 
 def forget(space: Namespace, name: str) -> bool:

@@ -74,7 +74,10 @@ def generate(
     finally:
         if claimed:
             core.release(owner)
-    if decoding.constraint is not None and stats.finish in ("length", "context"):
+    constraint = decoding.constraint
+    if constraint is not None and stats.finish in ("length", "context") and not any(
+        map(constraint.permits, decoding.end)
+    ):
         raise AnswerIncomplete(
             "The answer was cut off before it met its constraint; allow more tokens."
         )

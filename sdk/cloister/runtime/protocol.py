@@ -6,6 +6,7 @@ of its own, and is answered by events of that id: any number of `Produced`, then
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIMIT_BYTES", "VERSION", "Answered", "Begin", "Begun", "Cancel", "End", "Ended", "Event",
     "Failed", "Hello", "Load", "Loaded", "Produced", "Question", "Request", "Unlock", "Unlocked",
-    "Welcome", "decode_event", "decode_request", "encode", "read_line",
+    "Welcome", "check", "decode_event", "decode_request", "encode", "id_of", "read_line",
 ]
 
 _T = TypeVar("_T")
@@ -33,7 +34,8 @@ class _Wire(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type",
     tag=str.lower,
 ):
-    pass
+    def __repr__(self) -> str:  # without passphrases and texts
+        return f"{type(self).__name__}(id={getattr(self, 'id', None)})"
 
 
 class Hello(_Wire, frozen=True):
@@ -157,11 +159,13 @@ class Failed(_Wire, frozen=True):
     kind: str
     message: str
     kept: tuple[Message, ...] = ()
+    stats: Stats | None = None  # of an answer
 
 
 Request = Hello | Load | Unlock | Begin | Question | Cancel | End
 Event = Welcome | Loaded | Unlocked | Begun | Produced | Answered | Ended | Failed
 
+_ID = re.compile(rb'\{"type":"[a-z]+","id":(\d{1,18})[,}]')
 _ENCODER = msgspec.json.Encoder()
 _REQUESTS: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
@@ -175,7 +179,7 @@ def encode(record: Request | Event) -> bytes:
     """
     try:
         line = _ENCODER.encode(record) + b"\n"
-    except (TypeError, ValueError, UnicodeEncodeError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         raise ProtocolError(
             "A request holds a value that cannot be sent to a worker; use texts, numbers, lists "
             "and objects."
@@ -213,10 +217,36 @@ def decode_request(line: bytes) -> Request:
         ProtocolError: it is malformed, or none of the requests.
     """
     request = _decode(_REQUESTS, line)
-    # The records forbid unknown fields; the plain dataclasses in them cannot.
-    if not _all_known(msgspec.json.decode(line), msgspec.to_builtins(request)):
+    try:  # the records forbid unknown fields; the plain dataclasses in them cannot
+        known = _all_known(msgspec.json.decode(line), msgspec.to_builtins(request))
+    except RecursionError:
+        known = False
+    if not known:
         raise ProtocolError(_MALFORMED)
     return request
+
+
+def id_of(line: bytes) -> int | None:
+    """Read the id of a request that cannot be read otherwise, so that it is answered."""
+    found = _ID.match(line)
+    return int(found[1]) if found else None
+
+
+def check(request: Request) -> bytes:
+    """Return the line of a request that a worker will understand.
+
+    Raises:
+        ProtocolError: see `encode`; or a value is of another type than it has to be.
+    """
+    line = encode(request)
+    try:
+        decode_request(line)
+    except ProtocolError:
+        raise ProtocolError(
+            "A request holds a value of another type than it has to be, or nested too deeply; "
+            "correct it."
+        ) from None
+    return line
 
 
 def decode_event(line: bytes) -> Event:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cloister.errors import NotEnoughDisk, VaultDamaged
 from cloister.runtime.chat import Token
@@ -71,6 +72,7 @@ class ResponseCache:
     def _name(self, positions: Sequence[Position], ask: Ask) -> bytes | None:
         if ask.sampling.temperature and ask.sampling.seed is None:
             return None
-        settings = json.dumps(
-            [asdict(ask.sampling), ask.max_tokens, ask.top, ask.constraints], sort_keys=True)
+        # The order of a schema's properties is the order of the answer's.
+        settings = msgspec.json.encode(
+            [ask.sampling, ask.max_tokens, ask.top, ask.constraints])
         return context("response", self._model, settings, b"".join(map(encoded, positions)))

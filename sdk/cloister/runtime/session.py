@@ -189,6 +189,8 @@ class Session(Chat):
                 piece += text.end()
             token = Token(choice.id, piece, choice.logprob, choice.top)
             answer.append(token)
-            if stats.finish != "stop" and self._responses is not None:
+            # One that its constraint was not met by is not to be given again.
+            whole = stats.finish == "end" or (stats.finish != "stop" and constraint is None)
+            if whole and self._responses is not None:
                 self._responses.put(ids, ask, answer, stats.finish)
             yield token

@@ -11,6 +11,7 @@ Run as `python -m cloister.runtime.worker`; `client.py` is the other end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 from cloister import guard
 from cloister.errors import CloisterError, ProtocolError, WorkerError
 from cloister.runtime import protocol
+from cloister.runtime.chat import Stats
 from cloister.runtime.memory import peak_bytes
 from cloister.settings import share_processor
 from cloister.vault import hygiene
@@ -53,38 +55,57 @@ class Service:
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()  # of the two below
         self._running: tuple[int, Session] | None = None
-        self._cancelled: set[int] = set()
+        self._stopping = False  # the running question, or all once the other end is gone
+        self._over = False
+        self._queued: set[int] = set()  # questions that were read and not begun
+        self._withdrawn: set[int] = set()  # of those, cancelled ones, which are answered already
 
     def handle(self, request: Request) -> None:
         """Answer one request with events; the last says how it ended."""
         try:
-            self._send(self._serve(request))
+            event = self._serve(request)
         except Exception as error:
-            self._send(failed(getattr(request, "id", None), error))
+            event = failed(getattr(request, "id", None), error)
+        if event is not None:
+            self._send(event)
+
+    def enqueue(self, request: Request) -> None:
+        """Note that `request` will be handled, so that it can be cancelled before."""
+        if isinstance(request, protocol.Question):
+            with self._lock:
+                self._queued.add(request.id)
 
     def cancel(self, id_: int) -> None:
-        """End the request `id_` as soon as possible; from any thread."""
+        """End the request `id_` as soon as possible, begun or not; from any thread."""
         with self._lock:
-            self._cancelled.add(id_)
-            if self._running is not None and self._running[0] == id_:
+            withdrawn = id_ in self._queued
+            if withdrawn:
+                self._queued.discard(id_)
+                self._withdrawn.add(id_)
+            elif self._running is not None and self._running[0] == id_:
+                self._stopping = True
                 self._running[1].stop()
+        if withdrawn:
+            self._send(protocol.Answered(id=id_, stats=Stats(finish="stop"), kept=()))
 
     def stop(self) -> None:
-        """End the running answer: nobody is there to read it."""
+        """End the running answer and those that wait: nobody is there to read them."""
         with self._lock:
+            self._over = self._stopping = True
             if self._running is not None:
                 self._running[1].stop()
 
     def close(self) -> None:
         """Keep what is unfinished, and let go of the vault."""
         for session in self._sessions.values():
-            session.close()
+            with contextlib.suppress(CloisterError):  # a full disk, perhaps not for the others
+                session.close()
         self._sessions.clear()
         if self._vault is not None:
             self._vault.close()
         self._vault = None
 
-    def _serve(self, request: Request) -> Event:
+    def _serve(self, request: Request) -> Event | None:
         match request:
             case protocol.Load():
                 return self._load(request)
@@ -95,9 +116,9 @@ class Service:
             case protocol.Question():
                 return self._ask(request)
             case protocol.End():
-                session = self._sessions.pop(request.chat, None)
-                if session is not None:
-                    session.close()
+                if request.chat in self._sessions:
+                    self._sessions[request.chat].close()
+                    del self._sessions[request.chat]
                 return protocol.Ended(id=request.id)
             case _:
                 raise ProtocolError("The worker was greeted twice; update both ends.")
@@ -146,31 +167,38 @@ class Service:
             id=request.id, messages=tuple(session.messages),
             restored_tokens=session.restored_tokens)
 
-    def _ask(self, request: protocol.Question) -> Event:
+    def _ask(self, request: protocol.Question) -> Event | None:
         session = self._sessions.get(request.chat)
+        with self._lock:
+            self._queued.discard(request.id)
+            if request.id in self._withdrawn:
+                self._withdrawn.discard(request.id)
+                return None
+            self._stopping = self._over
+            if session is not None:
+                self._running = request.id, session
         if session is None:
             raise ProtocolError("The worker does not know that conversation; begin it first.")
         count = len(session.messages)
         try:
             tokens = session.answer(request.ask)
             with self._lock:
-                self._running = request.id, session
-                if request.id in self._cancelled:
+                if self._stopping:  # the wish came before the answer could begin
                     session.stop()
             for token in tokens:
                 self._send(protocol.Produced(id=request.id, token=token))
         except Exception as error:
-            return failed(request.id, error, kept=session.messages[count:])
+            return failed(
+                request.id, error, kept=session.messages[count:], stats=session.stats)
         finally:
             with self._lock:
                 self._running = None
-                self._cancelled.discard(request.id)
         return protocol.Answered(
             id=request.id, stats=session.stats, kept=tuple(session.messages[count:]))
 
 
 def failed(
-    id_: int | None, error: Exception, kept: Sequence[Message] = ()
+    id_: int | None, error: Exception, kept: Sequence[Message] = (), stats: Stats | None = None,
 ) -> protocol.Failed:
     """Tell of an error; one that is none of ours by type and place, as its words may quote."""
     kind, message = type(error).__name__, str(error)
@@ -178,9 +206,9 @@ def failed(
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = (
             f"The worker failed unexpectedly ({kind} at {Path(frame.filename).name}, line "
-            f"{frame.lineno}); report it, and run the command again with --debug to see more.")
+            f"{frame.lineno}); report it.")
         kind = "WorkerError"
-    return protocol.Failed(id=id_, kind=kind, message=message, kept=tuple(kept))
+    return protocol.Failed(id=id_, kind=kind, message=message, kept=tuple(kept), stats=stats)
 
 
 def main() -> None:
@@ -196,13 +224,16 @@ def main() -> None:
     if "--debug" not in sys.argv:
         os.dup2(silent, 2)
 
+    writing = threading.Lock()
+
     def send(event: Event) -> None:
         try:
             line = protocol.encode(event)
         except CloisterError as error:
             line = protocol.encode(failed(getattr(event, "id", None), error))
-        lines.write(line)
-        lines.flush()
+        with writing:  # both threads tell of errors
+            lines.write(line)
+            lines.flush()
 
     try:
         guarded = guard.enforce(keep=(lines.fileno(),))
@@ -242,23 +273,26 @@ def _serve(service: Service, stream: IO[bytes], send: Callable[[Event], None]) -
     requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
 
     def read() -> None:
-        while True:
-            try:
-                line = protocol.read_line(stream)
-                if line is None:
-                    break
-                request = protocol.decode_request(line)
-            except ProtocolError as error:
-                send(protocol.Failed(id=None, kind="ProtocolError", message=str(error)))
-                continue
-            except OSError:
-                break
-            if isinstance(request, protocol.Cancel):
-                service.cancel(request.id)
-            else:
-                requests.put(request)
-        service.stop()  # the other end is gone: so is the wish for an answer
-        requests.put(None)
+        line: bytes | None = b""
+        try:
+            while line is not None:
+                line = b""
+                try:
+                    line = protocol.read_line(stream)
+                    request = None if line is None else protocol.decode_request(line)
+                except ProtocolError as error:
+                    send(failed(protocol.id_of(line or b""), error))
+                    continue
+                if isinstance(request, protocol.Cancel):
+                    service.cancel(request.id)
+                elif request is not None:
+                    service.enqueue(request)
+                    requests.put(request)
+        except OSError:  # of either pipe
+            pass
+        finally:
+            service.stop()  # the other end is gone: so is the wish for an answer
+            requests.put(None)
 
     threading.Thread(target=read, daemon=True).start()
     while (request := requests.get()) is not None:

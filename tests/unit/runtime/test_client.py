@@ -30,7 +30,8 @@ from cloister.errors import (
     WorkerError,
 )
 from cloister.message import Message
-from cloister.runtime.chat import Sampling
+from cloister.runtime import protocol
+from cloister.runtime.chat import Sampling, Token
 from cloister.runtime.client import Worker, WorkerSession
 
 LONG: dict[str, Any] = {"max_tokens": 700, "sampling": Sampling(temperature=9.0, seed=1)}
@@ -394,3 +395,62 @@ def test_a_dead_worker_is_noticed_whatever_it_was_doing(worker: Worker) -> None:
         act()
     assert session.ask("play jazz", max_tokens=2).content
     assert set(texts(session)) <= {"hi", "play jazz"}
+
+
+@pytest.mark.parametrize("options", [
+    {"choices": [1, 2]}, {"choices": "abc"}, {"tools": ["x"]}, {"grammar": 5}, {"schema": [1]},
+    {"max_tokens": True}, {"schema": {"a": object()}},
+])
+def test_a_value_of_another_type_is_refused_before_it_is_sent(
+    worker: Worker, options: dict[str, Any]
+) -> None:
+    session = worker.session()
+    with pytest.raises(CloisterError):
+        list(session.stream("hi", **options))
+    assert session.ask("hi", max_tokens=2).content
+
+
+def test_a_schema_nested_too_deeply_is_refused_and_the_worker_lives(worker: Worker) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(900):
+        schema = {"items": schema}
+    session = worker.session()
+    with pytest.raises(CloisterError):
+        session.ask("hi", schema=schema)
+    assert session.ask("hi", max_tokens=2).content
+
+
+def test_what_waits_ends_at_once_and_costs_the_running_answer_nothing(worker: Worker) -> None:
+    first, second, third = worker.session(), worker.session(), worker.session()
+    running = first.stream("hi", **LONG)
+    next(running)
+    waiting = second.stream("and I?", **LONG)
+    began = time.perf_counter()
+    waiting.close()
+    third.close()
+    assert time.perf_counter() - began < 5
+    first.stop()
+    assert list(running) is not None
+    assert first.stats.finish == "stop"
+    assert second.messages == []
+
+
+def test_a_system_message_within_a_conversation_outlives_the_worker(worker: Worker) -> None:
+    session = worker.session(system="call")
+    session.ask("play jazz", max_tokens=3)
+    session.ask([Message(role="system", content="intent"), Message(role="user", content="and?")],
+                max_tokens=3)
+    before = session.messages
+    kill(worker)
+    session.ask("play blues", max_tokens=3)
+    assert session.messages[:len(before)] == before
+    assert [message.role for message in before].count("system") == 2
+
+
+def test_a_passphrase_or_a_text_is_in_no_repr_of_the_protocol() -> None:
+    for record in (
+        protocol.Unlock(id=1, passphrase="hunter2"),
+        protocol.Begin(id=1, chat=1, system="hunter2", name="hunter2"),
+        protocol.Produced(id=1, token=Token(1, "hunter2", 0.0)),
+    ):
+        assert "hunter2" not in repr(record)

@@ -488,3 +488,15 @@ def test_two_sessions_of_one_name_do_not_write_over_each_other(
         stream.close()
     texts(Session(fresh(), system="x", messages=two.messages), NEXT)
     assert Session(fresh(), vault=vault, name="work").messages == two.messages
+
+
+def test_two_schemas_with_other_orders_are_two_constraints_and_two_answers(
+    fresh: Any, space: Any
+) -> None:
+    from cloister.runtime.chat import Ask
+    from cloister.runtime.responses import ResponseCache
+
+    cache = ResponseCache(space, "00" * 32)
+    one, other = ({"properties": {key: {} for key in order}} for order in ("ab", "ba"))
+    names = {cache._name([1], Ask.of("x", schema=schema)) for schema in (one, other)}
+    assert len(names) == 2

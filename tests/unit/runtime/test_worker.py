@@ -98,13 +98,19 @@ def test_a_cancelled_question_ends_and_the_next_one_is_answered(
 ) -> None:
     served(protocol.Begin(id=1, chat=1))
     if when == "before it is begun":
+        served.events.clear()
+        served.service.enqueue(question(2))
         served.service.cancel(2)
+        (answered,) = served.events
+        served.service.handle(question(2))
+        assert served.events == [answered]  # once
     else:
         calls = iter(range(9))
         served.engine.program.before = lambda: next(calls) == 4 and served.service.cancel(2)
-    answered = served(question(2))
+        answered = served(question(2))
+        assert len(served.events) - 1 == 5
     assert answered.stats.finish == "stop"
-    assert len(served.events) - 1 == (0 if when == "before it is begun" else 5)
+    assert not served.service._queued | served.service._withdrawn
     served.engine.program.before = lambda: None
     served.service.cancel(2)  # over, it cannot be ended
     assert served(question(3, max_tokens=4)).stats.tokens == 4
@@ -243,9 +249,9 @@ def test_a_cancellation_reaches_a_question_that_is_being_answered_or_waits(
             ends[event.id] = event
         else:
             assert event.id != 23, "a question that was cancelled while it waited has no tokens"
-    assert list(ends) == [22, 23, 24]
+    assert list(ends) == [23, 22, 24]  # what waits is ended at once
     assert [end.stats.finish for end in ends.values()][:2] == ["stop", "stop"]
-    assert [bool(end.kept) for end in ends.values()] == [True, False, True]
+    assert [bool(end.kept) for end in ends.values()] == [False, True, True]
 
 
 def test_an_event_too_large_to_send_is_named_and_the_worker_lives_on(process: Process) -> None:
@@ -333,3 +339,39 @@ def test_the_worker_imports_nothing_from_the_current_directory(tmp_path: Path) -
         process.say(protocol.Hello())
         assert isinstance(process.hear(), protocol.Welcome)
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("line", [
+    b'{"type":"begin","id":31,"chat":9,"namespace":5}',
+    b'{"type":"question","id":31,"chat":9,"ask":{"messages":[{"role":"user","content":null}]}}',
+    b'{"type":"question","id":31,"chat":9,"ask":{"messages":[{"role":"user","content":"x"}],'
+    b'"schema":' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}}",
+    b'{"type":"dance","id":31}',
+], ids=["type", "null", "deep", "unknown"])
+def test_a_request_that_cannot_be_read_is_answered_under_its_id(
+    process: Process, line: bytes
+) -> None:
+    process.child.stdin.write(line + b"\n")
+    process.child.stdin.flush()
+    event = process.hear()
+    assert (event.id, event.kind) == (31, "ProtocolError")
+    process.say(protocol.Begin(id=32, chat=32))
+    assert process.hear().id == 32  # and it lives on
+
+
+def test_a_disk_that_is_full_for_one_conversation_does_not_cost_another_its_turn(
+    served: Served, space: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+
+    class Full:
+        def close(self) -> None:
+            raise NotEnoughDisk("full")
+
+    class Fine:
+        def close(self) -> None:
+            closed.append(1)
+
+    served.service._sessions = {1: Full(), 2: Fine()}  # type: ignore[dict-item]
+    served.service.close()
+    assert closed == [1]
