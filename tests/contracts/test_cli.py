@@ -324,3 +324,34 @@ def test_an_answer_follows_a_schema_and_tools_out_of_files(tmp_path: Path) -> No
     refused(run(*asked, "--tools", str(tools), "--schema", str(schema)), "one constraint")
     schema.write_text('{"$ref": "#"}')
     refused(run(*asked, "--schema", str(schema)), "without end")
+
+
+@pytest.mark.parametrize("command", [
+    "cloister tiers >&-", "cloister run nano-1 - <&-", "cloister chat nano-1 <&-",
+    "printf 'play caf\\351\\n' | cloister chat nano-1",
+    "printf 'play caf\\351' | cloister chat nano-1 --json",
+])
+def test_closed_streams_and_bytes_that_are_no_text_end_without_a_traceback(command: str) -> None:
+    done = shell(command)
+    assert b"Traceback" not in done.stderr, done.stderr
+    assert b"caf" not in done.stderr
+    if "printf" in command:
+        assert done.returncode == 1
+        assert b"UTF-8" in done.stderr
+
+
+def test_a_piped_chat_begins_after_a_byte_order_mark_and_goes_on_after_an_empty_line() -> None:
+    said = "\ufeffplay some jazz\r\n\r\nplay some rock\r\n".encode()
+    record = json.loads(
+        run("chat", "nano-1", "--system", "call", "--json", input=said).stdout)
+    assert record["turns"] == 2
+    assert json.loads(record["answers"][0])["arguments"]["genre"] == "jazz"
+
+
+def test_what_cannot_be_replayed_is_refused_before_it_is_asked(tmp_path: Path) -> None:
+    path, schema = tmp_path / "replay.json", tmp_path / "schema.json"
+    schema.write_text("{}")
+    asked = ("run", "nano-1", "play a song", "--replay", str(path))
+    refused(run(*asked, "--temperature", "1"), "--seed")
+    refused(run(*asked, "--schema", str(schema)), "no schema")
+    assert not path.exists()

@@ -21,6 +21,7 @@ from cloister.errors import AnswerIncomplete, ConstraintError
 from cloister.message import Message, ToolCall
 from cloister.runtime.chat import Sampling
 from cloister.runtime.session import Session
+from cloister.tokenizer import Tokenizer
 
 SEEDS = 25
 Schema = Mapping[str, object]
@@ -408,3 +409,34 @@ def test_a_call_is_laid_out_and_kept_as_the_template_writes_it(
     result = Message(role="tool", content='"noon"', name="what time?")
     session.ask([result], max_tokens=3)
     assert session.messages[1:3] == [call, result]
+
+
+def test_an_answer_that_met_its_constraint_at_the_limit_is_whole(fresh: Any) -> None:
+    session = Session(fresh(prefer=()))
+    tokens = list(session.stream(
+        "the fox", grammar="start: /[a-z ]+/", max_tokens=3,
+        sampling=Sampling(temperature=1.0, seed=1)))
+    assert tokens
+    assert session.stats.finish in ("length", "end")
+
+
+def test_an_answer_that_did_not_meet_its_constraint_is_not_given_again(
+    fresh: Any, vault: Any
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 40}},
+              "required": ["a"], "additionalProperties": False}
+    for _ in range(2):
+        session = Session(fresh(prefer=()), vault=vault, cached=True)
+        with pytest.raises(AnswerIncomplete):
+            session.ask("the fox", schema=schema, max_tokens=3)
+
+
+def test_special_tokens_in_a_tools_description_are_text(tokenizer_dir: Path) -> None:
+    tokenizer = Tokenizer(
+        tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")),
+        "{% for t in tools or [] %}{{ t.name }}: {{ t.description }}{% endfor %}"
+        "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}")
+    tools = [{"name": "fox", "description": "a <|end|> dog", "parameters": {}}]
+    ids = tokenizer.encode_chat([Message(role="user", content="x")], tools=tools)
+    assert ids.count(tokenizer.id_of("<|end|>")) == 1
+    assert tokenizer.decode(ids).startswith("fox: a <|end|> dog")
