@@ -206,8 +206,11 @@ def _check_replay(options: Run) -> None:
 def _worker(bundle: str, options: Run | Chat | Compare | Replay) -> Worker:
     from cloister.commands.vault import asking
 
+    keeps = (isinstance(options, Run) and options.cached) or (
+        isinstance(options, Chat) and options.session is not None)
     return Worker(
-        reference.find(bundle, options.family), passphrase=asking(), debug=options.debug)
+        reference.find(bundle, options.family), passphrase=asking(), vault=keeps,
+        debug=options.debug)
 
 
 def _measured(stats: Stats) -> Record:

@@ -45,11 +45,15 @@ class Worker:
 
     def __init__(
         self, bundle: str | Path | None = None, *, threads: int | None = None,
-        passphrase: Callable[[], str] | None = None, debug: bool = False,
+        passphrase: Callable[[], str] | None = None, vault: bool = True, debug: bool = False,
     ) -> None:
-        """Say what `start` loads; `passphrase` is asked for that of a vault that has one."""
+        """Say what `start` loads; `passphrase` is asked for that of a vault that has one.
+
+        Without `vault` nothing can be kept, and the process is refused local services, too.
+        """
         self._bundle = None if bundle is None else str(bundle)
         self._threads, self._passphrase, self._debug = threads, passphrase, debug
+        self._vault = vault
         self._process: _Process | None = None
         self._lock = threading.RLock()  # of the process
         self.loaded: protocol.Loaded | None = None
@@ -106,12 +110,15 @@ class Worker:
             if self._process is not None and self._process.ended:
                 self.close()
             if self._process is None:
-                self._process, self.loaded = _Process(debug=self._debug), None
+                self._process = _Process(debug=self._debug, vault=self._vault)
+                self.loaded = None
             process = self._process
             if self._bundle is not None and self.loaded is None:
                 self.loaded = process.call(protocol.Load(
                     id=process.next_id(), bundle=self._bundle, threads=self._threads),
                     protocol.Loaded)
+            if vault and not self._vault:
+                raise SettingError("This worker was made without a vault; make one with it.")
             if vault and self.unlocked is None:
                 self.unlocked = process.call(protocol.Unlock(
                     id=process.next_id(), passphrase=self._secret()), protocol.Unlocked)
@@ -226,7 +233,7 @@ class WorkerSession(Chat):
 class _Process:
     """A running worker process, and the thread that reads what it says."""
 
-    def __init__(self, *, debug: bool) -> None:
+    def __init__(self, *, debug: bool, vault: bool) -> None:
         self._child = subprocess.Popen(
             # -P: a module that lies in the current directory must not run beside private text.
             [sys.executable, "-P", "-m", "cloister.runtime.worker", *["--debug"] * debug],
@@ -242,7 +249,7 @@ class _Process:
         self._waiting: dict[int, queue.SimpleQueue[Event | None]] = {}
         self._reader: threading.Thread | None = None
         try:
-            self.send(protocol.Hello())
+            self.send(protocol.Hello(vault=vault))
             line = protocol.read_line(self._from)
             event = None if line is None else protocol.decode_event(line)
             if isinstance(event, protocol.Failed):

@@ -42,6 +42,7 @@ class Hello(_Wire, frozen=True):
     """The client's first word."""
 
     version: int = VERSION
+    vault: bool = True  # one may be opened, for which a key store may be asked
 
 
 class Load(_Wire, frozen=True):

@@ -240,20 +240,26 @@ def main() -> None:
     except CloisterError as error:  # its own pipes are network connections
         send(protocol.Failed(id=None, kind=type(error).__name__, message=str(error)))
         return
-    service = Service(send, guarded)
+    service = None
     try:
-        if _greeted(sys.stdin.buffer, send, guarded, memory):
+        greeted = _greeted(sys.stdin.buffer, send, guarded, memory)
+        if greeted is not None:
+            service = Service(send, greeted)
             _serve(service, sys.stdin.buffer, send)
     except BrokenPipeError:  # the other end is gone
         pass
     finally:
-        service.close()
+        if service is not None:
+            service.close()
 
 
 def _greeted(
     stream: IO[bytes], send: Callable[[Event], None], guarded: Guard, memory: dict[str, str]
-) -> bool:
-    """Exchange first words; False where the other end speaks another version."""
+) -> Guard | None:
+    """Exchange first words; None where the other end speaks another version.
+
+    Where no vault will be opened no key store is asked, and local services are refused too.
+    """
     try:
         line = protocol.read_line(stream)
         hello = None if line is None else protocol.decode_request(line)
@@ -262,11 +268,12 @@ def _greeted(
     if not isinstance(hello, protocol.Hello) or hello.version != protocol.VERSION:
         send(protocol.Failed(id=None, kind="ProtocolError", message=(
             f"The worker speaks version {protocol.VERSION} of its protocol; update both ends.")))
-        return False
+        return None
+    guarded = guarded if hello.vault else guarded.narrow()
     send(protocol.Welcome(
         version=protocol.VERSION, guard_tier=guarded.tier, guard=guarded.reason,
         evidence=guarded.evidence, memory=memory))
-    return True
+    return guarded
 
 
 def _serve(service: Service, stream: IO[bytes], send: Callable[[Event], None]) -> None:

@@ -454,3 +454,12 @@ def test_a_passphrase_or_a_text_is_in_no_repr_of_the_protocol() -> None:
         protocol.Produced(id=1, token=Token(1, "hunter2", 0.0)),
     ):
         assert "hunter2" not in repr(record)
+
+
+def test_a_worker_without_a_vault_is_refused_local_services_and_keeps_nothing() -> None:
+    with Worker(NANO, threads=1, vault=False) as worker:
+        assert worker.session().ask("hi", max_tokens=2).content
+        if worker.guard_tier == 2:
+            assert worker.ready().welcome.evidence["local services"] == "refused"
+        with pytest.raises(SettingError, match="without a vault"):
+            worker.session(name="kept")
