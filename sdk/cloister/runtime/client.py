@@ -62,6 +62,11 @@ class Worker:
     def __repr__(self) -> str:
         return f"Worker({'running' if self._process else 'not running'})"
 
+    def __del__(self) -> None:
+        process = getattr(self, "_process", None)
+        if process is not None:  # a notebook's cell that ran again: no model stays behind
+            process.abandon()
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -339,6 +344,11 @@ class _Process:
             self._child.kill()
             return None
         return event
+
+    def abandon(self) -> None:
+        """Let the process end, without waiting for it: it keeps what is unfinished first."""
+        with contextlib.suppress(OSError):
+            self._to.close()
 
     def forget(self, id_: int) -> None:
         """Pass over what may still come for a request."""

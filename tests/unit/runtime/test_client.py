@@ -463,3 +463,10 @@ def test_a_worker_without_a_vault_is_refused_local_services_and_keeps_nothing() 
             assert worker.ready().welcome.evidence["local services"] == "refused"
         with pytest.raises(SettingError, match="without a vault"):
             worker.session(name="kept")
+
+
+def test_a_worker_that_is_dropped_leaves_no_process_behind() -> None:
+    worker = Worker(NANO, threads=1).start()
+    process = child(worker)
+    del worker
+    assert process.wait(timeout=20) == 0
