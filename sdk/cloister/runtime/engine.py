@@ -114,14 +114,14 @@ class Engine(Core):
 
         Raises:
             SnapshotError: it holds pictures or recordings.
+            EngineBusy: another thread is using the engine.
         """
-        length = len(self._cached)
-        tensors = {
-            name: buffer[:, :length].clone() for name, buffer in self.program.kv_buffers().items()
-        }
-        if not all(isinstance(position, int) for position in self._cached):
+        with self.exclusive():
+            cached, buffers = self.cached, self.program.kv_buffers()
+            tensors = {name: buffer[:, :len(cached)].clone() for name, buffer in buffers.items()}
+        if not all(isinstance(position, int) for position in cached):
             raise SnapshotError("A picture or recording has no snapshot; read the text again.")
-        tensors["ids"] = torch.tensor(self._cached, dtype=torch.int64)
+        tensors["ids"] = torch.tensor(cached, dtype=torch.int64)
         data: bytes = save_tensors(tensors, {"model_id": self.model_id})
         return data
 
@@ -130,6 +130,7 @@ class Engine(Core):
 
         Raises:
             SnapshotError: malformed, or of another model; the engine is as before.
+            EngineBusy: another thread is using the engine.
         """
         wrong = SnapshotError(
             f"The KV state does not belong to bundle {self.bundle.path.name}; read the text again."
@@ -151,9 +152,10 @@ class Engine(Core):
             buffer = buffers[name]
             if rows.dtype != buffer.dtype or rows.shape != buffer[:, :length].shape:
                 raise wrong
-        for name, rows in tensors.items():
-            buffers[name][:, :length] = rows
-        self._cached = ids.tolist()
+        with self.exclusive():
+            for name, rows in tensors.items():
+                buffers[name][:, :length] = rows
+            self._cached = ids.tolist()
 
     def _read(self, part: Sequence[Position], start: int, rows: Rows) -> torch.Tensor:
         if rows is Rows.ALL and not self._scores:  # one more copy of the weights, once
