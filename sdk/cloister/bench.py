@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from cloister.progress import Progress
     from cloister.tiers import Scale, Tier
 
-__all__ = ["STAGES", "measure", "random_checkpoint", "shape"]
-
-STAGES = len(pipeline.STAGES) + 2  # of `shape`
+__all__ = ["measure", "random_checkpoint", "shape"]
 
 
 def shape(

@@ -8,12 +8,11 @@ import errno
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import guard
-from cloister.errors import CloisterError, InvalidText
+from cloister.errors import CloisterError, InvalidText, place_of
 from cloister.settings import share_processor, under_torchrun
 from cloister.tiers import Scale, Tier
 from cloister.vault import hygiene
@@ -56,12 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("The disk is full where the output goes; make room." if full else (
             f"The system refused something ({error.strerror}); --debug shows what."))
         return 1
-    except Exception as error:  # its words may quote what a user typed
+    except Exception as error:
         if parsed.debug:
             raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        _say(f"An unexpected error ({type(error).__name__} at {Path(frame.filename).name}, line "
-             f"{frame.lineno}); --debug shows more, report it.")
+        _say(f"An unexpected error ({place_of(error)}); --debug shows more, report it.")
         return 1
     return status
 

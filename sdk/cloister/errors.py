@@ -55,6 +55,9 @@ A message says what happened, to which object, and what to do now, in one senten
 holds text that a user typed or that a model answered.
 """
 
+import traceback
+from pathlib import Path
+
 __all__ = [
     "AnswerIncomplete",
     "BundleCorrupt",
@@ -106,7 +109,14 @@ __all__ = [
     "VocabularyMismatch",
     "WorkerError",
     "WrongPassphrase",
+    "place_of",
 ]
+
+
+def place_of(error: BaseException) -> str:
+    """Say an error by its type and place alone: its words may quote what a user typed."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}, line {frame.lineno}"
 
 
 class CloisterError(Exception):

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from cloister.progress import Progress, Report
     from cloister.settings import Settings
 
-__all__ = ["STAGES", "export", "verify"]
-
-STAGES = ("read", *write.STAGES, "check", "golden")  # of an export
+__all__ = ["export", "verify"]
 
 
 def export(

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import signal
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import (  # msgspec reads the annotations
@@ -89,6 +90,14 @@ class Stats:
     ttft_s: float = 0.0  # to the first token
     decode_s: float = 0.0  # from the first token to the last
     peak_rss_bytes: int = 0  # of the process that holds the model
+
+    def count(self, began_s: float) -> None:
+        """Count a token that came now, of an answer that began at `began_s` (`perf_counter`)."""
+        taken_s = time.perf_counter() - began_s
+        self.tokens += 1
+        if self.tokens == 1:
+            self.ttft_s = taken_s
+        self.decode_s = taken_s - self.ttft_s
 
     @property
     def decode_tokens_per_s(self) -> float | None:

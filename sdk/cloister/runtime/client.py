@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "WorkerSession"]
 
 _E = TypeVar("_E", bound="Event")
-_GRACE_S = 30  # for what ends a request or conversation: a long call of the program is first
+_GRACE_S = 30  # for a cancelled request, which a long call of the program may hold up
 
 
 class Worker:
@@ -300,8 +300,8 @@ class _Process:
             raise self.gone() from None
 
     def ask(
-        self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.Question
-        | protocol.End, events: queue.SimpleQueue[Event | None],
+        self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.Question,
+        events: queue.SimpleQueue[Event | None],
     ) -> None:
         """Send a request, whose events go to `events`, and None where the process ends."""
         with self._lock:
@@ -315,17 +315,13 @@ class _Process:
             events.put(None)
 
     def call(
-        self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.End,
-        kind: type[_E], timeout_s: float | None = None,
+        self, request: protocol.Load | protocol.Unlock | protocol.Begin, kind: type[_E],
     ) -> _E:
-        """Send a request, and return the one event that answers it; without one it is killed."""
+        """Send a request, and return the one event that answers it."""
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.ask(request, events)
         try:
-            event = events.get(timeout=timeout_s)
-        except queue.Empty:
-            self._child.kill()
-            raise self.gone() from None
+            event = events.get()
         finally:
             self.forget(request.id)
         if isinstance(event, protocol.Failed):

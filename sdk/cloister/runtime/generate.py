@@ -88,7 +88,6 @@ def _generate(
     stopped: Callable[[], bool],
 ) -> Iterator[Choice]:
     constraint, began, seen = decoding.constraint, time.perf_counter(), list[int]()
-    first = began
     limit = core.context if decoding.limit is None else decoding.limit
     end = core.chunk + core.common(positions)
     while end < len(positions):  # in calls that can be stopped between
@@ -100,12 +99,7 @@ def _generate(
         for choice in _choices(core, positions, seen, decoding):
             positions.append(choice.id)
             seen.append(choice.id)
-            stats.tokens += 1
-            now = time.perf_counter()
-            if stats.tokens == 1:
-                first = now
-                stats.ttft_s = first - began
-            stats.decode_s = now - first
+            stats.count(began)
             if choice.id in decoding.end:
                 stats.finish = "end"
             elif constraint is not None and constraint.finished:

@@ -156,16 +156,12 @@ class Session(Chat):
 
     def _again(self, answer: list[Token], finish: str) -> Generator[Token]:
         """Give an answer that was given before."""
-        began = first = time.perf_counter()
+        began = time.perf_counter()
         self.stats.finish = "stop"
         for token in answer:
             if self._stop.is_set():
                 return
-            self.stats.tokens += 1
-            if self.stats.tokens == 1:
-                first = time.perf_counter()
-                self.stats.ttft_s = first - began
-            self.stats.decode_s = time.perf_counter() - first
+            self.stats.count(began)
             if self.stats.tokens == len(answer):
                 self.stats.finish = finish
             yield token

@@ -18,12 +18,10 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import guard
-from cloister.errors import CloisterError, ProtocolError, WorkerError
+from cloister.errors import CloisterError, ProtocolError, WorkerError, place_of
 from cloister.runtime import protocol
 from cloister.runtime.chat import Stats
 from cloister.runtime.memory import peak_bytes
@@ -203,10 +201,7 @@ def failed(
     """Tell of an error; one that is none of ours by type and place, as its words may quote."""
     kind, message = type(error).__name__, str(error)
     if not isinstance(error, CloisterError):
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        message = (
-            f"The worker failed unexpectedly ({kind} at {Path(frame.filename).name}, line "
-            f"{frame.lineno}); report it.")
+        message = f"The worker failed unexpectedly ({place_of(error)}); report it."
         kind = "WorkerError"
     return protocol.Failed(id=id_, kind=kind, message=message, kept=tuple(kept), stats=stats)
 
