@@ -252,7 +252,7 @@ def writer(path: str | Path, *, size_bytes: int = 0, replace: bool = False) -> I
         OutputExists, NotEnoughDisk, OutputUnwritable: see `cloister.files.whole_directory`.
     """
     with whole_directory(
-        Path(path), kind="bundle", mark="manifest.json", size_bytes=size_bytes, replace=replace
+        Path(path), kind="bundle", size_bytes=size_bytes, replace=replace
     ) as directory:
         yield directory
         assert (directory / "manifest.json").exists(), "finish() was not called"

@@ -19,8 +19,12 @@ from cloister.errors import NotEnoughDisk, OutputExists, OutputUnwritable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["check_output", "disk_errors", "is_regular", "sync", "whole_directory", "whole_file"]
+__all__ = [
+    "MARKS", "check_output", "disk_errors", "is_regular", "sync", "whole_directory", "whole_file",
+]
 
+# By its kind, the file that a directory of ours is known by.
+MARKS = {"bundle": "manifest.json", "checkpoint": "config.json"}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,8 +75,8 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             raise
 
 
-def check_output(path: Path, *, kind: str, mark: str, replace: bool) -> None:
-    """Raise unless a directory of `kind`, which has a file called `mark`, may be written to `path`.
+def check_output(path: Path, *, kind: str, replace: bool) -> None:
+    """Raise unless a directory of `kind`, one of `MARKS`, may be written to `path`.
 
     Raises:
         OutputExists: `path` is there and `replace` is false, or it is anything but such a
@@ -82,7 +86,7 @@ def check_output(path: Path, *, kind: str, mark: str, replace: bool) -> None:
         return
     if not replace:
         raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
-    if path.is_symlink() or not is_regular(path / mark):
+    if path.is_symlink() or not is_regular(path / MARKS[kind]):
         raise OutputExists(
             f"Output {path.name} exists and is no {kind}, so it is not replaced; name another."
         )
@@ -90,12 +94,12 @@ def check_output(path: Path, *, kind: str, mark: str, replace: bool) -> None:
 
 @contextmanager
 def whole_directory(
-    path: Path, *, kind: str, mark: str, size_bytes: int = 0, replace: bool = False,
+    path: Path, *, kind: str, size_bytes: int = 0, replace: bool = False,
     private: bool = False,
 ) -> Iterator[Path]:
     """A directory to write into, which becomes `path` when the block ends.
 
-    `kind` and `mark` are those of `check_output`; `size_bytes` is what will be written, if known.
+    `kind` is that of `check_output`; `size_bytes` is what will be written, if known.
     With `private` only its owner can read what is in it.
 
     Raises:
@@ -103,7 +107,7 @@ def whole_directory(
         NotEnoughDisk: less than `size_bytes` is free, or the disk filled up.
         OutputUnwritable: see `disk_errors`. On any failure what stood at `path` still does.
     """
-    check_output(path, kind=kind, mark=mark, replace=replace)
+    check_output(path, kind=kind, replace=replace)
     parent = path.resolve().parent
     if not parent.is_dir():
         raise OutputUnwritable(

@@ -50,7 +50,7 @@ class Sizes:
 def demo(args: Demo, sizes: Sizes | None = None) -> Record:
     """Go the whole way on the shipped family."""
     if args.output is not None:
-        check_output(args.output, kind="bundle", mark="manifest.json", replace=args.force)
+        check_output(args.output, kind="bundle", replace=args.force)
     requests = [
         json.loads(line) for line in reference.requests_path().read_text("utf-8").splitlines()
     ]

@@ -61,7 +61,7 @@ def import_(args: Import) -> Record:
     """Read a model's directory into a checkpoint."""
     if not args.source.is_dir():
         raise SettingError(f"There is no directory {args.source.name}; name a model's directory.")
-    check_output(args.output, kind="checkpoint", mark="config.json", replace=args.force)
+    check_output(args.output, kind="checkpoint", replace=args.force)
     with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
         from cloister.model.huggingface import import_model
 
@@ -83,7 +83,7 @@ def import_(args: Import) -> Record:
 def quantize(args: Quantize) -> Record | None:
     """Quantize a checkpoint, trained for it first or not, and report every tensor."""
     source = checkpoint(args.source)
-    check_output(args.output, kind="checkpoint", mark="config.json", replace=args.force)
+    check_output(args.output, kind="checkpoint", replace=args.force)
     if args.qat:
         return teach.quantize_aware(args, source, args.recipe)
     with display.quiet(args.debug) as console, display.progress(console, "quantize") as progress:
@@ -121,7 +121,7 @@ def _show_tensors(recipe: str, record: dict[str, Any]) -> None:
 def export(args: Export) -> Record:
     """Make a bundle."""
     source = checkpoint(args.source)
-    check_output(args.output, kind="bundle", mark="manifest.json", replace=args.force)
+    check_output(args.output, kind="bundle", replace=args.force)
     with display.quiet(args.debug) as console:
         gate = _gate(args)
         with display.progress(console, "export") as progress:

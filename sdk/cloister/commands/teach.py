@@ -79,7 +79,7 @@ def distill(options: Distill) -> Record | None:
     teacher = checkpoint(options.teacher)
     assert options.data is not None
     check_data(options.data)
-    check_output(options.output, kind="checkpoint", mark="config.json", replace=options.force)
+    check_output(options.output, kind="checkpoint", replace=options.force)
     with _console(options) as console, _sealing(options) as store:
         from cloister.distill import run
         from cloister.distill.losses import Divergence, Objective

@@ -280,7 +280,7 @@ def check_source(source: Checkpoint, out: Path, *, replace: bool) -> None:
             f"Checkpoint {source.path.name} is quantized already ({source.metadata.recipe}); name "
             "the one it was made from."
         )
-    check_output(out, kind="checkpoint", mark="config.json", replace=replace)
+    check_output(out, kind="checkpoint", replace=replace)
 
 
 def examples_of(data: str | Path | Sequence[Example], tolerate: float) -> list[Example]:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointWriter", "check_output"]
 
-_KIND, _MARK = "checkpoint", "config.json"
+_KIND = "checkpoint"
 SHARD_BYTES = 4_000_000_000  # of weights, above which there are several files
 
 
 def check_output(path: Path, *, replace: bool) -> None:
     """Raise OutputExists unless a checkpoint may be written to `path`."""
-    files.check_output(path, kind=_KIND, mark=_MARK, replace=replace)
+    files.check_output(path, kind=_KIND, replace=replace)
 
 
 class CheckpointWriter:
@@ -93,7 +93,7 @@ class CheckpointWriter:
     def _write(self) -> Iterator[Path]:
         self._file: BufferedWriter | None = None
         with files.whole_directory(
-            self.path, kind=_KIND, mark=_MARK, size_bytes=sum(self._sizes.values()),
+            self.path, kind=_KIND, size_bytes=sum(self._sizes.values()),
             replace=self._replace, private=self._private,
         ) as directory:
             try:
@@ -136,7 +136,7 @@ class CheckpointWriter:
             text = self._template
             text = text.read_text("utf-8") if isinstance(text, Path) else text
             (directory / "chat_template.jinja").write_text(text, "utf-8")
-        (directory / _MARK).write_text(self._metadata.to_json(), "utf-8")
+        (directory / files.MARKS[_KIND]).write_text(self._metadata.to_json(), "utf-8")
 
 
 def _divide(tensors: Plan, limit: int) -> dict[str, list[str]]:
