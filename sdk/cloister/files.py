@@ -6,6 +6,7 @@ the directory is flushed. Disk errors come by name.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -127,9 +128,11 @@ def whole_directory(
             yield new
             for entry in (*new.iterdir(), new):
                 sync(entry)
-            if os.path.lexists(path):
+            if not os.path.lexists(path):
+                new.rename(path)
+            elif not _exchange(new, path):
                 path.rename(old)
-            new.rename(path)
+                new.rename(path)
             sync(parent)
         finally:
             if os.path.lexists(work / "old") and not os.path.lexists(path):
@@ -149,6 +152,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _exchange(new: Path, path: Path) -> bool:
+    """Swap two entries in one step, so that `path` is never missing; false where that cannot be."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux, and not every file system
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = os.fsencode(new.absolute()), os.fsencode(path.absolute())
+    return renameat2 is not None and renameat2(here, names[0], here, names[1], exchange) == 0
 
 
 def _umask() -> int:

@@ -19,6 +19,8 @@ from cloister.cli import main
 from cloister.errors import BundleError
 from cloister.runtime.client import Worker
 
+pytestmark = pytest.mark.slow
+
 FAMILY = reference.bundle_path("nano-1")
 
 

@@ -30,6 +30,8 @@ from cloister.tiers import Tier
 from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 
+pytestmark = pytest.mark.slow
+
 TIERS = tuple(Tier)
 CHECKPOINTS = ("pro", "nano-1")
 

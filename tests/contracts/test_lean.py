@@ -36,6 +36,7 @@ def test_the_tokenizer_needs_no_torch() -> None:
     assert "torch" not in modules_after("import cloister.tokenizer")
 
 
+@pytest.mark.slow
 def test_an_engine_runs_without_training_or_export_code(tmp_path: Path) -> None:
     path = reference.bundle_path("nano-1")
     modules = modules_after(
@@ -49,6 +50,7 @@ def test_an_engine_runs_without_training_or_export_code(tmp_path: Path) -> None:
     assert not [name for name in modules if name.startswith(unwanted)]
 
 
+@pytest.mark.slow
 def test_training_runs_where_no_exporter_is_installed() -> None:
     modules = modules_after(
         "import sys\n"

@@ -24,6 +24,8 @@ from cloister.corpus import read
 from cloister.distill import loop
 from cloister.model.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 TEACHER = reference.checkpoint_path("pro")
 NANO = reference.checkpoint_path("nano-1")
 SECRET = "zebra"
@@ -331,7 +333,6 @@ def test_what_is_made_of_private_data_is_its_owners_alone(
         tmp_path / "other")
 
 
-@pytest.mark.slow
 def test_two_processes_of_torchrun_make_one_student(tmp_path: Path, data: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",

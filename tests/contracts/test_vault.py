@@ -21,6 +21,8 @@ from cloister.vault import local
 from cloister.vault.keys import Keyholder
 from cloister.vault.store import Vault
 
+pytestmark = pytest.mark.slow
+
 OTHER_USER = 65534
 
 
@@ -40,7 +42,6 @@ def chat(*lines: str, session: str = "work", more: tuple[str, ...] = ()) -> dict
                   input="".join(f"{line}\n" for line in lines).encode())
 
 
-@pytest.mark.slow
 def test_a_conversation_goes_on_after_a_restart_without_being_read_again(home: Path) -> None:
     first = chat("play some jazz", more=("--system", "call"))
     assert first["provider"] == "keyfile"
@@ -60,7 +61,6 @@ def test_a_conversation_goes_on_after_a_restart_without_being_read_again(home: P
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
-@pytest.mark.slow
 def test_an_answer_is_given_again_only_where_it_was_asked_for(home: Path) -> None:
     asked = ("run", "nano-1", "-", "--system", "call", "--cached")
     first = record(*asked, input=b"play some jazz by somebody or other")
@@ -73,7 +73,6 @@ def test_an_answer_is_given_again_only_where_it_was_asked_for(home: Path) -> Non
     assert not (home / "vault").exists()
 
 
-@pytest.mark.slow
 def test_a_vault_is_made_looked_at_rotated_and_emptied(home: Path) -> None:
     made = record("vault", "init")
     assert made["provider"] == "keyfile"
@@ -101,7 +100,6 @@ def test_a_vault_is_made_looked_at_rotated_and_emptied(home: Path) -> None:
     assert "key rotations" in shown
 
 
-@pytest.mark.slow
 def test_a_passphrase_opens_what_no_other_does(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +136,6 @@ def test_a_vault_with_another_key_is_not_used_where_a_passphrase_is_set(
     refused(run("vault", "status"), "keyring, passphrase, keyfile")
 
 
-@pytest.mark.slow
 def test_a_key_store_that_is_set_up_and_not_installed_is_none(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +163,6 @@ def test_a_vault_that_is_made_on_the_way_says_who_holds_its_key(
     assert "keyfile" in shown.stderr.decode()
 
 
-@pytest.mark.slow
 def test_where_the_key_is_lost_an_empty_vault_stands_beside_the_old_one(home: Path) -> None:
     chat("play some jazz")
     held = {path: path.read_bytes() for path in (home / "vault").rglob("*") if path.is_file()}
@@ -237,7 +233,6 @@ def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Pa
     assert said() == ""
 
 
-@pytest.mark.slow
 def test_no_canary_is_found_and_the_control_finds_them() -> None:
     """The whole scan, with a distillation on private data."""
     found = record("vault", "scan")

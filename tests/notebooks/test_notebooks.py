@@ -12,6 +12,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from cloister.audit.canary import Canary, Stage, search
 from cloister.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 

@@ -21,6 +21,8 @@ from cloister.settings import Settings
 from cloister.tokenizer import Tokenizer
 from cloister_kernels import reference as kernels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:

@@ -107,7 +107,7 @@ def run(options: Run) -> Record:
 
 def chat(options: Chat) -> Record:
     """A conversation."""
-    asked, answers = options.asked, list[str]()
+    asked, answers = options.asked, list[str | None]()
     with _worker(options.bundle, options) as worker:
         def begin() -> Any:
             return worker.session(
@@ -138,12 +138,14 @@ def chat(options: Chat) -> Record:
                 display.note("(stopped)")
             except CloisterError as error:  # the conversation goes on
                 display.note(str(error))
+                answers.append(None)
                 continue
             answers.append(text)
             if not options.json:
                 display.show("")
         session.close()
-    return {"turns": len(answers), "answers": answers, **opened}
+    failed = answers.count(None)  # their places in `answers` are null
+    return {"turns": len(answers) - failed, "failed": failed, "answers": answers, **opened}
 
 
 def compare(options: Compare) -> Record:

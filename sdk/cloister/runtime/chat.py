@@ -91,9 +91,13 @@ class Stats:
     decode_s: float = 0.0  # from the first token to the last
     peak_rss_bytes: int = 0  # of the process that holds the model
 
-    def count(self, began_s: float) -> None:
-        """Count a token that came now, of an answer that began at `began_s` (`perf_counter`)."""
-        taken_s = time.perf_counter() - began_s
+    def begin(self) -> None:
+        """Start the clock, unless it runs already."""
+        self._began_s = getattr(self, "_began_s", time.perf_counter())
+
+    def count(self) -> None:
+        """Count a token that came now."""
+        taken_s = time.perf_counter() - self._began_s
         self.tokens += 1
         if self.tokens == 1:
             self.ttft_s = taken_s

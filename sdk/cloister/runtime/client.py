@@ -326,8 +326,10 @@ class _Process:
             self.forget(request.id)
         if isinstance(event, protocol.Failed):
             raise _error(event)
-        if not isinstance(event, kind):
+        if event is None:
             raise self.gone()
+        if not isinstance(event, kind):
+            raise ProtocolError("The worker answered something else; update both ends.")
         return event
 
     def cancel(self, id_: int, events: queue.SimpleQueue[Event | None]) -> Event | None:

@@ -5,7 +5,6 @@ Shapes: N tokens, V vocabulary.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,6 +66,7 @@ def generate(
     """
     stats = Stats() if stats is None else stats
     stats.finish = "stop"
+    stats.begin()
     owner = object() if owner is None else owner
     claimed = core.claim(owner)
     try:
@@ -87,7 +87,7 @@ def _generate(
     core: Core, positions: list[Position], decoding: Decoding, stats: Stats,
     stopped: Callable[[], bool],
 ) -> Iterator[Choice]:
-    constraint, began, seen = decoding.constraint, time.perf_counter(), list[int]()
+    constraint, seen = decoding.constraint, list[int]()
     limit = core.context if decoding.limit is None else decoding.limit
     end = core.chunk + core.common(positions)
     while end < len(positions):  # in calls that can be stopped between
@@ -99,7 +99,7 @@ def _generate(
         for choice in _choices(core, positions, seen, decoding):
             positions.append(choice.id)
             seen.append(choice.id)
-            stats.count(began)
+            stats.count()
             if choice.id in decoding.end:
                 stats.finish = "end"
             elif constraint is not None and constraint.finished:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from cloister.errors import ContextExceeded, SettingError
@@ -156,12 +155,12 @@ class Session(Chat):
 
     def _again(self, answer: list[Token], finish: str) -> Generator[Token]:
         """Give an answer that was given before."""
-        began = time.perf_counter()
+        self.stats.begin()
         self.stats.finish = "stop"
         for token in answer:
             if self._stop.is_set():
                 return
-            self.stats.count(began)
+            self.stats.count()
             if self.stats.tokens == len(answer):
                 self.stats.finish = finish
             yield token
@@ -170,6 +169,7 @@ class Session(Chat):
         self, ids: list[int], ask: Ask, constraint: Constraint | None, owner: object
     ) -> Generator[Token]:
         engine, stats = self.engine, self.stats
+        stats.begin()  # what the vault gives back takes its time, too
         end = engine.bundle.manifest.eos
         decoding = Decoding(
             sampler=Sampler(ask.sampling), end=end, limit=ask.max_tokens, top=ask.top,

@@ -77,6 +77,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_run_that_is_cut_and_started_again_gives_the_same_losses_and_weights(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +154,7 @@ def test_a_process_killed_at_any_moment_goes_on_to_the_same_losses(tmp_path: Pat
     assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_saving_leaves_a_state_to_go_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +207,7 @@ def test_two_processes_learn_from_their_own_answers_what_one_learns(tmp_path: Pa
     assert one == pytest.approx(two, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_under_either_optimizer(tmp_path: Path) -> None:
     for kind in Kind:
         schedule = replace(SCHEDULE, steps=60, optimizer=kind, save_every=100)
@@ -212,6 +215,7 @@ def test_training_lowers_the_loss_under_either_optimizer(tmp_path: Path) -> None
         assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_student_comes_close_to_its_teacher_without_any_label(tmp_path: Path) -> None:
     teacher = fresh(3)
     for parameter in teacher.parameters():
@@ -224,6 +228,7 @@ def test_a_student_comes_close_to_its_teacher_without_any_label(tmp_path: Path) 
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
 
 
+@pytest.mark.slow
 def test_own_answers_come_only_in_the_last_phase_and_bring_the_student_closer(
     tmp_path: Path,
 ) -> None:
@@ -263,6 +268,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights
         assert torch.equal(kept.decoder.get_parameter(name), weight), name
 
 
+@pytest.mark.slow
 def test_a_run_may_be_made_longer_before_its_decay_but_not_otherwise_changed(
     tmp_path: Path,
 ) -> None:
@@ -317,6 +323,7 @@ def test_a_disk_that_fails_leaves_the_state_as_it_was(
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["00000001"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["no record", "record", "no weights", "weights", "a file"])
 def test_a_damaged_state_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     run, state = tmp_path / "run", tmp_path / "run" / "state"

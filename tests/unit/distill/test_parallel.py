@@ -9,8 +9,9 @@ from tests.bench.parallel import make_teacher, measure
 from cloister.distill.parallel import Parallel, Sharded
 from cloister.model.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_a_process_of_four_takes_a_part_of_the_memory_of_one(tmp_path: Path) -> None:
     """On a model so small that what does not shrink counts; the bench has a larger one."""
     teacher = make_teacher(tmp_path / "teacher", 256, 20)

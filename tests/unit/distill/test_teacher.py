@@ -228,6 +228,7 @@ def test_a_teacher_that_gives_nan_is_refused(tmp_path: Path) -> None:
         record(broken, DATA, FileStore(tmp_path / "x", header=HEADER))
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_draws_what_it_learns_from_the_teacher(tmp_path: Path) -> None:
     data, held = some(900)[:800], some(900)[800:]
     schedule = Schedule(steps=120, tokens=512, micro=256, warmup=5, peak=1e-2)

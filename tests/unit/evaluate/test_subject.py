@@ -15,6 +15,8 @@ from cloister.model.recipe import Recipe
 from cloister.pairs import Pair
 from cloister.quantize.apply import quantize
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = ("play Blue by Joni Mitchell", "will it rain in Rome tomorrow", "book a table for two")
 LONG = "the old king looked out over the sea and said nothing for a long while " * 35
 
@@ -50,7 +52,6 @@ def asked(subject: BundleSubject | CheckpointSubject) -> list[Pair]:
     ]
 
 
-@pytest.mark.slow
 def test_there_is_a_row_of_logits_for_every_token_of_an_answer(
     bundle: BundleSubject, checkpoint: CheckpointSubject
 ) -> None:
@@ -86,7 +87,6 @@ def test_logits_do_not_depend_on_what_is_read_together() -> None:
     assert list(plain.logits([])) == []
 
 
-@pytest.mark.slow
 def test_both_give_the_same_greedy_answers(
     bundle: BundleSubject, checkpoint: CheckpointSubject
 ) -> None:

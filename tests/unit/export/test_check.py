@@ -23,6 +23,8 @@ from cloister.model.transformer import Decoder
 from cloister.tiers import ladder
 from cloister.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 Logits = torch.Tensor
 
 

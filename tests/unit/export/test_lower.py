@@ -17,6 +17,8 @@ from cloister.model.transformer import Decoder, RMSNorm
 from cloister.quantize.apply import quantize_weight
 from cloister.tiers import Shape
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(
     vocab_size=97, hidden_size=128, layers=2, heads=4, kv_heads=2, head_size=32,
     feed_forward=256, context=64, tied=False,

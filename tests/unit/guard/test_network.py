@@ -154,6 +154,7 @@ else:
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", list(WAYS))
 def test_a_way_out_is_closed_by_the_guard_and_open_without_it(beacon: Beacon, way: str) -> None:
     if way == "curl child" and shutil.which("curl") is None:
@@ -202,6 +203,7 @@ def i386(*numbers):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [
     name for name in CALLS
     if platform.machine() == "x86_64" or ("foreign" not in name and name != "x32")])

@@ -46,6 +46,7 @@ def alone(decoder: Decoder, prompt: list[int], end: tuple[int, ...], limit: int)
     return ids[len(prompt):]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 20_000, 512 << 20])
 def test_greedy_answers_do_not_depend_on_company(
     decoder: Decoder, budget: int, monkeypatch: pytest.MonkeyPatch

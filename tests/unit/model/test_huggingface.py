@@ -113,6 +113,7 @@ def check_parity(directory: Path, kind: str, config: dict[str, Any]) -> None:
     assert (ours(tokens) - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "key"), [
     (kind, key) for kind, config in LAYOUTS.items()
     for key in (None, *without(config, *SIZES, *TOKENS))
@@ -168,6 +169,7 @@ def test_null_is_not_the_default_where_it_is_a_value(
     check_parity(tmp_path, kind, {**LAYOUTS[kind], key: None})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaling", [LINEAR, LLAMA3, YARN], ids=["linear", "llama3", "yarn"])
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
 @pytest.mark.parametrize("key", [None, *sorted({*LINEAR, *LLAMA3, *YARN} - {"rope_type"})])

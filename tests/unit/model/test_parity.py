@@ -90,6 +90,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Decoder]:
     return model, import_model(tmp_path / "theirs", tmp_path / "ours").load()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_logits_and_greedy_text_are_those_of_transformers(pair: tuple[Any, Decoder]) -> None:
     theirs, ours = pair

@@ -135,6 +135,7 @@ def test_rounding_is_that_of_torchao_to_the_bit(scheme: Scheme | None) -> None:
     assert scheme is None or (reference == 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_integers_and_scales_are_those_of_torchaos_own_conversion(
     recipe: str, tmp_path: Path, tokenizer_dir: Path
@@ -169,6 +170,7 @@ def test_the_integers_and_scales_are_those_of_torchaos_own_conversion(
     assert compared == 2 + 7 * SHAPE.layers
 
 
+@pytest.mark.slow
 @COMPILES
 @pytest.mark.parametrize("scheme", [None, SCHEMES[0], SCHEMES[1]], ids=str)
 def test_compiled_rounding_is_the_same_rounding(scheme: Scheme | None) -> None:
@@ -188,6 +190,7 @@ def test_autocast_rounds_other_numbers(tmp_path: Path, tokenizer_dir: Path) -> N
     assert (narrow - ran).abs().max() > 1e-2 * ran.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_trained_decoder_computes_what_its_quantized_self_computes(
     recipe: str, tmp_path: Path, tokenizer_dir: Path
@@ -232,6 +235,7 @@ def test_the_decoder_that_was_prepared_stays_as_it_was() -> None:
         assert torch.equal(weight, before[name]), name
 
 
+@pytest.mark.slow
 def test_learning_from_its_unquantized_self_a_decoder_comes_closer_to_it(tmp_path: Path) -> None:
     plain = model()
     for folder in ("plain", "qat"):

@@ -17,6 +17,8 @@ from cloister.settings import Settings
 from cloister.tiers import Tier
 from cloister.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 SHIPPED_TEXT = Path(build.__file__).parents[1] / "export" / "check.jsonl"
 
 

@@ -13,6 +13,8 @@ from cloister.reference import mixture, outside, redaction
 from cloister.reference.augment import Augmenter, pieces
 from cloister.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data() -> Path:

@@ -119,6 +119,7 @@ def interrupt_anywhere(begin: Callable[[], Session], count: int) -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_point_of_a_question_loses_nothing_and_leaves_nothing_busy(
     fresh: Fresh
 ) -> None:
@@ -126,6 +127,7 @@ def test_ctrl_c_at_any_point_of_a_question_loses_nothing_and_leaves_nothing_busy
     interrupt_anywhere(lambda: Session(engine), 150)
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_point_leaves_vault_and_memory_the_same(
     fresh: Fresh, space: Namespace
 ) -> None:

@@ -264,6 +264,7 @@ def test_a_worker_that_died_is_named_and_the_next_question_begins_another_with_i
     assert worker.session(name="died").messages == kept.messages
 
 
+@pytest.mark.slow
 def test_start_and_close_may_come_twice_and_a_conversation_outlives_both() -> None:
     worker = Worker(NANO, threads=1)
     worker.close()
@@ -283,6 +284,7 @@ def test_start_and_close_may_come_twice_and_a_conversation_outlives_both() -> No
     assert "not running" in repr(worker)
 
 
+@pytest.mark.slow
 def test_closing_keeps_what_is_unfinished(worker: Worker) -> None:
     session = worker.session(name="unfinished")
     stream = session.stream("hi", **LONG)
@@ -308,6 +310,7 @@ def test_a_prompt_is_in_no_argument_and_no_variable_of_the_worker(worker: Worker
     stream.close()
 
 
+@pytest.mark.slow
 def test_only_events_reach_the_client_nothing_its_standard_error_and_it_imports_no_torch() -> None:
     code = (
         "import sys\n"
@@ -456,6 +459,7 @@ def test_a_passphrase_or_a_text_is_in_no_repr_of_the_protocol() -> None:
         assert "hunter2" not in repr(record)
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_vault_is_refused_local_services_and_keeps_nothing() -> None:
     with Worker(NANO, threads=1, vault=False) as worker:
         assert worker.session().ask("hi", max_tokens=2).content
@@ -465,6 +469,7 @@ def test_a_worker_without_a_vault_is_refused_local_services_and_keeps_nothing() 
             worker.session(name="kept")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_dropped_leaves_no_process_behind() -> None:
     worker = Worker(NANO, threads=1).start()
     process = child(worker)

@@ -86,6 +86,7 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_finished_answer_meets_its_schema(engine: FakeEngine, name: str) -> None:
     schema = SCHEMAS[name]

@@ -439,6 +439,7 @@ def test_a_full_disk_while_a_dropped_answer_is_kept_is_not_passed_over(
     assert Session(fresh(), vault=space.vault, name="work").messages == session.messages
 
 
+@pytest.mark.slow
 def test_an_answer_unfinished_at_the_end_of_the_program_is_in_the_vault_afterwards(
     fresh: Fresh, space: Namespace, long_bundle: Bundle
 ) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parents[2] / "campaigns" / "vault.py"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("trial", "options"), [
     ("kills", ["--count", "100"]), ("flips", ["--count", "5000"]),
     ("damage", ["--count", "150"]), ("faults", []),
