@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         patch.delenv(name, raising=False)
     for name, value in NO_KEY_STORE.items():
         patch.setenv(name, value)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core, and threads of two would wait
+        patch.setenv("OMP_NUM_THREADS", "1")
     home = tempfile.TemporaryDirectory()  # of what is made before a test has its own
     config.add_cleanup(home.cleanup)
     patch.setenv("CLOISTER_HOME", home.name)
