@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,9 +187,15 @@ def test_a_vault_is_not_moved_from_under_a_process_or_for_nothing(home: Path) ->
 
 @pytest.mark.parametrize("name", ["vault.db", "lock", "segments", "../vault.key"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
-def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Path) -> None:
+def test_a_file_of_somebody_elses_is_refused(
+    home: Path, name: str, request: pytest.FixtureRequest
+) -> None:
     """Tried from a child under an ordinary user's id: root may read everything."""
-    ours = tmp_path / "ours"
+    # Not under tmp_path, whose parents another session of pytest takes from everybody else.
+    place = tempfile.TemporaryDirectory()
+    request.addfinalizer(place.cleanup)
+    Path(place.name).chmod(0o711)
+    ours = Path(place.name) / "ours"
     program = (
         "import os, sys; from pathlib import Path\n"
         f"home = Path({str(ours)!r})\n"
@@ -205,9 +212,6 @@ def test_a_file_of_somebody_elses_is_refused(home: Path, name: str, tmp_path: Pa
         "        vault.namespace().put_large(Kind.PREFIX, b'a', [b'x'])\n"
         "except VaultError as error: print(type(error).__name__, error)\n"
     )
-    for path in [tmp_path, *tmp_path.parents]:
-        if path.owner() == "root" and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o011)
     ours.mkdir()
     os.chown(ours, OTHER_USER, OTHER_USER)
 
