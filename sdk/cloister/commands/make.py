@@ -63,7 +63,7 @@ def import_(args: Import) -> Record:
         raise SettingError(f"There is no directory {args.source.name}; name a model's directory.")
     check_output(args.output, kind="checkpoint", replace=args.force)
     with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
-        from cloister.model.huggingface import import_model
+        from cloister.model.imports import import_model
 
         imported = import_model(
             args.source, args.output, name=args.name, context=args.context, replace=args.force,

@@ -12,7 +12,8 @@ import torch
 
 from cloister import files
 from cloister.errors import CheckpointError
-from cloister.model.checkpoint import INDEX, TYPE_NAMES
+from cloister.model.checkpoint import TYPE_NAMES
+from cloister.model.shards import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +50,7 @@ class CheckpointWriter:
         *,
         metadata: Metadata,
         tensors: Plan,
-        tokenizer: Path,
+        tokenizer: Path | str,  # a file, or its contents
         template: Path | str | None,  # a file, or the template itself
         replace: bool = False,
         private: bool = False,
@@ -127,11 +128,14 @@ class CheckpointWriter:
                 "weight_map": {name: file for file, names in self._files.items() for name in names},
             }
             (directory / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
-        if not self._tokenizer.is_file():
+        if isinstance(self._tokenizer, str):
+            (directory / "tokenizer.json").write_text(self._tokenizer, "utf-8")
+        elif not self._tokenizer.is_file():
             raise CheckpointError(
                 f"There is no {self._tokenizer.name} beside the weights; copy the tokenizer there."
             )
-        shutil.copyfile(self._tokenizer, directory / "tokenizer.json")
+        else:
+            shutil.copyfile(self._tokenizer, directory / "tokenizer.json")
         if self._template is not None:
             text = self._template
             text = text.read_text("utf-8") if isinstance(text, Path) else text

@@ -20,7 +20,8 @@ from cloister.errors import (
     UnsupportedFeature,
     VocabularyMismatch,
 )
-from cloister.model.huggingface import import_model, read_config
+from cloister.model.huggingface import read_config
+from cloister.model.imports import import_model
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 50,
