@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARCHITECTURES", "architecture", "configuration", "stored"]
 
-_ROWS_BYTES = 64 << 20  # of float32, dequantized at a time
+_VALUES = 1 << 18  # dequantized at a time
 
 # By llama.cpp's name. Those with `permuted` pair neighbouring features in their rotary embedding,
 # where the checkpoints of transformers pair the halves of a head: rows of q and k are reordered.
@@ -278,12 +278,12 @@ def _values(tensor: Tensor, change: _Change | None) -> torch.Tensor:
 
 
 def _dequantized(raw: np.ndarray[Any, Any], tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return all values, some rows at a time: the library's intermediate results are large."""
+    """Return all values, some blocks at a time: what the library makes in between is large."""
     block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
-    columns = tensor.shape[-1]
-    rows = raw.reshape(-1, columns // block * block_bytes)
-    values = np.empty((len(rows), columns), np.float32)
-    step = max(_ROWS_BYTES // (4 * columns), 1)
-    for start in range(0, len(rows), step):
-        values[start:start + step] = dequantize(rows[start:start + step], tensor.kind)
+    blocks = raw.view(np.ndarray).reshape(-1, block_bytes)
+    values = np.empty(len(blocks) * block, np.float32)
+    step = _VALUES // block
+    for start in range(0, len(blocks), step):
+        some = blocks[start:start + step].reshape(1, -1)  # one row, which it does in one go
+        values[start * block:(start + step) * block] = dequantize(some, tensor.kind)[0]
     return values

@@ -142,6 +142,7 @@ def _planned(model: _Model) -> Plan:
             f"{source} has tensor {stored[tensor].key[:80]}, which Cloister or its configuration "
             "does not know, so it cannot be imported."
         )
+    plan: Plan = {}
     for tensor, shape in wanted.items():
         each = stored.get(tensor)
         if each is None:
@@ -151,4 +152,5 @@ def _planned(model: _Model) -> Plan:
                 f"Tensor {each.key} of {source} is {each.kind}{list(each.shape)}, and its "
                 f"configuration says {list(shape)} of F32, F16 or BF16; copy it again."
             )
-    return {name: (stored[name].dtype, shape) for name, shape in wanted.items()}
+        plan[tensor] = each.dtype, shape
+    return plan

@@ -188,6 +188,7 @@ def test_a_missing_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_that_leaves_the_directory_is_refused(source: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors").rename(tmp_path / "other.safetensors")
     (source / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"model.norm.weight": "../other.safetensors"}})
     )
