@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
 
 from cloister.errors import (
     CheckpointError,
@@ -23,8 +22,8 @@ from cloister.errors import (
     TensorMismatch,
     UnsupportedArchitecture,
     UnsupportedFeature,
-    VocabularyMismatch,
 )
+from cloister.model import tokens
 from cloister.model.checkpoint import (
     Checkpoint,
     Metadata,
@@ -337,14 +336,14 @@ def import_model(
     """
     source = Path(source)
     config = read_config(source, context=context)
-    _check_tokenizer(source, config.shape.vocab_size)
+    spoken = tokens.read(source, config.shape.vocab_size)
     tensors, places = _planned(source, config)
-    bos, eos = _special(source)
-    template = _template(source)
     with CheckpointWriter(
         out,
-        metadata=Metadata(name=name or source.resolve().name, config=config, bos=bos, eos=eos),
-        tensors=tensors, tokenizer=source / "tokenizer.json", template=template, replace=replace,
+        metadata=Metadata(
+            name=name or source.resolve().name, config=config, bos=spoken.bos, eos=spoken.eos,
+            special_tokens=dict(spoken.special_tokens)),
+        tensors=tensors, tokenizer=spoken.tokenizer, template=spoken.template, replace=replace,
     ) as writer:
         for done, tensor in enumerate(tensors):
             progress("import", done, len(tensors))
@@ -429,44 +428,3 @@ def _check_tied(where: dict[str, Path], ours: dict[str, str], source: Path) -> N
             "tie_word_embeddings to false in its config.json if they should."
         )
     where.pop(ours.pop("head.weight"))
-
-
-def _check_tokenizer(source: Path, rows: int) -> None:
-    read_json(source / "tokenizer.json")  # names a file that is missing or no JSON
-    try:
-        tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    except Exception as error:  # as the library raises it, for whatever it cannot read
-        raise CheckpointError(
-            f"The tokenizer of {source.name} is not one that Cloister can read; copy it again."
-        ) from error
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if highest >= rows:
-        raise VocabularyMismatch(
-            f"The tokenizer of {source.name} has ids up to {highest} and the model {rows} rows; "
-            "use the tokenizer that the model was trained with."
-        )
-
-
-def _special(source: Path) -> tuple[int | None, tuple[int, ...]]:
-    """Return begin and end token ids; generation_config.json overrides config.json."""
-    fields: dict[str, Any] = {}
-    for file in ("config.json", "generation_config.json"):
-        if (source / file).exists():
-            record = read_json(source / file)
-            fields |= {name: value for name, value in record.items() if value is not None}
-    bos, eos = fields.get("bos_token_id"), fields.get("eos_token_id", [])
-    ends = eos if isinstance(eos, list) else [eos]
-    if any(type(id_) is not int or id_ < 0 for id_ in (*ends, 0 if bos is None else bos)):
-        raise CheckpointError(
-            f"The bos_token_id or eos_token_id of {source.name} is no token id; copy it again."
-        )
-    return bos, tuple(ends)
-
-
-def _template(source: Path) -> Path | str | None:
-    path = source / "chat_template.jinja"
-    if path.exists():
-        return path
-    config = source / "tokenizer_config.json"
-    template = read_json(config).get("chat_template") if config.exists() else None
-    return template if isinstance(template, str) else None
