@@ -61,7 +61,7 @@ def export(
     """
     source = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     metadata, shape = source.metadata, source.metadata.config.shape
-    tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path)
+    tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path, metadata)
     tokenizer.check_vocabulary(shape.vocab_size)
     chunk = min(chunk, shape.context)
     size = sum(path.stat().st_size for path in source.path.iterdir())
@@ -151,6 +151,7 @@ def _finish(
         Manifest, format=FORMAT, name=metadata.name, shape=shape, context=shape.context,
         prefill_chunk=chunk, recipe=metadata.recipe or "", programs=(entry,),
         executorch=write.release(), bos=metadata.bos, eos=metadata.eos,
+        special_tokens=metadata.special_tokens,
         special_ids=prompt_format.special_ids(source.path), prompt_format=said,
         prompt_format_reason=reason, modalities=("text",), parent=source.identity,
     ))

@@ -267,7 +267,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(
 def test_without_a_template_turns_are_lines(tokenizer_dir: Path) -> None:
     plain = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", None)
     ids = plain.encode_chat([Message(role="user", content="the fox")])
-    assert plain.decode(ids) == "user: the fox\nassistant: "
+    assert plain.decode(ids) == "user: the fox\nassistant:"
 
 
 def test_a_message_shows_no_text_in_its_repr() -> None:

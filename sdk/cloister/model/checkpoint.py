@@ -76,6 +76,7 @@ class Metadata:
     parent: str | None = None  # identity of the checkpoint this one was made from
     bos: Whole | None = None
     eos: tuple[Whole, ...] = ()
+    special_tokens: dict[str, str] | None = None  # that the template is given, by name
     origin: Origin | None = None  # of these weights, or of those that they were made from
 
     def __post_init__(self) -> None:
@@ -84,7 +85,10 @@ class Metadata:
 
     def to_json(self) -> str:
         """Return the text of `config.json`."""
-        return records.to_json({"format": FORMAT, **asdict(self)})
+        record = {"format": FORMAT, **asdict(self)}
+        if self.special_tokens is None:
+            del record["special_tokens"]
+        return records.to_json(record)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import torch
 
 from cloister.errors import TensorMismatch
 from cloister.model import gguf, gguf_file, gguf_tokens, huggingface
-from cloister.model import tokens as tokens_of
+from cloister.model import tokens as spoken
 from cloister.model.checkpoint import (
     Checkpoint,
     Metadata,
@@ -68,15 +68,13 @@ def import_model(
     source = Path(source)
     read = _gguf if source.is_file() else _directory
     model = read(source, context, ignore)
-    tensors = _planned(model)
-    model.tokens.check(model.config.shape.vocab_size, model.name)
+    tokens, tensors = model.tokens, _planned(model)
     with CheckpointWriter(
         out,
         metadata=Metadata(
-            name=name or model.name, config=model.config, bos=model.tokens.bos,
-            eos=model.tokens.eos, origin=model.origin),
-        tensors=tensors, tokenizer=model.tokens.tokenizer, template=model.tokens.template,
-        replace=replace,
+            name=name or model.name, config=model.config, bos=tokens.bos, eos=tokens.eos,
+            special_tokens=dict(tokens.special_tokens), origin=model.origin),
+        tensors=tensors, tokenizer=tokens.tokenizer, template=tokens.template, replace=replace,
     ) as writer:
         for done, tensor in enumerate(tensors):
             progress("import", done, len(tensors))
@@ -94,8 +92,9 @@ def _directory(source: Path, context: int | None, ignore: Collection[str]) -> _M
         read_json(source / "config.json"), name, context=context, ignore=ignore)
     where = shards(source)
     stored = huggingface.stored(where, gemma=config.post_norms)
+    tokens = spoken.read(source, config.shape.vocab_size)
     return _Model(
-        name=name, config=config, tokens=tokens_of.read(source), stored=stored,
+        name=name, config=config, tokens=tokens, stored=stored,
         origin=_origin("safetensors", stored, ignore, passed_over(source, where.values())),
     )
 
@@ -105,9 +104,10 @@ def _gguf(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
     stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", source.name)
     config = huggingface.configured(
         gguf.configuration(header), stem, context=context, ignore=ignore)
+    tokens = gguf_tokens.read(header).checked(config.shape.vocab_size, stem)
     stored = gguf.stored(header)
     return _Model(
-        name=stem, config=config, tokens=gguf_tokens.read(header), stored=stored,
+        name=stem, config=config, tokens=tokens, stored=stored,
         origin=_origin("gguf", stored, ignore),
     )
 
