@@ -23,7 +23,7 @@ from tokenizers import (
     processors,
 )
 
-from cloister.errors import CheckpointError, UnsupportedFeature
+from cloister.errors import CheckpointError, CloisterError, UnsupportedFeature
 from cloister.model.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read(file: Header) -> Tokens:
     try:
         tokenizer = make(vocabulary)
         vocabulary.add_tokens(tokenizer)
-    except UnsupportedFeature:
+    except CloisterError:
         raise
     except Exception as error:  # as the library raises it, for whatever does not match
         raise CheckpointError(

@@ -7,18 +7,17 @@ A thousand conversations for each style:
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from tests.unit.model.spoken import NO_SYSTEM, STYLES, conversation, write
 
 from cloister.message import Message
 from cloister.model import tokens
 from cloister.tokenizer import Tokenizer
-from tests.unit.model.spoken import NO_SYSTEM, STYLES, conversation, write
 
 ROWS = 1000
 
