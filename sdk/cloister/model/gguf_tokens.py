@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from cloister.model.gguf_file import Header
 
-__all__ = ["read"]
+__all__ = ["check", "read"]
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of tokens
 _SPACE = "\u2581"
@@ -61,6 +61,25 @@ _BEGUN = _WHOLE_WORDS  # with the begin token before a text, unless the file say
 _COMPOSED = ("deepseek-r1-qwen", "qwen2")  # characters composed (NFC) first, as Qwen's own does
 
 
+def check(file: Header) -> None:
+    """Raise unless the vocabulary of `file` is of a kind that `read` knows.
+
+    Raises:
+        UnsupportedFeature, CheckpointError: see `read`.
+    """
+    vocabulary = _Vocabulary(file)
+    if vocabulary.model not in ("gpt2", "llama"):
+        raise vocabulary.unsupported(
+            f"has a vocabulary of the kind {vocabulary.model[:40]!r}, and Cloister reads gpt2 and "
+            "llama"
+        )
+    if vocabulary.model == "gpt2" and vocabulary.pre not in _CUTS:
+        raise vocabulary.unsupported(
+            f"does not say how its vocabulary cuts a text, or says {vocabulary.pre!r}, which "
+            "Cloister does not know"
+        )
+
+
 def read(file: Header) -> Tokens:
     """Make a tokenizer of the metadata of `file`.
 
@@ -68,15 +87,10 @@ def read(file: Header) -> Tokens:
         UnsupportedFeature: a kind of vocabulary that is not known.
         CheckpointError: an entry is missing, or the vocabulary and its merges do not match.
     """
+    check(file)
     vocabulary = _Vocabulary(file)
-    make = {"gpt2": _byte_level, "llama": _sentencepiece}.get(vocabulary.model)
-    if make is None:
-        raise UnsupportedFeature(
-            f"{file.path.name} has a vocabulary of the kind {vocabulary.model[:40]!r}, and "
-            "Cloister reads gpt2 and llama; import the model's Hugging Face directory instead."
-        )
     try:
-        tokenizer = make(vocabulary)
+        tokenizer = (_byte_level if vocabulary.model == "gpt2" else _sentencepiece)(vocabulary)
         vocabulary.add_tokens(tokenizer)
     except CloisterError:
         raise
@@ -205,11 +219,7 @@ class _Vocabulary:
 
 def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
     """Byte-level BPE (GPT-2's)."""
-    if vocabulary.pre not in _CUTS:
-        raise vocabulary.unsupported(
-            f"does not say how its vocabulary cuts a text, or says {vocabulary.pre!r}, which "
-            "Cloister does not know"
-        )
+    assert vocabulary.pre is not None  # see `check`
     merges = vocabulary.merges
     if merges is None:
         raise vocabulary.malformed("merges")

@@ -26,14 +26,14 @@ from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from cloister.model.config import ModelConfig
     from cloister.model.shards import Stored
     from cloister.model.tokens import Tokens
     from cloister.progress import Progress
 
-__all__ = ["import_model"]
+__all__ = ["check", "import_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class _Model:
 
     name: str
     config: ModelConfig
-    tokens: Tokens
+    tokens: Callable[[], Tokens]
     stored: dict[str, Stored]  # by our names
     origin: Origin
 
@@ -66,9 +66,10 @@ def import_model(
         CheckpointError, OutputExists, NotEnoughDisk: see `CheckpointWriter`.
     """
     source = Path(source)
-    read = _gguf if source.is_file() else _directory
-    model = read(source, context, ignore)
-    tokens, tensors = model.tokens, _planned(model)
+    model = _read(source, context, ignore)
+    _check_tied(model)
+    tensors = _planned(model)
+    tokens = model.tokens()
     with CheckpointWriter(
         out,
         metadata=Metadata(
@@ -86,15 +87,27 @@ def import_model(
     return checkpoint
 
 
+def check(source: Path) -> None:
+    """Raise what an import of `source` would, as far as headers and configuration tell."""
+    model = _read(source, None, ())
+    if model.config.shape.tied:
+        model.stored.pop("head.weight", None)
+    _planned(model)
+
+
+def _read(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
+    return (_gguf if source.is_file() else _directory)(source, context, ignore)
+
+
 def _directory(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
     name = source.resolve().name
     config = huggingface.configured(
         read_json(source / "config.json"), name, context=context, ignore=ignore)
     where = shards(source)
     stored = huggingface.stored(where, gemma=config.post_norms)
-    tokens = spoken.read(source, config.shape.vocab_size)
     return _Model(
-        name=name, config=config, tokens=tokens, stored=stored,
+        name=name, config=config, stored=stored,
+        tokens=lambda: spoken.read(source, config.shape.vocab_size),
         origin=_origin("safetensors", stored, ignore, passed_over(source, where.values())),
     )
 
@@ -104,10 +117,11 @@ def _gguf(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
     stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", source.name)
     config = huggingface.configured(
         gguf.configuration(header), stem, context=context, ignore=ignore)
-    tokens = gguf_tokens.read(header).checked(config.shape.vocab_size, stem)
+    gguf_tokens.check(header)
     stored = gguf.stored(header)
     return _Model(
-        name=stem, config=config, tokens=tokens, stored=stored,
+        name=stem, config=config, stored=stored,
+        tokens=lambda: gguf_tokens.read(header).checked(config.shape.vocab_size, stem),
         origin=_origin("gguf", stored, ignore),
     )
 
@@ -122,6 +136,17 @@ def _origin(
     )
 
 
+def _check_tied(model: _Model) -> None:
+    """Raise TensorMismatch unless both copies of a shared matrix are equal; drop the second."""
+    if model.config.shape.tied and "head.weight" in model.stored:
+        head = model.stored.pop("head.weight")
+        if not torch.equal(model.stored["embed.weight"].read(), head.read()):
+            raise TensorMismatch(
+                f"{model.name} says that embedding and head are one matrix, and they differ; set "
+                "tie_word_embeddings to false in its config.json if they should."
+            )
+
+
 def _planned(model: _Model) -> Plan:
     """Return the tensors to write.
 
@@ -129,13 +154,6 @@ def _planned(model: _Model) -> Plan:
         TensorMismatch: they are not those of the configuration.
     """
     stored, source = model.stored, model.name
-    if model.config.shape.tied and "head.weight" in stored:
-        if not torch.equal(stored["embed.weight"].read(), stored["head.weight"].read()):
-            raise TensorMismatch(
-                f"{source} says that embedding and head are one matrix, and they differ; set "
-                "tie_word_embeddings to false in its config.json if they should."
-            )
-        del stored["head.weight"]
     wanted = expected_tensors(model.config)
     for tensor in sorted(set(stored) - set(wanted)):
         raise TensorMismatch(
