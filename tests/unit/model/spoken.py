@@ -282,7 +282,8 @@ def write(directory: Path, style: str, **config: Any) -> Path:
 _WORDS = (
     "hello", "the", "user", "model", "assistant", "word", "Think", "7", "1234", "a", "x.y",
     "\u00e9", "\u4f60\u597d", "\U0001f980", "e\u0301", "\uff21\uff22", "don't",
-    "{\"k\": [1, 2]}", "<", "|>", "<|", "<|im", "</", "[IN", "[/INST", "&amp;", "\\n", "{{ x }}", "<b>", "_", "\u2581", "end|>", "\uff5c",
+    "{\"k\": [1, 2]}", "<", "|>", "<|", "<|im", "</",
+    "[IN", "[/INST", "&amp;", "\\n", "{{ x }}", "<b>", "_", "\u2581", "end|>", "\uff5c",
 )
 _GAPS = (" ", " ", " ", "", "  ", "\n", "\n\n", "\t", " \n ", "\r\n", "\n\n\n", "\u00a0")
 
