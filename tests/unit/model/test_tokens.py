@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from tests.unit.model.spoken import (
     byte_level,
     controls,
     conversation,
+    gemma,
     sentence_pieces,
     special,
+    unigram,
     write,
 )
 
@@ -71,6 +74,64 @@ def test_every_conversation_has_the_ids_that_transformers_gives_it(
         if got != wanted:
             differing.append((said, got, wanted))
     assert not differing, f"{len(differing)} of {count} differ (seed {style!r}): {differing[0]}"
+
+
+BASES = {
+    "byte level": partial(byte_level, []), "gemma": partial(gemma, []),
+    "unigram": partial(unigram, []),
+    **{f"metaspace {scheme}": partial(sentence_pieces, [], scheme)
+       for scheme in ("first", "always", "never", None)},
+}
+FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+CONTENTS = (
+    "<a>", "<B>", "<|c|>", "word", "hello", "\u00de", "<d e>", "  ", "\n\n", "[X]", "\ufb01",
+)
+
+
+def flagged_directory(directory: Path, rng: random.Random, base: str) -> Path:
+    """Added tokens of any flags in tokenizer.json, in tokenizer_config.json, or in both."""
+    def flags() -> dict[str, bool]:
+        return {flag: rng.random() < 0.4 for flag in FLAGS}
+
+    backend, chosen = BASES[base](), rng.sample(CONTENTS, rng.randint(1, 6))
+    inside = [token for token in chosen if rng.random() < 0.6]
+    backend.add_tokens([tokenizers.AddedToken(token, **flags()) for token in inside])
+    directory.mkdir(parents=True)
+    backend.save(str(directory / "tokenizer.json"))
+    declared = {}
+    for token in sorted(chosen, key=inside.__contains__, reverse=True):
+        if token not in inside or rng.random() < 0.5:
+            backend.add_tokens([token])
+            declared[backend.token_to_id(token)] = {"content": token, **flags()}
+    literal = "".join(rng.choice([" ", "", "\n", "  ", "x"]) + rng.choice(chosen) for _ in range(3))
+    record: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": declared,
+        "chat_template": "{{ bos_token }}{% for m in messages %}{{ " + json.dumps(literal)
+        + " }}{{ m.content }}{{ eos_token }}{{ other_token }}{% endfor %}"}
+    for name in ("bos_token", "eos_token", "sep_token", "other_token"):
+        if rng.random() < 0.4:
+            record[name] = rng.choice([*chosen, "<new>"])
+    (directory / "tokenizer_config.json").write_text(json.dumps(record))
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+@pytest.mark.parametrize("count", [
+    8, pytest.param(300, marks=[pytest.mark.campaign, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("base", BASES)
+def test_added_tokens_of_every_flag_are_those_of_transformers(
+    tmp_path: Path, base: str, count: int
+) -> None:
+    rng = random.Random(base)
+    for number in range(count):
+        directory = flagged_directory(tmp_path / str(number), rng, base)
+        mine, reference = ours(directory), theirs(directory)
+        for _ in range(4):
+            said = conversation(rng, system=False, never=(*CONTENTS, "<new>", "fi"))
+            wanted = reference.apply_chat_template(said, return_dict=False)
+            got = mine.encode_chat(
+                [Message(**turn) for turn in said], add_generation_prompt=False)
+            assert got == wanted, (number, said, (directory / "tokenizer_config.json").read_text())
 
 
 @pytest.mark.parametrize("count", [
