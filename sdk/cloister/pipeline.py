@@ -10,7 +10,7 @@ from cloister import prompt_format
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt
 from cloister.evaluate.divergence import compare
-from cloister.export import check, golden, write
+from cloister.export import check, golden, phone, write
 from cloister.manifest import FORMAT, Manifest
 from cloister.model.checkpoint import Checkpoint
 from cloister.progress import silent
@@ -142,6 +142,8 @@ def _finish(
     bundles.write_receipt(directory, {
         "program_against_checkpoint": report.to_dict(),
         "weights": {"checkpoint": source.identity, "recipe": source.metadata.recipe},
+        "phone_tokenizer": {
+            "reason": phone.complaint(source.tokenizer_path, tokenizer, golden.PROMPTS)},
     })
     for path in filter(None, (source.tokenizer_path, source.template_path)):
         (directory / path.name).write_bytes(path.read_bytes())

@@ -202,8 +202,7 @@ class Tokenizer:
 
         text = laid_out(broken)
         # A content might complete a control token that the template's text begins.
-        if any(said.strip().startswith(self._ends) or said.strip().endswith(self._starts)
-               or any(said.strip() in token for token in self._inner) for said in typed):
+        if any(map(self._may_complete, typed)):
             guarded = laid_out(lambda text, role: f"{mark}{broken(text, role)}{mark}")
             if re.findall(self._controls, text) != re.findall(self._controls, guarded):
                 text = guarded
@@ -303,12 +302,20 @@ class Tokenizer:
         return frozenset(id_ for id_, token in self._added.items() if token in tokens)
 
     @cached_property
-    def _starts(self) -> tuple[str, ...]:
-        return tuple({token[:end] for token in self._inner for end in range(1, len(token))})
+    def _parts(self) -> frozenset[str]:
+        """Where control tokens may be cut in two: what can begin or end one."""
+        return frozenset(
+            part for token in self._inner for cut in range(1, len(token))
+            for part in (token[:cut], token[cut:])
+        )
 
-    @cached_property
-    def _ends(self) -> tuple[str, ...]:
-        return tuple({token[start:] for token in self._inner for start in range(1, len(token))})
+    def _may_complete(self, text: str) -> bool:
+        """Whether `text` may make a control token together with what stands around it."""
+        said, longest = text.strip(), max(map(len, self._inner), default=0)
+        return any(said in token for token in self._inner) or any(
+            said[:size] in self._parts or said[-size:] in self._parts
+            for size in range(1, min(longest, len(said)))
+        )
 
     @cached_property
     def _as_text(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:

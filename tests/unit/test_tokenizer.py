@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -272,3 +273,16 @@ def test_without_a_template_turns_are_lines(tokenizer_dir: Path) -> None:
 
 def test_a_message_shows_no_text_in_its_repr() -> None:
     assert "secret" not in repr(Message(role="user", content="secret"))
+
+
+@pytest.mark.parametrize("stored", [None, {"bos_token": "<|user|>", "sep_token": "x"}])
+def test_what_was_stored_without_names_has_those_of_its_first_ids(
+    tokenizer_dir: Path, tmp_path: Path, stored: dict[str, str] | None
+) -> None:
+    """Earlier releases kept the ids of begin and end alone."""
+    named = SimpleNamespace(bos=1, eos=(3, 0), special_tokens=stored)
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{{ bos_token }} {{ eos_token }} {{ sep_token }}")
+    tokenizer = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", template, named)
+    assert tokenizer.render([Message(role="user", content="hi")]) == (
+        "<|system|> <|assistant|> " if stored is None else "<|user|>  x")

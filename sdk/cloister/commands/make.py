@@ -185,6 +185,7 @@ def exported(bundle: Bundle) -> Record:
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
         "program_against_checkpoint": bundle.report.to_dict(),
+        "phone_tokenizer": bundle.receipt()["phone_tokenizer"],
     }
 
 
@@ -230,3 +231,5 @@ def show_receipt(record: Record) -> None:
         ("relative error of the logits", f"{lost['relative_error']:.2%}"),
         ("bundle", display.bytes_text(record["size_bytes"])),
     ])
+    if reason := record["phone_tokenizer"]["reason"]:
+        display.show(f"Not for ExecuTorch's runners on phones as it is: {reason}.")

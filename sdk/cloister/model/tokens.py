@@ -1,7 +1,9 @@
 """What a model's own files say about tokens: text and ids, the template, what begins and ends.
 
-Read as transformers 5 reads them (tokenization_utils_base.py and tokenization_utils_tokenizers.py),
-with `tokenizer.json` as the tokenizer: what a `tokenizer_class` rebuilds is not.
+Read as transformers 5.24 reads them (tokenization_utils_base.py, tokenization_utils_tokenizers.py),
+except that `tokenizer.json` is the tokenizer whatever `tokenizer_class` says: some of its classes
+build another in place of the file's (models/gpt2/tokenization_gpt2.py keeps no other splitting than
+its own), which is not the one that the model was trained with.
 
     tokenizer.json            the tokenizer
     tokenizer_config.json     added tokens and their flags, named tokens, templates
@@ -59,7 +61,7 @@ class Tokens:
             TokenizerError: the template is not valid, or lays out no conversation at all.
         """
         backend = _backend(self.tokenizer, name)
-        highest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        highest = _highest(backend)
         if highest >= rows:
             raise VocabularyMismatch(
                 f"The tokenizer of {name} has ids up to {highest} and the model {rows} rows; "
@@ -141,6 +143,10 @@ def _backend(text: str, name: str) -> tokenizers.Tokenizer:
         ) from error
 
 
+def _highest(backend: tokenizers.Tokenizer) -> int:
+    return max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
 def _optional(source: Path, name: str) -> dict[str, Any]:
     return dict(read_json(source / name)) if (source / name).exists() else {}
 
@@ -195,9 +201,8 @@ def _extend(
             )
     have = {token.content for token in (*present, *new)}
     for token in (*names.values(), *extra):
-        size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        if token.content in have or (
-            backend.token_to_id(token.content) is None and size >= rows  # the model has no row
+        if token.content in have or (  # or the model has no row for it
+            backend.token_to_id(token.content) is None and _highest(backend) + 1 >= rows
         ):
             continue
         token.special = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -272,15 +273,17 @@ def write(directory: Path, style: str, **config: Any) -> Path:
     make().save(str(directory / "tokenizer.json"))
     record = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **names,
               **config}
+    record = {key: value for key, value in record.items() if value is not ...}
     (directory / "tokenizer_config.json").write_text(json.dumps(record), "utf-8")
     (directory / "config.json").write_text("{}", "utf-8")
     return directory
 
 
 _WORDS = (
-    "hello", "the", "user", "model", "assistant", "word", "Think", "7", "1234", "a", "x.y", "\u00e9",
-    "\u4f60\u597d", "\U0001f980", "e\u0301", "\uff21\uff22", "don't", "{\"k\": [1, 2]}", "<", "|>", "<|", "<|im",
-    "</", "[IN", "[/INST", "&amp;", "\\n", "{{ x }}", "<b>", "_", "\u2581", "end|>", "\uff5c",
+    "hello", "the", "user", "model", "assistant", "word", "Think", "7", "1234", "a", "x.y",
+    "\u00e9", "\u4f60\u597d", "\U0001f980", "e\u0301", "\uff21\uff22", "don't",
+    "{\"k\": [1, 2]}", "<", "|>", "<|", "<|im", "</",
+    "[IN", "[/INST", "&amp;", "\\n", "{{ x }}", "<b>", "_", "\u2581", "end|>", "\uff5c",
 )
 _GAPS = (" ", " ", " ", "", "  ", "\n", "\n\n", "\t", " \n ", "\r\n", "\n\n\n", "\u00a0")
 
@@ -296,12 +299,24 @@ def text(rng: random.Random, words: tuple[str, ...] = _WORDS) -> str:
 
 
 def conversation(
-    rng: random.Random, *, system: bool, words: tuple[str, ...] = _WORDS
+    rng: random.Random, *, system: bool, never: Iterable[str] = (),
+    words: tuple[str, ...] = _WORDS
 ) -> Conversation:
-    """A conversation of one to five turns, after a system message or none."""
+    """A conversation of one to five turns, after a system message or none; none spells `never`."""
     roles = ["user", "assistant"] * 3
-    turns = [{"role": role, "content": text(rng, words)}
-             for role in roles[:rng.choice([1, 1, 3, 5, 2, 4])]]
-    if system and rng.random() < 0.5:
-        turns.insert(0, {"role": "system", "content": text(rng, words)})
-    return turns
+    while True:
+        turns = [{"role": role, "content": text(rng, words)}
+                 for role in roles[:rng.choice([1, 1, 3, 5, 2, 4])]]
+        if system and rng.random() < 0.5:
+            turns.insert(0, {"role": "system", "content": text(rng, words)})
+        if not any(token in turn["content"] for token in never for turn in turns):
+            return turns
+
+
+def controls(style: str) -> list[str]:
+    """The control tokens of a style: what is special, and what its template writes."""
+    make, template, _ = STYLES[style]
+    return [
+        token.content for token in make().get_added_tokens_decoder().values()
+        if not token.content.isspace() and (token.special or token.content in template)
+    ]

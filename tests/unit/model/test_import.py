@@ -71,13 +71,15 @@ def change(directory: Path, edit: Any) -> None:
 
 
 def test_an_import_keeps_types_template_and_special_tokens(source: Path, tmp_path: Path) -> None:
-    (source / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (source / "tokenizer_config.json").write_text(json.dumps(
+        {"chat_template": "{{ messages }}", "x_token": "w3", "eos_token": "w9"}))
     (source / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     checkpoint = import_model(source, tmp_path / "out", context=64)
     assert checkpoint.tensor("layers.0.mlp.up.weight").dtype is torch.bfloat16
     assert checkpoint.tensor("embed.weight").dtype is torch.float32
-    assert checkpoint.metadata.eos == (2, 7)
+    assert checkpoint.metadata.eos == (2, 7, 9)
     assert checkpoint.metadata.bos == 1
+    assert checkpoint.metadata.special_tokens == {"eos_token": "w9", "x_token": "w3"}
     assert checkpoint.metadata.config.shape.context == 64
     assert checkpoint.template_path is not None
     assert checkpoint.template_path.read_text() == "{{ messages }}"
