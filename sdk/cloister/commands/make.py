@@ -74,6 +74,8 @@ def import_(args: Import) -> Record:
             imported.metadata.name, display.count(shape.parameters), str(shape.layers),
             str(shape.context), str(shape.vocab_size),
         )])
+        if imported.template_path is None:
+            display.show("It has no chat template: a conversation is laid out in lines, ROLE: TEXT.")
     return {
         "name": imported.metadata.name, "parameters": shape.parameters,
         "shape": asdict(shape), "identity": imported.identity,
