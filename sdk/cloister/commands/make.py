@@ -75,7 +75,7 @@ def import_(args: Import) -> Record:
             str(shape.context), str(shape.vocab_size),
         )])
         if imported.template_path is None:
-            display.show("It has no chat template: a conversation is laid out in lines, ROLE: TEXT.")
+            display.show("It has no chat template: a conversation becomes lines of ROLE: TEXT.")
     return {
         "name": imported.metadata.name, "parameters": shape.parameters,
         "shape": asdict(shape), "identity": imported.identity,
