@@ -28,7 +28,8 @@ _PLAIN = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 _TASK = Message(role="system", content="Probed task")
-_USER, _REPLY = Message(role="user", content="Probe"), Message(role="assistant", content="Reply")
+_USER = Message(role="user", content="Probed question")
+_REPLY = Message(role="assistant", content="Probed reply")
 
 
 class Named(Protocol):
@@ -73,7 +74,8 @@ class Tokenizer:
             id_ for id_, token in backend.get_added_tokens_decoder().items()
             if token.special or id_ in self._eos
         }
-        self._begin = self._first_ids() if template is None else []
+        self._plain = template is None
+        self._begin = self._first_ids() if self._plain else []
         self._ids = {self._added[id_]: id_ for id_ in self._special if len(self._added[id_]) > 1}
         self._spelled = _any_of(self._ids)
 
@@ -158,7 +160,7 @@ class Tokenizer:
         if not text:
             raise EmptyPrompt("The prompt is empty; give it at least one character.")
         _check_unicode(text)
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = _encoding(self._backend, text).ids
         if self._control.isdisjoint(ids):
             return ids
         mark = _mark()
@@ -206,7 +208,7 @@ class Tokenizer:
             guarded = laid_out(lambda text, role: f"{mark}{broken(text, role)}{mark}")
             if re.findall(self._controls, text) != re.findall(self._controls, guarded):
                 text = guarded
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = _encoding(self._backend, text)
         if mark not in text:
             return [*self._begin, *encoding.ids]
         ids, end = list(self._begin), 0
@@ -259,9 +261,13 @@ class Tokenizer:
         text: str = self._backend.decode(shown, skip_special_tokens=True)
         return text
 
-    def stream(self) -> TextStream:
-        """Return a decoder of ids that arrive one by one."""
-        return TextStream(self)
+    def stream(self, *, answer: bool = False) -> TextStream:
+        """Return a decoder of ids that arrive one by one.
+
+        With `answer` they follow a prompt of `encode_chat`: without a template an answer begins
+        with the space that the layout puts before it, and which is no part of it.
+        """
+        return TextStream(self, lead=" " if answer and self._plain else "")
 
     def _first_ids(self) -> list[int]:
         """Ids that the tokenizer puts before every text: how the model was trained to begin."""
@@ -333,15 +339,14 @@ class Tokenizer:
 
     def _text_ids(self, text: str, mark: str, *, first: bool) -> list[int]:
         """Encode `text`, in which a mark breaks control tokens, as text without the marks."""
-        encode = [encoder.encode for encoder in self._as_text]
         whole = text.replace(mark, "")
-        ids: list[int] = encode[not first](whole, add_special_tokens=False).ids if whole else []
+        ids: list[int] = _encoding(self._as_text[not first], whole).ids if whole else []
         if self._control.isdisjoint(ids):
             return ids
         # Some vocabularies have control tokens among their words: they stay broken.
         ids = []
         for piece in filter(None, text.split(mark)):
-            ids += encode[not first](piece, add_special_tokens=False).ids
+            ids += _encoding(self._as_text[not first], piece).ids
             first = False
         return ids
 
@@ -357,7 +362,7 @@ class Tokenizer:
         """Put `mark` behind the first character of each control token in `text`."""
         places = {match.start() + 1 for match in re.finditer(f"(?={spelled})", text)}
         if self._folds:
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            encoding = _encoding(self._backend, text)
             for id_, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
                 if id_ in self._control and re.search(spelled, self._added[id_]):
                     piece = text[start:stop]
@@ -406,6 +411,17 @@ class Tokenizer:
             special_tokens=self._named)
 
 
+def _encoding(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the library, and no Exception
+            raise
+    raise TokenizerError(
+        "The tokenizer cannot read this text: added tokens with lstrip and rstrip stand too close."
+    )
+
+
 def _mark() -> str:
     return f"[{secrets.randbelow(10**20)}]"
 
@@ -430,8 +446,8 @@ class TextStream:
     The texts that `push` and `end` give, joined, are what `Tokenizer.decode` gives for all ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, lead: str = "") -> None:
+        self._tokenizer, self._lead = tokenizer, lead
         self._pending: list[int] = []
         self._shown = 0  # characters of the pending ids' text that were returned already
 
@@ -451,12 +467,17 @@ class TextStream:
             if rest and _UNFINISHED not in rest:
                 break
         self._pending, self._shown = self._pending[start:], len(rest)
-        return new
+        return self._without_lead(new)
 
     def end(self) -> str:
         """Return the rest of the text, unfinished characters as U+FFFD."""
         text = self._tokenizer.decode(self._pending)[self._shown:]
         self._pending, self._shown = [], 0
+        return self._without_lead(text)
+
+    def _without_lead(self, text: str) -> str:
+        if text:
+            text, self._lead = text.removeprefix(self._lead), ""
         return text
 
 

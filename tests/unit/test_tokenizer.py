@@ -271,6 +271,18 @@ def test_without_a_template_turns_are_lines(tokenizer_dir: Path) -> None:
     assert plain.decode(ids) == "user: the fox\nassistant:"
 
 
+def test_without_a_template_an_answer_is_read_again_as_it_was_given(tokenizer_dir: Path) -> None:
+    plain = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", None)
+    asked = Message(role="user", content="the fox")
+    prompt, answer, stream = plain.encode_chat([asked]), plain.encode(" a dog"), plain.stream(
+        answer=True)
+    text = "".join(map(stream.push, answer)) + stream.end()
+    assert text == "a dog"
+    again = plain.encode_chat(
+        [asked, Message(role="assistant", content=text)], add_generation_prompt=False)
+    assert again == [*prompt, *answer, *plain.encode("\n")]
+
+
 def test_a_message_shows_no_text_in_its_repr() -> None:
     assert "secret" not in repr(Message(role="user", content="secret"))
 

@@ -89,6 +89,8 @@ def import_(args: Import) -> Record:
         for what, names in (("Passed over", origin.passed_over), ("Ignored", origin.ignored)):
             if names:
                 display.show(f"{what}: {', '.join(names)}")
+        if imported.template_path is None:
+            display.show("It has no chat template: a conversation becomes lines of ROLE: TEXT.")
     return {
         "name": imported.metadata.name, "parameters": shape.parameters,
         "shape": asdict(shape), "identity": imported.identity, "source": origin.to_dict(),

@@ -93,7 +93,7 @@ def read(source: Path, rows: int) -> Tokens:
         VocabularyMismatch, TokenizerError: see `Tokens.checked`.
     """
     _check_there(source)
-    text = (source / "tokenizer.json").read_text("utf-8")
+    text = (source / "tokenizer.json").read_bytes().decode()
     backend, (bos, eos) = _backend(text, source.name), _ids(source)
     try:
         config = _optional(source, "tokenizer_config.json")

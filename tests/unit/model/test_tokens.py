@@ -32,7 +32,6 @@ from tests.unit.model.spoken import (
 
 from cloister.corpus import Example
 from cloister.errors import CheckpointError, TokenizerError, VocabularyMismatch
-from cloister.export import phone
 from cloister.message import Message
 from cloister.model import tokens
 from cloister.pairs import pair
@@ -63,14 +62,16 @@ def test_every_conversation_has_the_ids_that_transformers_gives_it(
     directory = write(tmp_path, style)
     mine, reference = ours(directory), theirs(directory)
     rng, never = random.Random(style), controls(style)
-    differing = []
-    for _ in range(count):
+    differing, tools = [], [{"type": "function", "function": {"name": "f", "x": ["\u00e9", 1]}}]
+    for number in range(count):
         said = conversation(rng, system=style not in NO_SYSTEM, never=never)
         answer = said[-1]["role"] != "assistant"
         wanted = reference.apply_chat_template(
-            said, add_generation_prompt=answer, return_dict=False)
+            said, add_generation_prompt=answer, return_dict=False,
+            tools=tools if number % 2 else None)
         got = mine.encode_chat(
-            [Message(**turn) for turn in said], add_generation_prompt=answer)
+            [Message(**turn) for turn in said], add_generation_prompt=answer,
+            tools=tools if number % 2 else None)
         if got != wanted:
             differing.append((said, got, wanted))
     assert not differing, f"{len(differing)} of {count} differ (seed {style!r}): {differing[0]}"
@@ -128,9 +129,15 @@ def test_added_tokens_of_every_flag_are_those_of_transformers(
         mine, reference = ours(directory), theirs(directory)
         for _ in range(4):
             said = conversation(rng, system=False, never=(*CONTENTS, "<new>", "fi"))
-            wanted = reference.apply_chat_template(said, return_dict=False)
-            got = mine.encode_chat(
-                [Message(**turn) for turn in said], add_generation_prompt=False)
+            turns = [Message(**turn) for turn in said]
+            try:
+                wanted = reference.apply_chat_template(said, return_dict=False)
+            except BaseException as error:  # the library gives up, and so do we, in a sentence
+                assert type(error).__name__ == "PanicException"  # noqa: PT017
+                with pytest.raises(TokenizerError, match="too close"):
+                    mine.encode_chat(turns, add_generation_prompt=False)
+                continue
+            got = mine.encode_chat(turns, add_generation_prompt=False)
             assert got == wanted, (number, said, (directory / "tokenizer_config.json").read_text())
 
 
@@ -433,22 +440,3 @@ def test_a_template_with_a_clock_lays_out_the_time_of_now(tmp_path: Path) -> Non
     directory = write(tmp_path, "chatml", chat_template="{{ strftime_now('%Y') }} " + CHATML)
     year = str(datetime.datetime.now().year)
     assert first_words(directory).startswith(year)
-
-
-# On a phone.
-
-
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: byte_level(special("<|im_start|>", "<|im_end|>")), None),
-    (lambda: sentence_pieces(special("<|im_start|>", "<|im_end|>"), "first"),
-     "no PreTokenizer Metaspace"),
-    (lambda: byte_level(special("<|im_start|>", "<|im_end|>", rstrip=True)), "other ids"),
-])
-def test_what_a_tokenizer_cannot_do_on_a_phone_is_found_out(
-    tmp_path: Path, make: Any, said: str | None
-) -> None:
-    backend = make()
-    path = tmp_path / "tokenizer.json"
-    backend.save(str(path))
-    found = phone.complaint(path, Tokenizer(backend, CHATML), ["hello there", "who are you?"])
-    assert found is None if said is None else said in str(found)
