@@ -139,9 +139,13 @@ def _finish(
     report: Report,
 ) -> None:
     """Put receipt and the checkpoint's own files beside the program, and write the manifest."""
+    origin = source.metadata.origin
     bundles.write_receipt(directory, {
         "program_against_checkpoint": report.to_dict(),
-        "weights": {"checkpoint": source.identity, "recipe": source.metadata.recipe},
+        "weights": {
+            "checkpoint": source.identity, "recipe": source.metadata.recipe,
+            "origin": None if origin is None else origin.to_dict(),
+        },
         "phone_tokenizer": {
             "reason": phone.complaint(source.tokenizer_path, tokenizer, golden.PROMPTS)},
     })

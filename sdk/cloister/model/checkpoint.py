@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cloister.progress import Report
 
 __all__ = [
+    "FORMAT",
     "TYPE_NAMES",
     "Checkpoint",
     "Metadata",

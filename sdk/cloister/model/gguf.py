@@ -71,12 +71,12 @@ def architecture(file: Header) -> str:
         UnsupportedArchitecture: it is none that Cloister has.
     """
     name = file.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UnsupportedArchitecture(
             f"{file.path.name} has the architecture {str(name)[:40]}; Cloister reads "
             f"{', '.join(ARCHITECTURES)} of GGUF files."
         )
-    return str(name)
+    return name
 
 
 def configuration(file: Header) -> dict[str, object]:
@@ -94,23 +94,24 @@ def configuration(file: Header) -> dict[str, object]:
         key.removeprefix(f"{name}."): value for key, value in file.metadata.items()
         if key.startswith(f"{name}.")
     }
-    lacking = [f"{name}.{key}" for key in _NEEDED if type(given.get(key)) not in (int, float, list)]
+    lacking = [f"{name}.{key}" for key in _NEEDED if key not in given]
     if "token_embd.weight" not in file.tensors:
         lacking.append("token_embd.weight")
     if lacking:
         raise CheckpointError(
-            f"File {file.path.name} has no {lacking[0]}, or not one of a number; convert it again."
+            f"File {file.path.name} has no {lacking[0]}; convert it again."
         )
     for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
         value = given.get(key)
         if isinstance(value, list) and len(set(value)) == 1:
             given[key] = value[0]  # the same for every layer
     record = {ours: given.pop(key) for key, ours in _FIELDS.items() if key in given}
+    caps = [key for key in record if key.endswith("softcapping") and record[key] == 0.0]
+    for key in caps:
+        del record[key]  # none; it comes back below
+    _check_numbers(file, record)
+    record |= dict.fromkeys(caps)
     heads, hidden = record["num_attention_heads"], record["hidden_size"]
-    if not all(type(number) is int and number > 0 for number in (heads, hidden)):
-        raise UnsupportedFeature(
-            f"{file.path.name} has layers of different shapes, which Cloister does not implement."
-        )
     record.setdefault("num_key_value_heads", heads)
     head = record.setdefault("head_dim", hidden // heads)
     record.setdefault("rope_theta", 10_000.0)
@@ -132,6 +133,21 @@ def configuration(file: Header) -> dict[str, object]:
         _gemma(name, record, given)
     _rotary(file, record, given)
     return record | {f"{name}.{key}": value for key, value in given.items()}
+
+
+def _check_numbers(file: Header, record: dict[str, Any]) -> None:
+    """Raise unless every field is a number, and a size a whole one above 0."""
+    for name, value in record.items():
+        if isinstance(value, list):
+            raise UnsupportedFeature(
+                f"{file.path.name} has a {name} of its own for each layer, which Cloister does not "
+                "implement."
+            )
+        real = name.startswith(("rms", "rope", "attn", "final"))
+        if (type(value) is not int and not (real and type(value) is float)) or value <= 0:
+            raise CheckpointError(
+                f"The {name} of {file.path.name} is not a number above 0; convert it again."
+            )
 
 
 def _gemma(name: str, record: dict[str, Any], given: dict[str, Any]) -> None:

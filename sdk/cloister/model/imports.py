@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import TensorMismatch
+from cloister.errors import CheckpointError, TensorMismatch
 from cloister.model import gguf, gguf_file, gguf_tokens, huggingface
 from cloister.model import tokens as spoken
 from cloister.model.checkpoint import (
+    FORMAT,
     Checkpoint,
     Metadata,
     Origin,
@@ -21,7 +22,7 @@ from cloister.model.checkpoint import (
     check_finite,
     expected_tensors,
 )
-from cloister.model.shards import passed_over, read_json, shards
+from cloister.model.shards import passed_over, read_json, shards, weight_files
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 
@@ -101,8 +102,12 @@ def _read(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
 
 def _directory(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
     name = source.resolve().name
-    config = huggingface.configured(
-        read_json(source / "config.json"), name, context=context, ignore=ignore)
+    if not (source / "config.json").exists():
+        weight_files(source)  # says what the directory holds in place of a model
+    record = read_json(source / "config.json")
+    if record.get("format") == FORMAT and "architectures" not in record:
+        raise CheckpointError(f"{name} is a Cloister checkpoint already; use it as it is.")
+    config = huggingface.configured(record, name, context=context, ignore=ignore)
     where = shards(source)
     stored = huggingface.stored(where, gemma=config.post_norms)
     return _Model(

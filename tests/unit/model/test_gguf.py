@@ -23,6 +23,7 @@ from cloister.errors import (
 from cloister.model import gguf as cloister_gguf
 from cloister.model import gguf_file
 from cloister.model.imports import import_model
+from cloister.quantize.apply import quantize
 
 LENGTH = 48
 LLAMA3 = {
@@ -169,6 +170,8 @@ def test_a_quantized_file_is_kept_exactly_and_the_checkpoint_says_what_it_was(
     origin = checkpoint.metadata.origin
     assert origin is not None and (origin.format, origin.types) == ("gguf", types)
     assert checkpoint.report is not None and checkpoint.report.to_dict()["types"] == types
+    again = quantize(checkpoint, tmp_path / "quantized", "8da4w-g32")
+    assert again.metadata.origin == origin  # which an export writes into the receipt
 
 
 def test_a_split_file_is_read_from_any_of_its_parts(tmp_path: Path) -> None:
@@ -281,7 +284,11 @@ def rewritten(path: Path, **entries: Any) -> Path:
     ({"llama.rope.dimension_count": 8}, UnsupportedFeature, r"llama\.rope\.dimension_count"),
     ({"llama.attention.value_length": 32}, UnsupportedFeature, "value_length"),
     ({"llama.rope.scaling.type": "longrope"}, UnsupportedFeature, "longrope"),
-    ({"llama.attention.head_count": [4, 4, 2]}, UnsupportedFeature, "different shapes"),
+    ({"general.architecture": ["llama"]}, UnsupportedArchitecture, "llama"),
+    ({"llama.attention.head_count": [4, 4, 2]}, UnsupportedFeature, "num_attention_heads .* each"),
+    ({"llama.attention.head_count": 0}, CheckpointError, "num_attention_heads .* above 0"),
+    ({"llama.block_count": "3"}, CheckpointError, "num_hidden_layers .* number"),
+    ({"llama.rope.freq_base": "10000"}, CheckpointError, "rope_theta .* number"),
     ({"llama.block_count": None}, CheckpointError, r"llama\.block_count"),
     ({"llama.block_count": 4}, TensorMismatch, r"layers\.3"),
     ({"llama.embedding_length": 32}, CheckpointError, "shape|says"),

@@ -297,6 +297,21 @@ def test_where_there_are_no_whole_weights_the_true_cause_is_said(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_alone_is_called_that_and_not_a_directory_without_a_configuration(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "config.json").unlink()
+    BROKEN["an adapter"][0](source)
+    with pytest.raises(CheckpointError, match="an adapter without the model"):
+        import_model(source, tmp_path / "out")
+
+
+def test_a_checkpoint_of_ours_is_not_imported_again(source: Path, tmp_path: Path) -> None:
+    import_model(source, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="checkpoint already"):
+        import_model(tmp_path / "out", tmp_path / "again")
+
+
 BOOKKEEPING: dict[str, Any] = {
     "unsloth_version": "2025.3.19", "unsloth_fixed": True, "unsloth_novelty": [1],
     "transformers.js_config": {"dtype": "q4"}, "max_sequence_length": 2048, "max_length": 4096,
