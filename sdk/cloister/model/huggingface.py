@@ -170,6 +170,14 @@ class _Fields:
                     f"changes nothing that the model computes, pass --ignore {name[:60]}."
                 )
 
+    def check_ignored(self) -> None:
+        """Raise SettingError for a field to be ignored that nobody would have refused."""
+        for name in sorted(self.ignore - self.ignored):
+            raise SettingError(
+                f"{self.source} has no field {name[:60]} that is passed over; leave out --ignore "
+                f"{name[:60]}."
+            )
+
 
 def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
     """Read the configuration of the Hugging Face directory `path`, see `configured`."""
@@ -231,11 +239,7 @@ def configured(
         **_windows(fields, name, shape.layers, no_rope),
     )
     fields.done()
-    for unused in sorted(fields.ignore - fields.ignored):
-        raise SettingError(
-            f"{source} has no field {unused[:60]} that is passed over; leave out --ignore "
-            f"{unused[:60]}."
-        )
+    fields.check_ignored()
     return config
 
 

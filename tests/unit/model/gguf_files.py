@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,6 @@ def byte_level(size: int = 400) -> Tokenizer:
 
 def add_byte_level(writer: gguf.GGUFWriter, rows: int, *, pre: str | None = "gpt-2") -> None:
     """Write the vocabulary of `byte_level`, filled up to `rows`."""
-    import json
-
     model = json.loads(byte_level().to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     fill = [f"[PAD{id_}]" for id_ in range(len(tokens), rows)]
