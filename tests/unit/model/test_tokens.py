@@ -424,6 +424,21 @@ def test_an_end_token_that_the_tokenizer_cannot_spell_is_refused(tmp_path: Path)
         tokens.read(directory, ROWS)
 
 
+@pytest.mark.parametrize(("encoding", "good"), [("utf-8-sig", True), ("utf-16", False)])
+def test_a_tokenizer_in_another_encoding_is_read_or_refused(
+    tmp_path: Path, encoding: str, good: bool
+) -> None:
+    directory = write(tmp_path, "chatml")
+    path = directory / "tokenizer.json"
+    text = path.read_text("utf-8")
+    path.write_text(text, encoding)
+    if good:
+        assert tokens.read(directory, ROWS).tokenizer == text
+    else:
+        with pytest.raises(CheckpointError, match="copy it again"):
+            tokens.read(directory, ROWS)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json"])
 def test_a_tokenizer_of_another_kind_is_refused_with_the_command_that_converts_it(
     tmp_path: Path, name: str
