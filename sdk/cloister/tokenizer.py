@@ -282,7 +282,7 @@ class Tokenizer:
         around = dict.fromkeys(self._ids)
         for messages in laid_out:
             try:
-                written = self.render(messages)
+                written = self.render(messages, add_generation_prompt=False)
             except TokenizerError:
                 continue
             around |= dict.fromkeys(re.findall(_any_of(self._added.values()), written))

@@ -93,9 +93,10 @@ def read(source: Path, rows: int) -> Tokens:
         VocabularyMismatch, TokenizerError: see `Tokens.checked`.
     """
     _check_there(source)
-    text = (source / "tokenizer.json").read_bytes().decode()
-    backend, (bos, eos) = _backend(text, source.name), _ids(source)
+    bos, eos = _ids(source)
     try:
+        text = (source / "tokenizer.json").read_bytes().decode("utf-8-sig")
+        backend = _backend(text, source.name)
         config = _optional(source, "tokenizer_config.json")
         if "added_tokens_decoder" not in config:  # of an older release
             config |= _optional(source, "special_tokens_map.json")

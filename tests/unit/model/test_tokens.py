@@ -191,7 +191,7 @@ def test_an_answer_may_hold_the_marks_that_the_model_wrote_in_it(tmp_path: Path)
             [Message(role="user", content="a"), Message(role=role, content=content)],
             add_generation_prompt=False)
 
-    assert call in ids("assistant", "<tool_call>x")
+    assert {think, call} <= set(ids("assistant", "<think>x<tool_call>"))
     assert think not in ids("user", "<think>x")
     assert not {mine.id_of("<\uff5cUser\uff5c>")} & set(
         ids("assistant", "<\uff5cUser\uff5c>x")[2:])
@@ -422,6 +422,21 @@ def test_an_end_token_that_the_tokenizer_cannot_spell_is_refused(tmp_path: Path)
     (directory / "config.json").write_text('{"eos_token_id": 900}')
     with pytest.raises(CheckpointError, match=r"end token 900.*added_tokens"):
         tokens.read(directory, ROWS)
+
+
+@pytest.mark.parametrize(("encoding", "good"), [("utf-8-sig", True), ("utf-16", False)])
+def test_a_tokenizer_in_another_encoding_is_read_or_refused(
+    tmp_path: Path, encoding: str, good: bool
+) -> None:
+    directory = write(tmp_path, "chatml")
+    path = directory / "tokenizer.json"
+    text = path.read_text("utf-8")
+    path.write_text(text, encoding)
+    if good:
+        assert tokens.read(directory, ROWS).tokenizer == text
+    else:
+        with pytest.raises(CheckpointError, match="copy it again"):
+            tokens.read(directory, ROWS)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json"])
