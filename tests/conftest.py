@@ -36,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
-    ours = {name for name in os.environ if name.startswith("CLOISTER_")} - {"CLOISTER_DATA"}
+    kept = {"CLOISTER_DATA", "CLOISTER_TEST_CACHE"}
+    ours = {name for name in os.environ if name.startswith("CLOISTER_")} - kept
     for name in (*ours, "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"):
         patch.delenv(name, raising=False)
     for name, value in NO_KEY_STORE.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloister.evaluate.run import evaluate
     from cloister.message import Message
     from cloister.model.checkpoint import Checkpoint
-    from cloister.model.huggingface import import_model
+    from cloister.model.imports import import_model
     from cloister.pipeline import export
     from cloister.quantize.apply import quantize
     from cloister.quantize.train import QatSettings
@@ -73,7 +73,7 @@ _HOMES = {
     "distill": "distill.run",
     "evaluate": "evaluate.run",
     "export": "pipeline",
-    "import_model": "model.huggingface",
+    "import_model": "model.imports",
     "open_vault": "vault.local",
     "quantize": "quantize.apply",
 }

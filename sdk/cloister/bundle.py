@@ -153,15 +153,18 @@ class Bundle:
     def model_id(self, entry: ProgramEntry) -> str:
         """sha256 over all that decides what an answer is, in hex.
 
-        That is the program in use, the tokenizer, the chat template, the recipe and the tokens
-        that begin and end a text. What sealed state is bound to: a new receipt does not change it.
+        That is the program in use, the tokenizer, the chat template, the recipe, the tokens that
+        begin and end a text, and those that the template is given by name. What sealed state is
+        bound to: a new receipt does not change it.
         """
         manifest = self.manifest
         hashes = [
             file.sha256 if (file := manifest.files.get(name)) else None
             for name in (entry.file, "tokenizer.json", _TEMPLATE)
         ]
-        parts = [*hashes, manifest.recipe, manifest.bos, manifest.eos]
+        parts: list[object] = [*hashes, manifest.recipe, manifest.bos, manifest.eos]
+        if manifest.special_tokens is not None:
+            parts.append(sorted(manifest.special_tokens.items()))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def receipt(self) -> dict[str, object]:

@@ -27,7 +27,10 @@ _CLOSED = 128 + 13  # as the shell says of a program that SIGPIPE ended
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, 1 with one sentence on a named error, 2 on wrong usage."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "import" and parsed.output is None and not parsed.list:
+        parser.error("import needs -o OUT")
     if arguments is None:  # a whole process
         share_processor()
         if not parsed.debug:  # whose crash must leave no text
@@ -128,11 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     tiers.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)
     tiers.add_argument("--context", type=int, help="tokens (default: the shape's)")
 
-    importer = add("import", "read a Hugging Face directory into a checkpoint")
-    importer.add_argument("source", type=Path, metavar="HF_DIR")
-    _output(importer)
-    importer.add_argument("--name", help="of the model (default: the directory's)")
+    importer = add("import", "read a model that others made into a checkpoint")
+    which = importer.add_mutually_exclusive_group(required=True)
+    which.add_argument("source", type=Path, nargs="?", metavar="HF_DIR|FILE.gguf|NAME",
+                       help="a Hugging Face directory, a GGUF file, or a name out of --list")
+    which.add_argument("--list", action="store_true",
+                       help="the models that this machine has already; nothing is written")
+    _output(importer, required=False)
+    importer.add_argument("--name", help="of the model (default: its directory's or file's)")
     importer.add_argument("--context", type=int, help="shorten the context to this many tokens")
+    importer.add_argument("--ignore", action="append", default=[], metavar="FIELD",
+                          help="let this field of the configuration pass, which Cloister does not "
+                               "know and which changes nothing that is computed; repeatable")
 
     distill = add("distill", "teach a smaller student what a teacher knows")
     distill.add_argument("--teacher", type=Path, required=True, metavar="CKPT")
@@ -304,8 +314,8 @@ def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = 
                         help="faster steps after a minute of compilation, for long runs")
 
 
-def _output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+def _output(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=required, metavar="OUT")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
 

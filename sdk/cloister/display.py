@@ -76,7 +76,8 @@ def table(
     grid = Table(
         title=Text(clean(title), style="bold"), title_justify="left", show_lines=texts > 1)
     for number, name in enumerate(columns):
-        grid.add_column(Text(clean(name)), justify="left" if number < texts else "right")
+        grid.add_column(
+            Text(clean(name)), justify="left" if number < texts else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(clean(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 120).print(grid)

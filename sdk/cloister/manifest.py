@@ -83,6 +83,7 @@ class Manifest(Record, frozen=True):
     modalities: tuple[Label, ...]
     parent: Sha256  # identity of the checkpoint
     files: Mapping[str, FileEntry]  # every other file of the bundle
+    special_tokens: Mapping[str, str] | None = None  # that the template is given, by name
 
     def __post_init__(self) -> None:
         _need(1 <= self.prefill_chunk <= self.context, "prefill_chunk is not within the context")

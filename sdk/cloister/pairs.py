@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cloister.errors import ContextExceeded
+from cloister.errors import ContextExceeded, TokenizerError
 from cloister.message import Message
 
 if TYPE_CHECKING:
@@ -13,31 +13,61 @@ if TYPE_CHECKING:
     from cloister.corpus import Example
     from cloister.tokenizer import Tokenizer
 
-__all__ = ["Pair", "pair", "pairs"]
+__all__ = ["Pair", "pair", "pairs", "request"]
 
 Pair = tuple[list[int], list[int]]
 """Ids of a prompt, and of its answer with the end token."""
 
 
-def pair(tokenizer: Tokenizer, example: Example, end: int) -> Pair:
-    """Return the ids of the prompt, up to where the answer begins, and of the answer with `end`."""
-    prompt = [
-        Message(role="system", content=example.task), Message(role="user", content=example.input)
-    ]
-    return tokenizer.encode_chat(prompt), [*tokenizer.encode(example.target), end]
+def request(tokenizer: Tokenizer, task: str | None, text: str) -> list[Message]:
+    """Return a request as a conversation; without a system role the task precedes the text."""
+    if task is None:
+        return [Message(role="user", content=text)]
+    if not tokenizer.has_system_role:
+        return [Message(role="user", content=f"{task}: {text}")]
+    return [Message(role="system", content=task), Message(role="user", content=text)]
+
+
+def pair(tokenizer: Tokenizer, example: Example) -> Pair:
+    """Return the ids of the prompt, up to where the answer begins, and of the answer with its end.
+
+    Both as the chat template lays them out in one go: the answer ends with the token that the
+    template writes after it, and begins where the ids part from those of the prompt alone.
+
+    Raises:
+        TokenizerError: neither the template nor the model names a token that ends an answer.
+    """
+    asked = request(tokenizer, example.task, example.input)
+    said = [*asked, Message(role="assistant", content=example.target)]
+    prompt = tokenizer.encode_chat(asked)
+    whole = tokenizer.encode_chat(said, add_generation_prompt=False)
+    end = tokenizer.turn_end
+    if end is None:
+        raise TokenizerError(
+            "The model names no token that ends an answer; import it anew from a directory whose "
+            "generation_config.json does."
+        )
+    begin = next(
+        (place for place, ids in enumerate(zip(prompt, whole, strict=False)) if ids[0] != ids[1]),
+        min(len(prompt), len(whole)),
+    )
+    answer = whole[begin:]
+    last = answer.index(end) if end in answer else len(answer)
+    return whole[:begin], [*answer[:last], end]
 
 
 def pairs(
-    tokenizer: Tokenizer, examples: Iterable[Example], end: int, context: int, model: str
+    tokenizer: Tokenizer, examples: Iterable[Example], context: int, model: str
 ) -> list[Pair]:
     """Return every example as ids, for `model`, whose name an error says.
 
     Raises:
         ContextExceeded: an example is longer than `context`; it is named by its place.
+        TokenizerError: see `pair`.
     """
     made = []
     for number, example in enumerate(examples, start=1):
-        prompt, answer = pair(tokenizer, example, end)
+        prompt, answer = pair(tokenizer, example)
         if len(prompt) + len(answer) > context:
             raise ContextExceeded(
                 f"{example.place or f'Example {number}'} has {len(prompt) + len(answer)} tokens "

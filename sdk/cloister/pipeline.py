@@ -10,7 +10,7 @@ from cloister import prompt_format
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt
 from cloister.evaluate.divergence import compare
-from cloister.export import check, golden, write
+from cloister.export import check, golden, phone, write
 from cloister.manifest import FORMAT, Manifest
 from cloister.model.checkpoint import Checkpoint
 from cloister.progress import silent
@@ -61,7 +61,7 @@ def export(
     """
     source = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     metadata, shape = source.metadata, source.metadata.config.shape
-    tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path)
+    tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path, metadata)
     tokenizer.check_vocabulary(shape.vocab_size)
     chunk = min(chunk, shape.context)
     size = sum(path.stat().st_size for path in source.path.iterdir())
@@ -139,9 +139,15 @@ def _finish(
     report: Report,
 ) -> None:
     """Put receipt and the checkpoint's own files beside the program, and write the manifest."""
+    origin = source.metadata.origin
     bundles.write_receipt(directory, {
         "program_against_checkpoint": report.to_dict(),
-        "weights": {"checkpoint": source.identity, "recipe": source.metadata.recipe},
+        "weights": {
+            "checkpoint": source.identity, "recipe": source.metadata.recipe,
+            "origin": None if origin is None else origin.to_dict(),
+        },
+        "phone_tokenizer": {
+            "reason": phone.complaint(source.tokenizer_path, tokenizer, golden.PROMPTS)},
     })
     for path in filter(None, (source.tokenizer_path, source.template_path)):
         (directory / path.name).write_bytes(path.read_bytes())
@@ -151,6 +157,7 @@ def _finish(
         Manifest, format=FORMAT, name=metadata.name, shape=shape, context=shape.context,
         prefill_chunk=chunk, recipe=metadata.recipe or "", programs=(entry,),
         executorch=write.release(), bos=metadata.bos, eos=metadata.eos,
+        special_tokens=metadata.special_tokens,
         special_ids=prompt_format.special_ids(source.path), prompt_format=said,
         prompt_format_reason=reason, modalities=("text",), parent=source.identity,
     ))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["Settings", "share_processor", "under_torchrun"]
+__all__ = ["Settings", "model_folders", "share_processor", "under_torchrun"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,21 @@ class Settings:
     def vault(self) -> Path:
         """The directory of the vault."""
         return self.home / "vault"
+
+
+def model_folders() -> dict[str, Path]:
+    """Where other programs keep their models, each by its own variables and defaults."""
+    given = os.environ.get
+    home = Path.home()
+    cache = Path(given("XDG_CACHE_HOME") or home / ".cache")
+    hub = given("HF_HUB_CACHE") or given("HUGGINGFACE_HUB_CACHE") or (
+        Path(given("HF_HOME") or cache / "huggingface") / "hub")
+    return {
+        "Hugging Face": Path(hub).expanduser(),
+        "Ollama": Path(given("OLLAMA_MODELS") or home / ".ollama" / "models").expanduser(),
+        "LM Studio": home / ".lmstudio" / "models",
+        "LM Studio, before 0.3": home / ".cache" / "lm-studio" / "models",
+    }
 
 
 def share_processor() -> None:

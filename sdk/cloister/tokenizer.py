@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import cached_property
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Protocol
 
-import jinja2
 import tokenizers
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cloister.errors import EmptyPrompt, InvalidText, TokenizerError, VocabularyMismatch
+from cloister.message import Message
+from cloister.template import Template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from jinja2 import nodes
-    from jinja2.parser import Parser
+__all__ = ["Named", "TextStream", "Tokenizer"]
 
-    from cloister.message import Message
-
-__all__ = ["TextStream", "Tokenizer"]
-
+# Without a template: as the model was trained to begin, then a line a turn.
 _PLAIN = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+_TASK = Message(role="system", content="Probed task")
+_USER = Message(role="user", content="Probed question")
+_REPLY = Message(role="assistant", content="Probed reply")
+
+
+class Named(Protocol):
+    """What a manifest or a checkpoint's metadata says of the model's tokens."""
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text."""
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str] | None:
+        """Tokens by the names that templates use, such as `bos_token`; None where not stored."""
 
 
 class Tokenizer:
-    """A `tokenizer.json` and its chat template."""
+    """A `tokenizer.json` and its chat template.
 
-    def __init__(self, backend: tokenizers.Tokenizer, template: str) -> None:
-        self._backend = backend
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _Generation],
-        )
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
-        environment.filters["tojson"] = lambda value, **kw: json.dumps(
-            value, ensure_ascii=False, **kw
-        )
-        try:
-            self._template = environment.from_string(template)
-        except jinja2.TemplateError:
-            raise TokenizerError("The chat template is not valid Jinja; correct it.") from None
-        self.renders_tool_calls = "tool_calls" in template
-        backend.encode_special_tokens = True  # spelled in a text, they are text
-        added = backend.get_added_tokens_decoder()
-        self._special = {id_ for id_, token in added.items() if token.special}
-        ids = {added[id_].content: id_ for id_ in self._special}
-        # Those of one character cannot be told from text, and stay text.
-        self._ids = {text: id_ for text, id_ in ids.items() if len(text) > 1}
-        spelled = sorted(self._ids, key=len)
-        self._spelled = "|".join(map(re.escape, reversed(spelled))) or "(?!)"
+    Control tokens are the special ones, those of `eos`, and any other added token that the
+    template writes. Only the template writes them: what a user types stays text. Those of one
+    character cannot be told from text, and count wherever they stand.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, template: str | None, *,
+        special_tokens: Mapping[str, str] | None = None, eos: Collection[int] = (),
+    ) -> None:
+        self._backend, self._eos = backend, tuple(eos)
+        self._named = dict(special_tokens or {})
+        self._template = Template(_PLAIN if template is None else template)
+        self.renders_tool_calls = template is not None and "tool_calls" in template
+        backend.encode_special_tokens = False
+        backend.no_padding()
+        backend.no_truncation()
+        self._added = {
+            id_: token.content for id_, token in backend.get_added_tokens_decoder().items()
+        }
+        self._special = {
+            id_ for id_, token in backend.get_added_tokens_decoder().items()
+            if token.special or id_ in self._eos
+        }
+        self._plain = template is None
+        self._begin = self._first_ids() if self._plain else []
+        self._ids = {self._added[id_]: id_ for id_ in self._special if len(self._added[id_]) > 1}
+        self._spelled = _any_of(self._ids)
 
     @classmethod
-    def from_files(cls, tokenizer_json: Path, chat_template: Path | None) -> Tokenizer:
-        """Read a tokenizer and, where there is one, its chat template.
+    def from_files(
+        cls, tokenizer_json: Path, chat_template: Path | None, named: Named | None = None
+    ) -> Tokenizer:
+        """Read a tokenizer and, where there is one, its chat template; `named` are its tokens.
 
         Without a template a conversation is `role: content` lines.
 
@@ -72,7 +92,7 @@ class Tokenizer:
         """
         try:
             backend = tokenizers.Tokenizer.from_file(str(tokenizer_json))
-            template = _PLAIN if chat_template is None else chat_template.read_text("utf-8")
+            template = None if chat_template is None else chat_template.read_text("utf-8")
         except Exception as error:  # tokenizers raises bare Exception
             raise TokenizerError(
                 f"{tokenizer_json.name} or its chat template cannot be read; copy the bundle or "
@@ -80,9 +100,16 @@ class Tokenizer:
             ) from error
         if backend.get_vocab_size() == 0:
             raise TokenizerError(f"{tokenizer_json.name} has no vocabulary; copy it again.")
-        backend.no_padding()
-        backend.no_truncation()
-        return cls(backend, template)
+        if named is None:
+            return cls(backend, template)
+        tokens = named.special_tokens
+        if tokens is None:  # written by a release that did not store them
+            ids = {"bos_token": named.bos, "eos_token": next(iter(named.eos), None)}
+            tokens = {
+                name: token for name, id_ in ids.items()
+                if id_ is not None and (token := backend.id_to_token(id_)) is not None
+            }
+        return cls(backend, template, special_tokens=tokens, eos=named.eos)
 
     @property
     def vocab_size(self) -> int:
@@ -124,7 +151,7 @@ class Tokenizer:
         return id_
 
     def encode(self, text: str) -> list[int]:
-        """Encode plain text; special tokens spelled in it stay ordinary text.
+        """Encode plain text; control tokens spelled in it stay ordinary text.
 
         Raises:
             EmptyPrompt: no text.
@@ -133,7 +160,11 @@ class Tokenizer:
         if not text:
             raise EmptyPrompt("The prompt is empty; give it at least one character.")
         _check_unicode(text)
-        return self._encode(text)
+        ids: list[int] = _encoding(self._backend, text).ids
+        if self._control.isdisjoint(ids):
+            return ids
+        mark = _mark()
+        return self._text_ids(self._broken(text, self._controls, mark), mark, first=True)
 
     def encode_chat(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True,
@@ -141,43 +172,52 @@ class Tokenizer:
     ) -> list[int]:
         """Encode a conversation by the chat template, which is given `tools`.
 
-        The ids are those of the template's text, with one exception: special tokens count where
-        the template writes them, and a user who types `<|end|>` ends nothing.
+        The ids are those of the template's text as a whole, with one exception: control tokens
+        count where the template writes them, and a user who types `<|end|>` ends nothing.
 
         Raises:
             EmptyPrompt: a message is empty; only an answer may be.
             InvalidText: see `encode`; for every message.
             TokenizerError: the template refuses the conversation.
         """
-        # Special tokens that were typed are broken by a mark that nobody can guess, which goes
+        # Control tokens that were typed are broken by a mark that nobody can guess, which goes
         # once the template's own are found. The rest reaches the template as it is, since
         # templates trim and search it.
-        mark = f"[{secrets.randbelow(10**20)}]"
+        mark, typed = _mark(), list[str]()
         for message in messages:
             if not message.content and message.role != "assistant":
                 raise EmptyPrompt("A message is empty; give it at least one character.")
 
-        def broken(text: str) -> str:
+        def broken(text: str, role: str) -> str:
             _check_unicode(text)
-            return re.sub(f"(?={self._spelled})(.)", rf"\1{mark}", text, flags=re.DOTALL)
+            typed.append(text)
+            # An answer is the model's own: of the tokens that are not flagged special it may hold
+            # some (<think>), but none that the template writes around turns.
+            spelled = self._turns if role == "assistant" else self._controls
+            return self._broken(text, spelled, mark)
 
-        def laid_out(typed: Callable[[str], str]) -> str:
+        def laid_out(change: Callable[[str, str], str]) -> str:
             return self._render(
-                [self._record(message, typed) for message in messages], add_generation_prompt,
-                None if tools is None else _texts(list(tools), broken))
+                [self._record(message, change) for message in messages], add_generation_prompt,
+                None if tools is None else [
+                    _texts(tool, lambda text: broken(text, "tool")) for tool in tools])
 
         text = laid_out(broken)
-        # A content might complete a special token that the template's text begins.
-        guarded = laid_out(lambda typed: f"{mark}{broken(typed)}{mark}")
-        if re.findall(self._spelled, text) != re.findall(self._spelled, guarded):
-            text = guarded
-        ids: list[int] = []
-        for place, piece in enumerate(re.split(f"({self._spelled})", text)):
-            if place % 2:
-                ids.append(self._ids[piece])
-            else:
-                ids += self._encode(piece.replace(mark, ""))
-        return ids
+        # A content might complete a control token that the template's text begins.
+        if any(map(self._may_complete, typed)):
+            guarded = laid_out(lambda text, role: f"{mark}{broken(text, role)}{mark}")
+            if re.findall(self._controls, text) != re.findall(self._controls, guarded):
+                text = guarded
+        encoding = _encoding(self._backend, text)
+        if mark not in text:
+            return [*self._begin, *encoding.ids]
+        ids, end = list(self._begin), 0
+        for id_, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if id_ in self._control and start >= end:
+                ids += self._text_ids(text[end:start], mark, first=end == 0)
+                ids.append(id_)
+                end = stop
+        return ids + self._text_ids(text[end:], mark, first=end == 0)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Render a conversation that no user typed by the chat template.
@@ -185,32 +225,165 @@ class Tokenizer:
         Raises:
             TokenizerError: the template refuses the conversation.
         """
-        records = [self._record(message, lambda text: text) for message in messages]
-        return self._render(records, add_generation_prompt, None)
+        records = [self._record(message, lambda text, role: text) for message in messages]
+        begin = "".join(self._backend.id_to_token(id_) or "" for id_ in self._begin)
+        return begin + self._render(records, add_generation_prompt, None)
+
+    @cached_property
+    def has_system_role(self) -> bool:
+        """Whether the template lays out a system message, and neither refuses nor drops it."""
+        probes = [self._record(message, lambda text, role: text) for message in (_TASK, _USER)]
+        try:
+            return _TASK.content in self._lay_out(probes, True, None)
+        except TokenizerError:
+            return False
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token that the template writes after an answer; without one, the first that ends it.
+
+        None where the model's files name none.
+        """
+        try:
+            written = self.render([_USER, _REPLY], add_generation_prompt=False)
+        except TokenizerError:
+            written = ""
+        after = written.rpartition(_REPLY.content)[2].lstrip()
+        found = re.match(_any_of(self._added.values()), after)
+        if found and len(found[0]) > 1:
+            return self.id_of(found[0])
+        named = self.id_of(self._named.get("eos_token", ""))
+        return named if named in self._eos else next(iter(self._eos), None)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode `ids`, special tokens left out."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
+        shown = [id_ for id_ in ids if id_ not in self._special]
+        text: str = self._backend.decode(shown, skip_special_tokens=True)
         return text
 
-    def stream(self) -> TextStream:
-        """Return a decoder of ids that arrive one by one."""
-        return TextStream(self)
+    def stream(self, *, answer: bool = False) -> TextStream:
+        """Return a decoder of ids that arrive one by one.
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        With `answer` they follow a prompt of `encode_chat`: without a template an answer begins
+        with the space that the layout puts before it, and which is no part of it.
+        """
+        return TextStream(self, lead=" " if answer and self._plain else "")
+
+    def _first_ids(self) -> list[int]:
+        """Ids that the tokenizer puts before every text: how the model was trained to begin."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        marked = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [id_ for id_, _ in takewhile(lambda pair: pair[1], marked)]
+
+    @cached_property
+    def _turns(self) -> str:
+        """A pattern of the control tokens that stand around turns: no answer holds one."""
+        laid_out = [[_USER], [_USER, _REPLY, _USER], [_TASK, _USER]]
+        around = dict.fromkeys(self._ids)
+        for messages in laid_out:
+            try:
+                written = self.render(messages, add_generation_prompt=False)
+            except TokenizerError:
+                continue
+            around |= dict.fromkeys(re.findall(_any_of(self._added.values()), written))
+        return _any_of(token for token in around if len(token) > 1)
+
+    @cached_property
+    def _controls(self) -> str:
+        """A pattern of the control tokens."""
+        return _any_of(self._inner)
+
+    @cached_property
+    def _inner(self) -> tuple[str, ...]:
+        around = re.compile(self._turns)
+        return tuple(
+            token for id_, token in self._added.items() if len(token) > 1 and not token.isspace()
+            and (id_ in self._special or token in self._template.literals
+                 or around.fullmatch(token))
+        )
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        tokens = set(self._inner)
+        return frozenset(id_ for id_, token in self._added.items() if token in tokens)
+
+    @cached_property
+    def _parts(self) -> frozenset[str]:
+        """Where control tokens may be cut in two: what can begin or end one."""
+        return frozenset(
+            part for token in self._inner for cut in range(1, len(token))
+            for part in (token[:cut], token[cut:])
+        )
+
+    def _may_complete(self, text: str) -> bool:
+        """Whether `text` may make a control token together with what stands around it."""
+        said, longest = text.strip(), max(map(len, self._inner), default=0)
+        return any(said in token for token in self._inner) or any(
+            said[:size] in self._parts or said[-size:] in self._parts
+            for size in range(1, min(longest, len(said)))
+        )
+
+    @cached_property
+    def _as_text(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+        """Encoders to which control tokens are text: of a text's begin, and of what follows it."""
+        definition = json.loads(self.definition)
+        for token in definition["added_tokens"]:
+            token["special"] = token["special"] or token["id"] in self._control
+        first = json.dumps(definition)
+        # Where Metaspace puts a space before the first word alone, no other piece gets one.
+        rest = re.sub(r'("prepend_scheme": )"first"', r'\1"never"', first)
+        both = tokenizers.Tokenizer.from_str(first), tokenizers.Tokenizer.from_str(rest)
+        for encoder in both:
+            encoder.encode_special_tokens = True
+        return both
+
+    def _text_ids(self, text: str, mark: str, *, first: bool) -> list[int]:
+        """Encode `text`, in which a mark breaks control tokens, as text without the marks."""
+        whole = text.replace(mark, "")
+        ids: list[int] = _encoding(self._as_text[not first], whole).ids if whole else []
+        if self._control.isdisjoint(ids):
+            return ids
+        # Some vocabularies have control tokens among their words: they stay broken.
+        ids = []
+        for piece in filter(None, text.split(mark)):
+            ids += _encoding(self._as_text[not first], piece).ids
+            first = False
         return ids
 
-    def _record(self, message: Message, typed: Callable[[str], str]) -> dict[str, object]:
+    @cached_property
+    def _folds(self) -> bool:
+        """Whether a text that spells no control token may become one when it is normalized."""
+        added = self._backend.get_added_tokens_decoder()
+        return self._backend.normalizer is not None and any(
+            added[id_].normalized for id_ in self._control
+        )
+
+    def _broken(self, text: str, spelled: str, mark: str) -> str:
+        """Put `mark` behind the first character of each control token in `text`."""
+        places = {match.start() + 1 for match in re.finditer(f"(?={spelled})", text)}
+        if self._folds:
+            encoding = _encoding(self._backend, text)
+            for id_, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+                if id_ in self._control and re.search(spelled, self._added[id_]):
+                    piece = text[start:stop]
+                    places.add(stop - len(piece.lstrip()) + 1)
+        for place in sorted(places, reverse=True):
+            text = text[:place] + mark + text[place:]
+        return text
+
+    def _record(self, message: Message, typed: Callable[[str, str], str]) -> dict[str, object]:
         """Return a message as templates read it, each of its texts mapped by `typed`."""
-        record: dict[str, object] = {"role": message.role, "content": typed(message.content)}
+        def change(text: str) -> str:
+            return typed(text, message.role)
+
+        record: dict[str, object] = {"role": message.role, "content": change(message.content)}
         if message.name is not None:
-            record["name"] = typed(message.name)
+            record["name"] = change(message.name)
         if message.tool_calls and self.renders_tool_calls:  # in place of their text
             record["content"] = ""
             record["tool_calls"] = [
                 {"type": "function", "function": {
-                    "name": typed(call.name), "arguments": _texts(call.arguments, typed)}}
+                    "name": change(call.name), "arguments": _texts(call.arguments, change)}}
                 for call in message.tool_calls
             ]
         return record
@@ -219,22 +392,43 @@ class Tokenizer:
         self, messages: list[dict[str, object]], add_generation_prompt: bool,
         tools: Sequence[Mapping[str, object]] | None,
     ) -> str:
-        def known(name: str) -> bool:
-            return self.id_of(name) is not None
-
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt,
-                tools=None if tools is None else list(tools), documents=None,
-                bos_token=next(filter(known, _BEGIN), ""),
-                eos_token=next(filter(known, _END), ""),
-            )
-        except Exception:  # a template is a program, and may fail in any way
-            # Not chained: the cause may quote a message.
-            raise TokenizerError(
-                "The chat template refuses this order of roles; begin with a system or user "
-                "message and alternate."
-            ) from None
+            return self._lay_out(messages, add_generation_prompt, tools)
+        except TokenizerError as error:
+            if messages[0]["role"] != "system" or self.has_system_role:
+                raise
+            reason = str(error).rpartition("; ")[0]
+        raise TokenizerError(
+            f"{reason}; it has no system role: put the instruction into the user's message."
+        )
+
+    def _lay_out(
+        self, messages: list[dict[str, object]], add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, object]] | None,
+    ) -> str:
+        return self._template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools,
+            special_tokens=self._named)
+
+
+def _encoding(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the library, and no Exception
+            raise
+    raise TokenizerError(
+        "The tokenizer cannot read this text: added tokens with lstrip and rstrip stand too close."
+    )
+
+
+def _mark() -> str:
+    return f"[{secrets.randbelow(10**20)}]"
+
+
+def _any_of(tokens: Iterable[str]) -> str:
+    """Return a pattern of any of `tokens`, the longest first."""
+    return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
 
 
 def _texts(value: Any, typed: Callable[[str], str]) -> Any:
@@ -246,18 +440,14 @@ def _texts(value: Any, typed: Callable[[str], str]) -> Any:
     return [_texts(item, typed) for item in value] if isinstance(value, list) else value
 
 
-_BEGIN = ("<|begin_of_text|>", "<bos>", "<s>")
-_END = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<eos>", "</s>", "<|endoftext|>")
-
-
 class TextStream:
     """The text of ids that arrive one by one, correct where a character spans tokens.
 
     The texts that `push` and `end` give, joined, are what `Tokenizer.decode` gives for all ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, lead: str = "") -> None:
+        self._tokenizer, self._lead = tokenizer, lead
         self._pending: list[int] = []
         self._shown = 0  # characters of the pending ids' text that were returned already
 
@@ -277,26 +467,21 @@ class TextStream:
             if rest and _UNFINISHED not in rest:
                 break
         self._pending, self._shown = self._pending[start:], len(rest)
-        return new
+        return self._without_lead(new)
 
     def end(self) -> str:
         """Return the rest of the text, unfinished characters as U+FFFD."""
         text = self._tokenizer.decode(self._pending)[self._shown:]
         self._pending, self._shown = [], 0
+        return self._without_lead(text)
+
+    def _without_lead(self, text: str) -> str:
+        if text:
+            text, self._lead = text.removeprefix(self._lead), ""
         return text
 
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-
-
-class _Generation(Extension):
-    """`{% generation %}`, by which templates mark answers for training: its body, unchanged."""
-
-    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _check_unicode(text: str) -> None:
@@ -304,13 +489,3 @@ def _check_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidText("The prompt is not valid Unicode text; pass it as UTF-8.") from None
-
-
-def _refuse(_reason: str) -> NoReturn:
-    """Refuse a conversation (`raise_exception`); the reason may quote a message and is dropped."""
-    raise jinja2.TemplateError
-
-
-def _now(form: str) -> str:
-    """Format the local time (`strftime_now`)."""
-    return datetime.datetime.now().strftime(form)

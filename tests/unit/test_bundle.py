@@ -308,7 +308,8 @@ def test_the_model_id_changes_with_all_that_shapes_an_answer_and_with_nothing_el
         "program.xnnpack.pte", "tokenizer.json", "chat_template.jinja")]
     del files["chat_template.jinja"]
     changed += [id_with(files=files), id_with(recipe="8da8w"), id_with(bos=1), id_with(eos=(1,)),
-                id_with(eos=()), id_with(bos=0, eos=())]
+                id_with(eos=()), id_with(bos=0, eos=()), id_with(special_tokens={}),
+                id_with(special_tokens={"bos_token": "<s>"})]
     assert len({before, *changed}) == len(changed) + 1
 
 

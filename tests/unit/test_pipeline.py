@@ -111,6 +111,8 @@ def test_a_bundle_says_what_a_runner_needs(quantized: Checkpoint, tmp_path: Path
     assert manifest.special_ids == (0, 1, 2, 3)
     assert manifest.prompt_format is not None
     assert manifest.prompt_format.answer == "<|assistant|>"
+    assert manifest.special_tokens is None
+    assert bundle.receipt()["phone_tokenizer"] == {"reason": None}
     assert Bundle.open(bundle.path).manifest == manifest
     assert Bundle.open(bundle.path).report is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -267,8 +268,33 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(
 def test_without_a_template_turns_are_lines(tokenizer_dir: Path) -> None:
     plain = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", None)
     ids = plain.encode_chat([Message(role="user", content="the fox")])
-    assert plain.decode(ids) == "user: the fox\nassistant: "
+    assert plain.decode(ids) == "user: the fox\nassistant:"
+
+
+def test_without_a_template_an_answer_is_read_again_as_it_was_given(tokenizer_dir: Path) -> None:
+    plain = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", None)
+    asked = Message(role="user", content="the fox")
+    prompt, answer, stream = plain.encode_chat([asked]), plain.encode(" a dog"), plain.stream(
+        answer=True)
+    text = "".join(map(stream.push, answer)) + stream.end()
+    assert text == "a dog"
+    again = plain.encode_chat(
+        [asked, Message(role="assistant", content=text)], add_generation_prompt=False)
+    assert again == [*prompt, *answer, *plain.encode("\n")]
 
 
 def test_a_message_shows_no_text_in_its_repr() -> None:
     assert "secret" not in repr(Message(role="user", content="secret"))
+
+
+@pytest.mark.parametrize("stored", [None, {"bos_token": "<|user|>", "sep_token": "x"}])
+def test_what_was_stored_without_names_has_those_of_its_first_ids(
+    tokenizer_dir: Path, tmp_path: Path, stored: dict[str, str] | None
+) -> None:
+    """Earlier releases kept the ids of begin and end alone."""
+    named = SimpleNamespace(bos=1, eos=(3, 0), special_tokens=stored)
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{{ bos_token }} {{ eos_token }} {{ sep_token }}")
+    tokenizer = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", template, named)
+    assert tokenizer.render([Message(role="user", content="hi")]) == (
+        "<|system|> <|assistant|> " if stored is None else "<|user|>  x")

@@ -11,9 +11,11 @@ from cloister.commands import teach
 from cloister.commands.options import Options, Record, check_data, checkpoint
 from cloister.errors import SettingError
 from cloister.files import check_output
+from cloister.model import installed
+from cloister.settings import model_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cloister.bundle import Bundle
@@ -27,10 +29,12 @@ __all__ = [
 class Import(Options):
     """The options of `cloister import`."""
 
-    source: Path
-    output: Path
+    source: Path | None
+    output: Path | None
+    list: bool
     name: str | None
     context: int | None
+    ignore: Sequence[str]
     force: bool
 
 
@@ -58,25 +62,65 @@ class Export(Options):
 
 
 def import_(args: Import) -> Record:
-    """Read a model's directory into a checkpoint."""
-    if not args.source.is_dir():
-        raise SettingError(f"There is no directory {args.source.name}; name a model's directory.")
+    """Read a model that others made into a checkpoint, or list those that this machine has."""
+    if args.list:
+        return _list(args)
+    assert args.source is not None and args.output is not None
+    source, name = args.source, args.name
+    if not source.exists():
+        found = installed.named(str(source), model_folders())
+        source, name = found.path, name or found.title
     check_output(args.output, kind="checkpoint", replace=args.force)
     with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
-        from cloister.model.huggingface import import_model
+        from cloister.model.imports import import_model
 
         imported = import_model(
-            args.source, args.output, name=args.name, context=args.context, replace=args.force,
-            progress=progress)
-    shape = imported.metadata.config.shape
+            source, args.output, name=name, context=args.context, ignore=args.ignore,
+            replace=args.force, progress=progress)
+    shape, origin = imported.metadata.config.shape, imported.metadata.origin
+    assert origin is not None
     if not args.json:
         display.table("Imported", ("name", "parameters", "layers", "context", "vocabulary"), [(
             imported.metadata.name, display.count(shape.parameters), str(shape.layers),
             str(shape.context), str(shape.vocab_size),
         )])
+        display.show("Stored as: " + ", ".join(
+            f"{kind} ({number} tensors)" for kind, number in sorted(origin.types.items())))
+        for what, names in (("Passed over", origin.passed_over), ("Ignored", origin.ignored)):
+            if names:
+                display.show(f"{what}: {', '.join(names)}")
+        if imported.template_path is None:
+            display.show("It has no chat template: a conversation becomes lines of ROLE: TEXT.")
     return {
         "name": imported.metadata.name, "parameters": shape.parameters,
-        "shape": asdict(shape), "identity": imported.identity,
+        "shape": asdict(shape), "identity": imported.identity, "source": origin.to_dict(),
+    }
+
+
+def _list(args: Import) -> Record:
+    folders = model_folders()
+    with display.quiet(args.debug) as console, display.progress(console, "list") as progress:
+        models = installed.find(folders)
+        problems = []
+        for done, model in enumerate(models):
+            progress("headers", done, len(models))
+            problems.append(installed.problem(model))
+    searched = [str(folder) for folder in folders.values()]
+    if not args.json:
+        if models:
+            display.table("Models that other programs keep here", (
+                "name", "kind", "can be imported", "path", "size"), [(
+                    model.name, f"{model.program}, {model.format}",
+                    "yes" if problem is None else f"no: {problem}", str(model.path),
+                    display.bytes_text(model.size_bytes),
+                ) for model, problem in zip(models, problems, strict=True)], texts=4)
+        display.show(f"{len(models)} models in {', '.join(searched)}")
+    return {
+        "models": [{
+            "name": model.name, "program": model.program, "format": model.format,
+            "size_bytes": model.size_bytes, "path": str(model.path), "problem": problem,
+        } for model, problem in zip(models, problems, strict=True)],
+        "searched": searched,
     }
 
 
@@ -143,6 +187,7 @@ def exported(bundle: Bundle) -> Record:
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
         "program_against_checkpoint": bundle.report.to_dict(),
+        "phone_tokenizer": bundle.receipt()["phone_tokenizer"],
     }
 
 
@@ -188,3 +233,5 @@ def show_receipt(record: Record) -> None:
         ("relative error of the logits", f"{lost['relative_error']:.2%}"),
         ("bundle", display.bytes_text(record["size_bytes"])),
     ])
+    if reason := record["phone_tokenizer"]["reason"]:
+        display.show(f"Not for ExecuTorch's runners on phones as it is: {reason}.")

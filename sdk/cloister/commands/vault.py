@@ -181,7 +181,8 @@ def _scan(args: Vault) -> Record:
 
     bundle = reference.find(args.bundle)
     whole = Bundle.open(bundle)
-    tokenizer = Tokenizer.from_files(whole.tokenizer_path, whole.template_path)
+    tokenizer = Tokenizer.from_files(
+        whole.tokenizer_path, whole.template_path, whole.manifest)
     teacher = None if args.teacher is None else reference.find_checkpoint(args.teacher)
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
         stage, apart = canary.Stage(Path(scratch) / "stage"), Path(scratch) / "apart"

@@ -259,8 +259,9 @@ def encode(source: Checkpoint, examples: Iterable[Example], context: int) -> lis
             f"Checkpoint {source.path.name} names no token that ends an answer; import it anew "
             "from a directory whose generation_config.json does."
         )
-    tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path)
-    return pairs(tokenizer, examples, source.metadata.eos[0], context, source.metadata.name)
+    tokenizer = Tokenizer.from_files(
+        source.tokenizer_path, source.template_path, source.metadata)
+    return pairs(tokenizer, examples, context, source.metadata.name)
 
 
 def run_folder(out: Path) -> Path:

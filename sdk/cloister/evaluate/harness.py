@@ -96,8 +96,9 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends an answer."""
-        return self._special(self.engine.bundle.manifest.eos)
+        """The token that ends an answer: the chat template's, or else the model's."""
+        end = self.engine.tokenizer.turn_end
+        return self._special(self.engine.bundle.manifest.eos if end is None else (end,))
 
     @property
     def prefix_token_id(self) -> int:
@@ -140,11 +141,10 @@ class CloisterLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
             PromptError, TokenizerError: see `Tokenizer.encode_chat`; or the text cannot be read
                 back as the tokens it stands for.
         """
-        ids = self.engine.tokenizer.encode_chat(
-            [Message(role=turn["role"], content=turn["content"]) for turn in chat_history],
-            add_generation_prompt=add_generation_prompt,
-        )
-        text: str = self._encoder.decode(ids, skip_special_tokens=False)
+        tokenizer = self.engine.tokenizer
+        said = [Message(role=turn["role"], content=turn["content"]) for turn in chat_history]
+        ids = tokenizer.encode_chat(said, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.render(said, add_generation_prompt=add_generation_prompt)
         if self._encoder.encode(text, add_special_tokens=False).ids != ids:
             raise TokenizerError(
                 f"Bundle {self.engine.bundle.manifest.name} cannot lay out a request of this task "

@@ -98,7 +98,7 @@ def evaluate(
         raise SettingError(
             f"{subject.name} names no token that ends an answer; import or export it anew.")
     shorter = min(subject, against or subject, key=lambda model: model.context)
-    pairs = list(to_ids(subject.tokenizer, examples, subject.eos[0], shorter.context, shorter.name))
+    pairs = to_ids(subject.tokenizer, examples, shorter.context, shorter.name)
     check(examples)
     by_task: dict[str, list[int]] = {}
     for number, example in enumerate(examples):

@@ -53,7 +53,8 @@ class CheckpointSubject:
     def __init__(self, checkpoint: Checkpoint, *, batch_bytes: int = _BATCH_BYTES) -> None:
         metadata = checkpoint.metadata
         self.name = checkpoint.path.name
-        self.tokenizer = Tokenizer.from_files(checkpoint.tokenizer_path, checkpoint.template_path)
+        self.tokenizer = Tokenizer.from_files(
+            checkpoint.tokenizer_path, checkpoint.template_path, metadata)
         self.eos, self.context = metadata.eos, metadata.config.shape.context
         self.vocabulary = metadata.config.shape.vocab_size
         self._batch_bytes = batch_bytes

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
-from cloister.errors import ExportMismatch, TokenizerError
-from cloister.message import Message
+from cloister.errors import ExportMismatch
 from cloister.model.quantized import QuantizedLinear
+from cloister.pairs import request
 
 if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
@@ -50,13 +50,7 @@ _Divergence = TypeVar("_Divergence", bound=Divergence)
 
 def lay_out(tokenizer: Tokenizer, system: str | None, prompt: str) -> list[int]:
     """Return the ids of a request; without a system role, the system prompt precedes the text."""
-    user = Message(role="user", content=prompt)
-    if system is None:
-        return tokenizer.encode_chat([user])
-    try:
-        return tokenizer.encode_chat([Message(role="system", content=system), user])
-    except TokenizerError:
-        return lay_out(tokenizer, None, f"{system}: {prompt}")
+    return tokenizer.encode_chat(request(tokenizer, system, prompt))
 
 
 def conversations(tokenizer: Tokenizer, context: int) -> list[list[int]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,34 +24,47 @@ from cloister.errors import CheckpointError, NonFiniteTensor, TensorMismatch
 from cloister.model.config import ModelConfig  # noqa: TC001  # read at run time, by `records`
 from cloister.model.quantized import scale_dtype, swap
 from cloister.model.recipe import Recipe
+from cloister.model.shards import read_json, shards
 from cloister.model.transformer import Decoder
 from cloister.records import Whole  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from cloister.progress import Report
 
 __all__ = [
-    "INDEX",
+    "FORMAT",
     "TYPE_NAMES",
     "Checkpoint",
     "Metadata",
+    "Origin",
     "Plan",
     "check_finite",
     "expected_tensors",
     "plan",
-    "read_json",
-    "shards",
 ]
 
 FORMAT = 1
-_JSON_LIMIT = 64 << 20
-INDEX = "model.safetensors.index.json"
 TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 Plan = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of each tensor of a checkpoint, by name, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What an import read: the weights may have been quantized before they came."""
+
+    format: str  # safetensors or gguf
+    types: dict[str, Whole]  # number of tensors by the type that the files hold them in
+    passed_over: tuple[str, ...] = ()  # other files of weights beside them
+    ignored: tuple[str, ...] = ()  # fields of the configuration that the user let pass
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +77,8 @@ class Metadata:
     parent: str | None = None  # identity of the checkpoint this one was made from
     bos: Whole | None = None
     eos: tuple[Whole, ...] = ()
+    special_tokens: dict[str, str] | None = None  # that the template is given, by name
+    origin: Origin | None = None  # of these weights, or of those that they were made from
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
@@ -72,7 +86,10 @@ class Metadata:
 
     def to_json(self) -> str:
         """Return the text of `config.json`."""
-        return records.to_json({"format": FORMAT, **asdict(self)})
+        record = {"format": FORMAT, **asdict(self)}
+        if self.special_tokens is None:
+            del record["special_tokens"]
+        return records.to_json(record)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -99,74 +116,6 @@ def plan(config: ModelConfig, recipe: str | None, dtype: torch.dtype = torch.flo
             result[f"{name}.q"] = torch.int8, shape
             result[f"{name}.scale"] = scale_dtype(scheme), (shape[0], scheme.groups(shape[1]))
     return result
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """Read the JSON object in `path`.
-
-    Raises:
-        CheckpointError: no such file, too large, or not a JSON object whose keys occur once each.
-    """
-    if not path.is_file():  # a pipe would be waited for
-        raise CheckpointError(
-            f"Directory {path.parent.name} has no {path.name}; name a checkpoint directory."
-        )
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_JSON_LIMIT + 1)
-    except OSError:
-        raise CheckpointError(
-            f"File {path.name} in {path.parent.name} cannot be read; check its permissions."
-        ) from None
-    return records.parse(raw, limit_bytes=_JSON_LIMIT, foreign=True, refuse=lambda complaint: (
-        CheckpointError(
-            f"File {path.name} in {path.parent.name} cannot be used ({complaint}); copy it again."
-        )
-    ))
-
-
-def shards(directory: Path) -> dict[str, Path]:
-    """Return the file of each tensor, from the index or the single file's header.
-
-    Raises:
-        CheckpointError: no weights, a damaged header, or an index that leaves the directory.
-        TensorMismatch: the index names a tensor that its file does not hold, or the reverse.
-    """
-    index = directory / INDEX
-    if index.exists():
-        malformed = CheckpointError(
-            f"The weight index in {directory.name} is malformed; copy the checkpoint again."
-        )
-        listed = records.build(
-            read_json(index).get("weight_map"), dict[str, str], refuse=lambda complaint: malformed
-        )
-        if not all(Path(file).name == file for file in listed.values()):
-            raise malformed
-        where = {name: directory / file for name, file in listed.items()}
-        stored = {name for file in set(where.values()) for name in _header(file)}
-        for name in sorted(stored ^ set(where)):
-            raise TensorMismatch(
-                f"Tensor {name} is in the index of {directory.name} or in a shard, but not in "
-                "both; copy the checkpoint again."
-            )
-        return where
-    single = directory / "model.safetensors"
-    return dict.fromkeys(_header(single), single)
-
-
-def _header(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"Directory {path.parent.name} has no {path.name}; convert the weights to "
-            "safetensors first."
-        ) from None
-    except (SafetensorError, OSError):
-        raise CheckpointError(
-            f"File {path.name} in {path.parent.name} is damaged or truncated; copy it again."
-        ) from None
 
 
 class Checkpoint:

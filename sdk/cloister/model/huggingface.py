@@ -1,4 +1,4 @@
-"""The import of Hugging Face directories: their configurations and tensor names as ours.
+"""Hugging Face directories: their configurations and tensors as ours.
 
 Every field of `config.json` is either understood, or known not to change the computation, or
 refused by name: a switch that is overlooked would give wrong numbers without an error.
@@ -10,56 +10,68 @@ import math
 import re
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
 
 from cloister.errors import (
     CheckpointError,
     SettingError,
-    TensorMismatch,
     UnsupportedArchitecture,
     UnsupportedFeature,
-    VocabularyMismatch,
-)
-from cloister.model.checkpoint import (
-    Checkpoint,
-    Metadata,
-    Plan,
-    check_finite,
-    expected_tensors,
-    read_json,
-    shards,
 )
 from cloister.model.config import Activation, ModelConfig, RopeScaling
-from cloister.model.writer import CheckpointWriter
-from cloister.progress import silent
+from cloister.model.shards import Stored, read_json
 from cloister.tiers import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
 
-    from cloister.progress import Progress
 
-__all__ = ["ARCHITECTURES", "import_model", "read_config"]
+__all__ = ["ARCHITECTURES", "configured", "read_config", "stored"]
 
 # Of training, bookkeeping or output format, or (the last line) read by some architectures, which
 # take them first: where they are left over, none changes the logits of inference.
 _HARMLESS = frozenset({
-    "_attn_implementation_autoset", "_name_or_path", "add_cross_attention", "attention_dropout",
-    "auto_map", "bad_words_ids", "cache_implementation", "chunk_size_feed_forward",
-    "cross_attention_hidden_size", "dtype", "finetuning_task", "id2label", "initializer_range",
-    "is_decoder", "is_encoder_decoder", "is_llama_config", "label2id", "model_type",
-    "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "pretraining_tp",
-    "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class",
-    "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
-    "unsloth_fixed", "use_cache",
-    "_sliding_window_pattern", "hidden_act", "max_window_layers", "use_sliding_window",
+    "add_cross_attention", "attention_dropout", "auto_map", "axolotl_config", "bos_token",
+    "chunk_size_feed_forward", "classifier_dropout", "cross_attention_hidden_size",
+    "decoder_start_token_id", "dropout", "dtype", "embd_pdrop", "eos_token", "finetuning_task",
+    "gradient_checkpointing", "hidden_dropout", "id2label", "initializer_factor",
+    "initializer_range", "is_decoder", "is_encoder_decoder", "is_llama_config",
+    "keys_to_ignore_at_inference", "label2id", "max_seq_len", "max_sequence_length",
+    "model_max_length", "model_type", "name_or_path", "neftune_noise_alpha", "output_attentions",
+    "output_hidden_states", "pad_token", "pad_token_id", "pretraining_tp", "problem_type",
+    "resid_pdrop", "return_dict", "sep_token_id", "seq_length", "task_specific_params",
+    "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
+    "transformers.js_config", "transformers_version", "unk_token", "unk_token_id", "use_bfloat16",
+    "use_cache",
+    "hidden_act", "max_window_layers", "use_sliding_window",
 })
-_NEUTRAL = {"partial_rotary_factor": 1.0}  # fields that ask for nothing with this value
+# Settings of generation, which files of transformers 4 have in config.json: ours are the user's.
+_GENERATION = frozenset({
+    "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
+    "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens", "cache_config",
+    "cache_implementation", "compile_config", "constraints", "continuous_batching_config",
+    "disable_compile", "diversity_penalty", "do_sample", "dola_layers", "early_stopping",
+    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff",
+    "eta_cutoff", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
+    "forced_decoder_ids", "forced_eos_token_id", "guidance_scale", "is_assistant",
+    "length_penalty", "low_memory", "max_cache_len", "max_length", "max_matching_ngram_size",
+    "max_new_tokens", "max_time", "min_length", "min_new_tokens", "min_p",
+    "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "num_beam_groups", "num_beams", "num_return_sequences", "output_logits", "output_scores",
+    "penalty_alpha", "prefill_chunk_size", "prefix", "prompt_lookup_num_tokens",
+    "remove_invalid_values", "renormalize_logits", "repetition_penalty",
+    "return_dict_in_generate", "return_legacy_cache", "sequence_bias", "speculation_type",
+    "stop_strings", "suppress_tokens", "target_lookbehind", "temperature", "token_healing",
+    "top_h", "top_k", "top_p", "typical_p", "use_model_defaults", "use_mtp",
+    "watermarking_config",
+})
+_MARKS = ("_", "unsloth_")  # of fields that are private, or that a tool left its version in
+_NEUTRAL: dict[str, object] = {"partial_rotary_factor": 1.0}  # asks for nothing with this value
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # What transformers 5.23 takes for a field that is missing (models/*/configuration_*.py), for the
@@ -109,8 +121,10 @@ class _Fields:
 
     values: dict[str, Any]
     defaults: dict[str, Any]
-    path: Path
+    source: str  # the name of the model's directory or file
+    ignore: frozenset[str] = frozenset()
     taken: set[str] = field(default_factory=set)
+    ignored: set[str] = field(default_factory=set)
 
     def take(self, name: str, kind: type, *, least: int = 1) -> Any:
         """Return the field `name`, else its default; null only where that is a value."""
@@ -119,7 +133,7 @@ class _Fields:
             if name in self.defaults:
                 return self.defaults[name]
             raise CheckpointError(
-                f"The configuration of {self.path.name} lacks {name}; copy it again."
+                f"The configuration of {self.source} lacks {name}; copy it again."
             )
         value = self.values[name]
         if value is None and (self.defaults.get(name, ...) is None or name in _NULLABLE):
@@ -131,49 +145,74 @@ class _Fields:
             good = type(value) in (int, float) and 0 < value <= sys.float_info.max
         if not good:
             raise CheckpointError(
-                f"Field {name} of the configuration of {self.path.name} must be "
+                f"Field {name} of the configuration of {self.source} must be "
                 f"{_MUST_BE[kind].format(least=least)}; copy it again."
             )
         return float(value) if kind is float else value
 
     def part(self, name: str) -> _Fields:
         """Return the fields of the object `name`, without defaults; none where it is absent."""
-        return _Fields(self.take(name, dict) or {}, {}, self.path)
+        values = self.take(name, dict) or {}
+        return _Fields(values, {}, self.source, self.ignore, ignored=self.ignored)
 
     def unsupported(self, what: str) -> UnsupportedFeature:
-        return UnsupportedFeature(f"{self.path.name} {what}; choose another model.")
+        return UnsupportedFeature(f"{self.source} {what}, so it cannot be imported.")
 
     def done(self) -> None:
-        for name in sorted(set(self.values) - self.taken - _HARMLESS):
-            if self.values[name] not in (None, False, _NEUTRAL.get(name)):
-                raise self.unsupported(f"uses {name}, which Cloister does not implement")
+        """Raise UnsupportedFeature for a field that nobody took and that may ask for something."""
+        for name in sorted(set(self.values) - self.taken - _HARMLESS - _GENERATION):
+            asks = self.values[name] not in (None, False, "", [], {}, _NEUTRAL.get(name))
+            if name in self.ignore:
+                self.ignored.add(name)
+            elif asks and not name.startswith(_MARKS):
+                raise UnsupportedFeature(
+                    f"{self.source} uses {name[:60]}, which Cloister does not implement; where it "
+                    f"changes nothing that the model computes, pass --ignore {name[:60]}."
+                )
+
+    def check_ignored(self) -> None:
+        """Raise SettingError for a field to be ignored that nobody would have refused."""
+        for name in sorted(self.ignore - self.ignored):
+            raise SettingError(
+                f"{self.source} has no field {name[:60]} that is passed over; leave out --ignore "
+                f"{name[:60]}."
+            )
 
 
 def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
-    """Read the configuration of the Hugging Face directory `path`.
+    """Read the configuration of the Hugging Face directory `path`, see `configured`."""
+    return configured(read_json(path / "config.json"), path.name, context=context)
+
+
+def configured(
+    record: Mapping[str, object], source: str, *, context: int | None = None,
+    ignore: Collection[str] = ()
+) -> ModelConfig:
+    """Read the configuration of the model called `source` from what its `config.json` says.
 
     A field that is missing has the architecture's own default. `context` shortens the context,
-    since a program's KV buffers take its whole length.
+    since a program's KV buffers take its whole length. Fields of `ignore` are let through.
 
     Raises:
         UnsupportedArchitecture, UnsupportedFeature: see the module.
         CheckpointError: a field without a default is missing, or one is not what it must be.
-        SettingError: a value, or `context`, is out of bounds.
+        SettingError: a value, or `context`, is out of bounds, or a field of `ignore` is none that
+            would be refused.
     """
-    record = read_json(path / "config.json")
     names = record.get("architectures")
     name = names[0] if isinstance(names, list) and names else "an unnamed one"
     if name not in ARCHITECTURES:
         raise UnsupportedArchitecture(
-            f"{path.name} has the architecture {name}; Cloister reads {', '.join(ARCHITECTURES)}."
+            f"{source} has the architecture {name}; Cloister reads {', '.join(ARCHITECTURES)}."
         )
     fields = _Fields(
-        record, _DEFAULTS[name], path, {"architectures", "bos_token_id", "eos_token_id"}
+        dict(record), _DEFAULTS[name], source, frozenset(ignore),
+        {"architectures", "bos_token_id", "eos_token_id"},
     )
     hidden, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
     longest = fields.take("max_position_embeddings", int)
     if context is not None and not 1 <= context <= longest:
-        raise SettingError(f"The context is {context}; {path.name} allows 1 to {longest} tokens.")
+        raise SettingError(f"The context is {context}; {source} allows 1 to {longest} tokens.")
     shape = Shape(
         vocab_size=fields.take("vocab_size", int),
         hidden_size=hidden,
@@ -200,6 +239,7 @@ def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
         **_windows(fields, name, shape.layers, no_rope),
     )
     fields.done()
+    fields.check_ignored()
     return config
 
 
@@ -314,78 +354,35 @@ def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
         return tuple(range(interval - 1, layers, interval))
     if len(rotary) < layers or any(type(used) is not int for used in rotary):
         raise CheckpointError(
-            f"Field no_rope_layers of the configuration of {fields.path.name} must be a list of "
+            f"Field no_rope_layers of the configuration of {fields.source} must be a list of "
             "0 or 1 for each layer; copy it again."
         )
     return tuple(i for i in range(layers) if not rotary[i])
 
 
-def import_model(
-    source: str | Path, out: str | Path, *, name: str | None = None, context: int | None = None,
-    replace: bool = False, progress: Progress = silent
-) -> Checkpoint:
-    """Read the Hugging Face directory `source` into the checkpoint `out`, tensor by tensor.
+def stored(where: Mapping[str, Path], *, gemma: bool) -> dict[str, Stored]:
+    """Return the tensors in the files `where` by our names; one that we do not know keeps its own.
 
-    Weights keep their type. Pickles are never read: convert them to safetensors first.
-
-    Raises:
-        UnsupportedArchitecture, UnsupportedFeature: see the module.
-        TensorMismatch: a tensor is missing, unexpected, or of another shape or type.
-        NonFiniteTensor: a tensor has a NaN or infinite entry.
-        VocabularyMismatch: the tokenizer has ids beyond the embedding's rows.
-        CheckpointError, OutputExists, NotEnoughDisk: see `CheckpointWriter`.
+    Gemma's norms have other places than those of the same names in other layouts.
     """
-    source = Path(source)
-    config = read_config(source, context=context)
-    _check_tokenizer(source, config.shape.vocab_size)
-    tensors, places = _planned(source, config)
-    bos, eos = _special(source)
-    template = _template(source)
-    with CheckpointWriter(
-        out,
-        metadata=Metadata(name=name or source.resolve().name, config=config, bos=bos, eos=eos),
-        tensors=tensors, tokenizer=source / "tokenizer.json", template=template, replace=replace,
-    ) as writer:
-        for done, tensor in enumerate(tensors):
-            progress("import", done, len(tensors))
-            path, key = places[tensor]
-            with safe_open(path, framework="pt") as file:
-                value = file.get_tensor(key)
-            check_finite(value, key, source)
-            writer.add(tensor, value)
-    return Checkpoint.open(out)
+    result = {}
+    for path in dict.fromkeys(where.values()):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # not a dict
+                if key.endswith("rotary_emb.inv_freq"):
+                    continue
+                part = file.get_slice(key)
+                kind = part.get_dtype()
+                result[_rename(key, gemma=gemma)] = Stored(
+                    key=key, kind=kind, dtype=_DTYPES.get(kind), shape=tuple(part.get_shape()),
+                    read=partial(_tensor, path, key))
+    return result
 
 
-def _planned(source: Path, config: ModelConfig) -> tuple[Plan, dict[str, tuple[Path, str]]]:
-    """Return the tensors to write, and the file and name that each is read from."""
-    where = {
-        key: path for key, path in shards(source).items()
-        if not key.endswith("rotary_emb.inv_freq")
-    }
-    ours = {_rename(key, gemma=config.post_norms, source=source): key for key in where}
-    if config.shape.tied and "head.weight" in ours:
-        _check_tied(where, ours, source)
-    wanted = expected_tensors(config)
-    for tensor in sorted(set(ours) - set(wanted)):
-        raise TensorMismatch(
-            f"{source.name} has tensor {ours[tensor]}, which its configuration does not mention; "
-            "choose another model."
-        )
-    tensors: Plan = {}
-    for tensor, shape in wanted.items():
-        key = ours.get(tensor)
-        if key is None:
-            raise TensorMismatch(f"{source.name} lacks the weights for {tensor}; copy it again.")
-        with safe_open(where[key], framework="pt") as file:
-            part = file.get_slice(key)
-            kind, size = part.get_dtype(), tuple(part.get_shape())
-        if size != shape or kind not in _DTYPES:
-            raise TensorMismatch(
-                f"Tensor {key} of {source.name} is {kind}{list(size)}, and its configuration "
-                f"says {list(shape)} of F32, F16 or BF16; copy it again."
-            )
-        tensors[tensor] = _DTYPES[kind], shape
-    return tensors, {tensor: (where[ours[tensor]], ours[tensor]) for tensor in tensors}
+def _tensor(path: Path, key: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(key)
+    return tensor
 
 
 _NAMES = {
@@ -405,68 +402,12 @@ _TOP = {
 }
 
 
-def _rename(key: str, *, gemma: bool, source: Path) -> str:
+def _rename(key: str, *, gemma: bool) -> str:
+    """Return our name of a tensor, or its own where we have none."""
     if key in _TOP:
         return _TOP[key]
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
     names = _GEMMA_NAMES if gemma else _NAMES
     if match is None or match[2] not in names:
-        raise TensorMismatch(
-            f"{source.name} has tensor {key}, which Cloister does not know; choose another model."
-        )
+        return key
     return f"layers.{match[1]}.{names[match[2]]}.{match[3]}"
-
-
-def _check_tied(where: dict[str, Path], ours: dict[str, str], source: Path) -> None:
-    """Raise TensorMismatch unless both copies of a shared matrix are equal; drop the second."""
-    values = []
-    for tensor in ("embed.weight", "head.weight"):
-        with safe_open(where[ours[tensor]], framework="pt") as file:
-            values.append(file.get_tensor(ours[tensor]))
-    if not torch.equal(*values):
-        raise TensorMismatch(
-            f"{source.name} says that embedding and head are one matrix, and they differ; set "
-            "tie_word_embeddings to false in its config.json if they should."
-        )
-    where.pop(ours.pop("head.weight"))
-
-
-def _check_tokenizer(source: Path, rows: int) -> None:
-    read_json(source / "tokenizer.json")  # names a file that is missing or no JSON
-    try:
-        tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    except Exception as error:  # as the library raises it, for whatever it cannot read
-        raise CheckpointError(
-            f"The tokenizer of {source.name} is not one that Cloister can read; copy it again."
-        ) from error
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if highest >= rows:
-        raise VocabularyMismatch(
-            f"The tokenizer of {source.name} has ids up to {highest} and the model {rows} rows; "
-            "use the tokenizer that the model was trained with."
-        )
-
-
-def _special(source: Path) -> tuple[int | None, tuple[int, ...]]:
-    """Return begin and end token ids; generation_config.json overrides config.json."""
-    fields: dict[str, Any] = {}
-    for file in ("config.json", "generation_config.json"):
-        if (source / file).exists():
-            record = read_json(source / file)
-            fields |= {name: value for name, value in record.items() if value is not None}
-    bos, eos = fields.get("bos_token_id"), fields.get("eos_token_id", [])
-    ends = eos if isinstance(eos, list) else [eos]
-    if any(type(id_) is not int or id_ < 0 for id_ in (*ends, 0 if bos is None else bos)):
-        raise CheckpointError(
-            f"The bos_token_id or eos_token_id of {source.name} is no token id; copy it again."
-        )
-    return bos, tuple(ends)
-
-
-def _template(source: Path) -> Path | str | None:
-    path = source / "chat_template.jinja"
-    if path.exists():
-        return path
-    config = source / "tokenizer_config.json"
-    template = read_json(config).get("chat_template") if config.exists() else None
-    return template if isinstance(template, str) else None

@@ -12,7 +12,8 @@ import torch
 
 from cloister import files
 from cloister.errors import CheckpointError
-from cloister.model.checkpoint import INDEX, TYPE_NAMES
+from cloister.model.checkpoint import TYPE_NAMES
+from cloister.model.shards import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +50,7 @@ class CheckpointWriter:
         *,
         metadata: Metadata,
         tensors: Plan,
-        tokenizer: Path,
+        tokenizer: Path | str,  # a file, or its contents
         template: Path | str | None,  # a file, or the template itself
         replace: bool = False,
         private: bool = False,
@@ -127,16 +128,22 @@ class CheckpointWriter:
                 "weight_map": {name: file for file, names in self._files.items() for name in names},
             }
             (directory / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
-        if not self._tokenizer.is_file():
+        if isinstance(self._tokenizer, Path) and not self._tokenizer.is_file():
             raise CheckpointError(
                 f"There is no {self._tokenizer.name} beside the weights; copy the tokenizer there."
             )
-        shutil.copyfile(self._tokenizer, directory / "tokenizer.json")
+        _put(self._tokenizer, directory / "tokenizer.json")
         if self._template is not None:
-            text = self._template
-            text = text.read_text("utf-8") if isinstance(text, Path) else text
-            (directory / "chat_template.jinja").write_text(text, "utf-8")
+            _put(self._template, directory / "chat_template.jinja")
         (directory / files.MARKS[_KIND]).write_text(self._metadata.to_json(), "utf-8")
+
+
+def _put(source: Path | str, path: Path) -> None:
+    """Copy a file, or write a text as it is."""
+    if isinstance(source, Path):
+        shutil.copyfile(source, path)
+    else:
+        path.write_bytes(source.encode())
 
 
 def _divide(tensors: Plan, limit: int) -> dict[str, list[str]]:

@@ -140,7 +140,7 @@ class _Builder:
     def pairs(self) -> list[Pair]:
         """Training data of every tier as token ids."""
         context = ladder()[Tier.NANO_1].context
-        return pairs(self.tokenizer, self.examples, self.end, context, Tier.NANO_1)
+        return pairs(self.tokenizer, self.examples, context, Tier.NANO_1)
 
     @property
     def tokenizer_path(self) -> Path:

@@ -176,7 +176,7 @@ class Session(Chat):
             constraint=constraint)
         if self._prefixes is not None:
             stats.restored_tokens = self._prefixes.fetch(ids)
-        text, answer = engine.tokenizer.stream(), list[Token]()
+        text, answer = engine.tokenizer.stream(answer=True), list[Token]()
         for choice in generate(
             engine, ids, decoding, stats=stats, stopped=self._stop.is_set, owner=owner
         ):

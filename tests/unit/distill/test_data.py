@@ -116,12 +116,12 @@ def test_an_example_longer_than_the_context_is_refused_by_number(tokenizer_dir) 
         tokenizer_dir / "tokenizer.json", tokenizer_dir / "chat_template.jinja")
     short = Example(task="a", input="zebra", target="c")
     long = Example(task="a", input="zebra " * 50, target="c")
-    assert len(pairs(tokenizer, [short], 0, 64, "tiny")) == 1
+    assert len(pairs(tokenizer, [short], 64, "tiny")) == 1
     with pytest.raises(ContextExceeded, match="Example 2 has") as caught:
-        pairs(tokenizer, [short, long], 0, 64, "tiny")
+        pairs(tokenizer, [short, long], 64, "tiny")
     assert "zebra" not in str(caught.value)
     with pytest.raises(ContextExceeded, match=r"own\.jsonl:7 has"):
-        pairs(tokenizer, [short, replace(long, place="own.jsonl:7")], 0, 64, "tiny")
+        pairs(tokenizer, [short, replace(long, place="own.jsonl:7")], 64, "tiny")
 
 
 def test_long_examples_get_rows_of_twice_the_length_and_no_more() -> None:

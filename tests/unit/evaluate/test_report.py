@@ -149,4 +149,4 @@ def test_progress_counts_what_is_done(tokenizer: Tokenizer) -> None:
 def _pair(tokenizer: Tokenizer, example: Example) -> Pair:
     from cloister.pairs import pair
 
-    return pair(tokenizer, example, 0)
+    return pair(tokenizer, example)

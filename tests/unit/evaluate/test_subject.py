@@ -47,7 +47,7 @@ def asked(subject: BundleSubject | CheckpointSubject) -> list[Pair]:
     from cloister.pairs import pair
 
     return [
-        pair(subject.tokenizer, Example(task="call", input=request, target=target), subject.eos[0])
+        pair(subject.tokenizer, Example(task="call", input=request, target=target))
         for request, target in [*((text, "x y z") for text in REQUESTS), ("tell", LONG)]
     ]
 

@@ -193,11 +193,13 @@ def test_a_configuration_that_is_a_pipe_is_refused_at_once(checkpoint: Path) -> 
 
 @pytest.mark.parametrize("index", [
     {}, {"weight_map": []}, {"weight_map": {"x": 1}}, {"weight_map": {"x": "../y.safetensors"}},
-    {"weight_map": {"embed.weight": "/etc/passwd"}}, {"weight_map": {"surprise": "model"}},
+    {"weight_map": {"embed.weight": "/etc/passwd"}},
+    {"weight_map": {"surprise": "weights.safetensors"}},
 ])
 def test_a_weight_index_that_is_malformed_or_leaves_the_directory_is_refused(
     checkpoint: Path, index: dict[str, object]
 ) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "weights.safetensors")
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError):
         Checkpoint.open(checkpoint)

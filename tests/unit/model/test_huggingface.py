@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models
 
 from cloister.errors import CheckpointError, SettingError, UnsupportedFeature
 from cloister.model.config import ModelConfig, RopeScaling
-from cloister.model.huggingface import import_model, read_config
+from cloister.model.huggingface import read_config
+from cloister.model.imports import import_model
 from cloister.records import build
 
 LENGTH = 48

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
+from cloister.cli import main
 from cloister.errors import (
     CheckpointError,
     NonFiniteTensor,
@@ -20,7 +21,9 @@ from cloister.errors import (
     UnsupportedFeature,
     VocabularyMismatch,
 )
-from cloister.model.huggingface import import_model, read_config
+from cloister.model.checkpoint import Checkpoint, expected_tensors
+from cloister.model.huggingface import read_config
+from cloister.model.imports import import_model
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 50,
@@ -68,13 +71,15 @@ def change(directory: Path, edit: Any) -> None:
 
 
 def test_an_import_keeps_types_template_and_special_tokens(source: Path, tmp_path: Path) -> None:
-    (source / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (source / "tokenizer_config.json").write_text(json.dumps(
+        {"chat_template": "{{ messages }}", "x_token": "w3", "eos_token": "w9"}))
     (source / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     checkpoint = import_model(source, tmp_path / "out", context=64)
     assert checkpoint.tensor("layers.0.mlp.up.weight").dtype is torch.bfloat16
     assert checkpoint.tensor("embed.weight").dtype is torch.float32
-    assert checkpoint.metadata.eos == (2, 7)
+    assert checkpoint.metadata.eos == (2, 7, 9)
     assert checkpoint.metadata.bos == 1
+    assert checkpoint.metadata.special_tokens == {"eos_token": "w9", "x_token": "w3"}
     assert checkpoint.metadata.config.shape.context == 64
     assert checkpoint.template_path is not None
     assert checkpoint.template_path.read_text() == "{{ messages }}"
@@ -170,6 +175,192 @@ def test_pickled_weights_are_never_read(source: Path, tmp_path: Path) -> None:
         import_model(source, tmp_path / "out")
 
 
+def divide(directory: Path, *, keep_whole: bool = False) -> None:
+    """Store the weights in two shards and an index, as a larger model's."""
+    tensors = load_file(directory / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[:9],
+             "model-00002-of-00002.safetensors": names[9:]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({
+        "weight_map": {name: file for file, held in parts.items() for name in held}}))
+    if not keep_whole:
+        (directory / "model.safetensors").unlink()
+
+
+def test_shards_are_read_as_their_index_says(source: Path, tmp_path: Path) -> None:
+    before = import_model(source, tmp_path / "whole")
+    divide(source)
+    after = import_model(source, tmp_path / "divided")
+    assert all(
+        torch.equal(before.tensor(name), after.tensor(name)) for name in expected_tensors(
+            before.metadata.config))
+
+
+def test_of_two_saves_in_one_directory_the_one_that_transformers_loads_is_taken_and_it_is_said(
+    source: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    divide(source, keep_whole=True)
+    change(source, lambda t: t["model.norm.weight"].fill_(3.0))  # newer than the shards
+    (source / "pytorch_model.bin").write_bytes(b"older still")
+    (source / "training_args.bin").write_bytes(b"no weights")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(source)
+    checkpoint = import_model(source, tmp_path / "out")
+    assert torch.equal(checkpoint.tensor("norm.weight"), theirs.model.norm.weight.float())
+    assert checkpoint.metadata.origin is not None
+    assert checkpoint.metadata.origin.passed_over == (
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json", "pytorch_model.bin",
+    )
+    assert checkpoint.report is not None
+    assert len(checkpoint.report.to_dict()["passed_over"]) == 4  # type: ignore[arg-type]
+
+
+def test_the_command_says_in_a_line_what_it_passed_over(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    divide(source, keep_whole=True)
+    assert main(["import", str(source), "-o", str(tmp_path / "out")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "Passed over" in line)
+    assert "model-00001-of-00002.safetensors" in line and "index.json" in line
+
+
+def _cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "a shard is missing": (
+        lambda d: (divide(d), (d / "model-00002-of-00002.safetensors").unlink()),
+        r"incomplete: of the 2 files .* model-00002-of-00002\.safetensors is not there"),
+    "all shards are missing": (
+        lambda d: (divide(d), [path.unlink() for path in d.glob("model-*-of-*")]),
+        r"model-00001-of-00002\.safetensors and 1 more"),
+    "the index is missing": (
+        lambda d: (divide(d), (d / "model.safetensors.index.json").unlink()),
+        r"has model-00001-of-00002\.safetensors and no model\.safetensors\.index\.json"),
+    "the file is cut off": (
+        lambda d: _cut(d / "model.safetensors", 20_000), r"truncated: 20000 bytes of \d+"),
+    "the header is cut off": (
+        lambda d: _cut(d / "model.safetensors", 100), r"within its header"),
+    "the file is empty": (lambda d: _cut(d / "model.safetensors", 0), r"truncated"),
+    "the file is another": (
+        lambda d: (d / "model.safetensors").write_text("<html>Sign in</html>" * 9), r"damaged"),
+    "a shard is cut off": (
+        lambda d: (divide(d), _cut(d / "model-00001-of-00002.safetensors", 9000)),
+        r"model-00001-of-00002\.safetensors .* truncated"),
+    "a pointer of Git LFS": (
+        lambda d: (d / "model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
+        r"git lfs pull"),
+    "a download under way": (
+        lambda d: (d / "model.safetensors").rename(d / "model.safetensors.incomplete"),
+        r"broke off \(model\.safetensors\.incomplete"),
+    "a download of a browser": (
+        lambda d: (d / "model.safetensors").rename(d / "model.safetensors.part"), r"broke off"),
+    "a download of hf": (
+        lambda d: ((d / ".cache/huggingface/download").mkdir(parents=True), (
+            d / "model.safetensors").rename(
+                d / ".cache/huggingface/download/model.safetensors.x.incomplete")),
+        r"broke off"),
+    "a link to nothing": (
+        lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").symlink_to(
+            d / "blob")), r"broke off \(model\.safetensors"),
+    "the makers' layout": (
+        lambda d: (d / "model.safetensors").rename(d / "consolidated.safetensors"),
+        r"own layout only \(consolidated\.safetensors\)"),
+    "an adapter": (
+        lambda d: ((d / "adapter_config.json").write_text("{}"), (
+            d / "model.safetensors").rename(d / "adapter_model.safetensors")),
+        r"an adapter without the model .* merge"),
+    "pickles": (
+        lambda d: (d / "model.safetensors").rename(d / "pytorch_model-00001-of-00002.bin"),
+        r"pickled .* never read; .* save_pretrained"),
+    "a file of GGUF": (
+        lambda d: (d / "model.safetensors").rename(d / "tiny.gguf"), r"name one .* tiny\.gguf"),
+    "another name": (
+        lambda d: (d / "model.safetensors").rename(d / "model.fp16.safetensors"), r"rename it"),
+    "nothing": (lambda d: (d / "model.safetensors").unlink(), r"has no weights"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_where_there_are_no_whole_weights_the_true_cause_is_said(
+    source: Path, tmp_path: Path, what: str
+) -> None:
+    make, match = BROKEN[what]
+    make(source)
+    with pytest.raises(CheckpointError, match=match):
+        import_model(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_alone_is_called_that_and_not_a_directory_without_a_configuration(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "config.json").unlink()
+    BROKEN["an adapter"][0](source)
+    with pytest.raises(CheckpointError, match="an adapter without the model"):
+        import_model(source, tmp_path / "out")
+
+
+def test_a_checkpoint_of_ours_is_not_imported_again(source: Path, tmp_path: Path) -> None:
+    import_model(source, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="checkpoint already"):
+        import_model(tmp_path / "out", tmp_path / "again")
+
+
+BOOKKEEPING: dict[str, Any] = {
+    "unsloth_version": "2025.3.19", "unsloth_fixed": True, "unsloth_novelty": [1],
+    "transformers.js_config": {"dtype": "q4"}, "max_sequence_length": 2048, "max_length": 4096,
+    "neftune_noise_alpha": 5.0, "pruned_heads": {}, "_private": {"of": "a tool"},
+    "_model_name_or_path": "x", "_commit_hash": "x", "do_sample": True, "temperature": 0.7,
+    "top_p": 0.9, "resid_pdrop": 0.1, "some_list": [], "some_text": "", "some_switch": False,
+}
+
+
+def test_what_computes_nothing_is_passed_over(source: Path, tmp_path: Path) -> None:
+    plain = read_config(source)
+    assert read_config(write(tmp_path / "more", **BOOKKEEPING)) == plain
+
+
+def test_every_setting_of_generation_is_passed_over(source: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.GenerationConfig().to_dict()
+    assert {"top_k", "typical_p", "num_beams"} <= settings.keys()
+    more = write(tmp_path / "more", **{
+        name: 7 for name in settings if name not in ("bos_token_id", "eos_token_id")})
+    assert read_config(more) == read_config(source)
+
+
+def test_a_field_passes_where_the_user_says_so_and_the_checkpoint_says_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write(tmp_path / "hub", novelty=3, rope_scaling={
+        "rope_type": "linear", "factor": 2.0, "inner_novelty": 1}), tmp_path / "out"
+    with pytest.raises(UnsupportedFeature, match="--ignore inner_novelty") as refused:
+        import_model(source, out)
+    assert "another model" not in str(refused.value)
+    with pytest.raises(UnsupportedFeature, match="--ignore novelty"):
+        import_model(source, out, ignore=["inner_novelty"])
+    command = ["import", str(source), "-o", str(out), "--ignore", "novelty", "--ignore",
+               "inner_novelty"]
+    assert main(command) == 0
+    assert "Ignored: inner_novelty, novelty" in capsys.readouterr().out
+    origin = Checkpoint.open(out).metadata.origin
+    assert origin is not None and origin.ignored == ("inner_novelty", "novelty")
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "rope_scaling", "no_such_field"])
+def test_a_field_that_is_read_or_not_there_cannot_be_ignored(
+    source: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(SettingError, match=f"no field {name} that"):
+        import_model(source, tmp_path / "out", ignore=[name])
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused_with_both_numbers(
     source: Path, tmp_path: Path
 ) -> None:
@@ -187,6 +378,7 @@ def test_a_missing_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_that_leaves_the_directory_is_refused(source: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors").rename(tmp_path / "other.safetensors")
     (source / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"model.norm.weight": "../other.safetensors"}})
     )

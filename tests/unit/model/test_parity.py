@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 transformers = pytest.importorskip("transformers")
 
 from cloister.model.cache import KVCache  # noqa: E402
-from cloister.model.huggingface import import_model  # noqa: E402
+from cloister.model.imports import import_model  # noqa: E402
 from cloister.model.transformer import Decoder  # noqa: E402
 
 LENGTH, WINDOW = 64, 16

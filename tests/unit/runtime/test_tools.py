@@ -174,7 +174,7 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 
 def tokenizer_of(bundle: Bundle) -> Tokenizer:
-    return Tokenizer.from_files(bundle.tokenizer_path, bundle.template_path)
+    return Tokenizer.from_files(bundle.tokenizer_path, bundle.template_path, bundle.manifest)
 
 
 @pytest.mark.parametrize("style", STYLES)

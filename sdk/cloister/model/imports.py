@@ -1,0 +1,179 @@
+"""The import of models that others made: a directory or a file in, a checkpoint out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cloister.errors import CheckpointError, TensorMismatch
+from cloister.model import gguf, gguf_file, gguf_tokens, huggingface
+from cloister.model import tokens as spoken
+from cloister.model.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    Metadata,
+    Origin,
+    Plan,
+    check_finite,
+    expected_tensors,
+)
+from cloister.model.shards import passed_over, read_json, shards, weight_files
+from cloister.model.writer import CheckpointWriter
+from cloister.progress import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from cloister.model.config import ModelConfig
+    from cloister.model.shards import Stored
+    from cloister.model.tokens import Tokens
+    from cloister.progress import Progress
+
+__all__ = ["check", "import_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """What a directory or file holds, its weights not read yet."""
+
+    name: str
+    config: ModelConfig
+    tokens: Callable[[], Tokens]
+    stored: dict[str, Stored]  # by our names
+    origin: Origin
+
+
+def import_model(
+    source: str | Path, out: str | Path, *, name: str | None = None, context: int | None = None,
+    ignore: Collection[str] = (), replace: bool = False, progress: Progress = silent
+) -> Checkpoint:
+    """Read `source`, a Hugging Face directory or a GGUF file, into the checkpoint `out`.
+
+    One tensor at a time. Weights keep their type; those that are quantized become float32, which
+    holds them exactly. Pickles are never read: convert them to safetensors first. Fields of the
+    configuration named in `ignore` are let through although Cloister does not know them. The
+    checkpoint's `report` says what was read, and what was passed over.
+
+    Raises:
+        UnsupportedArchitecture, UnsupportedFeature: see the module.
+        TensorMismatch: a tensor is missing, unexpected, or of another shape or type.
+        NonFiniteTensor: a tensor has a NaN or infinite entry.
+        VocabularyMismatch: the tokenizer has ids beyond the embedding's rows.
+        CheckpointError, OutputExists, NotEnoughDisk: see `CheckpointWriter`.
+    """
+    source = Path(source)
+    model = _read(source, context, ignore)
+    _check_tied(model)
+    tensors = _planned(model)
+    tokens = model.tokens()
+    with CheckpointWriter(
+        out,
+        metadata=Metadata(
+            name=name or model.name, config=model.config, bos=tokens.bos, eos=tokens.eos,
+            special_tokens=dict(tokens.special_tokens), origin=model.origin),
+        tensors=tensors, tokenizer=tokens.tokenizer, template=tokens.template, replace=replace,
+    ) as writer:
+        for done, tensor in enumerate(tensors):
+            progress("import", done, len(tensors))
+            value = model.stored[tensor].read()
+            check_finite(value, model.stored[tensor].key, source)
+            writer.add(tensor, value)
+    checkpoint = Checkpoint.open(out)
+    checkpoint.report = model.origin
+    return checkpoint
+
+
+def check(source: Path) -> None:
+    """Raise what an import of `source` would, as far as headers and configuration tell."""
+    model = _read(source, None, ())
+    if model.config.shape.tied:
+        model.stored.pop("head.weight", None)
+    _planned(model)
+
+
+def _read(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
+    return (_gguf if source.is_file() else _directory)(source, context, ignore)
+
+
+def _directory(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
+    name = source.resolve().name
+    if not (source / "config.json").exists():
+        weight_files(source)  # says what the directory holds in place of a model
+    record = read_json(source / "config.json")
+    if record.get("format") == FORMAT and "architectures" not in record:
+        raise CheckpointError(f"{name} is a Cloister checkpoint already; use it as it is.")
+    config = huggingface.configured(record, name, context=context, ignore=ignore)
+    where = shards(source)
+    stored = huggingface.stored(where, gemma=config.post_norms)
+    return _Model(
+        name=name, config=config, stored=stored,
+        tokens=lambda: spoken.read(source, config.shape.vocab_size),
+        origin=_origin("safetensors", stored, ignore, passed_over(source, where.values())),
+    )
+
+
+def _gguf(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
+    header = gguf_file.read(source)
+    stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", source.name)
+    config = huggingface.configured(
+        gguf.configuration(header), stem, context=context, ignore=ignore)
+    gguf_tokens.check(header)
+    stored = gguf.stored(header)
+    return _Model(
+        name=stem, config=config, stored=stored,
+        tokens=lambda: gguf_tokens.read(header).checked(config.shape.vocab_size, stem),
+        origin=_origin("gguf", stored, ignore),
+    )
+
+
+def _origin(
+    format_: str, stored: dict[str, Stored], ignore: Collection[str],
+    others: tuple[str, ...] = ()
+) -> Origin:
+    return Origin(
+        format=format_, types=dict(Counter(each.kind for each in stored.values())),
+        passed_over=others, ignored=tuple(sorted(ignore)),
+    )
+
+
+def _check_tied(model: _Model) -> None:
+    """Raise TensorMismatch unless both copies of a shared matrix are equal; drop the second."""
+    if model.config.shape.tied and "head.weight" in model.stored:
+        head = model.stored.pop("head.weight")
+        if not torch.equal(model.stored["embed.weight"].read(), head.read()):
+            raise TensorMismatch(
+                f"{model.name} says that embedding and head are one matrix, and they differ; set "
+                "tie_word_embeddings to false in its config.json if they should."
+            )
+
+
+def _planned(model: _Model) -> Plan:
+    """Return the tensors to write.
+
+    Raises:
+        TensorMismatch: they are not those of the configuration.
+    """
+    stored, source = model.stored, model.name
+    wanted = expected_tensors(model.config)
+    for tensor in sorted(set(stored) - set(wanted)):
+        raise TensorMismatch(
+            f"{source} has tensor {stored[tensor].key[:80]}, which Cloister or its configuration "
+            "does not know, so it cannot be imported."
+        )
+    plan: Plan = {}
+    for tensor, shape in wanted.items():
+        each = stored.get(tensor)
+        if each is None:
+            raise TensorMismatch(f"{source} lacks the weights for {tensor}; copy it again.")
+        if each.shape != shape or each.dtype is None:
+            raise TensorMismatch(
+                f"Tensor {each.key} of {source} is {each.kind}{list(each.shape)}, and its "
+                f"configuration says {list(shape)} of F32, F16 or BF16; copy it again."
+            )
+        plan[tensor] = each.dtype, shape
+    return plan
