@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.errors import DataError, OverlapError
+from cloister.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -38,12 +39,21 @@ TOLERATED = 0.05  # share of the records of a training set
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One request and the answer wanted. Its repr shows neither."""
+    """What was said, and the answer wanted. Its repr shows neither."""
 
-    task: str  # the system prompt
-    input: str
+    task: str  # what scores are counted by; the system prompt, where there are no turns
+    input: str  # the last message before the answer
     target: str
+    turns: tuple[Message, ...] = ()  # of a conversation: all before the answer
     place: str = field(default="", compare=False)  # file and number, where it was read
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation before the answer; a task, unless it is empty, is its system message."""
+        if self.turns:
+            return self.turns
+        request = Message(role="user", content=self.input)
+        return (Message(role="system", content=self.task), request) if self.task else (request,)
 
     def __repr__(self) -> str:
         return f"Example(task={self.task!r})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cloister.errors import ContextExceeded
-from cloister.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,10 +20,7 @@ Pair = tuple[list[int], list[int]]
 
 def pair(tokenizer: Tokenizer, example: Example, end: int) -> Pair:
     """Return the ids of the prompt, up to where the answer begins, and of the answer with `end`."""
-    prompt = [
-        Message(role="system", content=example.task), Message(role="user", content=example.input)
-    ]
-    return tokenizer.encode_chat(prompt), [*tokenizer.encode(example.target), end]
+    return tokenizer.encode_chat(example.messages), [*tokenizer.encode(example.target), end]
 
 
 def pairs(
