@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from cloister.corpus import Example
+    from cloister.corpus import Example, Split
     from cloister.distill.schedule import Schedule
     from cloister.distill.teacher import LogitStore
     from cloister.tiers import Scale, Tier
@@ -32,6 +32,7 @@ class TrainOptions(Options):
     output: Path
     force: bool
     data: Path | None
+    split: Split | None
     held_out: Path | None
     allow_overlap: bool
     tolerate: float
@@ -93,10 +94,11 @@ def distill(options: Distill) -> Record | None:
             compiled=options.compile, scale=options.size, from_scratch=options.from_scratch,
             draws=options.draws, store=store, allow_overlap=options.allow_overlap,
         )
+        examples, data = _examples(options, console)
         with display.progress(console, str(options.tier)) as progress:
             student = run.distill(
-                teacher, options.output, student=options.tier,
-                data=_examples(options, console), held_out=options.held_out, settings=settings,
+                teacher, options.output, student=options.tier, data=examples,
+                held_out=options.held_out, settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)
@@ -115,7 +117,7 @@ def distill(options: Distill) -> Record | None:
             ("student, before", f"{report.before:.4f}"),
             ("student, after", f"{report.after:.4f}"),
         ])
-    return report.to_dict() if first else None
+    return {**report.to_dict(), "data": data} if first else None
 
 
 def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record | None:
@@ -128,7 +130,7 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
         from cloister.quantize.apply import QuantizeReport, quantize
         from cloister.quantize.train import QatSettings
 
-        examples = _examples(options, console)
+        examples, data = _examples(options, console)
         if options.held_out is not None and not options.allow_overlap:
             corpus.refuse_overlap(examples, corpus.read(options.held_out))
         with display.progress(console, recipe) as progress:
@@ -146,7 +148,7 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
             ("divergence, first step", f"{run.losses[0]:.2g} nats a token"),
             ("divergence, last step", f"{run.losses[-1]:.2g}"),
         ])
-    return report.to_dict() if first else None
+    return {**report.to_dict(), "data": data} if first else None
 
 
 @contextmanager
@@ -180,14 +182,16 @@ def _sealing(options: Distill) -> Iterator[Callable[[Mapping[str, str | int]], L
         yield functools.partial(SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
 
 
-def _examples(options: TrainOptions, console: Console) -> list[Example]:
-    """Return the data to train on, and say what had to be left out."""
-    from cloister.corpus import load
+def _examples(options: TrainOptions, console: Console) -> tuple[list[Example], Record]:
+    """Return the data to train on, with what was read and what left out, and say so."""
+    from cloister.corpus import LEARN, load, select
 
     assert options.data is not None
-    corpus = load(options.data, tolerated=options.tolerate)
+    selection = select(options.data, LEARN, options.split)
+    console.print(str(selection), markup=False, highlight=False)
+    corpus = load(selection, tolerated=options.tolerate)
     if corpus.flaws:
         counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, corpus.flaws[:5]))
         console.print(f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
-    return list(corpus.examples)
+    return list(corpus.examples), {**selection.to_dict(), "flaws": corpus.count()}
