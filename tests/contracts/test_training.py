@@ -113,6 +113,51 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
     assert ids[0] == ids[1]
 
 
+def test_what_is_read_of_a_folder_and_what_is_left_out_is_said_and_recorded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, student = tmp_path / "data", tmp_path / "s"
+    folder.mkdir()
+    lines(folder / "train_a.jsonl")
+    lines(folder / "validate_a.jsonl", 5, first=500)
+    (folder / "notes.txt").write_text(SECRET)
+    left = {"notes.txt": "no data file"}
+    taught = ("distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", folder,
+              "--held-out", folder, *QUICK)
+    assert done(capfd, *taught, "-o", student)["data"] == {
+        "files": ["train_a.jsonl"], "split": "train", "flaws": {},
+        "left_out": {**left, "validate_a.jsonl": "validate"}}
+    found = done(capfd, "eval", "nano-1", "--data", folder)
+    assert (found["n"], found["files"]) == (5, ["validate_a.jsonl"])
+    found = done(capfd, "eval", "nano-1", "--data", folder, "--split", "train", "--limit", "5")
+    assert found["left_out"] == {**left, "validate_a.jsonl": "validate"}
+    assert main(["eval", "nano-1", "--data", str(folder), "--limit", "5"]) == 0
+    assert "Reads validate_a.jsonl, split validate. Leaves out notes.txt (no data file)" in (
+        " ".join(capfd.readouterr().err.split()))
+    shutil.move(folder / "train_a.jsonl", folder / "mine.jsonl")
+    assert "choose one with --split validate" in refused(capfd, *taught, "-o", tmp_path / "t")
+
+
+def test_a_student_learns_from_conversations_and_is_measured_on_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "chat.jsonl"
+    data.write_text("".join(json.dumps({"messages": [
+        {"role": "system", "content": "call"}, {"role": "user", "content": f"play {SECRET} {i}"},
+        {"role": "assistant", "content": "done"}, {"role": "user", "content": "and again"},
+        {"role": "assistant", "content": f"done {i}"},
+    ]}) + "\n" for i in range(60)), "utf-8")
+    student = tmp_path / "s"
+    done(capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data, "-o", student,
+         *QUICK)
+    held_out = read(tmp_path / "s.run" / "held-out.jsonl")
+    assert {example.task for example in held_out} == {"chat"}
+    assert len(held_out) % 2 == 0  # conversations are held out whole
+    found = done(capfd, "eval", student, "--data", tmp_path / "s.run" / "held-out.jsonl")
+    assert set(found["metrics"]) == {"bits_per_byte"}
+    assert found["n"] == len(held_out)
+
+
 def test_the_demo_goes_the_whole_way(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
