@@ -179,15 +179,17 @@ def load(
 
 
 def split(
-    examples: Iterable[Example], *, held_out: float = 0.05
+    examples: Iterable[Example], *, held_out: float = 0.05, seed: int | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return training and development parts.
+    """Return training and development parts, the same ones each time, and others by another seed.
 
-    Neither inputs that normalise alike nor the turns of a conversation ever straddle them.
+    Neither inputs that normalise alike nor the turns of a conversation ever straddle them. What is
+    held out is also held out as part of a larger share.
     """
+    salt = "" if seed is None else f"{seed} "
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
-        digest = hashlib.sha256(normalized(_opening(example)).encode()).digest()
+        digest = hashlib.sha256((salt + normalized(_opening(example))).encode()).digest()
         number = int.from_bytes(digest[:4], "big")
         parts[number < held_out * 2**32].append(example)
     return parts

@@ -168,6 +168,14 @@ def test_equal_requests_never_straddle_the_split_whatever_their_case_and_spaces(
     assert split(reversed(examples))[1] == held_out[::-1]
 
 
+def test_a_share_is_the_same_by_its_seed_and_part_of_a_larger_one() -> None:
+    examples = [Example(task="a", input=f"request {number}", target="b") for number in range(1000)]
+    few, more = (set(split(examples, held_out=share, seed=7)[1]) for share in (0.05, 0.25))
+    assert few < more
+    assert 30 < len(few) < 75 < 200 < len(more) < 300
+    assert set(split(examples, held_out=0.05, seed=8)[1]) != few
+
+
 def test_the_published_snips_files_are_read_whole() -> None:
     folder = Settings.from_environment().data
     if folder is None:
