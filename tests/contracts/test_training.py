@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -166,10 +167,16 @@ def test_the_demo_goes_the_whole_way(
     found = demo(
         Demo(output=bundle, force=False),
         Sizes(examples=200, held_out=5, steps=2, steps_4bit=2, tokens=512))
-    assert "held-out cross-entropy" in capfd.readouterr().err
+    out, said = capfd.readouterr()
+    assert "held-out cross-entropy" in said
+    assert re.match(r"Five stages, about \d+ s on this machine", said)
+    assert f"cloister run {bundle}" in out.partition("Next:")[2]
     Bundle.open(bundle).verify()
-    assert found["tiers"][0]["tier"] == "nano-1, just made"
-    assert len(found["tiers"]) > 1
+    made, *shipped = found["tiers"]
+    assert made["tier"] == "nano-1, just made"
+    assert made["answers"].count(None) == 15  # it was taught one task of four
+    assert len(shipped) > 1
+    assert not any(None in tier["answers"] for tier in shipped)
     assert len(found["measured"]) == 3
     assert all(0 <= each["top1"] <= 1 for each in found["measured"].values())
 

@@ -98,7 +98,7 @@ def distill(options: Distill) -> Record | None:
         with display.progress(console, str(options.tier)) as progress:
             student = run.distill(
                 teacher, options.output, student=options.tier, data=examples,
-                held_out=options.held_out, settings=settings,
+                held_out=_held_out(options, console), settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)
@@ -131,8 +131,9 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
         from cloister.quantize.train import QatSettings
 
         examples, data = _examples(options, console)
-        if options.held_out is not None and not options.allow_overlap:
-            corpus.refuse_overlap(examples, corpus.read(options.held_out))
+        held_out = _held_out(options, console)
+        if held_out is not None and not options.allow_overlap:
+            corpus.refuse_overlap(examples, held_out)
         with display.progress(console, recipe) as progress:
             quantized = quantize(
                 source, options.output, recipe, data=examples,
@@ -188,10 +189,21 @@ def _examples(options: TrainOptions, console: Console) -> tuple[list[Example], R
 
     assert options.data is not None
     selection = select(options.data, LEARN, options.split)
-    console.print(str(selection), markup=False, highlight=False)
+    console.print(f"To learn from: {selection}", markup=False, highlight=False)
     corpus = load(selection, tolerated=options.tolerate)
     if corpus.flaws:
         counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, corpus.flaws[:5]))
         console.print(f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
     return list(corpus.examples), {**selection.to_dict(), "flaws": corpus.count()}
+
+
+def _held_out(options: TrainOptions, console: Console) -> list[Example] | None:
+    """Return the data to measure on, where some is named, and say what was read."""
+    from cloister.corpus import MEASURE, read, select
+
+    if options.held_out is None:
+        return None
+    selection = select(options.held_out, MEASURE)
+    console.print(f"To measure on: {selection}", markup=False, highlight=False)
+    return read(selection)
