@@ -46,9 +46,9 @@ class Selection:
     _sources: tuple[tuple[DataFile, frozenset[str] | None], ...] = field(repr=False)
 
     def __str__(self) -> str:
-        read = f"Reads {_listed(self.files)}" + (f", split {self.split}." if self.split else ".")
+        read = _listed(self.files) + (f" (split {self.split})" if self.split else "")
         left = [f"{name} ({why})" for name, why in self.left_out.items()]
-        return f"{read} Leaves out {_listed(left)}." if left else read
+        return f"{read}; left out: {_listed(left)}" if left else read
 
     def to_dict(self) -> dict[str, object]:
         """Return the selection, JSON-ready."""

@@ -2,7 +2,7 @@
 its teacher answers to the other requests.
 
     python tests/bench/scarce.py --data DIR [--teacher pro] [--tier nano-1] [--steps 100]
-        [--shares 0.01,0.05,0.25] [--seeds 0,1,2] [--requests N] [--out DIR]
+        [--tokens 1024] [--shares 0.01,0.05,0.25] [--seeds 0,1,2] [--requests N] [--out DIR]
 
 Of the SNIPS and CLINC150 requests to train on a share keeps its labels; the rest are requests only.
 All students are cut out of the teacher, and learn from the same number of tokens. The teacher has
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="pro", help="a shipped tier, or a directory")
     parser.add_argument("--tier", default="nano-1")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--tokens", type=int, default=1024, help="a step")
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--shares", default="0.01,0.05,0.25")
     parser.add_argument("--seeds", default="0,1,2")
@@ -70,8 +71,9 @@ def main() -> None:
             taught = [answers[each.place] for each in rest if each.place in answers]
             for name, objective in VARIANTS.items():
                 settings = DistillSettings(
-                    schedule=Schedule(steps=given.steps, peak=given.rate, seed=seed,
-                                      warmup=min(50, given.steps // 10)),
+                    schedule=Schedule(
+                        steps=given.steps, tokens=given.tokens, micro=min(given.tokens, 1024),
+                        peak=given.rate, seed=seed, warmup=min(50, given.steps // 10)),
                     objective=objective, allow_overlap=True)
                 with tempfile.TemporaryDirectory() as scratch:
                     student = distill(
@@ -84,7 +86,7 @@ def main() -> None:
                     "share": share, "seed": seed, "variant": name, "labels": len(labelled),
                     "cross_entropy": student.report.after, **scores})
                 (given.out / "scarce.json").write_text(json.dumps(runs, indent=1) + "\n")
-    _show(runs, f"{given.tier} of {given.teacher}, {given.steps} steps, {len(requests)} requests; "
+    _show(runs, f"{given.tier} of {given.teacher}, {given.steps} steps of {given.tokens} tokens, {len(requests)} requests; "
                 f"measured on {len(held_out)}")
 
 

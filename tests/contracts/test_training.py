@@ -133,8 +133,8 @@ def test_what_is_read_of_a_folder_and_what_is_left_out_is_said_and_recorded(
     found = done(capfd, "eval", "nano-1", "--data", folder, "--split", "train", "--limit", "5")
     assert found["left_out"] == {**left, "validate_a.jsonl": "validate"}
     assert main(["eval", "nano-1", "--data", str(folder), "--limit", "5"]) == 0
-    assert "Reads validate_a.jsonl, split validate. Leaves out notes.txt (no data file)" in (
-        " ".join(capfd.readouterr().err.split()))
+    said = " ".join(capfd.readouterr().err.split())
+    assert "validate_a.jsonl (split validate); left out: notes.txt (no data file)" in said
     shutil.move(folder / "train_a.jsonl", folder / "mine.jsonl")
     assert "choose one with --split validate" in refused(capfd, *taught, "-o", tmp_path / "t")
 

@@ -518,8 +518,8 @@ def test_every_file_of_data_in_a_folder_is_read_and_the_rest_named(tmp_path: Pat
         "left_out": {
             "d.json.gz": "also in d.json", "more": "a folder", "notes.txt": "no data file"}}
     assert str(selection) == (
-        "Reads a.jsonl, b.ndjson, c.JSONL, d.json. Leaves out d.json.gz (also in d.json), more "
-        "(a folder), notes.txt (no data file).")
+        "a.jsonl, b.ndjson, c.JSONL, d.json; left out: d.json.gz (also in d.json), more "
+        "(a folder), notes.txt (no data file)")
 
 
 def test_a_folder_of_folders_is_refused_by_their_names(tmp_path: Path) -> None:
@@ -536,8 +536,8 @@ def test_of_a_folder_as_snips_has_it_each_purpose_reads_its_own_and_nothing_twic
     assert [each.input for each in load(path).examples] == ["train_GetWeather_full.json"]
     assert [each.input for each in read(path)] == ["validate_GetWeather.json"]
     assert str(select(path, LEARN)) == (
-        "Reads train_GetWeather_full.json, split train. Leaves out train_GetWeather.json (also in "
-        "train_GetWeather_full.json), validate_GetWeather.json (validate).")
+        "train_GetWeather_full.json (split train); left out: train_GetWeather.json (also in "
+        "train_GetWeather_full.json), validate_GetWeather.json (validate)")
     assert [each.input for each in read(path, split=Split.TRAIN)] == ["train_GetWeather_full.json"]
 
 

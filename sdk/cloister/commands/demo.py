@@ -255,9 +255,10 @@ def _show_answers(requests: list[Record], answers: list[Record]) -> None:
 
 def _show_next(kept: Path | None) -> None:
     display.show("\nNext:")
+    run = f'cloister run {shlex.quote(str(kept))} "Call me on 020 7946 0958." --system {TASK}'
     for command, what in (
-        (f'cloister run {shlex.quote(str(kept))} "Call me on 020 7946 0958." --system {TASK}', "what was just made")
-        if kept else ("cloister demo -o mine.cloister", "the same again, and keep what is made"),
+        (run, "what was just made") if kept else (
+            "cloister demo -o mine.cloister", "the same again, and keep what is made"),
         ("cloister chat nano-1 --system call", "talk to a shipped tier"),
         ("cloister import path/to/model -o teacher", "begin with a model that others made"),
         ("cloister distill --teacher teacher --tier nano-1 --data mine.jsonl -o student",

@@ -163,7 +163,7 @@ def _gate(args: Export, console: Console) -> Callable[[Path], None] | None:
     from cloister.evaluate.subject import BundleSubject, open_subject
 
     bounds, selection = gate.parse(args.gate), select(args.gate_data, MEASURE)
-    console.print(str(selection), markup=False, highlight=False)
+    console.print(f"To measure on: {selection}", markup=False, highlight=False)
     examples = read(selection)
     for bound in bounds:  # not only after the export, which may take minutes
         if bound.between_two and args.gate_against is None:

@@ -176,7 +176,7 @@ def _examples(args: Eval) -> tuple[list[Example], str, Record]:
     from cloister.corpus import MEASURE, read, select
 
     selection = select(args.data, MEASURE, args.split)
-    display.note(str(selection))
+    display.note(f"To measure on: {selection}")
     whole = read(selection)
     if args.task is not None:
         whole = [example for example in whole if example.task == args.task]
