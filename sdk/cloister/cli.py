@@ -156,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--own-answers", type=float, default=0.0, metavar="SHARE",
                          help="share of the steps, the last ones, on the student's own answers, "
                               "by the Jensen-Shannon divergence (GKD)")
+    distill.add_argument("--unlabelled", type=Path, metavar="PATH",
+                         help="more requests, which the teacher answers; their own are not read")
     _training(distill, rate=4e-3)
     _output(distill)
 

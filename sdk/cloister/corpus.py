@@ -27,6 +27,12 @@ __all__ = ["LEARN", "MEASURE", "TOLERATED", "Corpus", "Example", "Flaw", "Purpos
 
 TOLERATED = 0.05  # share of the records of a training set
 _NAMED = 5  # files or flaws in a sentence
+_WHY = {
+    "malformed": 'it is in none of the formats, SNIPS, CLINC150, FairytaleQA, "messages", '
+                 '"conversations", "instruction" with "output", or "task", "input", "target"',
+    "empty": "a request or an answer is missing",
+    "with tools": "calls of tools are not read",
+}
 
 Purpose = tuple[Split, ...]
 """The splits that serve it, the first that there is."""
@@ -54,14 +60,20 @@ class Selection:
         """Return the selection, JSON-ready."""
         return {"files": list(self.files), "split": self.split, "left_out": self.left_out}
 
-    def records(self) -> Iterator[Example | Flaw]:
+    def records(self, *, answered: bool = True) -> Iterator[Example | Flaw]:
         """Yield the examples and flaws, by order of file names.
+
+        A request without an answer is a flaw where all should be `answered`.
 
         Raises:
             DataError: a file cannot be read.
         """
         for file, lists in self._sources:
-            yield from file.examples(lists)
+            for record in file.examples(lists):
+                if answered and isinstance(record, Example) and not record.target.strip():
+                    yield _flaw(record, "empty")
+                else:
+                    yield record
 
     def nothing(self) -> DataError:
         """Return the error that there are no examples."""
@@ -137,18 +149,20 @@ def read(data: str | Path | Selection, *, split: Split | None = None) -> list[Ex
             examples.append(record)
         elif record.kind != "blank":
             raise DataError(
-                f"Record {record.number} of {record.file} is {record.kind}: it is in none of the "
-                'formats, SNIPS, CLINC150, FairytaleQA, "messages", "conversations", '
-                '"instruction" with "output", or "task", "input", "target"; correct it.')
+                f"Record {record.number} of {record.file} is {record.kind}: {_WHY[record.kind]}; "
+                "correct it or leave it out.")
     if not examples:
         raise selection.nothing()
     return examples
 
 
 def load(
-    data: str | Path | Selection, *, split: Split | None = None, tolerated: float = TOLERATED
+    data: str | Path | Selection, *, split: Split | None = None, tolerated: float = TOLERATED,
+    answered: bool = True,
 ) -> Corpus:
     """Read the examples to train on, but malformed, empty, blank and repeated records.
+
+    Unless `answered`, also requests without an answer, with an empty target.
 
     Raises:
         DataError: see `select`; nothing to read, or more than `tolerated`, a share, had to be left
@@ -157,12 +171,11 @@ def load(
     examples: dict[Example, None] = {}
     flaws = []
     selection = data if isinstance(data, Selection) else select(data, LEARN, split)
-    for record in selection.records():
+    for record in selection.records(answered=answered):
         if isinstance(record, Flaw):
             flaws.append(record)
         elif record in examples:
-            file, _, number = record.place.rpartition(":")
-            flaws.append(Flaw(file=file, number=int(number), kind="duplicate"))
+            flaws.append(_flaw(record, "duplicate"))
         else:
             examples[record] = None
     if not examples and not flaws:
@@ -220,6 +233,11 @@ def refuse_overlap(training: Iterable[Example], evaluation: Collection[Example])
             f"{shared} of {len(evaluation)} evaluation requests occur in the training data; "
             "remove them there, or pass --allow-overlap and do not report the scores."
         )
+
+
+def _flaw(example: Example, kind: str) -> Flaw:
+    file, _, number = example.place.rpartition(":")
+    return Flaw(file=file, number=int(number), kind=kind)
 
 
 def _opening(example: Example) -> str:

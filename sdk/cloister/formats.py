@@ -121,6 +121,8 @@ class DataFile:
     def examples(self, lists: Collection[str] | None = None) -> Iterator[Example | Flaw]:
         """Yield the examples and flaws of every record, or of those in `lists`.
 
+        A request that has no answer has an empty target.
+
         Raises:
             DataError: the file cannot be read.
         """
@@ -162,8 +164,7 @@ class DataFile:
         if kind:
             yield Flaw(file=self.name, number=number, kind=kind)
         for example in examples:
-            texts = [example.target, example.input, *(turn.content for turn in example.turns)]
-            if all(text.strip() for text in texts):
+            if all(turn.content.strip() for turn in example.messages[-1:] + example.turns):
                 yield replace(example, place=f"{self.name}:{number}")
             else:
                 yield Flaw(file=self.name, number=number, kind="empty")
@@ -241,7 +242,7 @@ def _record(record: object) -> list[Example]:
         return _conversation(record)
     if "instruction" in record:
         return _conversation({**record, "messages": _instruction(record)})
-    return [_example(record["task"], record["input"], record["target"])]
+    return [_example(record["task"], record["input"], record.get("target", ""))]
 
 
 def _example(task: object, text: object, target: object) -> Example:
@@ -280,12 +281,17 @@ def _conversation(record: dict[str, object]) -> list[Example]:
                 continue
         asked = any(earlier.role == "user" for earlier in turns)
         if turn.role == "assistant" and asked and row.get("weight") != 0:
-            examples.append(Example(
-                task=CHAT, input=turns[-1].content, target=turn.content, turns=tuple(turns)))
+            examples.append(replace(_unanswered(turns), target=turn.content))
         turns.append(turn)
     if not examples:
-        raise _Unusable("empty")
+        if not turns or turns[-1].role != "user":
+            raise _Unusable("empty")
+        examples = [_unanswered(turns)]
     return examples
+
+
+def _unanswered(turns: list[Message]) -> Example:
+    return Example(task=CHAT, input=turns[-1].content, target="", turns=tuple(turns))
 
 
 def _content(content: object) -> str:

@@ -86,8 +86,8 @@ def main() -> None:
                     "share": share, "seed": seed, "variant": name, "labels": len(labelled),
                     "cross_entropy": student.report.after, **scores})
                 (given.out / "scarce.json").write_text(json.dumps(runs, indent=1) + "\n")
-    _show(runs, f"{given.tier} of {given.teacher}, {given.steps} steps of {given.tokens} tokens, {len(requests)} requests; "
-                f"measured on {len(held_out)}")
+    _show(runs, f"{given.tier} of {given.teacher}, {given.steps} steps of {given.tokens} tokens, "
+                f"{len(requests)} requests; measured on {len(held_out)}")
 
 
 def _spread(examples: list[Example], count: int | None) -> list[Example]:

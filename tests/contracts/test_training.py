@@ -139,6 +139,27 @@ def test_what_is_read_of_a_folder_and_what_is_left_out_is_said_and_recorded(
     assert "choose one with --split validate" in refused(capfd, *taught, "-o", tmp_path / "t")
 
 
+def test_the_teacher_answers_requests_without_labels_and_the_student_learns_from_it(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more.jsonl"
+    asked = [json.loads(data.read_text("utf-8").splitlines()[0])["input"],  # which has a label
+             *(f"play {SECRET} station {number}" for number in range(8))]
+    more.write_text("".join(
+        json.dumps({"task": "call", "input": text}) + "\n" for text in asked) + json.dumps(
+        {"messages": [{"role": "system", "content": "call"},
+                      {"role": "user", "content": "will it rain in Boston"}]}), "utf-8")
+    found = done(capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data,
+                 "--unlabelled", more, "-o", tmp_path / "s", *QUICK)["data"]["unlabelled"]
+    assert found == {"files": ["more.jsonl"], "split": None, "left_out": {}, "flaws": {},
+                     "requests": 9, "answered": 9}
+    assert "Record 1 of more.jsonl is empty" in refused(
+        capfd, "eval", "nano-1", "--data", more)
+    assert "no data at nothing" in refused(
+        capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data,
+        "--unlabelled", tmp_path / "nothing", "-o", tmp_path / "t")
+
+
 def test_a_student_learns_from_conversations_and_is_measured_on_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -420,6 +420,19 @@ def test_a_conversation_that_cannot_be_used_is_named_by_its_line_and_kind_withou
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("record", [
+    {"task": "chat", "input": "hi"}, {"task": "chat", "input": "hi", "target": ""},
+    {"messages": [{"role": "user", "content": "hi"}]}, {"instruction": "hi", "output": ""},
+])
+def test_a_request_without_an_answer_is_read_where_none_is_needed(
+    tmp_path: Path, record: dict[str, object]
+) -> None:
+    path = records(tmp_path / "asked.jsonl", record)
+    (example,) = load(path, answered=False).examples
+    assert (example.messages[-1], example.target) == (said(("user", "hi"))[0], "")
+    assert [flaw.kind for flaw in load(path, tolerated=1).flaws] == ["empty"]
+
+
 def test_a_conversation_never_straddles_the_split_and_counts_as_asked_only_as_a_whole() -> None:
     one, other = (
         [Example(task="chat", input=text, target="x", turns=said(*before, ("user", text)))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cloister.corpus import Example, Split
     from cloister.distill.schedule import Schedule
     from cloister.distill.teacher import LogitStore
+    from cloister.message import Message
+    from cloister.progress import Progress
     from cloister.tiers import Scale, Tier
 
 __all__ = ["Distill", "TrainOptions", "distill", "quantize_aware"]
@@ -73,13 +75,15 @@ class Distill(TrainOptions):
     private: bool
     namespace: str
     own_answers: float
+    unlabelled: Path | None
 
 
 def distill(options: Distill) -> Record | None:
     """Distil a teacher into a student; None in a process that is not the first."""
     teacher = checkpoint(options.teacher)
     assert options.data is not None
-    check_data(options.data)
+    for path in filter(None, (options.data, options.unlabelled)):
+        check_data(path)
     check_output(options.output, kind="checkpoint", replace=options.force)
     with _console(options) as console, _sealing(options) as store:
         from cloister.distill import run
@@ -96,6 +100,10 @@ def distill(options: Distill) -> Record | None:
         )
         examples, data = _examples(options, console)
         with display.progress(console, str(options.tier)) as progress:
+            if options.unlabelled is not None:
+                answers, data["unlabelled"] = _answered(
+                    options, teacher, {each.messages for each in examples}, progress)
+                examples += answers
             student = run.distill(
                 teacher, options.output, student=options.tier, data=examples,
                 held_out=_held_out(options, console), settings=settings,
@@ -207,3 +215,21 @@ def _held_out(options: TrainOptions, console: Console) -> list[Example] | None:
     selection = select(options.held_out, MEASURE)
     console.print(f"To measure on: {selection}", markup=False, highlight=False)
     return read(selection)
+
+
+def _answered(
+    options: Distill, teacher: Path, labelled: set[tuple[Message, ...]], progress: Progress
+) -> tuple[list[Example], Record]:
+    """Return the teacher's answers to the unlabelled requests, but those that have a label."""
+    from cloister.corpus import LEARN, load, select
+    from cloister.distill.answers import answered
+    from cloister.model.checkpoint import Checkpoint
+
+    assert options.unlabelled is not None
+    selection = select(options.unlabelled, LEARN)
+    corpus = load(selection, tolerated=options.tolerate, answered=False)
+    requests = list({
+        each.messages: each for each in corpus.examples if each.messages not in labelled}.values())
+    answers = answered(Checkpoint.open(teacher), requests, progress=progress)
+    return answers, {**selection.to_dict(), "flaws": corpus.count(), "requests": len(requests),
+                     "answered": len(answers)}
