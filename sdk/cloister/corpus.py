@@ -265,7 +265,7 @@ def _candidates(path: Path) -> tuple[list[str], dict[str, str]]:
     for name, each in found.items():
         stem, dot, ending = name.partition(".")
         whole = f"{stem}_full{dot}{ending}"  # SNIPS has the same requests in both
-        unpacked = name.removesuffix(".gz")
+        unpacked = name[:-3] if name.casefold().endswith(".gz") else name
         if each.is_dir():
             left_out[name] = "a folder"
         elif not is_data(name):

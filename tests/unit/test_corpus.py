@@ -521,7 +521,7 @@ def folder(path: Path, *names: str) -> Path:
 
 
 def test_every_file_of_data_in_a_folder_is_read_and_the_rest_named(tmp_path: Path) -> None:
-    path = folder(tmp_path / "data", "a.jsonl", "b.ndjson", "c.JSONL", "d.json", "d.json.gz",
+    path = folder(tmp_path / "data", "a.jsonl", "b.ndjson", "c.JSONL", "d.json", "d.json.GZ",
                   "notes.txt", ".hidden.jsonl")
     (path / "more").mkdir()
     assert [each.input for each in read(path)] == ["a.jsonl", "b.ndjson", "c.JSONL", "d.json"]
@@ -529,9 +529,9 @@ def test_every_file_of_data_in_a_folder_is_read_and_the_rest_named(tmp_path: Pat
     assert selection.to_dict() == {
         "files": ["a.jsonl", "b.ndjson", "c.JSONL", "d.json"], "split": None,
         "left_out": {
-            "d.json.gz": "also in d.json", "more": "a folder", "notes.txt": "no data file"}}
+            "d.json.GZ": "also in d.json", "more": "a folder", "notes.txt": "no data file"}}
     assert str(selection) == (
-        "a.jsonl, b.ndjson, c.JSONL, d.json; left out: d.json.gz (also in d.json), more "
+        "a.jsonl, b.ndjson, c.JSONL, d.json; left out: d.json.GZ (also in d.json), more "
         "(a folder), notes.txt (no data file)")
 
 
