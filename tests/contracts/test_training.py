@@ -127,7 +127,9 @@ def test_what_is_read_of_a_folder_and_what_is_left_out_is_said_and_recorded(
               "--held-out", folder, *QUICK)
     assert done(capfd, *taught, "-o", student)["data"] == {
         "files": ["train_a.jsonl"], "split": "train", "flaws": {},
-        "left_out": {**left, "validate_a.jsonl": "validate"}}
+        "left_out": {**left, "validate_a.jsonl": "validate"},
+        "held_out": {"files": ["validate_a.jsonl"], "split": "validate",
+                     "left_out": {**left, "train_a.jsonl": "train"}}}
     found = done(capfd, "eval", "nano-1", "--data", folder)
     assert (found["n"], found["files"]) == (5, ["validate_a.jsonl"])
     found = done(capfd, "eval", "nano-1", "--data", folder, "--split", "train", "--limit", "5")

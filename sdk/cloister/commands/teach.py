@@ -99,6 +99,7 @@ def distill(options: Distill) -> Record | None:
             draws=options.draws, store=store, allow_overlap=options.allow_overlap,
         )
         examples, data = _examples(options, console)
+        held_out = _held_out(options, console, data)
         with display.progress(console, str(options.tier)) as progress:
             if options.unlabelled is not None:
                 answers, data["unlabelled"] = _answered(
@@ -106,7 +107,7 @@ def distill(options: Distill) -> Record | None:
                 examples += answers
             student = run.distill(
                 teacher, options.output, student=options.tier, data=examples,
-                held_out=_held_out(options, console), settings=settings,
+                held_out=held_out, settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)
@@ -139,7 +140,7 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
         from cloister.quantize.train import QatSettings
 
         examples, data = _examples(options, console)
-        held_out = _held_out(options, console)
+        held_out = _held_out(options, console, data)
         if held_out is not None and not options.allow_overlap:
             corpus.refuse_overlap(examples, held_out)
         with display.progress(console, recipe) as progress:
@@ -206,14 +207,17 @@ def _examples(options: TrainOptions, console: Console) -> tuple[list[Example], R
     return list(corpus.examples), {**selection.to_dict(), "flaws": corpus.count()}
 
 
-def _held_out(options: TrainOptions, console: Console) -> list[Example] | None:
-    """Return the data to measure on, where some is named, and say what was read."""
+def _held_out(
+    options: TrainOptions, console: Console, data: Record
+) -> list[Example] | None:
+    """Return the data to measure on, where some is named, and say so, in `data` too."""
     from cloister.corpus import MEASURE, read, select
 
     if options.held_out is None:
         return None
     selection = select(options.held_out, MEASURE)
     console.print(f"To measure on: {selection}", markup=False, highlight=False)
+    data["held_out"] = selection.to_dict()
     return read(selection)
 
 
