@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cloister import guard
 from cloister.errors import CloisterError, InvalidText, place_of
+from cloister.formats import Split
 from cloister.settings import share_processor, under_torchrun
 from cloister.tiers import Scale, Tier
 from cloister.vault import hygiene
@@ -103,7 +104,7 @@ def _prompt(text: str) -> str:
     """The prompt; `-` is the standard input, which process lists and histories do not show."""
     try:
         if text == "-":
-            return sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
+            return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\r\n")
         # Undecodable bytes of an argument arrive as surrogates.
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:
@@ -165,6 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--own-answers", type=float, default=0.0, metavar="SHARE",
                          help="share of the steps, the last ones, on the student's own answers, "
                               "by the Jensen-Shannon divergence (GKD)")
+    distill.add_argument("--unlabelled", type=Path, metavar="PATH",
+                         help="more requests, which the teacher answers; their own are not read")
     _training(distill, rate=4e-3)
     _output(distill)
 
@@ -223,8 +226,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("eval", "scores on a data set, and divergence from another model")
     evaluate.add_argument("models", metavar="BUNDLE|TIER|CKPT", nargs="+")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="PATH",
-                          help="SNIPS, CLINC150, FairytaleQA or JSON lines; a file or a directory")
+    _data(evaluate, splits="test, else validate")
     evaluate.add_argument("--task", help="only the examples of one task")
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="at most N of the examples")
     evaluate.add_argument("--against", metavar="BUNDLE|TIER|CKPT",
@@ -293,8 +295,7 @@ def _positive(text: str) -> int:
 
 
 def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = True) -> None:
-    parser.add_argument("--data", type=Path, required=required, metavar="PATH",
-                        help="SNIPS, CLINC150, FairytaleQA or JSON lines; a file or a directory")
+    _data(parser, splits="train", required=required)
     parser.add_argument("--held-out", type=Path, metavar="PATH",
                         help="what is measured on (default: 5 %% of the data, kept apart)")
     parser.add_argument("--allow-overlap", action="store_true",
@@ -312,6 +313,14 @@ def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = 
     parser.add_argument("--float32", action="store_true", help="no products in bfloat16")
     parser.add_argument("--compile", action="store_true",
                         help="faster steps after a minute of compilation, for long runs")
+
+
+def _data(parser: argparse.ArgumentParser, *, splits: str, required: bool = True) -> None:
+    parser.add_argument("--data", type=Path, required=required, metavar="PATH",
+                        help="a file or a directory: JSON lines or lists of messages, instructions "
+                             "or task, input and target; SNIPS, CLINC150, FairytaleQA")
+    parser.add_argument("--split", choices=list(Split), type=Split,
+                        help=f"which of several in it (default: {splits})")
 
 
 def _output(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -1,64 +1,85 @@
-"""The readers of data sets, which give the same records for every format.
+"""Data sets: which files serve a purpose, and the examples in them.
 
-| format | task | file |
-|---|---|---|
-| SNIPS (Coucke et al., arXiv 1805.10190) | `call` | one JSON file an intent |
-| CLINC150 (Larson et al., EMNLP 2019) | `intent` | one JSON file: lists of [request, intent] |
-| FairytaleQA (Xu et al., ACL 2022) | `story` | JSON lines with `sections` |
-| plain | any | JSON lines of `{"task", "input", "target"}` |
-
-No torch.
+What a file or folder holds is read by `cloister.formats`. Where there are several splits, by the
+names of files or of lists in them, the purpose decides, or the choice is asked for: they are never
+mixed. No torch.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
-import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.errors import DataError, OverlapError
+from cloister.example import Example, tool_call
+from cloister.formats import DataFile, Flaw, Split, is_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    _Parts = Callable[[Collection[str]], Collection[str]]  # which lists of a CLINC150 file
+__all__ = ["LEARN", "MEASURE", "TOLERATED", "Corpus", "Example", "Flaw", "Purpose", "Selection",
+           "Split", "load", "normalized", "overlap", "read", "refuse_overlap", "select", "split",
+           "tool_call"]
 
-__all__ = ["Corpus", "Example", "Flaw", "load", "normalized", "overlap", "read",
-           "refuse_overlap", "split", "tool_call"]
-
-NONE = "none"  # name of the call that answers a request outside every intent
 TOLERATED = 0.05  # share of the records of a training set
+_NAMED = 5  # files or flaws in a sentence
+_WHY = {
+    "malformed": 'it is in none of the formats, SNIPS, CLINC150, FairytaleQA, "messages", '
+                 '"conversations", "instruction" with "output", or "task", "input", "target"',
+    "empty": "a request or an answer is missing",
+    "with tools": "calls of tools are not read",
+}
+
+Purpose = tuple[Split, ...]
+"""The splits that serve it, the first that there is."""
+
+LEARN: Purpose = (Split.TRAIN,)
+MEASURE: Purpose = (Split.TEST, Split.VALIDATE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
-    """One request and the answer wanted. Its repr shows neither."""
+class Selection:
+    """What of a file or folder is read, and what is left out of it and why."""
 
-    task: str  # the system prompt
-    input: str
-    target: str
-    place: str = field(default="", compare=False)  # file and number, where it was read
-
-    def __repr__(self) -> str:
-        return f"Example(task={self.task!r})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flaw:
-    """A record that was left out, and where it stands."""
-
-    file: str
-    number: int  # of the line or record, from 1
-    kind: str  # "malformed", "empty", "blank" (a line) or "duplicate"
+    name: str
+    split: Split | None  # where names say one
+    files: tuple[str, ...]
+    left_out: dict[str, str]
+    _sources: tuple[tuple[DataFile, frozenset[str] | None], ...] = field(repr=False)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.number} {self.kind}"
+        read = _listed(self.files) + (f" (split {self.split})" if self.split else "")
+        left = [f"{name} ({why})" for name, why in self.left_out.items()]
+        return f"{read}; left out: {_listed(left)}" if left else read
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the selection, JSON-ready."""
+        return {"files": list(self.files), "split": self.split, "left_out": self.left_out}
+
+    def records(self, *, answered: bool = True) -> Iterator[Example | Flaw]:
+        """Yield the examples and flaws, by order of file names.
+
+        A request without an answer is a flaw where all should be `answered`.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        for file, lists in self._sources:
+            for record in file.examples(lists):
+                if answered and isinstance(record, Example) and not record.target.strip():
+                    yield _flaw(record, "empty")
+                else:
+                    yield record
+
+    def nothing(self) -> DataError:
+        """Return the error that there are no examples."""
+        left = f" (left out: {_listed(list(self.left_out))})" if self.left_out else ""
+        return DataError(
+            f"{self.name} holds no examples{left}; name a data file or a directory of them.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,73 +94,96 @@ class Corpus:
         return dict(Counter(flaw.kind for flaw in self.flaws))
 
 
-def tool_call(name: str, arguments: Iterable[tuple[str, str]] = ()) -> str:
-    """Return the JSON of a tool call, in the reference family's format.
+def select(path: str | Path, purpose: Purpose, split: Split | None = None) -> Selection:
+    """Choose what to read in `path`, a file or a folder, for `purpose`, or of one `split`.
 
-    Arguments keep their order; one that occurs twice becomes a list; values lose outer spaces.
-    """
-    merged: dict[str, str | list[str]] = {}
-    for key, raw in arguments:
-        value, earlier = raw.strip(), merged.get(key)
-        if earlier is None:
-            merged[key] = value
-        elif isinstance(earlier, list):
-            earlier.append(value)
-        else:
-            merged[key] = [earlier, value]
-    return json.dumps({"name": name, "arguments": merged}, ensure_ascii=False)
-
-
-def read(path: str | Path, *, parts: Collection[str] | None = None) -> list[Example]:
-    """Read every example to measure on in `path`, a file or a directory, by order of file names.
-
-    Of a CLINC150 file only the lists named in `parts`; without, its test lists, where it has none
-    its validation lists, else all. Nothing is left out, repeated records included: scores count
-    what the data set counts.
+    Of a folder every file with an ending of data, but not what is there a second time. Where there
+    are several splits, that of the purpose; files of no split then count only beside lists.
 
     Raises:
-        DataError: nothing to read, or a malformed or empty record, named by file and number.
+        DataError: there are several splits and none for the purpose, or not the one asked for; or
+            a file cannot be read.
+    """
+    path = Path(path)
+    names, left_out = _candidates(path)
+    files = [DataFile(path / name if path.is_dir() else path) for name in names]
+    present = {each for file in files for each in file.splits}
+    order = purpose if split is None else (split,)
+    chosen = next((each for each in order if each in present), None)
+    if chosen is None and (split is not None or len(present) > 1):
+        raise _undecided(path.name, files, split)
+    together = split is None and not any(file.splits - {None} and not file.lists for file in files)
+    sources: list[tuple[DataFile, frozenset[str] | None]] = []
+    for file in files:
+        lists = frozenset(name for name, each in file.lists.items() if each == chosen)
+        if len(present) == 1 or file.splits == {chosen} or (together and file.splits == {None}):
+            sources.append((file, None))
+        elif lists:
+            sources.append((file, lists))
+            left_out |= {
+                f"{file.name}: {name}": each or "another list"
+                for name, each in file.lists.items() if name not in lists}
+        else:
+            left_out[file.name] = ", ".join(
+                sorted(each or "no split in its name" for each in file.splits))
+    if len(present) == 1:
+        chosen = next(iter(present))
+    return Selection(
+        name=path.name, split=chosen, files=tuple(file.name for file, _ in sources),
+        left_out=left_out, _sources=tuple(sources))
+
+
+def read(data: str | Path | Selection, *, split: Split | None = None) -> list[Example]:
+    """Read every example to measure on, of a selection or of what `select` chooses in a path.
+
+    Nothing is left out, repeated records included: scores count what the data set counts.
+
+    Raises:
+        DataError: see `select`; nothing to read, or a malformed or empty record, named by file and
+            number.
     """
     examples = []
-    chosen = functools.partial(_first, _EVALUATION) if parts is None else lambda _: parts
-    for record in _records(Path(path), chosen):
-        if isinstance(record, Flaw):
-            if record.kind == "blank":
-                continue
+    selection = data if isinstance(data, Selection) else select(data, MEASURE, split)
+    for record in selection.records():
+        if isinstance(record, Example):
+            examples.append(record)
+        elif record.kind != "blank":
             raise DataError(
-                f"Record {record.number} of {record.file} is {record.kind}: it is not in the "
-                'SNIPS, CLINC150 or FairytaleQA format, nor {"task", "input", "target"} with three '
-                "strings; correct it."
-            )
-        examples.append(record[2])
+                f"Record {record.number} of {record.file} is {record.kind}: {_WHY[record.kind]}; "
+                "correct it or leave it out.")
     if not examples:
-        raise _nothing(Path(path))
+        raise selection.nothing()
     return examples
 
 
-def load(path: str | Path, *, tolerated: float = TOLERATED) -> Corpus:
-    """Read the examples to train on in `path`, but malformed, empty, blank and repeated records.
+def load(
+    data: str | Path | Selection, *, split: Split | None = None, tolerated: float = TOLERATED,
+    answered: bool = True,
+) -> Corpus:
+    """Read the examples to train on, but malformed, empty, blank and repeated records.
 
-    Of a CLINC150 file only the training lists, where it has any.
+    Unless `answered`, also requests without an answer, with an empty target.
 
     Raises:
-        DataError: nothing to read, or more than `tolerated`, a share, had to be left out.
+        DataError: see `select`; nothing to read, or more than `tolerated`, a share, had to be left
+            out.
     """
     examples: dict[Example, None] = {}
     flaws = []
-    for record in _records(Path(path), functools.partial(_first, _TRAINING)):
+    selection = data if isinstance(data, Selection) else select(data, LEARN, split)
+    for record in selection.records(answered=answered):
         if isinstance(record, Flaw):
             flaws.append(record)
-        elif record[2] in examples:
-            flaws.append(Flaw(file=record[0], number=record[1], kind="duplicate"))
+        elif record in examples:
+            flaws.append(_flaw(record, "duplicate"))
         else:
-            examples[record[2]] = None
+            examples[record] = None
     if not examples and not flaws:
-        raise _nothing(Path(path))
+        raise selection.nothing()
     corpus = Corpus(examples=tuple(examples), flaws=tuple(flaws))
     if len(flaws) > tolerated * (len(flaws) + len(examples)):
         kinds = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
-        places = ", ".join(map(str, flaws[:5]))
+        places = ", ".join(map(str, flaws[:_NAMED]))
         raise DataError(
             f"Of {len(flaws) + len(examples)} records {len(flaws)} cannot be used ({kinds}; first "
             f"{places}), more than the {tolerated:.0%} tolerated; correct them or raise the bound."
@@ -148,12 +192,17 @@ def load(path: str | Path, *, tolerated: float = TOLERATED) -> Corpus:
 
 
 def split(
-    examples: Iterable[Example], *, held_out: float = 0.05
+    examples: Iterable[Example], *, held_out: float = 0.05, seed: int | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return training and development parts; inputs that normalise alike never straddle them."""
+    """Return training and development parts, the same ones each time, and others by another seed.
+
+    Neither inputs that normalise alike nor the turns of a conversation ever straddle them. What is
+    held out is also held out as part of a larger share.
+    """
+    salt = "" if seed is None else f"{seed} "
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
-        digest = hashlib.sha256(normalized(example.input).encode()).digest()
+        digest = hashlib.sha256((salt + normalized(_opening(example))).encode()).digest()
         number = int.from_bytes(digest[:4], "big")
         parts[number < held_out * 2**32].append(example)
     return parts
@@ -171,9 +220,9 @@ def normalized(text: str) -> str:
 
 
 def overlap(training: Iterable[Example], evaluation: Iterable[Example]) -> int:
-    """Count the evaluation inputs that occur in training inputs of their task, normalised."""
-    seen = {(example.task, normalized(example.input)) for example in training}
-    return sum((example.task, normalized(example.input)) in seen for example in evaluation)
+    """Count what is asked in evaluation and, normalised, in the training data of the same task."""
+    seen = {_asked(example) for example in training}
+    return sum(_asked(example) in seen for example in evaluation)
 
 
 def refuse_overlap(training: Iterable[Example], evaluation: Collection[Example]) -> None:
@@ -186,121 +235,65 @@ def refuse_overlap(training: Iterable[Example], evaluation: Collection[Example])
         )
 
 
-def _nothing(path: Path) -> DataError:
-    return DataError(f"{path.name} holds no examples; name a data file or a directory of them.")
+def _flaw(example: Example, kind: str) -> Flaw:
+    file, _, number = example.place.rpartition(":")
+    return Flaw(file=file, number=int(number), kind=kind)
 
 
-_Record = tuple[str, int, Example] | Flaw
-"""File, number and example; or a flaw."""
-
-_TRAINING = (("train", "oos_train"),)  # of the first that a CLINC150 file has any of
-_EVALUATION = (("test", "oos_test"), ("val", "oos_val"))
+def _opening(example: Example) -> str:
+    """Return the first request of a conversation."""
+    return next((each.content for each in example.turns if each.role == "user"), example.input)
 
 
-def _first(sets: Iterable[Collection[str]], names: Collection[str]) -> Collection[str]:
-    """Return the first of `sets` with any of `names`; without one, all names."""
-    return next((some for some in sets if set(some) & set(names)), names)
+def _asked(example: Example) -> tuple[str, ...]:
+    """Return what an answer is given to, without its spelling."""
+    texts = [turn.content for turn in example.turns] or [example.input]
+    return (example.task, *map(normalized, texts))
 
 
-def _records(path: Path, parts: _Parts) -> Iterator[_Record]:
-    for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
-        yield from _read_file(file, parts)
-
-
-def _read_file(path: Path, parts: _Parts) -> Iterator[_Record]:
+def _candidates(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the data files at `path`, and of what is none or a second time there."""
+    if not path.is_dir():
+        return [path.name], {}
     try:
-        text = path.read_text("utf-8")
+        found = {each.name: each for each in sorted(path.iterdir()) if each.name[0] != "."}
     except OSError as error:
         raise DataError(
-            f"Data file {path.name} cannot be read ({error.strerror}); check the path."
+            f"Folder {path.name} cannot be read ({error.strerror}); check its permissions."
         ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"Data file {path.name} is not UTF-8; convert it.") from None
-    if path.suffix == ".jsonl":
-        # Not splitlines: JSON may hold U+2028 and its like unescaped.
-        lines = text.split("\n")
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield from _checked(path, number, functools.partial(_line, line))
-            elif number < len(lines):
-                yield Flaw(file=path.name, number=number, kind="blank")
-        return
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise DataError(f"Data file {path.name} is not valid JSON; check it.") from None
-    yield from _file(data, path, parts)
-
-
-def _checked(path: Path, number: int, parse: Callable[[], list[Example]]) -> Iterator[_Record]:
-    """Yield the examples that `parse` returns, or the flaw that it raises for."""
-    try:
-        examples = parse()
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        yield Flaw(file=path.name, number=number, kind="malformed")
-        return
-    for example in examples:
-        if example.input.strip() and example.target.strip():
-            yield path.name, number, replace(example, place=f"{path.name}:{number}")
+    names, left_out = [], {}
+    for name, each in found.items():
+        stem, dot, ending = name.partition(".")
+        whole = f"{stem}_full{dot}{ending}"  # SNIPS has the same requests in both
+        unpacked = name[:-3] if name.casefold().endswith(".gz") else name
+        if each.is_dir():
+            left_out[name] = "a folder"
+        elif not is_data(name):
+            left_out[name] = "no data file"
+        elif whole in found:
+            left_out[name] = f"also in {whole}"
+        elif unpacked != name and unpacked in found:
+            left_out[name] = f"also in {unpacked}"
         else:
-            yield Flaw(file=path.name, number=number, kind="empty")
+            names.append(name)
+    return names, left_out
 
 
-def _example(task: object, text: object, target: object) -> Example:
-    """Return an example; raise TypeError or ValueError unless all are Unicode text."""
-    if not (isinstance(task, str) and isinstance(text, str) and isinstance(target, str)):
-        raise TypeError
-    (task + text + target).encode()  # JSON can spell half a surrogate pair
-    return Example(task=task, input=text, target=target)
+def _undecided(name: str, files: Iterable[DataFile], split: Split | None) -> DataError:
+    by_split: dict[Split | None, list[str]] = {}
+    for file in files:
+        for each in file.splits:
+            by_split.setdefault(each, []).append(file.name)
+    there = "; ".join(
+        f"{each or 'no split'}: {_listed(names)}" for each, names in sorted(
+            by_split.items(), key=lambda item: item[0] or ""))
+    if split is not None:
+        return DataError(f"{name} has no split {split} ({there}); name another, or a file.")
+    options = " or ".join(f"--split {each}" for each in Split if each in by_split)
+    return DataError(
+        f"{name} holds several splits ({there}); choose one with {options}, or name a file.")
 
 
-def _line(line: str) -> list[Example]:
-    record = json.loads(line)
-    if "question" in record and "sections" in record:
-        return []  # FairytaleQA's questions lie beside its tales
-    if "sections" in record:
-        return _story(record["sections"])
-    return [_example(record["task"], record["input"], record["target"])]
-
-
-def _story(sections: object) -> list[Example]:
-    """Return each section's first sentence and what follows it."""
-    if not isinstance(sections, list) or not all(isinstance(text, str) for text in sections):
-        raise TypeError
-    examples = []
-    for text in sections:
-        opening = re.match(r"\s*(.+?[.!?][\"']*)\s+(?=\S)", text, re.DOTALL)
-        if opening:
-            examples.append(_example("story", opening[1], text[opening.end():].strip()))
-    return examples
-
-
-def _file(data: object, path: Path, parts: _Parts) -> Iterator[_Record]:
-    """Yield the records of a JSON file: SNIPS has one list of objects, CLINC150 lists of pairs."""
-    if not isinstance(data, dict) or not all(isinstance(rows, list) for rows in data.values()):
-        raise DataError(
-            f"Data file {path.name} is neither in the SNIPS nor in the CLINC150 format; "
-            "convert it to JSON lines."
-        )
-    chosen = parts(data.keys())
-    records = [(name, row) for name, rows in data.items() for row in rows]
-    for number, (name, row) in enumerate(records, start=1):
-        if not isinstance(row, list):
-            yield from _checked(path, number, functools.partial(_call, name, row))
-        elif name in chosen:
-            yield from _checked(path, number, functools.partial(_intent, *row))
-
-
-def _intent(text: object, intent: object) -> list[Example]:
-    if not isinstance(intent, str):
-        raise TypeError
-    return [_example("intent", text, tool_call(NONE if intent == "oos" else intent))]
-
-
-def _call(intent: str, row: dict[str, list[dict[str, str]]]) -> list[Example]:
-    pieces = row["data"]
-    slots = [(piece["entity"], piece["text"]) for piece in pieces if "entity" in piece]
-    if not all(isinstance(slot, str) for slot, _ in slots):
-        raise TypeError
-    text = "".join(piece["text"] for piece in pieces).strip()
-    return [_example("call", text, tool_call(intent, slots))]
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

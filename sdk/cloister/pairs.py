@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cloister.errors import ContextExceeded, TokenizerError
 from cloister.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cloister.corpus import Example
     from cloister.tokenizer import Tokenizer
@@ -19,13 +20,19 @@ Pair = tuple[list[int], list[int]]
 """Ids of a prompt, and of its answer with the end token."""
 
 
-def request(tokenizer: Tokenizer, task: str | None, text: str) -> list[Message]:
-    """Return a request as a conversation; without a system role the task precedes the text."""
-    if task is None:
-        return [Message(role="user", content=text)]
-    if not tokenizer.has_system_role:
-        return [Message(role="user", content=f"{task}: {text}")]
-    return [Message(role="system", content=task), Message(role="user", content=text)]
+def request(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation as the template takes it.
+
+    Without a system role the system message stands before the first text of the user.
+    """
+    if tokenizer.has_system_role or not messages or messages[0].role != "system":
+        return list(messages)
+    task, *rest = messages
+    for place, message in enumerate(rest):
+        if message.role == "user":
+            rest[place] = replace(message, content=f"{task.content}: {message.content}")
+            break
+    return rest
 
 
 def pair(tokenizer: Tokenizer, example: Example) -> Pair:
@@ -37,7 +44,7 @@ def pair(tokenizer: Tokenizer, example: Example) -> Pair:
     Raises:
         TokenizerError: neither the template nor the model names a token that ends an answer.
     """
-    asked = request(tokenizer, example.task, example.input)
+    asked = request(tokenizer, example.messages)
     said = [*asked, Message(role="assistant", content=example.target)]
     prompt = tokenizer.encode_chat(asked)
     whole = tokenizer.encode_chat(said, add_generation_prompt=False)

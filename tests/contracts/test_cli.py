@@ -350,6 +350,14 @@ def test_a_piped_chat_begins_after_a_byte_order_mark_and_goes_on_after_an_empty_
     assert json.loads(record["answers"][0])["arguments"]["genre"] == "jazz"
 
 
+def test_a_prompt_with_the_line_ends_of_windows_is_answered_as_any_other() -> None:
+    asked = ("run", "nano-1", "-", "--system", "call", "--json")
+    texts = {
+        json.loads(run(*asked, input=f"will it rain{end}in boston tomorrow{end}".encode()).stdout)[
+            "text"] for end in ("\n", "\r\n")}
+    assert len(texts) == 1
+
+
 def test_what_cannot_be_replayed_is_refused_before_it_is_asked(tmp_path: Path) -> None:
     path, schema = tmp_path / "replay.json", tmp_path / "schema.json"
     schema.write_text("{}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,74 @@ def test_a_student_is_distilled_quantized_with_training_exported_and_measured(
     assert ids[0] == ids[1]
 
 
+def test_what_is_read_of_a_folder_and_what_is_left_out_is_said_and_recorded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, student = tmp_path / "data", tmp_path / "s"
+    folder.mkdir()
+    lines(folder / "train_a.jsonl")
+    lines(folder / "validate_a.jsonl", 5, first=500)
+    (folder / "notes.txt").write_text(SECRET)
+    left = {"notes.txt": "no data file"}
+    taught = ("distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", folder,
+              "--held-out", folder, *QUICK)
+    assert done(capfd, *taught, "-o", student)["data"] == {
+        "files": ["train_a.jsonl"], "split": "train", "flaws": {},
+        "left_out": {**left, "validate_a.jsonl": "validate"},
+        "held_out": {"files": ["validate_a.jsonl"], "split": "validate",
+                     "left_out": {**left, "train_a.jsonl": "train"}}}
+    found = done(capfd, "eval", "nano-1", "--data", folder)
+    assert (found["n"], found["files"]) == (5, ["validate_a.jsonl"])
+    found = done(capfd, "eval", "nano-1", "--data", folder, "--split", "train", "--limit", "5")
+    assert found["left_out"] == {**left, "validate_a.jsonl": "validate"}
+    assert main(["eval", "nano-1", "--data", str(folder), "--limit", "5"]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert "validate_a.jsonl (split validate); left out: notes.txt (no data file)" in said
+    shutil.move(folder / "train_a.jsonl", folder / "mine.jsonl")
+    assert "choose one with --split validate" in refused(capfd, *taught, "-o", tmp_path / "t")
+
+
+def test_the_teacher_answers_requests_without_labels_and_the_student_learns_from_it(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more.jsonl"
+    asked = [json.loads(data.read_text("utf-8").splitlines()[0])["input"],  # which has a label
+             *(f"play {SECRET} station {number}" for number in range(8))]
+    more.write_text("".join(
+        json.dumps({"task": "call", "input": text}) + "\n" for text in asked) + json.dumps(
+        {"messages": [{"role": "system", "content": "call"},
+                      {"role": "user", "content": "will it rain in Boston"}]}), "utf-8")
+    found = done(capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data,
+                 "--unlabelled", more, "-o", tmp_path / "s", *QUICK)["data"]["unlabelled"]
+    assert found == {"files": ["more.jsonl"], "split": None, "left_out": {}, "flaws": {},
+                     "requests": 9, "answered": 9}
+    assert "Record 1 of more.jsonl is empty" in refused(
+        capfd, "eval", "nano-1", "--data", more)
+    assert "no data at nothing" in refused(
+        capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data,
+        "--unlabelled", tmp_path / "nothing", "-o", tmp_path / "t")
+
+
+def test_a_student_learns_from_conversations_and_is_measured_on_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "chat.jsonl"
+    data.write_text("".join(json.dumps({"messages": [
+        {"role": "system", "content": "call"}, {"role": "user", "content": f"play {SECRET} {i}"},
+        {"role": "assistant", "content": "done"}, {"role": "user", "content": "and again"},
+        {"role": "assistant", "content": f"done {i}"},
+    ]}) + "\n" for i in range(60)), "utf-8")
+    student = tmp_path / "s"
+    done(capfd, "distill", "--teacher", TEACHER, "--tier", "nano-1", "--data", data, "-o", student,
+         *QUICK)
+    held_out = read(tmp_path / "s.run" / "held-out.jsonl")
+    assert {example.task for example in held_out} == {"chat"}
+    assert len(held_out) % 2 == 0  # conversations are held out whole
+    found = done(capfd, "eval", student, "--data", tmp_path / "s.run" / "held-out.jsonl")
+    assert set(found["metrics"]) == {"bits_per_byte"}
+    assert found["n"] == len(held_out)
+
+
 def test_the_demo_goes_the_whole_way(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,10 +190,16 @@ def test_the_demo_goes_the_whole_way(
     found = demo(
         Demo(output=bundle, force=False),
         Sizes(examples=200, held_out=5, steps=2, steps_4bit=2, tokens=512))
-    assert "held-out cross-entropy" in capfd.readouterr().err
+    out, said = capfd.readouterr()
+    assert "held-out cross-entropy" in said
+    assert re.match(r"Five stages, about \d+ s on this machine", said)
+    assert f"cloister run {bundle}" in out.partition("Next:")[2]
     Bundle.open(bundle).verify()
-    assert found["tiers"][0]["tier"] == "nano-1, just made"
-    assert len(found["tiers"]) > 1
+    made, *shipped = found["tiers"]
+    assert made["tier"] == "nano-1, just made"
+    assert made["answers"].count(None) == 15  # it was taught one task of four
+    assert len(shipped) > 1
+    assert not any(None in tier["answers"] for tier in shipped)
     assert len(found["measured"]) == 3
     assert all(0 <= each["top1"] <= 1 for each in found["measured"].values())
 

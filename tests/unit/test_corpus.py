@@ -1,22 +1,31 @@
 """Whatever a data file looks like, its requests and answers are read as they are meant."""
 
+import codecs
+import gzip
 import json
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from cloister import formats
 from cloister.corpus import (
+    LEARN,
+    MEASURE,
     Example,
+    Split,
     load,
     normalized,
     overlap,
     read,
     refuse_overlap,
+    select,
     split,
     tool_call,
 )
 from cloister.errors import DataError, OverlapError
+from cloister.message import Message
 from cloister.settings import Settings
 
 SECRET = "zebra"  # stands for text of the data, which no message may show
@@ -159,6 +168,14 @@ def test_equal_requests_never_straddle_the_split_whatever_their_case_and_spaces(
     assert split(reversed(examples))[1] == held_out[::-1]
 
 
+def test_a_share_is_the_same_by_its_seed_and_part_of_a_larger_one() -> None:
+    examples = [Example(task="a", input=f"request {number}", target="b") for number in range(1000)]
+    few, more = (set(split(examples, held_out=share, seed=7)[1]) for share in (0.05, 0.25))
+    assert few < more
+    assert 30 < len(few) < 75 < 200 < len(more) < 300
+    assert set(split(examples, held_out=0.05, seed=8)[1]) != few
+
+
 def test_the_published_snips_files_are_read_whole() -> None:
     folder = Settings.from_environment().data
     if folder is None:
@@ -188,9 +205,8 @@ def test_an_intent_is_answered_by_its_name_and_what_is_out_of_scope_by_none(
         Example(task="intent", input="how much", target='{"name": "balance", "arguments": {}}'),
         Example(task="intent", input="why", target='{"name": "none", "arguments": {}}'),
     ]
-    assert [example.input for example in read(path, parts=("oos_test",))] == ["why"]
-    with pytest.raises(DataError, match="no examples"):
-        read(path, parts=("train",))
+    with pytest.raises(DataError, match=r"no split train \(test: clinc\.json\)"):
+        read(path, split=Split.TRAIN)
 
 
 def test_of_a_clinc_file_that_holds_all_parts_each_purpose_takes_its_own(tmp_path: Path) -> None:
@@ -206,6 +222,8 @@ def test_of_a_clinc_file_that_holds_all_parts_each_purpose_takes_its_own(tmp_pat
     assert inputs(read(clinc(tmp_path, **rows))) == ["val it", "oos_val it"]
     assert inputs(read(clinc(tmp_path, train=rows["train"]))) == ["train it"]
     assert inputs(load(clinc(tmp_path, mine=rows["train"])).examples) == ["train it"]
+    with pytest.raises(DataError, match="--split validate or --split test"):
+        load(clinc(tmp_path, val=rows["val"], test=rows["val"]))
 
 
 def test_questions_on_tales_are_no_tales_and_no_flaws(tmp_path: Path) -> None:
@@ -288,12 +306,282 @@ def test_the_published_clinc_and_fairytale_files_are_read_whole() -> None:
     if folder is None:
         pytest.skip("CLOISTER_DATA is not set")
     file = folder / "clinc150" / "train_val.json"
-    intents = read(file, parts=("train", "val", "oos_train", "oos_val"))
+    intents = [*read(file, split=Split.TRAIN), *read(file, split=Split.VALIDATE)]
     assert len(intents) == 18_200
     assert len({example.target for example in intents}) == 151
     assert len(read(folder / "clinc150")) == 3_100
     assert len(load(folder / "clinc150").examples) > 15_000
-    assert len(read(folder / "fairytaleqa")) > 3_000
+    assert len(read(folder / "fairytaleqa")) == 376
     tales = read(folder / "fairytaleqa" / "stories_train.jsonl")
     assert len(tales) > 3000
     assert sum(len(example.target) for example in tales) > 2_000_000
+
+
+def said(*turns: tuple[str, str]) -> tuple[Message, ...]:
+    return tuple(Message(role=role, content=content) for role, content in turns)
+
+
+def records(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+SYSTEM, ASKED, ANSWERED, AGAIN, LAST = (
+    ("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "bye"),
+    ("assistant", "farewell"))
+CONVERSATION = [
+    Example(task="chat", input="hi", target="hello", turns=said(SYSTEM, ASKED)),
+    Example(task="chat", input="bye", target="farewell",
+            turns=said(SYSTEM, ASKED, ANSWERED, AGAIN)),
+]
+
+
+@pytest.mark.parametrize("record", [
+    {"messages": [{"role": role, "content": text}
+                  for role, text in (SYSTEM, ASKED, ANSWERED, AGAIN, LAST)]},
+    {"messages": [{"role": role, "content": [{"type": "text", "text": text}]}
+                  for role, text in (SYSTEM, ASKED, ANSWERED, AGAIN, LAST, AGAIN)]},
+    {"id": "x", "tools": "[]", "conversations": [
+        {"from": name, "value": text} for name, text in zip(
+            ("system", "human", "gpt", "human", "gpt"),
+            ("be brief", "hi", "hello", "bye", "farewell"), strict=True)]},
+    {"system": "be brief", "conversations": [
+        {"role": role, "content": text} for role, text in (ASKED, ANSWERED, AGAIN, LAST)]},
+    {"system": "be brief", "instruction": "bye", "input": "", "output": "farewell",
+     "history": [["hi", "hello"]]},
+])
+def test_each_answer_of_a_conversation_is_an_example_whatever_the_fields_are_called(
+    tmp_path: Path, record: dict[str, object]
+) -> None:
+    examples = read(records(tmp_path / "chat.jsonl", record))
+    assert examples == CONVERSATION
+    assert examples[1].messages == said(SYSTEM, ASKED, ANSWERED, AGAIN)
+    assert examples[1].place == "chat.jsonl:1"
+
+
+def test_an_instruction_and_its_input_are_one_request(tmp_path: Path) -> None:
+    path = records(tmp_path / "alpaca.jsonl",
+                   {"instruction": "translate", "input": "chat", "output": "cat"},
+                   {"instruction": "greet", "output": "hello"})
+    assert [each.messages for each in read(path)] == [
+        said(("user", "translate\n\nchat")), said(("user", "greet"))]
+
+
+def test_a_task_is_the_system_message_unless_it_is_empty() -> None:
+    assert Example(task="call", input="go", target="x").messages == said(
+        ("system", "call"), ("user", "go"))
+    assert Example(task="", input="go", target="x").messages == said(("user", "go"))
+
+
+def test_an_answer_without_weight_is_read_and_not_taught(tmp_path: Path) -> None:
+    messages = [{"role": role, "content": text} for role, text in (ASKED, ANSWERED, AGAIN, LAST)]
+    messages[1] |= {"weight": 0}
+    (example,) = read(records(tmp_path / "chat.jsonl", {"messages": messages}))
+    assert example.messages == said(ASKED, ANSWERED, AGAIN)
+
+
+def test_what_an_example_is_written_as_is_read_as_it(tmp_path: Path) -> None:
+    examples = [*CONVERSATION, Example(task="a", input="b", target="c")]
+    assert read(records(tmp_path / "x.jsonl", *(each.to_dict() for each in examples))) == examples
+
+
+USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": SECRET}
+
+
+@pytest.mark.parametrize(("record", "kind"), [
+    ({"messages": []}, "malformed"),
+    ({"messages": None}, "malformed"),
+    ({"messages": [SECRET]}, "malformed"),
+    ({"messages": [USER, {"role": "assistant", "content": None}]}, "malformed"),
+    ({"messages": [USER, {"role": "narrator", "content": SECRET}]}, "malformed"),
+    ({"messages": [USER, {"role": ["user"], "content": SECRET}]}, "malformed"),
+    ({"messages": [USER, {"role": "system", "content": SECRET}, ASSISTANT]}, "malformed"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]}, "malformed"),
+    ({"messages": [USER]}, "empty"),
+    ({"messages": [ASSISTANT]}, "empty"),
+    ({"messages": [USER, {"role": "assistant", "content": " "}]}, "empty"),
+    ({"messages": [{"role": "user", "content": ""}, ASSISTANT]}, "empty"),
+    ({"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]}, "with tools"),
+    ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "with tools"),
+    ({"messages": [USER, {"role": "tool", "content": SECRET}, ASSISTANT]}, "with tools"),
+    ({"conversations": [{"from": "human"}, {"from": "gpt", "value": SECRET}]}, "malformed"),
+    ({"instruction": SECRET}, "malformed"),
+    ({"instruction": 1, "output": SECRET}, "malformed"),
+    ({"instruction": "a", "output": SECRET, "history": [[SECRET]]}, "malformed"),
+    ({"instruction": "a", "output": SECRET + "\ud800"}, "malformed"),
+])
+def test_a_conversation_that_cannot_be_used_is_named_by_its_line_and_kind_without_its_text(
+    tmp_path: Path, record: dict[str, object], kind: str
+) -> None:
+    path = records(tmp_path / "chat.jsonl", {"messages": [USER, ASSISTANT]}, record)
+    assert [str(flaw) for flaw in load(path, tolerated=1).flaws] == [f"chat.jsonl:2 {kind}"]
+    with pytest.raises(DataError, match=f"Record 2 of chat.jsonl is {kind}") as caught:
+        read(path)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("record", [
+    {"task": "chat", "input": "hi"}, {"task": "chat", "input": "hi", "target": ""},
+    {"messages": [{"role": "user", "content": "hi"}]}, {"instruction": "hi", "output": ""},
+])
+def test_a_request_without_an_answer_is_read_where_none_is_needed(
+    tmp_path: Path, record: dict[str, object]
+) -> None:
+    path = records(tmp_path / "asked.jsonl", record)
+    (example,) = load(path, answered=False).examples
+    assert (example.messages[-1], example.target) == (said(("user", "hi"))[0], "")
+    assert [flaw.kind for flaw in load(path, tolerated=1).flaws] == ["empty"]
+
+
+def test_a_conversation_never_straddles_the_split_and_counts_as_asked_only_as_a_whole() -> None:
+    one, other = (
+        [Example(task="chat", input=text, target="x", turns=said(*before, ("user", text)))
+         for before, text in (((), first), ((("user", first), ANSWERED), "go on"))]
+        for first in ("tell a tale", "tell a joke"))
+    for parts in (split([*one, *other], held_out=share / 10) for share in range(11)):
+        assert all(len({example in part for example in conversation}) == 1
+                   for part in parts for conversation in (one, other))
+    assert overlap(one, other) == 0
+    assert overlap([*one, *other], other) == 2
+
+
+LINE = b'{"task": "a", "input": "b", "target": "c"}'
+ONE = [Example(task="a", input="b", target="c")]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.jsonl", codecs.BOM_UTF8 + LINE),
+    ("a.jsonl", LINE + b"\r\n"),
+    ("a.jsonl", codecs.BOM_UTF8 + LINE + b"\r\n\r\n"),
+    ("a.JSONL", LINE),
+    ("a.ndjson", LINE),
+    ("a.json", LINE),
+    ("a.json", codecs.BOM_UTF8 + b"[" + LINE + b"]"),
+    ("a.JSON", b"[\r\n" + LINE + b"\r\n]\r\n"),
+    ("a.jsonl", b"[\n" + LINE + b"\n]\n"),
+    ("a.json", b'{"anything": [' + LINE + b"]}"),
+    ("a.txt", LINE),
+    ("a.jsonl.gz", gzip.compress(codecs.BOM_UTF8 + LINE)),
+    ("a.json.gz", gzip.compress(b"[" + LINE + b"]")),
+    ("a.jsonl", gzip.compress(LINE)),
+    ("a.jsonl.gz", LINE),
+])
+def test_a_file_is_read_however_it_was_saved(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read(tmp_path / name) == ONE
+    assert load(tmp_path / name).flaws == ()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_json_lines_of_several_files_put_together_are_read_whole(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes((codecs.BOM_UTF8 + LINE + b"\r\n") * 2 + LINE)
+    assert read(tmp_path / name) == ONE * 3
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (LINE.decode().encode("utf-16"), "UTF-16; save it as UTF-8.*iconv -f utf-16"),
+    (LINE.decode().encode("utf-16-be"), "UTF-16"),
+    (LINE.decode().encode("utf-32"), "UTF-32"),
+    (b'{"task": "caf\xe9", "input": "b", "target": "c"}', "not UTF-8.*iconv"),
+    (gzip.compress(LINE)[:-9], "no whole gzip file"),
+    (gzip.compress(LINE)[:-8] + bytes(8), "no whole gzip file"),
+    (b"\x1f\x8b", "no whole gzip file"),
+    (b"", "holds no examples"),
+    (b"\n\n", "holds no examples"),
+    (b"[]", "holds no examples"),
+    (b"{}", "holds no examples"),
+])
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.json .*{told}"):
+        read(tmp_path / "a.json")
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "UNPACKED_BYTES", 1 << 20)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(64 << 20)))
+    (tmp_path / "plain.jsonl").write_bytes(LINE + b"\n" + b" " * (2 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"bomb\.jsonl\.gz unpacks to more than 1 MiB"):
+        read(tmp_path / "bomb.jsonl.gz")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert len(read(tmp_path / "plain.jsonl")) == 1
+
+
+def folder(path: Path, *names: str) -> Path:
+    path.mkdir()
+    for name in names:
+        records(path / name, {"task": "a", "input": name, "target": "c"})
+    return path
+
+
+def test_every_file_of_data_in_a_folder_is_read_and_the_rest_named(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data", "a.jsonl", "b.ndjson", "c.JSONL", "d.json", "d.json.GZ",
+                  "notes.txt", ".hidden.jsonl")
+    (path / "more").mkdir()
+    assert [each.input for each in read(path)] == ["a.jsonl", "b.ndjson", "c.JSONL", "d.json"]
+    selection = select(path, MEASURE)
+    assert selection.to_dict() == {
+        "files": ["a.jsonl", "b.ndjson", "c.JSONL", "d.json"], "split": None,
+        "left_out": {
+            "d.json.GZ": "also in d.json", "more": "a folder", "notes.txt": "no data file"}}
+    assert str(selection) == (
+        "a.jsonl, b.ndjson, c.JSONL, d.json; left out: d.json.GZ (also in d.json), more "
+        "(a folder), notes.txt (no data file)")
+
+
+def test_a_folder_of_folders_is_refused_by_their_names(tmp_path: Path) -> None:
+    folder(folder(tmp_path / "all") / "GetWeather", "train.json")
+    with pytest.raises(DataError, match=r"no examples \(left out: GetWeather\)"):
+        read(tmp_path / "all")
+
+
+def test_of_a_folder_as_snips_has_it_each_purpose_reads_its_own_and_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    path = folder(tmp_path / "GetWeather", "train_GetWeather.json", "train_GetWeather_full.json",
+                  "validate_GetWeather.json")
+    assert [each.input for each in load(path).examples] == ["train_GetWeather_full.json"]
+    assert [each.input for each in read(path)] == ["validate_GetWeather.json"]
+    assert str(select(path, LEARN)) == (
+        "train_GetWeather_full.json (split train); left out: train_GetWeather.json (also in "
+        "train_GetWeather_full.json), validate_GetWeather.json (validate)")
+    assert [each.input for each in read(path, split=Split.TRAIN)] == ["train_GetWeather_full.json"]
+
+
+def test_what_is_tested_on_comes_before_what_is_validated_on(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data", "train-00000-of-00001.jsonl", "dev.jsonl", "x.test.jsonl")
+    assert [each.input for each in read(path)] == ["x.test.jsonl"]
+    assert [each.input for each in read(path, split=Split.VALIDATE)] == ["dev.jsonl"]
+    assert [each.input for each in load(path).examples] == ["train-00000-of-00001.jsonl"]
+
+
+@pytest.mark.parametrize(("names", "told"), [
+    (("val.jsonl", "test.jsonl"),
+     r"\(test: test\.jsonl; validate: val\.jsonl\); choose one with --split validate or --split "
+     "test, or name a file"),
+    (("mine.jsonl", "test.jsonl"), r"no split: mine\.jsonl; test: test\.jsonl"),
+])
+def test_where_no_purpose_decides_the_choice_is_asked_for(
+    tmp_path: Path, names: tuple[str, ...], told: str
+) -> None:
+    path = folder(tmp_path / "data", *names)
+    with pytest.raises(DataError, match=told):
+        load(path)
+    assert [each.input for each in load(path, split=Split.TEST).examples] == ["test.jsonl"]
+    with pytest.raises(DataError, match=r"no split train \(.*\); name another, or a file"):
+        load(path, split=Split.TRAIN)
+
+
+def test_lists_of_one_file_and_splits_of_another_are_never_mixed(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data")
+    (path / "a.json").write_text(json.dumps({"train": [["learn", "x"]], "val": [["see", "x"]]}))
+    (path / "b.json").write_text(json.dumps({"test": [["try", "x"]]}))
+    assert [each.input for each in read(path)] == ["try"]
+    assert select(path, MEASURE).left_out == {"a.json": "train, validate"}
+    assert select(path, LEARN).left_out == {"a.json: val": "validate", "b.json": "test"}

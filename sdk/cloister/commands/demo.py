@@ -1,10 +1,12 @@
-"""The whole way in a few minutes: a Nano-1 is distilled from the shipped Pro, quantized to 4 bits,
+"""The whole way in about a minute: a Nano-1 is distilled from the shipped Pro, quantized to 4 bits,
 exported, measured, and run beside the shipped tiers."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from cloister import display, reference
 from cloister.commands.make import exported, show_receipt
 from cloister.commands.options import Options, Record
 from cloister.files import check_output
+from cloister.runtime.chat import Sampling
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier, ladder
 
@@ -20,12 +23,23 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cloister.corpus import Example
+    from cloister.distill.schedule import Schedule
     from cloister.model.checkpoint import Checkpoint
 
 __all__ = ["Demo", "demo"]
 
 SHOWN = 4  # requests
 RECIPE = "8da4w-g32"
+TASK = "redact"  # what the new Nano-1 is taught, and all that it is asked
+# The likeliest continuation of a tale soon repeats itself.
+TALE = Sampling(temperature=0.7, min_p=0.15, repetition_penalty=1.1, seed=1)
+
+
+_PROBE_S = 0.2
+# What a token of a step takes, in products of two matrices of 512 rows and columns, and all that
+# is no training, in seconds: fitted to runs on two cores of an AMD EPYC, one of them busy.
+_PRODUCTS = 0.2
+_REST_S = 40.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +55,11 @@ class Sizes:
     """How much is made and learnt from."""
 
     examples: int = 6000
-    held_out: int = 60
+    held_out: int = 40
+    # Many small steps: 120 of 512 tokens redacted 90 % exactly, 80 of 1,024 72, 40 of 2,048 55.
     steps: int = 100
     steps_4bit: int = 20
-    tokens: int = 2048  # a step
+    tokens: int = 512  # a step
 
 
 def demo(args: Demo, sizes: Sizes | None = None) -> Record:
@@ -56,6 +71,8 @@ def demo(args: Demo, sizes: Sizes | None = None) -> Record:
     ]
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
         made = _Making(Path(scratch), console, sizes or Sizes())
+        seconds = round(_seconds(made.sizes), -1)
+        console.print(f"Five stages, about {seconds:.0f} s on this machine, as busy as it is now.")
         out = args.output or Path(scratch) / "nano-1.cloister"
         record: Record = {
             "distil": made.distil(), "bits_per_parameter": made.quantize(),
@@ -66,11 +83,14 @@ def demo(args: Demo, sizes: Sizes | None = None) -> Record:
             str(tier): reference.bundle_path(tier) for tier in reversed(Tier)
             if reference.bundle_path(tier).is_dir()
         }
-        answers = [_answers(name, path, requests, args.debug) for name, path in bundles.items()]
+        answers = [
+            _answers(name, path, requests, args.debug, TASK if path == out else None)
+            for name, path in bundles.items()]
     if not args.json:
         _show_losses(record)
         show_receipt(record["export"])
         _show_answers(requests, answers)
+        _show_next(args.output)
     return {**record, "tiers": answers}
 
 
@@ -90,10 +110,16 @@ class _Making:
             if normalized(each.input) not in apart
         ]
 
+    def _schedule(self, steps: int, *, peak: float) -> Schedule:
+        from cloister.distill.schedule import Schedule
+
+        tokens = self.sizes.tokens
+        return Schedule(
+            steps=steps, tokens=tokens, micro=tokens, peak=peak, warmup=max(1, steps // 10))
+
     def distil(self) -> Record:
         """From Pro, on one task."""
         from cloister.distill.run import DistillReport, DistillSettings, distill
-        from cloister.distill.schedule import Schedule
         from cloister.model.checkpoint import Checkpoint
 
         teacher = Checkpoint.open(reference.checkpoint_path("pro"))
@@ -106,8 +132,7 @@ class _Making:
             self.student: Checkpoint = distill(
                 teacher, self.scratch / "nano-1", student=Tier.NANO_1, data=self.data,
                 held_out=self.held_out, progress=progress, settings=DistillSettings(
-                    schedule=Schedule(
-                        steps=self.sizes.steps, tokens=self.sizes.tokens, warmup=10)))
+                    schedule=self._schedule(self.sizes.steps, peak=4e-3)))
         report = self.student.report
         assert isinstance(report, DistillReport)
         self.console.print(
@@ -118,7 +143,6 @@ class _Making:
 
     def quantize(self) -> float:
         """After the fact, and with training; return the bits a parameter."""
-        from cloister.distill.schedule import Schedule
         from cloister.quantize.apply import QuantizeReport, quantize
         from cloister.quantize.train import QatSettings
 
@@ -127,8 +151,7 @@ class _Making:
             self.after = quantize(self.student, self.scratch / "after", RECIPE, progress=progress)
             self.trained = quantize(
                 self.student, self.scratch / "4bit", RECIPE, data=self.data, progress=progress,
-                settings=QatSettings(schedule=Schedule(
-                    steps=self.sizes.steps_4bit, tokens=self.sizes.tokens, peak=2e-4, warmup=5)))
+                settings=QatSettings(schedule=self._schedule(self.sizes.steps_4bit, peak=2e-4)))
         assert isinstance(self.after.report, QuantizeReport)
         return self.after.report.bits_per_parameter
 
@@ -140,7 +163,8 @@ class _Making:
         with display.progress(self.console, "export") as progress:
             return exported(pipeline.export(
                 self.trained, out, replace=replace, progress=progress,
-                prompts=[(row["system"], row["prompt"]) for row in requests]))
+                prompts=[
+                    (row["system"], row["prompt"]) for row in requests if row["system"] == TASK]))
 
     def measure(self, out: Path) -> dict[str, dict[str, float]]:
         """What 4 bits cost, on the shipped program."""
@@ -160,12 +184,34 @@ class _Making:
         return found
 
 
-def _answers(name: str, path: Path, requests: list[Record], debug: bool) -> Record:
+def _seconds(sizes: Sizes) -> float:
+    """Return about how long it all takes here, by timing products of matrices."""
+    import torch
+
+    square = torch.randn(512, 512)
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < _PROBE_S:
+        square @ square
+        count += 1
+    product_s = (time.perf_counter() - begun) / count
+    return _REST_S + _PRODUCTS * (sizes.steps + 2 * sizes.steps_4bit) * sizes.tokens * product_s
+
+
+def _answers(
+    name: str, path: Path, requests: list[Record], debug: bool, task: str | None
+) -> Record:
+    """Return what a bundle answers, and None to what is not of `task`, where one is named."""
     with Worker(path, debug=debug) as worker:
-        texts, speeds, peak = [], [], 0
+        texts: list[str | None] = []
+        speeds, peak = [], 0
         for row in requests:
+            if task not in (None, row["system"]):
+                texts.append(None)
+                continue
             session = worker.session(system=row["system"])
-            texts.append(session.ask(row["prompt"], max_tokens=128).content)
+            texts.append(session.ask(
+                row["prompt"], max_tokens=64, sampling=TALE if row["system"] == "story" else None,
+            ).content)
             speeds.append(session.stats.decode_tokens_per_s or 0.0)
             peak = session.stats.peak_rss_bytes
             session.close()
@@ -190,9 +236,12 @@ def _show_losses(record: Record) -> None:
 
 def _show_answers(requests: list[Record], answers: list[Record]) -> None:
     for number in range(0, len(requests), -(-len(requests) // SHOWN)):
+        row = requests[number]
+        sampled = " (sampled; models so small know the words of tales, hardly their sense)"
         display.table(
-            requests[number]["prompt"], ("tier", "answer"),
-            [(tier["tier"], tier["answers"][number]) for tier in answers], texts=2,
+            row["prompt"] + (sampled if row["system"] == "story" else ""), ("tier", "answer"),
+            [(tier["tier"], tier["answers"][number]) for tier in answers
+             if tier["answers"][number] is not None], texts=2,
         )
     display.table(
         f"{len(requests)} requests, some of them above",
@@ -202,3 +251,19 @@ def _show_answers(requests: list[Record], answers: list[Record]) -> None:
             f"{tier['decode_tokens_per_s']:,.0f}", display.bytes_text(tier["peak_rss_bytes"]),
         ) for tier in answers],
     )
+
+
+def _show_next(kept: Path | None) -> None:
+    display.show("\nNext:")
+    run = f'cloister run {shlex.quote(str(kept))} "Call me on 020 7946 0958." --system {TASK}'
+    for command, what in (
+        (run, "what was just made") if kept else (
+            "cloister demo -o mine.cloister", "the same again, and keep what is made"),
+        ("cloister chat nano-1 --system call", "talk to a shipped tier"),
+        ("cloister import path/to/model -o teacher", "begin with a model that others made"),
+        ("cloister distill --teacher teacher --tier nano-1 --data mine.jsonl -o student",
+         "teach a smaller one what yours is for"),
+        ("cloister quantize student -o student-4bit; cloister export student-4bit -o mine.cloister",
+         "4 bits, and a bundle that a phone can run"),
+    ):
+        display.show(f"  {command}\n      {what}")

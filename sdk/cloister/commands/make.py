@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from rich.console import Console
+
     from cloister.bundle import Bundle
 
 __all__ = [
@@ -167,7 +169,7 @@ def export(args: Export) -> Record:
     source = checkpoint(args.source)
     check_output(args.output, kind="bundle", replace=args.force)
     with display.quiet(args.debug) as console:
-        gate = _gate(args)
+        gate = _gate(args, console)
         with display.progress(console, "export") as progress:
             from cloister import pipeline
 
@@ -191,7 +193,7 @@ def exported(bundle: Bundle) -> Record:
     }
 
 
-def _gate(args: Export) -> Callable[[Path], None] | None:
+def _gate(args: Export, console: Console) -> Callable[[Path], None] | None:
     """Return a check that raises GateFailed for a bundle outside the bounds, if any are asked."""
     if args.gate is None:
         if args.gate_data or args.gate_against:
@@ -200,12 +202,14 @@ def _gate(args: Export) -> Callable[[Path], None] | None:
     if args.gate_data is None:
         raise SettingError("A gate needs data to measure on; name some with --gate-data.")
     check_data(args.gate_data)
-    from cloister.corpus import read
+    from cloister.corpus import MEASURE, read, select
     from cloister.evaluate import gate
     from cloister.evaluate.report import evaluate
     from cloister.evaluate.subject import BundleSubject, open_subject
 
-    bounds, examples = gate.parse(args.gate), read(args.gate_data)
+    bounds, selection = gate.parse(args.gate), select(args.gate_data, MEASURE)
+    console.print(f"To measure on: {selection}", markup=False, highlight=False)
+    examples = read(selection)
     for bound in bounds:  # not only after the export, which may take minutes
         if bound.between_two and args.gate_against is None:
             raise SettingError(

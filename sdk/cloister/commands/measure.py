@@ -15,7 +15,7 @@ from cloister.tiers import Scale, Tier, ladder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cloister.corpus import Example
+    from cloister.corpus import Example, Split
 
 __all__ = ["Bench", "Eval", "Tiers", "Verify", "bench", "eval_", "tiers", "verify"]
 
@@ -59,6 +59,7 @@ class Eval(Options):
 
     models: list[str]
     data: Path
+    split: Split | None
     task: str | None
     limit: int | None
     against: str | None
@@ -155,8 +156,8 @@ def eval_(args: Eval) -> Record:
         scoreboard.check_picture(args.picture)
     if args.record and not all((path / "manifest.json").exists() for path in paths):
         raise SettingError("Only a bundle has a receipt to record in; leave --record out.")
-    examples, part = _examples(args)
-    reports = _reports(args, dict(zip(names, paths, strict=True)), examples, part)
+    examples, part, data = _examples(args)
+    reports = _reports(args, dict(zip(names, paths, strict=True)), examples, part, data)
     metrics = {report["model"]: report["metrics"] for report in reports}
     base = next((name for name in metrics if Path(name).stem == Tier.PRO), next(iter(metrics)))
     if args.picture is not None:
@@ -166,25 +167,29 @@ def eval_(args: Eval) -> Record:
         _show_scores(reports, divided, base)
     if len(reports) == 1:
         return reports[0]
-    return {"data": args.data.resolve().name, "n": len(examples), "reports": reports, "base": base,
+    return {**data, "n": len(examples), "reports": reports, "base": base,
             "divided": divided}
 
 
-def _examples(args: Eval) -> tuple[list[Example], str | None]:
-    """Return the examples, and the part of the data that they are, where not all of it."""
-    from cloister.corpus import read
+def _examples(args: Eval) -> tuple[list[Example], str, Record]:
+    """Return the examples, the part of the data that they are, if not all, and what was read."""
+    from cloister.corpus import MEASURE, read, select
 
-    whole = read(args.data)
+    selection = select(args.data, MEASURE, args.split)
+    display.note(f"To measure on: {selection}")
+    whole = read(selection)
     if args.task is not None:
         whole = [example for example in whole if example.task == args.task]
     # Evenly over the whole, not the first: files are sorted by intent.
     step = 1 if args.limit is None else max(1, -(-len(whole) // args.limit))
     examples = whole[::step]
-    return examples, f"{len(examples)} of {len(whole)}" if step > 1 else None
+    limited = f"{len(examples)} of {len(whole)}" if step > 1 else None
+    data = {"data": args.data.resolve().name, **selection.to_dict()}
+    return examples, ", ".join(filter(None, (args.split, args.task, limited))), data
 
 
 def _reports(
-    args: Eval, models: dict[str, Path], examples: list[Example], part: str | None
+    args: Eval, models: dict[str, Path], examples: list[Example], part: str, data: Record
 ) -> list[Record]:
     """Evaluate each model, and record the result in its receipt where that is asked for."""
     reports: list[Record] = []
@@ -197,9 +202,9 @@ def _reports(
             with display.progress(console, f"eval {name}") as progress:
                 report = evaluate(
                     open_subject(path), examples, against=other or None, progress=progress)
-            reports.append({**report.to_dict(), "model": name, "data": args.data.resolve().name})
+            reports.append({**report.to_dict(), "model": name, **data})
             if args.record:
-                _record(path, reports[-1], args.task, part)
+                _record(path, reports[-1], part)
     return reports
 
 
@@ -218,7 +223,7 @@ def _names(models: list[str]) -> list[str]:
     return names
 
 
-def _record(path: Path, record: Record, task: str | None, part: str | None) -> None:
+def _record(path: Path, record: Record, part: str) -> None:
     """Add `record` to the bundle's receipt; a part of the data never replaces the whole."""
     from cloister.bundle import Bundle, rewrite_receipt
 
@@ -226,7 +231,7 @@ def _record(path: Path, record: Record, task: str | None, part: str | None) -> N
     receipt = bundle.receipt()
     recorded = receipt.get("evaluations")
     evaluations = dict(recorded) if isinstance(recorded, dict) else {}
-    key = ", ".join(filter(None, (record["data"], task, part)))
+    key = ", ".join(filter(None, (record["data"], part)))
     key += f" against {record['against']}" if "against" in record else ""
     evaluations[key] = {name: record[name] for name in ("n", "metrics", "errors")}
     rewrite_receipt(bundle, {**receipt, "evaluations": evaluations})

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from cloister.corpus import Example
+    from cloister.corpus import Example, Split
     from cloister.distill.schedule import Schedule
     from cloister.distill.teacher import LogitStore
+    from cloister.message import Message
+    from cloister.progress import Progress
     from cloister.tiers import Scale, Tier
 
 __all__ = ["Distill", "TrainOptions", "distill", "quantize_aware"]
@@ -32,6 +34,7 @@ class TrainOptions(Options):
     output: Path
     force: bool
     data: Path | None
+    split: Split | None
     held_out: Path | None
     allow_overlap: bool
     tolerate: float
@@ -72,13 +75,15 @@ class Distill(TrainOptions):
     private: bool
     namespace: str
     own_answers: float
+    unlabelled: Path | None
 
 
 def distill(options: Distill) -> Record | None:
     """Distil a teacher into a student; None in a process that is not the first."""
     teacher = checkpoint(options.teacher)
     assert options.data is not None
-    check_data(options.data)
+    for path in filter(None, (options.data, options.unlabelled)):
+        check_data(path)
     check_output(options.output, kind="checkpoint", replace=options.force)
     with _console(options) as console, _sealing(options) as store:
         from cloister.distill import run
@@ -93,10 +98,16 @@ def distill(options: Distill) -> Record | None:
             compiled=options.compile, scale=options.size, from_scratch=options.from_scratch,
             draws=options.draws, store=store, allow_overlap=options.allow_overlap,
         )
+        examples, data = _examples(options, console)
+        held_out = _held_out(options, console, data)
         with display.progress(console, str(options.tier)) as progress:
+            if options.unlabelled is not None:
+                answers, data["unlabelled"] = _answered(
+                    options, teacher, {each.messages for each in examples}, progress)
+                examples += answers
             student = run.distill(
-                teacher, options.output, student=options.tier,
-                data=_examples(options, console), held_out=options.held_out, settings=settings,
+                teacher, options.output, student=options.tier, data=examples,
+                held_out=held_out, settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)
@@ -115,7 +126,7 @@ def distill(options: Distill) -> Record | None:
             ("student, before", f"{report.before:.4f}"),
             ("student, after", f"{report.after:.4f}"),
         ])
-    return report.to_dict() if first else None
+    return {**report.to_dict(), "data": data} if first else None
 
 
 def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record | None:
@@ -128,9 +139,10 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
         from cloister.quantize.apply import QuantizeReport, quantize
         from cloister.quantize.train import QatSettings
 
-        examples = _examples(options, console)
-        if options.held_out is not None and not options.allow_overlap:
-            corpus.refuse_overlap(examples, corpus.read(options.held_out))
+        examples, data = _examples(options, console)
+        held_out = _held_out(options, console, data)
+        if held_out is not None and not options.allow_overlap:
+            corpus.refuse_overlap(examples, held_out)
         with display.progress(console, recipe) as progress:
             quantized = quantize(
                 source, options.output, recipe, data=examples,
@@ -146,7 +158,7 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
             ("divergence, first step", f"{run.losses[0]:.2g} nats a token"),
             ("divergence, last step", f"{run.losses[-1]:.2g}"),
         ])
-    return report.to_dict() if first else None
+    return {**report.to_dict(), "data": data} if first else None
 
 
 @contextmanager
@@ -180,14 +192,48 @@ def _sealing(options: Distill) -> Iterator[Callable[[Mapping[str, str | int]], L
         yield functools.partial(SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
 
 
-def _examples(options: TrainOptions, console: Console) -> list[Example]:
-    """Return the data to train on, and say what had to be left out."""
-    from cloister.corpus import load
+def _examples(options: TrainOptions, console: Console) -> tuple[list[Example], Record]:
+    """Return the data to train on, with what was read and what left out, and say so."""
+    from cloister.corpus import LEARN, load, select
 
     assert options.data is not None
-    corpus = load(options.data, tolerated=options.tolerate)
+    selection = select(options.data, LEARN, options.split)
+    console.print(f"To learn from: {selection}", markup=False, highlight=False)
+    corpus = load(selection, tolerated=options.tolerate)
     if corpus.flaws:
         counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, corpus.flaws[:5]))
         console.print(f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
-    return list(corpus.examples)
+    return list(corpus.examples), {**selection.to_dict(), "flaws": corpus.count()}
+
+
+def _held_out(
+    options: TrainOptions, console: Console, data: Record
+) -> list[Example] | None:
+    """Return the data to measure on, where some is named, and say so, in `data` too."""
+    from cloister.corpus import MEASURE, read, select
+
+    if options.held_out is None:
+        return None
+    selection = select(options.held_out, MEASURE)
+    console.print(f"To measure on: {selection}", markup=False, highlight=False)
+    data["held_out"] = selection.to_dict()
+    return read(selection)
+
+
+def _answered(
+    options: Distill, teacher: Path, labelled: set[tuple[Message, ...]], progress: Progress
+) -> tuple[list[Example], Record]:
+    """Return the teacher's answers to the unlabelled requests, but those that have a label."""
+    from cloister.corpus import LEARN, load, select
+    from cloister.distill.answers import answered
+    from cloister.model.checkpoint import Checkpoint
+
+    assert options.unlabelled is not None
+    selection = select(options.unlabelled, LEARN)
+    corpus = load(selection, tolerated=options.tolerate, answered=False)
+    requests = list({
+        each.messages: each for each in corpus.examples if each.messages not in labelled}.values())
+    answers = answered(Checkpoint.open(teacher), requests, progress=progress)
+    return answers, {**selection.to_dict(), "flaws": corpus.count(), "requests": len(requests),
+                     "answered": len(answers)}

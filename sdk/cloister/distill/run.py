@@ -416,8 +416,7 @@ def _calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
 def _write_examples(path: Path, examples: list[Example]) -> None:
     with disk_errors(path.name):
         path.write_text("".join(
-            json.dumps({"task": each.task, "input": each.input, "target": each.target}) + "\n"
-            for each in examples), "utf-8")
+            json.dumps(each.to_dict()) + "\n" for each in examples), "utf-8")
 
 
 @contextmanager

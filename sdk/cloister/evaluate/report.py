@@ -11,6 +11,7 @@ import torch
 from cloister.errors import SettingError, VocabularyMismatch
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.evaluate.tasks import Score, check, correct, flips, resampled_error, scores
+from cloister.example import CHAT
 from cloister.pairs import pairs as to_ids
 from cloister.progress import silent
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "evaluate"]
 
-_TEXTS = ("story",)  # tasks with no one right answer: how well the text is predicted counts
+_TEXTS = ("story", CHAT)  # tasks with no one right answer: how well the text is predicted counts
 
 
 @dataclass(frozen=True, kw_only=True)

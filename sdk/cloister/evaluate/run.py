@@ -27,8 +27,8 @@ def evaluate(
 ) -> Report:
     """Score a bundle or checkpoint on `data`, and measure its divergence from `against`.
 
-    A bundle runs its own program. `data` is a file or directory of SNIPS, CLINC150, FairytaleQA or
-    JSON lines, or examples. Answers are greedy.
+    A bundle runs its own program. `data` is a file or directory that
+    `cloister.corpus.read` can read, or examples. Answers are greedy.
 
     Raises:
         DataError: the data cannot be read, or a target is not what its task asks for.

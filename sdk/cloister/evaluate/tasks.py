@@ -16,8 +16,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from cloister.corpus import NONE
 from cloister.errors import DataError
+from cloister.example import NONE
 from cloister.runtime.tools import tool_calls
 
 if TYPE_CHECKING:

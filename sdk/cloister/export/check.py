@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 
 from cloister.errors import ExportMismatch
+from cloister.example import Example
 from cloister.model.quantized import QuantizedLinear
 from cloister.pairs import request
 
@@ -50,7 +51,8 @@ _Divergence = TypeVar("_Divergence", bound=Divergence)
 
 def lay_out(tokenizer: Tokenizer, system: str | None, prompt: str) -> list[int]:
     """Return the ids of a request; without a system role, the system prompt precedes the text."""
-    return tokenizer.encode_chat(request(tokenizer, system, prompt))
+    example = Example(task=system or "", input=prompt, target="")
+    return tokenizer.encode_chat(request(tokenizer, example.messages))
 
 
 def conversations(tokenizer: Tokenizer, context: int) -> list[list[int]]:

@@ -20,8 +20,17 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cloister.corpus import NONE, Example, normalized, read, refuse_overlap, split, tool_call
+from cloister.corpus import (
+    Example,
+    Split,
+    normalized,
+    read,
+    refuse_overlap,
+    split,
+    tool_call,
+)
 from cloister.errors import DataError
+from cloister.example import NONE
 from cloister.reference import outside, redaction
 from cloister.reference.augment import Augmenter
 
@@ -65,7 +74,7 @@ class Mixture:
         held_out = development(data)
         calls, _ = split(read(data / "snips"))
         clinc = data / "clinc150" / "train_val.json"
-        intents = _without_repeated(read(clinc, parts=("train", "oos_train")), held_out["intent"])
+        intents = _without_repeated(read(clinc, split=Split.TRAIN), held_out["intent"])
         stories = read(data / "fairytaleqa" / "stories_train.jsonl")
         tales = _without_repeated(stories, held_out["story"])
         refuse_overlap([*calls, *intents, *tales], held_out["call"])
@@ -120,7 +129,7 @@ class Mixture:
 def development(data: Path) -> dict[str, list[Example]]:
     """Return the held-out examples by task, from which no tier learns; see `corpus.read`."""
     _, calls = split(read(data / "snips"))
-    intents = read(data / "clinc150" / "train_val.json", parts=("val", "oos_val"))
+    intents = read(data / "clinc150" / "train_val.json", split=Split.VALIDATE)
     tales = read(data / "fairytaleqa" / "stories_val.jsonl")
     return {
         "call": calls,
