@@ -174,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     quantize = add("quantize", "quantize a checkpoint, and report every tensor")
     quantize.add_argument("source", type=Path, metavar="CKPT")
     quantize.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
+    quantize.add_argument("--calibrate", nargs="?", const="self", metavar="PATH",
+                          help="round for what the layers read: of texts that the model samples, "
+                               "or of data at PATH")
     quantize.add_argument("--qat", action="store_true",
                           help="train the checkpoint for it first, taught by itself")
     _training(quantize, rate=2e-4, required=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloister import display
@@ -16,7 +17,6 @@ from cloister.settings import model_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from rich.console import Console
 
@@ -47,6 +47,7 @@ class Quantize(teach.TrainOptions):
     source: Path
     recipe: str
     qat: bool
+    calibrate: str | None  # "self", or a path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +131,18 @@ def quantize(args: Quantize) -> Record | None:
     """Quantize a checkpoint, trained for it first or not, and report every tensor."""
     source = checkpoint(args.source)
     check_output(args.output, kind="checkpoint", replace=args.force)
+    if args.calibrate not in (None, "self"):
+        check_data(Path(args.calibrate))
+    if args.qat and args.calibrate is not None:
+        raise SettingError("What is trained for its rounding is not calibrated; leave one out.")
     if args.qat:
         return teach.quantize_aware(args, source, args.recipe)
     with display.quiet(args.debug) as console, display.progress(console, "quantize") as progress:
         from cloister.quantize.apply import quantize as apply
 
         report = apply(
-            source, args.output, args.recipe, replace=args.force, progress=progress).report
+            source, args.output, args.recipe, calibrate=args.calibrate, replace=args.force,
+            progress=progress).report
     assert report is not None
     record = dict(report.to_dict())
     if not args.json:

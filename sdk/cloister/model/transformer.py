@@ -199,17 +199,17 @@ class Decoder(nn.Module):
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' type, as the checkpoints that need it were trained.
             x_BTD = x_BTD * torch.tensor(self.config.embedding_scale, dtype=x_BTD.dtype)
-        length = tokens_BT.shape[1]
-        cos_sin = local = self.cos.narrow(0, start, length), self.sin.narrow(0, start, length)
-        if self.config.local_rope_theta is not None:
-            local = (
-                self.local_cos.narrow(0, start, length), self.local_sin.narrow(0, start, length)
-            )
         for layer, block in enumerate(self.layers):
-            windowed = layer in self.config.windowed_layers
-            x_BTD = block(x_BTD, local if windowed else cos_sin, attend)
+            x_BTD = block(x_BTD, self.cos_sin(layer, start, tokens_BT.shape[1]), attend)
         out: torch.Tensor = self.norm(x_BTD)
         return out
+
+    def cos_sin(self, layer: int, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rotary tables of a layer for `length` positions, [T, 1, K] each."""
+        cos, sin = self.cos, self.sin
+        if self.config.local_rope_theta is not None and layer in self.config.windowed_layers:
+            cos, sin = self.local_cos, self.local_sin
+        return cos.narrow(0, start, length), sin.narrow(0, start, length)
 
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return scores of every next token, [B, T, D] -> [B, T, V]."""

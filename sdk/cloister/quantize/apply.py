@@ -7,32 +7,32 @@ import shutil
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
-from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
-from torchao.quantization.granularity import PerAxis, PerGroup
+from typing import TYPE_CHECKING
 
 from cloister.distill.parallel import Parallel, read_plain
 from cloister.distill.run import check_source, examples_of, run_folder
+from cloister.errors import SettingError
 from cloister.model.checkpoint import Checkpoint, expected_tensors, plan
-from cloister.model.quantized import scale_dtype
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
+from cloister.quantize.calibrate import Calibration, LayerError
 from cloister.quantize.qat import check_groups, untied
+from cloister.quantize.rounding import quantize_weight
+from cloister.quantize.texts import calibration_texts
 from cloister.quantize.train import QatSettings, train_quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    import torch
 
     from cloister.corpus import Example
     from cloister.distill.loop import Run
     from cloister.model.recipe import Scheme
     from cloister.progress import Progress
 
-__all__ = ["Coverage", "QuantizeReport", "quantize", "quantize_weight"]
+__all__ = ["Coverage", "QuantizeReport", "quantize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class QuantizeReport:
     recipe: str
     rows: tuple[Coverage, ...]
     run: Run | None = None  # of quantization-aware training
+    layers: tuple[LayerError, ...] = ()  # of calibration
 
     @property
     def size_bytes(self) -> int:
@@ -82,24 +83,9 @@ class QuantizeReport:
                 "steps": len(self.run.losses), "seconds": round(self.run.seconds, 1),
                 "loss": self.run.losses[-1],
             }
+        if self.layers:
+            record["layers"] = [asdict(layer) for layer in self.layers]
         return record
-
-
-def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return integers int8[N, K] and scales [N, C] of `weight`, float32[N, K].
-
-    Symmetric, the scale set by the largest entry of a group (torchao's affine choice, which
-    quantization-aware training uses too).
-    """
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    quantize_(layer, Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=getattr(torch, f"int{scheme.bits}"),
-        weight_granularity=PerAxis(0) if scheme.group is None else PerGroup(scheme.group),
-        weight_scale_dtype=scale_dtype(scheme),
-    ))
-    quantized: Any = layer.weight  # torchao's tensor
-    return quantized.qdata, quantized.scale
 
 
 def quantize(
@@ -109,18 +95,20 @@ def quantize(
     *,
     data: str | Path | Sequence[Example] | None = None,
     settings: QatSettings | None = None,
+    calibrate: str | Path | Sequence[Example] | None = None,
     replace: bool = False,
     progress: Progress = silent,
 ) -> Checkpoint:
     """Write `source` quantized to the checkpoint `out`, whose `report` is a `QuantizeReport`.
 
     With `data`, examples or files of them (see `cloister.corpus`), after quantization-aware
-    training on it by `settings`, which resumes when a killed run is repeated; without, memory
-    stays near one float32 matrix above what the source maps.
+    training on it by `settings`, which resumes when a killed run is repeated. With `calibrate`,
+    "self" or data likewise, rounded for what the layers read (see `Calibration`). With neither,
+    memory stays near one float32 matrix above what the source maps.
 
     Raises:
         QuantizationError: the source is quantized already.
-        SettingError: no recipe of that name.
+        SettingError: no recipe of that name, or both training and calibration.
         GroupSizeError: a group does not divide a layer's inputs; nothing was written.
         NonFiniteTensor: a weight is NaN or infinite; nothing was written.
         OutputExists: `out` is taken, and `replace` is not set.
@@ -133,6 +121,8 @@ def quantize(
     check_source(source, out, replace=replace)
     tensors = expected_tensors(untied(source.metadata.config))
     check_groups(tensors, recipe)
+    if data is not None and calibrate is not None:
+        raise SettingError("What is trained for its rounding is not calibrated; leave one out.")
     parallel, plain, run = Parallel(), source, None
     progress = progress if parallel.rank == 0 else silent
     if data is not None:
@@ -140,14 +130,22 @@ def quantize(
         plain, run = train_quantized(
             source, run_folder(out), recipe, examples_of(data, settings.tolerate), settings,
             progress=progress)
+    layers: tuple[LayerError, ...] = ()
     if parallel.rank == 0:
-        _write(plain, out, recipe, source.identity, replace=replace, progress=progress)
+        made = _plainly(plain, recipe, progress)
+        if calibrate is not None:
+            calibration = Calibration(
+                source, recipe, calibration_texts(source, calibrate, progress=progress))
+            made = calibration.tensors(progress)
+        _write(made, plain, out, recipe, source.identity, replace=replace)
+        if calibrate is not None:
+            layers = tuple(calibration.errors)
         if plain is not source:
             shutil.rmtree(plain.path)
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
-        identity=quantized.identity, recipe=recipe.name, run=run, rows=tuple(
+        identity=quantized.identity, recipe=recipe.name, run=run, layers=layers, rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return quantized
 
@@ -160,24 +158,33 @@ def _coverage(name: str, shape: tuple[int, ...], scheme: Scheme | None) -> Cover
                     size_bytes=scheme.size_bytes(shape[0], shape[1]))
 
 
+def _plainly(
+    source: Checkpoint, recipe: Recipe, progress: Progress
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each tensor of `source` rounded by itself."""
+    names = list(expected_tensors(untied(source.metadata.config)))
+    for done, name in enumerate(names):
+        progress("quantize", done, len(names), name)
+        weight, scheme = read_plain(source, name).float(), recipe.scheme_of(name)
+        if scheme is None:
+            yield name, weight
+        else:
+            q, scale = quantize_weight(weight, scheme)
+            yield f"{name}.q", q
+            yield f"{name}.scale", scale
+    progress("quantize", len(names), len(names))
+
+
 def _write(
-    source: Checkpoint, out: Path, recipe: Recipe, parent: str, *, replace: bool, progress: Progress
+    tensors: Iterator[tuple[str, torch.Tensor]], source: Checkpoint, out: Path, recipe: Recipe,
+    parent: str, *, replace: bool,
 ) -> None:
-    """Write each tensor of `source` quantized; `parent` is what the checkpoint was made from."""
+    """Write the quantized `tensors` of `source`; `parent` is what the checkpoint was made from."""
     config = untied(source.metadata.config)
-    names = list(expected_tensors(config))
     with CheckpointWriter(
         out, metadata=changed(source.metadata, config=config, recipe=recipe.name, parent=parent),
         tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
         template=source.template_path, replace=replace,
     ) as writer:
-        for done, name in enumerate(names):
-            progress("quantize", done, len(names), name)
-            weight, scheme = read_plain(source, name).float(), recipe.scheme_of(name)
-            if scheme is None:
-                writer.add(name, weight)
-            else:
-                q, scale = quantize_weight(weight, scheme)
-                writer.add(f"{name}.q", q)
-                writer.add(f"{name}.scale", scale)
-    progress("quantize", len(names), len(names))
+        for name, value in tensors:
+            writer.add(name, value)

@@ -14,7 +14,7 @@ from cloister.model.config import Activation, ModelConfig, RopeScaling
 from cloister.model.quantized import QuantizedEmbedding, QuantizedLinear, swap
 from cloister.model.recipe import RECIPES, Recipe
 from cloister.model.transformer import Decoder, RMSNorm
-from cloister.quantize.apply import quantize_weight
+from cloister.quantize.rounding import quantize_weight
 from cloister.tiers import Shape
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,34 @@
+"""The rounding of one matrix by itself, as torchao makes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+from torchao.quantization.granularity import PerAxis, PerGroup
+
+from cloister.model.quantized import scale_dtype
+
+if TYPE_CHECKING:
+    from cloister.model.recipe import Scheme
+
+__all__ = ["quantize_weight"]
+
+
+def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return integers int8[N, K] and scales [N, C] of `weight`, float32[N, K].
+
+    Symmetric, the scale set by the largest entry of a group (torchao's affine choice, which
+    quantization-aware training uses too).
+    """
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    quantize_(layer, Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=getattr(torch, f"int{scheme.bits}"),
+        weight_granularity=PerAxis(0) if scheme.group is None else PerGroup(scheme.group),
+        weight_scale_dtype=scale_dtype(scheme),
+    ))
+    quantized: Any = layer.weight  # torchao's tensor
+    return quantized.qdata, quantized.scale

@@ -1,0 +1,82 @@
+"""The texts that a quantization is calibrated on: what the model says itself, or data."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING
+
+import torch
+
+from cloister.distill.run import encode, examples_of
+from cloister.errors import DataError
+from cloister.message import Message
+from cloister.model.generate import generate
+from cloister.progress import silent
+from cloister.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cloister.corpus import Example
+    from cloister.model.checkpoint import Checkpoint
+    from cloister.progress import Progress
+
+__all__ = ["SELF", "calibration_texts"]
+
+SELF = "self"
+COUNT = 64
+LENGTH = 256  # tokens
+
+
+def calibration_texts(
+    source: Checkpoint, given: str | Path | Sequence[Example], *, progress: Progress = silent
+) -> list[list[int]]:
+    """Return texts as ids, at most COUNT of LENGTH tokens each.
+
+    With `SELF` the model samples them: one half begins as its conversations do, where the user is
+    to speak, the other with a random token (LLM-QAT, arXiv 2305.17888). Otherwise they are the
+    examples, or those in the files at a path, prompts and answers one after another.
+
+    Raises:
+        DataError: the data cannot be used, or is too little for one text.
+        ContextExceeded, TokenizerError: see `cloister.distill.run.encode`.
+    """
+    length = min(LENGTH, source.metadata.config.shape.context)
+    if given == SELF:
+        return _sampled(source, length, progress)
+    pairs = encode(
+        source, examples_of(given, tolerate=0.05), source.metadata.config.shape.context)
+    ids = list(chain.from_iterable(prompt + answer for prompt, answer in pairs))
+    texts = [ids[at:at + length] for at in range(0, len(ids) - length + 1, length)]
+    if not texts:
+        raise DataError(
+            f"The data to calibrate on holds {len(ids)} tokens, and {length} are the least; name "
+            "more, or calibrate on the model's own texts."
+        )
+    return texts[::math.ceil(len(texts) / COUNT)]
+
+
+def _sampled(source: Checkpoint, length: int, progress: Progress) -> list[list[int]]:
+    tokenizer = Tokenizer.from_files(
+        source.tokenizer_path, source.template_path, source.metadata)
+    rng = torch.Generator().manual_seed(0)
+    asked = [
+        tokenizer.encode_chat([Message(role="user", content=text)], add_generation_prompt=False)
+        for text in ("a", "b")
+    ]
+    same = takewhile(lambda ids: ids[0] == ids[1], zip(*asked, strict=False))
+    chat = [id_ for id_, _ in same][:length - 1]
+    begin = [] if source.metadata.bos is None else [source.metadata.bos]
+    count = COUNT // 2
+    random = torch.randint(tokenizer.vocab_size, (count,), generator=rng).tolist()
+    decoder, made = source.load(), list[list[int]]()
+    for done, starts in enumerate((
+        [chat] * count if chat else [], [[*begin, id_] for id_ in random],
+    )):
+        progress("sample texts", done, 2)
+        said = generate(decoder, starts, end=(), limit=length, temperature=1.0, rng=rng)
+        made += [[*start, *ids][:length] for start, ids in zip(starts, said, strict=True)]
+    progress("sample texts", 2, 2)
+    return made

@@ -1,0 +1,148 @@
+"""What is rounded for what it reads loses less than what is rounded by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cloister import family
+from cloister.corpus import Example
+from cloister.errors import DataError, SettingError
+from cloister.model.checkpoint import Checkpoint, Metadata, plan
+from cloister.model.config import ModelConfig
+from cloister.model.recipe import Recipe
+from cloister.model.transformer import Decoder
+from cloister.model.writer import CheckpointWriter
+from cloister.quantize.apply import QuantizeReport, quantize
+from cloister.quantize.calibrate import Calibration, Hessian, round_columns, search_scales
+from cloister.quantize.texts import COUNT, calibration_texts
+from cloister.tiers import Shape
+from cloister_kernels.reference import dequantize
+
+SHAPE = Shape(vocab_size=300, hidden_size=64, layers=2, heads=2, kv_heads=1, head_size=32,
+              feed_forward=96, context=64, tied=True)
+
+
+def checkpoint(path: Path, tokenizer_dir: Path, **changes: Any) -> Checkpoint:
+    config = ModelConfig(shape=SHAPE, **changes)
+    decoder, rng = Decoder(config), torch.Generator().manual_seed(1)
+    for parameter in decoder.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng) * 0.1
+    tensors = plan(config, None)
+    with CheckpointWriter(
+        path, metadata=Metadata(name="tiny", config=config, eos=(1,)), tensors=tensors,
+        tokenizer=tokenizer_dir / "tokenizer.json", template=tokenizer_dir / "chat_template.jinja",
+    ) as writer:
+        for name, value in decoder.state_dict().items():
+            if name in tensors:
+                writer.add(name, value)
+    return Checkpoint.open(path)
+
+
+def divergence(one: Decoder, other: Decoder, texts: torch.Tensor) -> float:
+    with torch.no_grad():
+        p, q = (decoder(texts).log_softmax(-1) for decoder in (one, other))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_columns_that_have_nothing_to_do_with_each_other_are_rounded_to_the_nearest() -> None:
+    weight = torch.randn(8, 64)
+    scale = search_scales(weight, torch.ones(64), 32)
+    q = round_columns(weight, scale, torch.eye(64))
+    nearest = (weight.unflatten(1, (2, 32)) / scale.float()[..., None]).round().clamp(-8, 7)
+    assert torch.equal(q, nearest.flatten(1).to(torch.int8))
+
+
+def test_columns_that_are_read_together_make_up_for_each_others_error() -> None:
+    rng = torch.Generator().manual_seed(2)
+    read = torch.randn(500, 8, generator=rng) @ torch.randn(8, 64, generator=rng)
+    weight = torch.randn(16, 64, generator=rng)
+    hessian = Hessian(read, read)
+    scale = search_scales(weight, hessian.importance_K, 32)
+    nearest = round_columns(weight, scale, torch.eye(64))
+    chosen = round_columns(weight, scale, hessian.factor_KK)
+
+    def error(q: torch.Tensor) -> float:
+        return float((read @ (dequantize(q, scale) - weight).T).square().mean())
+
+    assert error(chosen) < 0.1 * error(nearest)
+
+
+def test_weights_are_moved_to_undo_what_happened_to_their_inputs() -> None:
+    exact = torch.randn(500, 32)
+    rounded = exact * 0.8 + 0.01 * torch.randn(500, 32)
+    weight = torch.randn(4, 32)
+    moved = Hessian(rounded, exact).moved(weight)
+    before = (rounded @ weight.T - exact @ weight.T).square().mean()
+    assert (rounded @ moved.T - exact @ weight.T).square().mean() < 0.05 * before
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"qkv_bias": True, "output_bias": True, "mlp_bias": True, "qk_norm": True},
+    {"post_norms": True, "norm_offset": True, "embedding_scale": 8.0, "window": 9,
+     "windowed_layers": (0,), "local_rope_theta": 500.0, "attention_softcap": 20.0},
+], ids=["llama", "biases", "gemma"])
+@pytest.mark.parametrize(("recipe", "share"), [("8da4w-g32", 0.8), ("8da8w", 1.0)])
+def test_every_layout_is_calibrated_and_comes_closer(
+    tmp_path: Path, tokenizer_dir: Path, changes: dict[str, Any], recipe: str, share: float
+) -> None:
+    source = checkpoint(tmp_path / "plain", tokenizer_dir, **changes)
+    texts = torch.randint(300, (24, 40), generator=torch.Generator().manual_seed(3))
+    calibration = Calibration(source, Recipe.parse(recipe), texts.tolist())
+    made = dict(calibration.tensors())
+    assert list(made) == list(plan(replace(
+        source.metadata.config, shape=replace(SHAPE, tied=False)), recipe))
+    assert [error.layer for error in calibration.errors] == [0, 1]
+    plain = quantize(source, tmp_path / "by-itself", recipe).load()
+    calibrated = quantize(source, tmp_path / "again", recipe).load()
+    calibrated.load_state_dict(made, strict=False)
+    exact = source.load()
+    held_out = torch.randint(300, (8, 40), generator=torch.Generator().manual_seed(4))
+    lost = divergence(exact, calibrated, held_out)
+    assert lost < share * divergence(exact, plain, held_out)
+
+
+def test_data_or_the_models_own_texts_calibrate_and_the_report_tells_of_every_layer(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    source = checkpoint(tmp_path / "plain", tokenizer_dir)
+    texts = calibration_texts(source, "self")
+    assert len(texts) == COUNT
+    assert {len(ids) for ids in texts} == {SHAPE.context}
+    assert texts == calibration_texts(source, "self")
+    data = [Example(task="story", input="the quick fox", target="jumps over " * 3)] * 20
+    report = quantize(source, tmp_path / "x", calibrate=data).report
+    assert isinstance(report, QuantizeReport)
+    assert [row["layer"] for row in report.to_dict()["layers"]] == [0, 1]  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_calibrated_is_refused_and_nothing_is_written(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    source = checkpoint(tmp_path / "plain", tokenizer_dir)
+    few = [Example(task="story", input="a", target="b")]
+    with pytest.raises(DataError, match="the model's own texts"):
+        quantize(source, tmp_path / "x", calibrate=few)
+    with pytest.raises(SettingError, match="leave one out"):
+        quantize(source, tmp_path / "x", calibrate="self", data=few)
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+@pytest.mark.slow
+def test_a_trained_model_loses_less_on_texts_of_its_own(tmp_path: Path) -> None:
+    """Nano-1, calibrated on what it samples, and measured on other samples of it."""
+    source = Checkpoint.open(family.checkpoint("nano-1"))
+    exact = source.load()
+    plain = quantize(source, tmp_path / "plain").load()
+    calibrated = quantize(source, tmp_path / "calibrated", calibrate="self").load()
+    rng = torch.Generator().manual_seed(5)
+    tokens = torch.tensor(calibration_texts(source, "self"))[:, :1]
+    with torch.no_grad():
+        for _ in range(64):
+            logits = exact(tokens)[:, -1]
+            tokens = torch.cat((tokens, torch.multinomial(logits.softmax(-1), 1, generator=rng)), 1)
+    assert divergence(exact, calibrated, tokens) < 0.5 * divergence(exact, plain, tokens)
