@@ -461,9 +461,9 @@ ONE = [Example(task="a", input="b", target="c")]
     ("a.jsonl", b"[\n" + LINE + b"\n]\n"),
     ("a.json", b'{"anything": [' + LINE + b"]}"),
     ("a.txt", LINE),
-    ("a.jsonl.gz", gzip.compress(codecs.BOM_UTF8 + LINE)),
-    ("a.json.gz", gzip.compress(b"[" + LINE + b"]")),
-    ("a.jsonl", gzip.compress(LINE)),
+    ("a.jsonl.gz", gzip.compress(codecs.BOM_UTF8 + LINE, mtime=0)),
+    ("a.json.gz", gzip.compress(b"[" + LINE + b"]", mtime=0)),
+    ("a.jsonl", gzip.compress(LINE, mtime=0)),
     ("a.jsonl.gz", LINE),
 ])
 def test_a_file_is_read_however_it_was_saved(tmp_path: Path, name: str, content: bytes) -> None:
@@ -483,8 +483,8 @@ def test_json_lines_of_several_files_put_together_are_read_whole(tmp_path: Path,
     (LINE.decode().encode("utf-16-be"), "UTF-16"),
     (LINE.decode().encode("utf-32"), "UTF-32"),
     (b'{"task": "caf\xe9", "input": "b", "target": "c"}', "not UTF-8.*iconv"),
-    (gzip.compress(LINE)[:-9], "no whole gzip file"),
-    (gzip.compress(LINE)[:-8] + bytes(8), "no whole gzip file"),
+    (gzip.compress(LINE, mtime=0)[:-9], "no whole gzip file"),
+    (gzip.compress(LINE, mtime=0)[:-8] + bytes(8), "no whole gzip file"),
     (b"\x1f\x8b", "no whole gzip file"),
     (b"", "holds no examples"),
     (b"\n\n", "holds no examples"),
@@ -503,7 +503,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused_before_it_fills_the_memory
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "UNPACKED_BYTES", 1 << 20)
-    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(64 << 20)))
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(64 << 20), mtime=0))
     (tmp_path / "plain.jsonl").write_bytes(LINE + b"\n" + b" " * (2 << 20))
     tracemalloc.start()
     with pytest.raises(DataError, match=r"bomb\.jsonl\.gz unpacks to more than 1 MiB"):
