@@ -18,7 +18,7 @@ from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 from cloister.quantize.calibrate import Calibration, LayerError
 from cloister.quantize.qat import check_groups, untied
-from cloister.quantize.rounding import quantize_weight
+from cloister.quantize.rounding import stored_tensors
 from cloister.quantize.texts import calibration_texts
 from cloister.quantize.train import QatSettings, train_quantized
 
@@ -165,13 +165,7 @@ def _plainly(
     names = list(expected_tensors(untied(source.metadata.config)))
     for done, name in enumerate(names):
         progress("quantize", done, len(names), name)
-        weight, scheme = read_plain(source, name).float(), recipe.scheme_of(name)
-        if scheme is None:
-            yield name, weight
-        else:
-            q, scale = quantize_weight(weight, scheme)
-            yield f"{name}.q", q
-            yield f"{name}.scale", scale
+        yield from stored_tensors(name, read_plain(source, name).float(), recipe.scheme_of(name))
     progress("quantize", len(names), len(names))
 
 

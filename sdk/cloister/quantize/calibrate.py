@@ -27,7 +27,7 @@ from cloister.model.transformer import Block, Decoder
 from cloister.progress import silent
 from cloister.quantize.qat import untied
 from cloister.quantize.rotate import Rotation, can_rotate
-from cloister.quantize.rounding import quantize_weight
+from cloister.quantize.rounding import quantize_weight, stored_tensors
 from cloister_kernels.reference import LEAST_SCALE, dequantize, fake_quantize_rows
 
 if TYPE_CHECKING:
@@ -84,13 +84,12 @@ class Calibration:
         layers = self._config.shape.layers
         for name in expected_tensors(self._config):
             if not name.startswith("layers."):
-                yield from self._alone(name)
+                weight = self._read(name)
+                stored = dict(stored_tensors(name, weight, self._recipe.scheme_of(name)))
+                yield from stored.items()
                 if name == "embed.weight":
-                    embed = self._read(name)
-                    scale = self._config.embedding_scale
-                    exact_BTD = functional.embedding(self._tokens_BT, embed) * scale
-                    rounded_BTD = functional.embedding(
-                        self._tokens_BT, self._as_rounded(name, embed)) * scale
+                    exact_BTD = self._embedded(weight)
+                    rounded_BTD = self._embedded(dequantize(*stored.values()))
                 continue
             number = int(name.split(".")[1])
             if number == len(self.errors):  # the first of its tensors
@@ -101,19 +100,8 @@ class Calibration:
                     yield name + suffix, value
         progress("calibrate", layers, layers)
 
-    def _alone(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Round a matrix by itself."""
-        value, scheme = self._read(name), self._recipe.scheme_of(name)
-        if scheme is None:
-            yield name, value
-        else:
-            q, scale = quantize_weight(value, scheme)
-            yield f"{name}.q", q
-            yield f"{name}.scale", scale
-
-    def _as_rounded(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        scheme = self._recipe.scheme_of(name)
-        return value if scheme is None else dequantize(*quantize_weight(value, scheme))
+    def _embedded(self, weight_VD: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(self._tokens_BT, weight_VD) * self._config.embedding_scale
 
     def _layer(
         self, number: int, exact_BTD: torch.Tensor, rounded_BTD: torch.Tensor
@@ -135,8 +123,9 @@ class Calibration:
         _smooth(block, inputs)
 
         def rounds(stage: str, names: Sequence[str]) -> Hook:
-            def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-                hessian = Hessian(fake_quantize_rows(given[0].flatten(0, -2)), inputs.pop(stage))
+            def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+                read_MK = fake_quantize_rows(given[0].flatten(0, -2))
+                hessian = Hessian(read_MK, inputs.pop(stage))
                 for name in names:
                     module = block.get_submodule(name)
                     assert isinstance(module, nn.Linear)
@@ -144,14 +133,12 @@ class Calibration:
                     q, scale = _rounded(module.weight, self._recipe.scheme_of(full), hessian)
                     done[f"{full}.q"], done[f"{full}.scale"] = q, scale
                     module.weight.data = dequantize(q, scale)
+                return read_MK.view_as(given[0])
 
             return hook
 
         for stage, names in _STAGES:
             block.get_submodule(stage).register_forward_pre_hook(rounds(stage, names))
-            for name in names:
-                block.get_submodule(name).register_forward_pre_hook(
-                    lambda _, given: fake_quantize_rows(given[0].flatten(0, -2)).view_as(given[0]))
         got_BTD = self._run(block, number, rounded_BTD)
         added = (out_BTD - exact_BTD).square().mean()
         self.errors.append(LayerError(
@@ -185,11 +172,12 @@ class Hessian:
         self.importance_K = self._moments_KK.diagonal() / len(rounded_MK)  # mean squares
         inverse_KK = torch.cholesky_inverse(self._damped(DAMPING))
         self.factor_KK = torch.linalg.cholesky(inverse_KK, upper=True).float()
+        self._drift_factor_KK = self._damped(DRIFT_DAMPING)
 
     def moved(self, weight_NK: torch.Tensor) -> torch.Tensor:
         """Return the weights whose outputs for the drifted inputs are nearest the exact ones."""
         wanted_KN = (weight_NK @ self._drift_KK).T.double()
-        moved_KN = torch.cholesky_solve(wanted_KN, self._damped(DRIFT_DAMPING))
+        moved_KN = torch.cholesky_solve(wanted_KN, self._drift_factor_KK)
         moved_NK: torch.Tensor = weight_NK + moved_KN.T.float()
         return moved_NK
 

@@ -12,9 +12,11 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 from cloister.model.quantized import scale_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cloister.model.recipe import Scheme
 
-__all__ = ["quantize_weight"]
+__all__ = ["quantize_weight", "stored_tensors"]
 
 
 def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,3 +34,15 @@ def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor,
     ))
     quantized: Any = layer.weight  # torchao's tensor
     return quantized.qdata, quantized.scale
+
+
+def stored_tensors(
+    name: str, value: torch.Tensor, scheme: Scheme | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what a checkpoint stores of `value`: itself, or where it has a scheme two parts."""
+    if scheme is None:
+        yield name, value
+        return
+    q, scale = quantize_weight(value, scheme)
+    yield f"{name}.q", q
+    yield f"{name}.scale", scale
