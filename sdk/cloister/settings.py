@@ -8,7 +8,9 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["Settings", "model_folders", "share_processor", "under_torchrun"]
+__all__ = ["Settings", "model_folders", "processors", "share_processor", "under_torchrun"]
+
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +62,43 @@ def model_folders() -> dict[str, Path]:
     }
 
 
+def processors() -> int:
+    """How many processors this process may use: those it is bound to, within its group's quota.
+
+    Libraries count the machine's; in a container with a share of a large machine they would start
+    many times the threads that can run.
+    """
+    bound = getattr(os, "sched_getaffinity", None)  # not on every system
+    count = len(bound(0)) if bound is not None else os.cpu_count() or 1
+    quota = _quota()
+    return count if quota is None else max(1, min(count, int(quota + 0.5)))
+
+
+def _quota() -> float | None:
+    """Processors that the process's control group may use on average; None: no bound.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
+    """
+    for pair in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join((_GROUPS / name).read_text() for name in pair).split()
+            quota, period = words[0], float(words[1])
+            return None if quota in ("max", "-1") else float(quota) / period
+        except (OSError, ValueError, IndexError):  # another version of groups, or none
+            continue
+    return None
+
+
 def share_processor() -> None:
-    """Let threads that wait for others sleep, not spin; to be called before torch is imported.
+    """Choose threads so that busy programs beside cost their share; before torch is imported.
 
     OpenMP's threads spin for each other by default, which brings a process to a standstill where
-    other programs keep the processor busy. A setting of the user's own stands.
+    other programs keep the processor busy: here they sleep. They are as many as the process may
+    use at once. Settings of the user's own stand.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if _quota() is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
 
 
 def under_torchrun() -> bool:

@@ -15,6 +15,7 @@ import torch
 
 from cloister.backend import BACKENDS
 from cloister.errors import IncompatibleProgram, SettingError
+from cloister.settings import processors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,8 @@ def load(
 ) -> ExecutorchProgram:
     """Load the program in `path`, from its file mapping, with the KV buffers of `layers` layers.
 
-    The method `first` is loaded now, the other at its first use.
+    The method `first` is loaded now, the other at its first use. Without `threads` it runs on as
+    many as this process may use (ExecuTorch counts the machine's processors).
 
     Raises:
         IncompatibleProgram: this ExecuTorch cannot load it.
@@ -64,6 +66,8 @@ def load(
         if not 1 <= threads <= _MOST_THREADS:  # the bindings take -1 for 2**32 - 1, and abort
             raise SettingError(f"threads is {threads}; it must be from 1 to {_MOST_THREADS}.")
         bindings._unsafe_reset_threadpool(threads)
+    elif bindings._threadpool_get_thread_count() > (most := processors()):
+        bindings._unsafe_reset_threadpool(most)
     try:
         # Of 200 programs with altered bytes 36 ended the process when loaded without the check.
         program = bindings._load_program(
