@@ -14,7 +14,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from cloister.model.checkpoint import check_finite
+from cloister.model.recipe import Recipe
 from cloister.model.transformer import Decoder
+from cloister_kernels.reference import dequantize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +95,7 @@ class Parallel:
 
 
 def read_plain(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """Read a tensor of an unquantized checkpoint; a tied head is its embedding.
+    """Read a tensor, dequantized where it is stored so; a tied head is its embedding.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -101,6 +103,9 @@ def read_plain(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """
     if name == "head.weight" and checkpoint.metadata.config.shape.tied:
         name = "embed.weight"
+    recipe = checkpoint.metadata.recipe
+    if recipe is not None and Recipe.parse(recipe).scheme_of(name) is not None:
+        return dequantize(*(checkpoint.tensor(f"{name}.{part}") for part in ("q", "scale")))
     tensor = checkpoint.tensor(name)
     check_finite(tensor, name, checkpoint.path)
     return tensor

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.distill.parallel import Parallel, read_plain
-from cloister.distill.run import check_source, examples_of, run_folder
-from cloister.errors import SettingError
+from cloister.distill.run import check_source, encode, examples_of, run_folder
+from cloister.distill.state import make_folder
 from cloister.model.checkpoint import Checkpoint, expected_tensors, plan
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.writer import CheckpointWriter
@@ -19,7 +19,7 @@ from cloister.progress import silent
 from cloister.quantize.calibrate import Calibration, LayerError
 from cloister.quantize.qat import check_groups, untied
 from cloister.quantize.rounding import stored_tensors
-from cloister.quantize.texts import calibration_texts
+from cloister.quantize.texts import COUNT, LENGTH, SELF, calibration_texts
 from cloister.quantize.train import QatSettings, train_quantized
 
 if TYPE_CHECKING:
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from cloister.corpus import Example
     from cloister.distill.loop import Run
     from cloister.model.recipe import Scheme
+    from cloister.pairs import Pair
     from cloister.progress import Progress
 
 __all__ = ["Coverage", "QuantizeReport", "quantize"]
+
+MOST = 512  # texts of its own that a model is trained on, each several times where that is too few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +104,20 @@ def quantize(
 ) -> Checkpoint:
     """Write `source` quantized to the checkpoint `out`, whose `report` is a `QuantizeReport`.
 
-    With `data`, examples or files of them (see `cloister.corpus`), after quantization-aware
-    training on it by `settings`, which resumes when a killed run is repeated. With `calibrate`,
-    "self" or data likewise, rounded for what the layers read (see `Calibration`). With neither,
-    memory stays near one float32 matrix above what the source maps.
+    With `calibrate`, "self" or data, rounded for what the layers read (see `Calibration`): "self"
+    are texts that the model samples. With `data` or `settings`, trained for its rounding, from
+    there or from the source, on `data` or on texts of its own; a killed run that is repeated
+    resumes. Data are examples or files of them (see `cloister.corpus`). With none of it, memory
+    stays near one float32 matrix above what the source maps.
 
     Raises:
         QuantizationError: the source is quantized already.
-        SettingError: no recipe of that name, or both training and calibration.
+        SettingError: no recipe of that name.
         GroupSizeError: a group does not divide a layer's inputs; nothing was written.
         NonFiniteTensor: a weight is NaN or infinite; nothing was written.
         OutputExists: `out` is taken, and `replace` is not set.
         DataError: the data cannot be used.
+        ContextExceeded, TokenizerError: see `cloister.distill.run.encode`.
         TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see
             `cloister.quantize.train.train_quantized`.
     """
@@ -121,27 +126,27 @@ def quantize(
     check_source(source, out, replace=replace)
     tensors = expected_tensors(untied(source.metadata.config))
     check_groups(tensors, recipe)
-    if data is not None and calibrate is not None:
-        raise SettingError("What is trained for its rounding is not calibrated; leave one out.")
-    parallel, plain, run = Parallel(), source, None
+    parallel, trained = Parallel(), data is not None or settings is not None
     progress = progress if parallel.rank == 0 else silent
-    if data is not None:
-        settings = settings or QatSettings()
+    settings, folder = settings or QatSettings(), run_folder(out)
+    pairs = _pairs(source, data, settings, progress) if trained else []
+    run, start, layers = None, None, tuple[LayerError, ...]()
+    if calibrate is not None:
+        if parallel.rank == 0:
+            layers = _calibrate(
+                source, make_folder(folder) / "calibrated" if trained else out, recipe, calibrate,
+                kept=trained, replace=replace or trained, progress=progress)
+        parallel.wait()
+        start = Checkpoint.open(folder / "calibrated") if trained else None
+    if trained:
         plain, run = train_quantized(
-            source, run_folder(out), recipe, examples_of(data, settings.tolerate), settings,
-            progress=progress)
-    layers: tuple[LayerError, ...] = ()
-    if parallel.rank == 0:
-        made = _plainly(plain, recipe, progress)
-        if calibrate is not None:
-            calibration = Calibration(
-                source, recipe, calibration_texts(source, calibrate, progress=progress))
-            made = calibration.tensors(progress)
-        _write(made, plain, out, recipe, source.identity, replace=replace)
-        if calibrate is not None:
-            layers = tuple(calibration.errors)
-        if plain is not source:
-            shutil.rmtree(plain.path)
+            source, folder, recipe, pairs, settings, start=start, progress=progress)
+    if parallel.rank == 0 and (trained or calibrate is None):
+        made = _rounded(plain if trained else source, recipe, start, progress)
+        _write(made, source, out, recipe, replace=replace)
+        for part in (plain, start) if trained else ():
+            if part is not None:
+                shutil.rmtree(part.path)
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
@@ -158,26 +163,58 @@ def _coverage(name: str, shape: tuple[int, ...], scheme: Scheme | None) -> Cover
                     size_bytes=scheme.size_bytes(shape[0], shape[1]))
 
 
-def _plainly(
-    source: Checkpoint, recipe: Recipe, progress: Progress
+def _pairs(
+    source: Checkpoint, data: str | Path | Sequence[Example] | None, settings: QatSettings,
+    progress: Progress,
+) -> list[Pair]:
+    """Return what is trained on: data, or as much of the model's own as one pass takes."""
+    if data is not None:
+        return encode(source, examples_of(data, settings.tolerate),
+                      source.metadata.config.shape.context)
+    count = (settings.schedule.steps or 0) * settings.schedule.tokens // LENGTH
+    texts = calibration_texts(
+        source, SELF, count=min(max(count, COUNT), MOST), progress=progress)
+    return [(ids[:1], ids[1:]) for ids in texts]
+
+
+def _calibrate(
+    source: Checkpoint, out: Path, recipe: Recipe, given: str | Path | Sequence[Example], *,
+    kept: bool, replace: bool, progress: Progress,
+) -> tuple[LayerError, ...]:
+    """Write `source` rounded for what its layers read, unless what is there is that and `kept`."""
+    if kept and out.exists():
+        done = Checkpoint.open(out).metadata
+        if (done.parent, done.recipe) == (source.identity, recipe.name):
+            return ()
+    texts = calibration_texts(source, given, progress=progress)
+    calibration = Calibration(source, recipe, texts)
+    _write(calibration.tensors(progress), source, out, recipe, replace=replace)
+    return tuple(calibration.errors)
+
+
+def _rounded(
+    plain: Checkpoint, recipe: Recipe, start: Checkpoint | None, progress: Progress
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each tensor of `source` rounded by itself."""
-    names = list(expected_tensors(untied(source.metadata.config)))
+    """Yield each tensor of `plain` rounded by itself, with the scales of `start` if given."""
+    names = list(expected_tensors(untied(plain.metadata.config)))
     for done, name in enumerate(names):
         progress("quantize", done, len(names), name)
-        yield from stored_tensors(name, read_plain(source, name).float(), recipe.scheme_of(name))
+        scheme = recipe.scheme_of(name)
+        scale = None if start is None or scheme is None else start.tensor(f"{name}.scale")
+        yield from stored_tensors(name, read_plain(plain, name).float(), scheme, scale)
     progress("quantize", len(names), len(names))
 
 
 def _write(
-    tensors: Iterator[tuple[str, torch.Tensor]], source: Checkpoint, out: Path, recipe: Recipe,
-    parent: str, *, replace: bool,
+    tensors: Iterator[tuple[str, torch.Tensor]], source: Checkpoint, out: Path, recipe: Recipe, *,
+    replace: bool,
 ) -> None:
-    """Write the quantized `tensors` of `source`; `parent` is what the checkpoint was made from."""
+    """Write the quantized `tensors` of `source`."""
     config = untied(source.metadata.config)
     with CheckpointWriter(
-        out, metadata=changed(source.metadata, config=config, recipe=recipe.name, parent=parent),
-        tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
+        out, tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
+        metadata=changed(
+            source.metadata, config=config, recipe=recipe.name, parent=source.identity),
         template=source.template_path, replace=replace,
     ) as writer:
         for name, value in tensors:

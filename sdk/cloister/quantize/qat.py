@@ -22,6 +22,8 @@ from cloister.model.checkpoint import expected_tensors
 from cloister_kernels.reference import LEAST_SCALE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloister.model.config import ModelConfig
     from cloister.model.recipe import Recipe, Scheme
     from cloister.model.transformer import Decoder
@@ -30,8 +32,13 @@ __all__ = ["RoundedEmbedding", "RoundedLinear", "check_groups", "round_rows", "r
            "rounded", "untied"]
 
 
-def rounded(decoder: Decoder, recipe: Recipe) -> Decoder:
+def rounded(
+    decoder: Decoder, recipe: Recipe, scale_of: Callable[[str], torch.Tensor] | None = None
+) -> Decoder:
     """Make `decoder` round its weights and activations as `recipe` does, and return it.
+
+    With `scale_of` the scales are those that it gives for the name of a tensor, and stay;
+    otherwise they follow the largest entry of each group.
 
     Embedding and head must have weights of their own, since they are quantized separately.
     Parameters keep their names, so that the trained ones can be written to a checkpoint and
@@ -44,12 +51,12 @@ def rounded(decoder: Decoder, recipe: Recipe) -> Decoder:
     check_groups(expected_tensors(decoder.config), recipe)
     for name, module in list(decoder.named_modules()):
         scheme = recipe.scheme_of(f"{name}.weight")
-        if scheme is None:
+        if scheme is None or not isinstance(module, nn.Linear | nn.Embedding):
             continue
-        if isinstance(module, nn.Linear):
-            decoder.set_submodule(name, RoundedLinear(module, scheme))
-        elif isinstance(module, nn.Embedding):
-            decoder.set_submodule(name, RoundedEmbedding(module, scheme))
+        scale = None if scale_of is None else scale_of(f"{name}.weight")
+        decoder.set_submodule(name, (
+            RoundedLinear(module, scheme, scale) if isinstance(module, nn.Linear)
+            else RoundedEmbedding(module, scheme, scale)))
     return decoder
 
 
@@ -72,46 +79,63 @@ def check_groups(tensors: dict[str, tuple[int, ...]], recipe: Recipe) -> None:
 class RoundedLinear(nn.Linear):
     """Linear layer with the parameters of `plain`, on rounded activations and weights."""
 
-    def __init__(self, plain: nn.Linear, scheme: Scheme) -> None:
+    scale_NC: torch.Tensor | None
+
+    def __init__(
+        self, plain: nn.Linear, scheme: Scheme, scale_NC: torch.Tensor | None = None
+    ) -> None:
         super().__init__(
             plain.in_features, plain.out_features, bias=plain.bias is not None, device="meta"
         )
         self.weight, self.bias, self.scheme = plain.weight, plain.bias, scheme
+        self.register_buffer("scale_NC", scale_NC, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map float32[..., K] -> float32[..., N]."""
-        weight_NK = round_weight(self.weight, self.scheme)
+        weight_NK = round_weight(self.weight, self.scheme, self.scale_NC)
         return functional.linear(round_rows(x), weight_NK, self.bias)
 
 
 class RoundedEmbedding(nn.Embedding):
     """Embedding with the parameters of `plain`, of rounded rows."""
 
-    def __init__(self, plain: nn.Embedding, scheme: Scheme) -> None:
+    scale_NC: torch.Tensor | None
+
+    def __init__(
+        self, plain: nn.Embedding, scheme: Scheme, scale_NC: torch.Tensor | None = None
+    ) -> None:
         super().__init__(plain.num_embeddings, plain.embedding_dim, device="meta")
         self.weight, self.scheme = plain.weight, scheme
+        self.register_buffer("scale_NC", scale_NC, persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Map int64[...] -> float32[..., K]."""
         # No scale reaches past its row, so only those that are looked up need rounding.
-        return round_weight(functional.embedding(tokens, self.weight), self.scheme)
+        scale = None if self.scale_NC is None else self.scale_NC[tokens]
+        return round_weight(functional.embedding(tokens, self.weight), self.scheme, scale)
 
 
-def round_weight(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+def round_weight(
+    weight: torch.Tensor, scheme: Scheme, scale: torch.Tensor | None = None
+) -> torch.Tensor:
     """Quantize and dequantize `weight`, float32[..., K] -> float32[..., K].
 
-    Equal to the bit to what `apply.quantize_weight` gives. The gradient is that of the identity,
-    and zero for entries beyond the largest integer.
+    By `scale`, [..., C], or else equal to the bit to what `rounding.quantize_weight` gives. The
+    gradient is that of the identity, and zero for entries beyond the largest integer.
     """
     groups = weight if scheme.group is None else weight.unflatten(-1, (-1, scheme.group))
     half = 2.0 ** (scheme.bits - 1)
     with torch.no_grad():
-        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        scale = (torch.maximum(-low, high) / (half - 0.5)).clamp(min=LEAST_SCALE)
-        inverse = 1.0 / scale
-        if scheme.scale_bits == 16:  # then torchao's inverse has 16 bits, too
-            scale = _bfloat16(scale)
-            inverse = _bfloat16(1.0 / scale)
+        if scale is None:
+            low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+            scale = (torch.maximum(-low, high) / (half - 0.5)).clamp(min=LEAST_SCALE)
+            inverse = 1.0 / scale
+            if scheme.scale_bits == 16:  # then torchao's inverse has 16 bits, too
+                scale = _bfloat16(scale)
+                inverse = _bfloat16(1.0 / scale)
+        else:
+            scale = scale.float() if scheme.group is None else scale.float().unsqueeze(-1)
+            inverse = 1.0 / scale
     return _round(groups, inverse, scale, None, -half, half - 1).view_as(weight)
 
 

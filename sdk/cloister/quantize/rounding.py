@@ -37,12 +37,20 @@ def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor,
 
 
 def stored_tensors(
-    name: str, value: torch.Tensor, scheme: Scheme | None
+    name: str, value: torch.Tensor, scheme: Scheme | None, scale: torch.Tensor | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what a checkpoint stores of `value`: itself, or where it has a scheme two parts."""
+    """Yield what a checkpoint stores of `value`: itself, or where it has a scheme two parts.
+
+    With `scale`, [N, C], the integers are those that `qat.round_weight` makes with it.
+    """
     if scheme is None:
         yield name, value
         return
-    q, scale = quantize_weight(value, scheme)
+    if scale is None:
+        q, scale = quantize_weight(value, scheme)
+    else:
+        groups, most = value.unflatten(1, (scale.shape[1], -1)), 2 ** (scheme.bits - 1)
+        integers = (groups * (1.0 / scale.float().unsqueeze(-1))).round_().clamp_(-most, most - 1)
+        q = integers.flatten(1).to(torch.int8)
     yield f"{name}.q", q
     yield f"{name}.scale", scale

@@ -28,12 +28,14 @@ __all__ = ["SELF", "calibration_texts"]
 SELF = "self"
 COUNT = 64
 LENGTH = 256  # tokens
+_BATCH = 32  # texts
 
 
 def calibration_texts(
-    source: Checkpoint, given: str | Path | Sequence[Example], *, progress: Progress = silent
+    source: Checkpoint, given: str | Path | Sequence[Example], *, count: int = COUNT,
+    progress: Progress = silent,
 ) -> list[list[int]]:
-    """Return texts as ids, at most COUNT of LENGTH tokens each.
+    """Return texts as ids, at most `count` of LENGTH tokens each.
 
     With `SELF` the model samples them: one half begins as its conversations do, where the user is
     to speak, the other with a random token (LLM-QAT, arXiv 2305.17888). Otherwise they are the
@@ -45,7 +47,7 @@ def calibration_texts(
     """
     length = min(LENGTH, source.metadata.config.shape.context)
     if given == SELF:
-        return _sampled(source, length, progress)
+        return _sampled(source, length, count, progress)
     pairs = encode(
         source, examples_of(given, tolerate=0.05), source.metadata.config.shape.context)
     ids = list(chain.from_iterable(prompt + answer for prompt, answer in pairs))
@@ -55,10 +57,12 @@ def calibration_texts(
             f"The data to calibrate on holds {len(ids)} tokens, and {length} are the least; name "
             "more, or calibrate on the model's own texts."
         )
-    return texts[::math.ceil(len(texts) / COUNT)]
+    return texts[::math.ceil(len(texts) / count)]
 
 
-def _sampled(source: Checkpoint, length: int, progress: Progress) -> list[list[int]]:
+def _sampled(
+    source: Checkpoint, length: int, count: int, progress: Progress
+) -> list[list[int]]:
     tokenizer = Tokenizer.from_files(
         source.tokenizer_path, source.template_path, source.metadata)
     rng = torch.Generator().manual_seed(0)
@@ -69,14 +73,13 @@ def _sampled(source: Checkpoint, length: int, progress: Progress) -> list[list[i
     same = takewhile(lambda ids: ids[0] == ids[1], zip(*asked, strict=False))
     chat = [id_ for id_, _ in same][:length - 1]
     begin = [] if source.metadata.bos is None else [source.metadata.bos]
-    count = COUNT // 2
-    random = torch.randint(tokenizer.vocab_size, (count,), generator=rng).tolist()
+    random = torch.randint(tokenizer.vocab_size, (count // 2,), generator=rng).tolist()
+    starts = [start for id_ in random for start in (chat or [id_], [*begin, id_])]
     decoder, made = source.load(), list[list[int]]()
-    for done, starts in enumerate((
-        [chat] * count if chat else [], [[*begin, id_] for id_ in random],
-    )):
-        progress("sample texts", done, 2)
-        said = generate(decoder, starts, end=(), limit=length, temperature=1.0, rng=rng)
-        made += [[*start, *ids][:length] for start, ids in zip(starts, said, strict=True)]
-    progress("sample texts", 2, 2)
+    for first in range(0, count, _BATCH):
+        progress("sample texts", first, count)
+        group = starts[first:first + _BATCH]
+        said = generate(decoder, group, end=(), limit=length, temperature=1.0, rng=rng)
+        made += [[*start, *ids][:length] for start, ids in zip(group, said, strict=True)]
+    progress("sample texts", count, count)
     return made

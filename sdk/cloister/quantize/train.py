@@ -9,7 +9,7 @@ from cloister.corpus import TOLERATED
 from cloister.distill import loop
 from cloister.distill.losses import Objective
 from cloister.distill.parallel import Parallel, Sharded
-from cloister.distill.run import encode, write
+from cloister.distill.run import write
 from cloister.distill.schedule import Kind, Schedule, TrainSettings
 from cloister.distill.state import make_folder
 from cloister.progress import silent
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cloister.corpus import Example
     from cloister.distill.loop import Run
     from cloister.model.checkpoint import Checkpoint
     from cloister.model.recipe import Recipe
     from cloister.model.transformer import Decoder
+    from cloister.pairs import Pair
     from cloister.progress import Progress
 
 __all__ = ["QatSettings", "qat_schedule", "train_quantized"]
@@ -54,32 +54,33 @@ def qat_schedule(schedule: Schedule) -> Schedule:
 
 
 def train_quantized(
-    source: Checkpoint, folder: Path, recipe: Recipe, data: Sequence[Example],
-    settings: QatSettings, *, progress: Progress = silent,
+    source: Checkpoint, folder: Path, recipe: Recipe, pairs: Sequence[Pair],
+    settings: QatSettings, *, start: Checkpoint | None = None, progress: Progress = silent,
 ) -> tuple[Checkpoint, Run]:
     """Train a copy of `source` whose weights and activations are rounded as `recipe` does.
 
-    Return the checkpoint of its unrounded weights, in `folder`, and the run, which resumes from
-    there when it was killed.
+    Or go on from `start`, which is quantized already: its scales stay, its weights move. Return
+    the checkpoint of the unrounded weights, in `folder`, and the run, which resumes from there
+    when it was killed.
 
     Raises:
-        GroupSizeError: see `rounded`; ContextExceeded, TokenizerError: see `encode`;
+        GroupSizeError: see `rounded`.
         TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see `loop.train`.
     """
     parallel, config = Parallel(), untied(source.metadata.config)
-    pairs = encode(source, data, config.shape.context)
+    scale_of = None if start is None else lambda name: start.tensor(f"{name}.scale")
 
     def prepare(plain: Decoder) -> Decoder:
-        return rounded(type(plain)(config), recipe)
+        return rounded(type(plain)(config), recipe, scale_of)
 
-    student = Sharded.load(source, parallel, prepare=prepare)
+    student = Sharded.load(start or source, parallel, prepare=prepare)
     make_folder(folder)
     run = loop.train(
         student, pairs,
         TrainSettings(schedule=qat_schedule(settings.schedule), objective=_OBJECTIVE,
                       compiled=settings.compiled),
         folder, teacher=Sharded.load(source, parallel), stage="train 4 bits", progress=progress,
-        origin=f"{recipe.name} {source.identity}",
+        origin=f"{recipe.name} {(start or source).identity}",
     )
     plain = write(
         student, folder / "unrounded", replace(source.metadata, config=config), source,

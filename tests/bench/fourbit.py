@@ -1,0 +1,138 @@
+"""What 4 bits cost a model that nobody trains again, by each way of rounding, on the same texts.
+
+    python tests/bench/fourbit.py MODEL --data DIR [--steps N] [--rate R] [--out DIR]
+
+MODEL is a GGUF file or a Hugging Face directory. Measured on the packaged
+conversations of the export check, and on the first 384 tokens of 8 validation tales of FairytaleQA:
+KL divergence from the unquantized model a token, and the share of tokens with the same most likely
+next one. `Q4_0` is llama.cpp's rounding of the same matrices (by the gguf package; without its
+rounding of activations, embedding and head in 8 bits as ours). With `--steps` the calibrated
+weights are trained on the model's own samples. `OUT/fourbit.json` has every figure; the checkpoints
+stay in OUT, and are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gguf
+import torch
+from torch import nn
+
+from cloister import Checkpoint, QatSettings, Schedule, display, import_model, quantize
+from cloister.evaluate.divergence import compare
+from cloister.export.check import conversations
+from cloister.model.recipe import DEFAULT_RECIPE, Recipe
+from cloister.tokenizer import Tokenizer
+from cloister_kernels.reference import fake_quantize_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloister.model.transformer import Decoder
+
+    Texts = list[list[int]]
+
+TALES, TOKENS = 8, 384
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public data sets")
+    parser.add_argument("--steps", type=int, default=0, help="of training, after calibration")
+    parser.add_argument("--tokens", type=int, default=1024, help="a step")
+    parser.add_argument("--rate", type=float, default=2e-5)
+    parser.add_argument("--out", type=Path, default=Path("fourbit"))
+    given = parser.parse_args()
+    given.out.mkdir(exist_ok=True)
+    with display.quiet(debug=False) as console, display.progress(console, "4 bits") as progress:
+        source = _made(given.out / "plain", lambda out: import_model(given.model, out))
+        ways: dict[str, tuple[Checkpoint, Callable[[Decoder], None]]] = {
+            "8-bit activations alone": (source, _activations),
+            "Q4_0's weights": (source, _q4_0),
+        }
+        seconds = {}
+        for name, options in {
+            "rounded by itself": {}, "calibrated": {"calibrate": "self"},
+            f"calibrated, trained {given.steps} steps": {
+                "calibrate": "self", "settings": QatSettings(schedule=Schedule(
+                    steps=given.steps, tokens=given.tokens, micro=given.tokens, peak=given.rate,
+                    warmup=given.steps // 10))},
+        }.items():
+            if "settings" in options and not given.steps:
+                continue
+            begun = time.perf_counter()
+            made = _made(given.out / name.replace(" ", "-").replace(",", ""), lambda out: quantize(
+                source, out, DEFAULT_RECIPE, progress=progress, **options))  # noqa: B023
+            ways[name], seconds[name] = (made, _as_it_is), time.perf_counter() - begun
+        texts = _texts(source, given.data)
+        exact = {kind: _logits(source.load(), each) for kind, each in texts.items()}
+        figures = {}
+        for done, (name, (checkpoint, change)) in enumerate(ways.items()):
+            progress("measure", done, len(ways), name)
+            decoder = checkpoint.load()
+            change(decoder)
+            figures[name] = {kind: compare(zip(exact[kind], _logits(decoder, each), strict=True))
+                             for kind, each in texts.items()}
+    (given.out / "fourbit.json").write_text(json.dumps({
+        name: {**{kind: one.to_dict() for kind, one in each.items()}, "seconds": seconds.get(name)}
+        for name, each in figures.items()}, indent=1) + "\n")
+    display.table(f"{given.model.name}: KL divergence from the unquantized model, nats a token", (
+        "", *(f"{kind}{what}" for kind in texts for what in ("", ": same token")), "made in"), [
+        (name, *(text for kind in texts for text in (
+            f"{each[kind].mean_kld:.4f} +- {each[kind].mean_kld_se:.4f}",
+            f"{each[kind].top1:.1%}")),
+         f"{seconds[name]:.0f} s" if seconds.get(name, 0) > 1 else "")
+        for name, each in figures.items()])
+
+
+def _made(out: Path, make: Callable[[Path], object]) -> Checkpoint:
+    if not out.exists():
+        make(out)
+    return Checkpoint.open(out)
+
+
+def _texts(source: Checkpoint, data: Path) -> dict[str, Texts]:
+    tokenizer = Tokenizer.from_files(
+        source.tokenizer_path, source.template_path, source.metadata)
+    lines = (data / "fairytaleqa" / "stories_val.jsonl").read_text("utf-8").splitlines()
+    tales = [" ".join(json.loads(line)["sections"]) for line in lines[:TALES]]
+    return {
+        "chat": conversations(tokenizer, source.metadata.config.shape.context),
+        "tales": [tokenizer.encode(tale)[:TOKENS] for tale in tales],
+    }
+
+
+@torch.no_grad()
+def _logits(decoder: Decoder, texts: Texts) -> list[torch.Tensor]:
+    return [decoder(torch.tensor([ids]))[0] for ids in texts]
+
+
+def _as_it_is(_: Decoder) -> None:
+    pass
+
+
+def _activations(decoder: Decoder) -> None:
+    """Round what every linear layer reads, and no weight."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, given: (fake_quantize_rows(given[0]),))
+
+
+def _q4_0(decoder: Decoder) -> None:
+    """Round the weights as llama.cpp's Q4_0 does, and nothing else."""
+    recipe, kind = Recipe.parse(DEFAULT_RECIPE), gguf.GGMLQuantizationType.Q4_0
+    for name, parameter in decoder.named_parameters():
+        if recipe.scheme_of(name) == recipe.body:
+            packed = gguf.quants.quantize(parameter.detach().numpy(), kind)
+            parameter.data = torch.from_numpy(gguf.quants.dequantize(packed, kind).copy())
+
+
+if __name__ == "__main__":
+    main()
