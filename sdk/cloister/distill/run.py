@@ -27,7 +27,8 @@ import torch
 
 from cloister import corpus
 from cloister.distill import loop
-from cloister.distill.measure import cross_entropy
+from cloister.distill.data import batch, one_pass
+from cloister.distill.measure import TOKENS, cross_entropy
 from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
 from cloister.distill.prune import Cut, Usage, check_shapes, check_vocabulary, fitted
 from cloister.distill.schedule import TrainSettings
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["DistillReport", "DistillSettings", "Tensors", "check_source", "distill", "encode",
            "examples_of", "pruned", "run_folder", "write", "write_start"]
 
-CALIBRATION = 512  # examples that decide what is pruned
+CALIBRATION = 512  # examples
 Tensors = Iterable[tuple[str, torch.Tensor]]
 
 
@@ -76,6 +77,7 @@ class DistillSettings(TrainSettings):
 
     scale: Scale = Scale.REFERENCE  # of the ladder, where the student is a tier
     from_scratch: bool = False  # begin from noise, not from the pruned teacher
+    calibration: int = CALIBRATION  # examples, or so, that decide what is pruned
     # The teacher reads the data once, and the student learns from so many draws a token.
     draws: int | None = None
     # Where draws are sealed, see `SealedStore`; then everything made is its owner's to read only.
@@ -84,6 +86,8 @@ class DistillSettings(TrainSettings):
     allow_overlap: bool = False  # of held-out requests with the data
 
     def __post_init__(self) -> None:
+        if self.calibration < 1:
+            raise SettingError(f"calibration is {self.calibration}; it must be 1 at least.")
         if self.draws is not None:
             check_draws(self.draws)
             loop.check_recorded(self.objective, self.on_policy)
@@ -216,7 +220,8 @@ class _Task:
             weights: Tensors = initial_weights(self.config, self.settings.schedule.seed)
         else:
             progress("prune")
-            self.config, weights = pruned(self.teacher, teacher, self.config.shape, self.data)
+            self.config, weights = pruned(
+                self.teacher, teacher, self.config.shape, self.data, self.settings.calibration)
         return write_start(self.folder, self._metadata(), weights, self.teacher, self.parallel)
 
     def _recorded(self, teacher: Sharded, draws: int, progress: Progress) -> Sampled:
@@ -292,13 +297,18 @@ def examples_of(data: str | Path | Sequence[Example], tolerate: float) -> list[E
 
 
 def pruned(
-    source: Checkpoint, teacher: Sharded, shape: Shape, data: Sequence[Pair]
+    source: Checkpoint, teacher: Sharded, shape: Shape, data: Sequence[Pair],
+    calibration: int = CALIBRATION,
 ) -> tuple[ModelConfig, Tensors]:
     """Return configuration and weights of a decoder of `shape` cut out of `teacher`.
 
-    `source` is its checkpoint, of which each tensor is read when it is asked for; see `Cut`.
+    `source` is its checkpoint, of which each tensor is read when it is asked for; see `Cut`. The
+    `calibration` examples lie evenly over all: files are sorted by intent.
     """
-    cut = Cut(source.metadata.config, shape, Usage(teacher, _calibration(data, shape.context)))
+    config, some = source.metadata.config, data[::max(1, -(-len(data) // calibration))]
+    cut = Cut(config, shape, Usage(teacher, (
+        batch(some, length, [row for row in rows if row])
+        for length, rows in one_pass(some, TOKENS, 0, config.shape.context))))
     return cut.config, (
         (name, cut.tensor(name, lambda name: read_plain(source, name)))
         for name in plan(cut.config, None))
@@ -402,15 +412,6 @@ def _examples(
             "--held-out."
         )
     return examples, measured_on
-
-
-def _calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
-    """Yield tokens int64[1, T] of CALIBRATION examples or so, each alone.
-
-    Evenly over the whole, not the first: files are sorted by intent.
-    """
-    for prompt, answer in data[::max(1, -(-len(data) // CALIBRATION))]:
-        yield torch.tensor([[*prompt, *answer][:context]])
 
 
 def _write_examples(path: Path, examples: list[Example]) -> None:
