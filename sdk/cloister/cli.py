@@ -125,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add(
         "demo", "the whole way on the shipped family: distil, quantize, export, run, compare")
+    demo.add_argument("--model", type=Path, metavar="HF_DIR|FILE.gguf|NAME",
+                      help="a model that others made, as import takes it, in place of the family")
     demo.add_argument("-o", "--output", type=Path, help="keep the bundle that is made here")
     demo.add_argument("--force", action="store_true", help="replace the bundle that is there")
 

@@ -7,17 +7,15 @@ import functools
 import json
 import shlex
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import display, reference
+from cloister.commands import demo_model
 from cloister.commands.make import exported, show_receipt
-from cloister.commands.options import Options, Record
+from cloister.commands.tour import Demo, Speed, ask, show_next, show_speeds
 from cloister.files import check_output
-from cloister.runtime.chat import Sampling
-from cloister.runtime.client import Worker
 from cloister.tiers import Tier, ladder
 
 if TYPE_CHECKING:
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from cloister.commands.options import Record
     from cloister.corpus import Example
     from cloister.distill.schedule import Schedule
     from cloister.evaluate.subject import Subject
@@ -35,23 +34,10 @@ __all__ = ["Demo", "demo"]
 SHOWN = 4  # requests
 RECIPE = "8da4w-g32"
 TASK = "redact"  # what the new Nano-1 is taught, and all that it is asked
-# The likeliest continuation of a tale soon repeats itself.
-TALE = Sampling(temperature=0.7, min_p=0.15, repetition_penalty=1.1, seed=1)
-
-
-_PROBE_S = 0.2
 # What a token of a step takes, in products of two matrices of 512 rows and columns, and all that
-# is no training, in seconds: fitted to runs on two cores of an AMD EPYC, one of them busy.
+# is no training, in turns of Python: fitted to runs on two cores of an AMD EPYC.
 _PRODUCTS = 0.2
-_REST_S = 40.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo(Options):
-    """Where to keep what is made."""
-
-    output: Path | None
-    force: bool
+_TURNS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +54,9 @@ class Sizes:
 
 
 def demo(args: Demo, sizes: Sizes | None = None) -> Record:
-    """Go the whole way on the shipped family."""
+    """Go the whole way, on the shipped family or with the model that is named."""
+    if args.model is not None:
+        return demo_model.demo(args, args.model)
     if args.output is not None:
         check_output(args.output, kind="bundle", replace=args.force)
     requests = [
@@ -89,13 +77,14 @@ def demo(args: Demo, sizes: Sizes | None = None) -> Record:
             if reference.bundle_path(tier).is_dir()
         }
         answers = [
-            _answers(name, path, requests, args.debug, TASK if path == out else None)
-            for name, path in bundles.items()]
+            ask(name, path, [
+                row if path != out or row["system"] == TASK else None for row in requests
+            ], debug=args.debug) for name, path in bundles.items()]
     if not args.json:
         _show_losses(record)
         show_receipt(record["export"])
         _show_answers(requests, answers)
-        _show_next(args.output)
+        show_next(_next(args.output))
     return {**record, "tiers": answers}
 
 
@@ -206,42 +195,9 @@ class _Remembered:
 
 
 def _seconds(sizes: Sizes) -> float:
-    """Return about how long it all takes here, by timing products of matrices."""
-    import torch
-
-    square = torch.randn(512, 512)
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < _PROBE_S:
-        square @ square
-        count += 1
-    product_s = (time.perf_counter() - begun) / count
-    return _REST_S + _PRODUCTS * (sizes.steps + 2 * sizes.steps_4bit) * sizes.tokens * product_s
-
-
-def _answers(
-    name: str, path: Path, requests: list[Record], debug: bool, task: str | None
-) -> Record:
-    """Return what a bundle answers, and None to what is not of `task`, where one is named."""
-    with Worker(path, debug=debug) as worker:
-        texts: list[str | None] = []
-        speeds, peak = [], 0
-        for row in requests:
-            if task not in (None, row["system"]):
-                texts.append(None)
-                continue
-            session = worker.session(system=row["system"])
-            texts.append(session.ask(
-                row["prompt"], max_tokens=64, sampling=TALE if row["system"] == "story" else None,
-            ).content)
-            speeds.append(session.stats.decode_tokens_per_s or 0.0)
-            peak = session.stats.peak_rss_bytes
-            session.close()
-        assert worker.loaded is not None
-        return {
-            "tier": name, "bundle_bytes": sum(f.stat().st_size for f in path.iterdir()),
-            "load_s": worker.loaded.load_s, "peak_rss_bytes": peak,
-            "decode_tokens_per_s": sorted(speeds)[len(speeds) // 2], "answers": texts,
-        }
+    """Return about how long it all takes here and now."""
+    speed, tokens = Speed.measured(), (sizes.steps + 2 * sizes.steps_4bit) * sizes.tokens
+    return tokens * _PRODUCTS * speed.product_s + _TURNS * speed.python_s
 
 
 def _show_losses(record: Record) -> None:
@@ -264,27 +220,21 @@ def _show_answers(requests: list[Record], answers: list[Record]) -> None:
             [(tier["tier"], tier["answers"][number]) for tier in answers
              if tier["answers"][number] is not None], texts=2,
         )
-    display.table(
-        f"{len(requests)} requests, some of them above",
-        ("tier", "bundle", "ready in", "tokens/s", "peak memory"),
-        [(
-            tier["tier"], display.bytes_text(tier["bundle_bytes"]), f"{tier['load_s']:.2f} s",
-            f"{tier['decode_tokens_per_s']:,.0f}", display.bytes_text(tier["peak_rss_bytes"]),
-        ) for tier in answers],
-    )
+    show_speeds(f"{len(requests)} requests, some of them above", answers)
 
 
-def _show_next(kept: Path | None) -> None:
-    display.show("\nNext:")
+def _next(kept: Path | None) -> list[tuple[str, str]]:
     run = f'cloister run {shlex.quote(str(kept))} "Call me on 020 7946 0958." --system {TASK}'
-    for command, what in (
+    return [
         (run, "what was just made") if kept else (
             "cloister demo -o mine.cloister", "the same again, and keep what is made"),
         ("cloister chat nano-1 --system call", "talk to a shipped tier"),
-        ("cloister import path/to/model -o teacher", "begin with a model that others made"),
-        ("cloister distill --teacher teacher --tier nano-1 --data mine.jsonl -o student",
-         "teach a smaller one what yours is for"),
+        ("cloister import --list", "the models that this machine has already"),
+        ("cloister demo --model NAME|FILE.gguf|HF_DIR -o mine.cloister",
+         "one of them in 4 bits, or any that others made"),
+        ("cloister import NAME|FILE.gguf|HF_DIR -o teacher; "
+         "cloister distill --teacher teacher --tier nano-1 --data mine.jsonl -o student",
+         "teach a smaller one what it is for"),
         ("cloister quantize student -o student-4bit; cloister export student-4bit -o mine.cloister",
          "4 bits, and a bundle that a phone can run"),
-    ):
-        display.show(f"  {command}\n      {what}")
+    ]

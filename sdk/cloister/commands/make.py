@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from cloister.bundle import Bundle
 
 __all__ = [
-    "Export", "Import", "Quantize", "export", "exported", "import_", "quantize", "show_receipt",
+    "Export", "Import", "Quantize", "export", "exported", "find_source", "import_", "quantize",
+    "show_receipt",
 ]
 
 
@@ -69,10 +70,8 @@ def import_(args: Import) -> Record:
     if args.list:
         return _list(args)
     assert args.source is not None and args.output is not None
-    source, name = args.source, args.name
-    if not source.exists():
-        found = installed.named(str(source), model_folders())
-        source, name = found.path, name or found.title
+    source, title = find_source(args.source)
+    name = args.name or title
     check_output(args.output, kind="checkpoint", replace=args.force)
     with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
         from cloister.model.imports import import_model
@@ -98,6 +97,18 @@ def import_(args: Import) -> Record:
         "name": imported.metadata.name, "parameters": shape.parameters,
         "shape": asdict(shape), "identity": imported.identity, "source": origin.to_dict(),
     }
+
+
+def find_source(source: Path) -> tuple[Path, str | None]:
+    """Return where a model is, and its title where `source` is a name out of `import --list`.
+
+    Raises:
+        SettingError: there is neither a path nor one model of that name.
+    """
+    if source.exists():
+        return source, None
+    found = installed.named(str(source), model_folders())
+    return found.path, found.title
 
 
 def _list(args: Import) -> Record:
