@@ -119,7 +119,7 @@ class _Making:
         from cloister.example import Example
         from cloister.message import Message
 
-        self.console.print("[bold]4. Measure[/] what 4 bits cost, on what it says in full precision")
+        self.console.print("[bold]4. Measure[/] what 4 bits cost, on what it says without")
         itself = open_subject(self.imported)
         with display.progress(self.console, "in full precision") as progress:
             progress("answers", 0, len(PROMPTS))
