@@ -191,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")
     export.add_argument("--gate-data", type=Path, metavar="PATH", help="what the gate measures on")
+    _split(export, splits="test, else validate")
     export.add_argument("--gate-against", type=Path, metavar="CKPT",
                         help="what the gate measures divergence from")
     _output(export)
@@ -324,8 +325,12 @@ def _data(parser: argparse.ArgumentParser, *, splits: str, required: bool = True
     parser.add_argument("--data", type=Path, required=required, metavar="PATH",
                         help="a file or a directory: JSON lines or lists of messages, instructions "
                              "or task, input and target; SNIPS, CLINC150, FairytaleQA")
+    _split(parser, splits=splits)
+
+
+def _split(parser: argparse.ArgumentParser, *, splits: str) -> None:
     parser.add_argument("--split", choices=list(Split), type=Split,
-                        help=f"which of several in it (default: {splits})")
+                        help=f"which of several in the data (default: {splits})")
 
 
 def _output(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cloister.bundle import Bundle
+    from cloister.corpus import Example, Split
 
 __all__ = [
     "Export", "Import", "Quantize", "export", "exported", "find_source", "import_", "quantize",
@@ -62,6 +63,7 @@ class Export(Options):
     gate: str | None
     gate_data: Path | None
     gate_against: Path | None
+    split: Split | None
     force: bool
 
 
@@ -148,14 +150,19 @@ def quantize(args: Quantize) -> Record | None:
         raise SettingError("What is trained for its rounding is not calibrated; leave one out.")
     if args.qat:
         return teach.quantize_aware(args, source, args.recipe)
-    with display.quiet(args.debug) as console, display.progress(console, "quantize") as progress:
+    with display.quiet(args.debug) as console:
         from cloister.quantize.apply import quantize as apply
 
-        report = apply(
-            source, args.output, args.recipe, calibrate=args.calibrate, replace=args.force,
-            progress=progress).report
+        read: Record = {}
+        calibrate: str | list[Example] | None = args.calibrate
+        if args.calibrate not in (None, "self"):
+            calibrate, read["data"] = teach.examples(args, Path(args.calibrate), console)
+        with display.progress(console, "quantize") as progress:
+            report = apply(
+                source, args.output, args.recipe, calibrate=calibrate, replace=args.force,
+                progress=progress).report
     assert report is not None
-    record = dict(report.to_dict())
+    record = {**report.to_dict(), **read}
     if not args.json:
         _show_tensors(args.recipe, record)
     return record
@@ -213,7 +220,7 @@ def exported(bundle: Bundle) -> Record:
 def _gate(args: Export, console: Console) -> Callable[[Path], None] | None:
     """Return a check that raises GateFailed for a bundle outside the bounds, if any are asked."""
     if args.gate is None:
-        if args.gate_data or args.gate_against:
+        if args.gate_data or args.gate_against or args.split:
             raise SettingError("A gate needs bounds; name them with --gate.")
         return None
     if args.gate_data is None:
@@ -224,7 +231,7 @@ def _gate(args: Export, console: Console) -> Callable[[Path], None] | None:
     from cloister.evaluate.report import evaluate
     from cloister.evaluate.subject import BundleSubject, open_subject
 
-    bounds, selection = gate.parse(args.gate), select(args.gate_data, MEASURE)
+    bounds, selection = gate.parse(args.gate), select(args.gate_data, MEASURE, args.split)
     console.print(f"To measure on: {selection}", markup=False, highlight=False)
     examples = read(selection)
     for bound in bounds:  # not only after the export, which may take minutes

@@ -13,7 +13,7 @@ from cloister.errors import SettingError
 from cloister.files import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from cloister.progress import Progress
     from cloister.tiers import Scale, Tier
 
-__all__ = ["Distill", "TrainOptions", "distill", "quantize_aware"]
+__all__ = ["Distill", "TrainOptions", "distill", "examples", "quantize_aware"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Options):
@@ -97,20 +98,22 @@ def distill(options: Distill) -> Record | None:
             on_policy=OnPolicy(share=options.own_answers) if options.own_answers else None,
             compiled=options.compile, scale=options.size, from_scratch=options.from_scratch,
             draws=options.draws, store=store, allow_overlap=options.allow_overlap,
+            tolerate=options.tolerate,
         )
-        examples, data = _examples(options, console)
+        learnt, data = examples(options, options.data, console)
         held_out = _held_out(options, console, data)
         with display.progress(console, str(options.tier)) as progress:
             if options.unlabelled is not None:
                 answers, data["unlabelled"] = _answered(
-                    options, teacher, {each.messages for each in examples}, progress)
-                examples += answers
+                    options, teacher, {each.messages for each in learnt}, progress)
+                learnt += answers
             student = run.distill(
-                teacher, options.output, student=options.tier, data=examples,
+                teacher, options.output, student=options.tier, data=learnt,
                 held_out=held_out, settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)
+        _say_too_long(console, options, report.too_long, data)
         path = run.run_folder(options.output) / "held-out.jsonl"
         if options.held_out is None and path.exists():
             console.print(
@@ -139,17 +142,19 @@ def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record |
         from cloister.quantize.apply import QuantizeReport, quantize
         from cloister.quantize.train import QatSettings
 
-        examples, data = _examples(options, console)
+        learnt, data = examples(options, options.data, console)
         held_out = _held_out(options, console, data)
         if held_out is not None and not options.allow_overlap:
-            corpus.refuse_overlap(examples, held_out)
+            corpus.refuse_overlap(learnt, held_out)
         with display.progress(console, recipe) as progress:
             quantized = quantize(
-                source, options.output, recipe, data=examples,
-                settings=QatSettings(schedule=options.schedule(), compiled=options.compile),
+                source, options.output, recipe, data=learnt,
+                settings=QatSettings(schedule=options.schedule(), compiled=options.compile,
+                                     tolerate=options.tolerate),
                 replace=options.force, progress=progress)
         report = quantized.report
         assert isinstance(report, QuantizeReport)
+        _say_too_long(console, options, report.too_long, data)
         first = not console.quiet
     run = report.run
     if run is not None and not options.json and first:
@@ -192,19 +197,32 @@ def _sealing(options: Distill) -> Iterator[Callable[[Mapping[str, str | int]], L
         yield functools.partial(SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
 
 
-def _examples(options: TrainOptions, console: Console) -> tuple[list[Example], Record]:
-    """Return the data to train on, with what was read and what left out, and say so."""
+def examples(
+    options: TrainOptions, path: Path, console: Console
+) -> tuple[list[Example], Record]:
+    """Return the data to learn from, with what was read and what left out, and say so."""
     from cloister.corpus import LEARN, load, select
 
-    assert options.data is not None
-    selection = select(options.data, LEARN, options.split)
+    selection = select(path, LEARN, options.split)
     console.print(f"To learn from: {selection}", markup=False, highlight=False)
     corpus = load(selection, tolerated=options.tolerate)
     if corpus.flaws:
         counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, corpus.flaws[:5]))
-        console.print(f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
+        console.print(f"Left out of {path.name}: {counts} (first {places}).", markup=False)
     return list(corpus.examples), {**selection.to_dict(), "flaws": corpus.count()}
+
+
+def _say_too_long(
+    console: Console, options: TrainOptions, places: Sequence[str], data: Record
+) -> None:
+    """Say what the context did not hold, and put its number into `data`."""
+    if places:
+        assert options.data is not None
+        data["flaws"]["too long"] = len(places)
+        first = ", ".join(list(dict.fromkeys(places))[:5])
+        console.print(f"Left out of {options.data.name}: {len(places)} longer than the context "
+                      f"(first {first}).", markup=False, highlight=False)
 
 
 def _held_out(
@@ -215,7 +233,7 @@ def _held_out(
 
     if options.held_out is None:
         return None
-    selection = select(options.held_out, MEASURE)
+    selection = select(options.held_out, MEASURE, choice=False)
     console.print(f"To measure on: {selection}", markup=False, highlight=False)
     data["held_out"] = selection.to_dict()
     return read(selection)
@@ -230,7 +248,7 @@ def _answered(
     from cloister.model.checkpoint import Checkpoint
 
     assert options.unlabelled is not None
-    selection = select(options.unlabelled, LEARN)
+    selection = select(options.unlabelled, LEARN, choice=False)
     corpus = load(selection, tolerated=options.tolerate, answered=False)
     requests = list({
         each.messages: each for each in corpus.examples if each.messages not in labelled}.values())

@@ -55,6 +55,7 @@ class QuantizeReport:
     rows: tuple[Coverage, ...]
     run: Run | None = None  # of quantization-aware training
     layers: tuple[LayerError, ...] = ()  # of calibration
+    too_long: tuple[str, ...] = ()  # places of the data that the context does not hold
 
     @property
     def size_bytes(self) -> int:
@@ -81,7 +82,7 @@ class QuantizeReport:
         if self.run is not None:
             record |= {
                 "steps": len(self.run.losses), "seconds": round(self.run.seconds, 1),
-                "loss": self.run.losses[-1],
+                "loss": self.run.losses[-1], "too_long": len(self.too_long),
             }
         if self.layers:
             record["layers"] = [asdict(layer) for layer in self.layers]
@@ -123,11 +124,11 @@ def quantize(
     check_groups(tensors, recipe)
     if data is not None and calibrate is not None:
         raise SettingError("What is trained for its rounding is not calibrated; leave one out.")
-    parallel, plain, run = Parallel(), source, None
+    parallel, plain, run, too_long = Parallel(), source, None, list[str]()
     progress = progress if parallel.rank == 0 else silent
     if data is not None:
         settings = settings or QatSettings()
-        plain, run = train_quantized(
+        plain, run, too_long = train_quantized(
             source, run_folder(out), recipe, examples_of(data, settings.tolerate), settings,
             progress=progress)
     layers: tuple[LayerError, ...] = ()
@@ -145,7 +146,8 @@ def quantize(
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
-        identity=quantized.identity, recipe=recipe.name, run=run, layers=layers, rows=tuple(
+        identity=quantized.identity, recipe=recipe.name, run=run, layers=layers,
+        too_long=tuple(too_long), rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return quantized
 

@@ -9,7 +9,7 @@ from cloister.corpus import TOLERATED
 from cloister.distill import loop
 from cloister.distill.losses import Objective
 from cloister.distill.parallel import Parallel, Sharded
-from cloister.distill.run import encode, write
+from cloister.distill.run import check_lengths, encode, write
 from cloister.distill.schedule import Kind, Schedule, TrainSettings
 from cloister.distill.state import make_folder
 from cloister.progress import silent
@@ -38,7 +38,8 @@ class QatSettings:
     """The settings of quantization-aware training; see `qat_schedule`."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(peak=2e-4))
-    tolerate: float = TOLERATED  # share of a data file that may be flawed and left out
+    # Share of the data that may be flawed or longer than the context, and is left out.
+    tolerate: float = TOLERATED
     compiled: bool = False  # faster steps after a minute of compilation, on one process
 
 
@@ -56,18 +57,19 @@ def qat_schedule(schedule: Schedule) -> Schedule:
 def train_quantized(
     source: Checkpoint, folder: Path, recipe: Recipe, data: Sequence[Example],
     settings: QatSettings, *, progress: Progress = silent,
-) -> tuple[Checkpoint, Run]:
+) -> tuple[Checkpoint, Run, list[str]]:
     """Train a copy of `source` whose weights and activations are rounded as `recipe` does.
 
-    Return the checkpoint of its unrounded weights, in `folder`, and the run, which resumes from
-    there when it was killed.
+    Return the checkpoint of its unrounded weights, in `folder`, the run, which resumes from there
+    when it was killed, and the places of the data that the context does not hold.
 
     Raises:
-        GroupSizeError: see `rounded`; ContextExceeded, TokenizerError: see `encode`;
+        GroupSizeError: see `rounded`; DataError, TokenizerError: see `encode`, `check_lengths`;
         TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see `loop.train`.
     """
     parallel, config = Parallel(), untied(source.metadata.config)
-    pairs = encode(source, data, config.shape.context)
+    encoded = encode(source, data, config.shape.context)
+    too_long = check_lengths([encoded], settings.tolerate)
 
     def prepare(plain: Decoder) -> Decoder:
         return rounded(type(plain)(config), recipe)
@@ -75,7 +77,7 @@ def train_quantized(
     student = Sharded.load(source, parallel, prepare=prepare)
     make_folder(folder)
     run = loop.train(
-        student, pairs,
+        student, encoded.pairs,
         TrainSettings(schedule=qat_schedule(settings.schedule), objective=_OBJECTIVE,
                       compiled=settings.compiled),
         folder, teacher=Sharded.load(source, parallel), stage="train 4 bits", progress=progress,
@@ -84,4 +86,4 @@ def train_quantized(
     plain = write(
         student, folder / "unrounded", replace(source.metadata, config=config), source,
         replace=True)
-    return plain, run
+    return plain, run, too_long
