@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from cloister import reference
 from cloister.bundle import Bundle
 from cloister.cli import main
 from cloister.commands import teach
-from cloister.commands.demo import Demo, Sizes, demo
 from cloister.corpus import read, split
 from cloister.distill import loop
 from cloister.model.checkpoint import Checkpoint
@@ -247,28 +245,6 @@ def test_of_several_splits_a_gate_measures_on_the_one_that_is_asked_for(
     said = " ".join(capfd.readouterr().err.split())
     assert "To learn from: train.jsonl (split train); left out: mine.jsonl" in said
     assert "holds" in said
-
-
-def test_the_demo_goes_the_whole_way(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """In fewer steps, so that nothing is learnt."""
-    bundle = tmp_path / "mine.cloister"
-    found = demo(
-        Demo(model=None, output=bundle, force=False),
-        Sizes(examples=200, held_out=5, steps=2, steps_4bit=2, tokens=512))
-    out, said = capfd.readouterr()
-    assert "held-out cross-entropy" in said
-    assert re.match(r"Five stages, about \d+ s on this machine", said)
-    assert f"cloister run {bundle}" in out.partition("Next:")[2]
-    Bundle.open(bundle).verify()
-    made, *shipped = found["tiers"]
-    assert made["tier"] == "nano-1, just made"
-    assert made["answers"].count(None) == 15  # it was taught one task of four
-    assert len(shipped) > 1
-    assert not any(None in tier["answers"] for tier in shipped)
-    assert len(found["measured"]) == 3
-    assert all(0 <= each["top1"] <= 1 for each in found["measured"].values())
 
 
 def test_a_bundle_and_its_checkpoint_have_the_same_scores(

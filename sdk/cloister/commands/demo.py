@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cloister import display, reference
 from cloister.commands import demo_model
 from cloister.commands.make import exported, show_receipt
-from cloister.commands.tour import Demo, Speed, ask, show_next, show_speeds
+from cloister.commands.tour import Demo, Speed, ask, beginning, show_next, show_speeds
 from cloister.files import check_output
 from cloister.tiers import Tier, ladder
 
@@ -64,8 +64,7 @@ def demo(args: Demo, sizes: Sizes | None = None) -> Record:
     ]
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
         made = _Making(Path(scratch), console, sizes or Sizes())
-        seconds = round(_seconds(made.sizes), -1)
-        console.print(f"Five stages, about {seconds:.0f} s on this machine, as busy as it is now.")
+        console.print(beginning(_seconds(made.sizes)))
         out = args.output or Path(scratch) / "nano-1.cloister"
         record: Record = {
             "distil": made.distil(), "bits_per_parameter": made.quantize(),

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from cloister import display
 from cloister.commands.make import exported, find_source, show_receipt
-from cloister.commands.tour import MAX_TOKENS, Demo, Speed, ask, show_next, show_speeds
+from cloister.commands.tour import (
+    MAX_TOKENS,
+    Demo,
+    Speed,
+    ask,
+    beginning,
+    show_next,
+    show_speeds,
+)
 from cloister.errors import DataError
 from cloister.files import check_output
 
@@ -46,10 +54,8 @@ def demo(args: Demo, model: Path) -> Record:
         from cloister.model import imports
 
         shape, speed = imports.check(source).shape, Speed.measured()
-        minutes = (shape.parameters * _PRODUCTS * speed.product_s + _TURNS * speed.python_s) / 60
-        console.print(
-            f"Five stages, about {max(1, round(minutes))} min for {display.count(shape.parameters)}"
-            " weights on this machine, as busy as it is now.")
+        seconds = shape.parameters * _PRODUCTS * speed.product_s + _TURNS * speed.python_s
+        console.print(beginning(seconds, f" for {display.count(shape.parameters)} weights"))
         making = _Making(Path(scratch), console)
         record: Record = {
             "import": making.import_(source, title, min(CONTEXT, shape.context)),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Demo", "Speed", "ask", "show_next", "show_speeds"]
+__all__ = ["Demo", "Speed", "ask", "beginning", "show_next", "show_speeds"]
 
 MAX_TOKENS = 64  # of an answer
 # The likeliest continuation of a tale soon repeats itself.
@@ -47,6 +47,13 @@ class Speed:
         square = torch.randn(512, 512)
         return cls(product_s=_mean_s(lambda: square @ square),
                    python_s=_mean_s(lambda: sum(number * number for number in range(20_000))))
+
+
+def beginning(seconds: float, of: str = "") -> str:
+    """Return what a demo says before it begins; `of` is what takes so long."""
+    rounded = max(10.0, round(seconds, -1))
+    time_ = f"{rounded:.0f} s" if rounded < 180 else f"{seconds / 60:.0f} min"
+    return f"Five stages, about {time_}{of} on this machine, as busy as it is now."
 
 
 def _mean_s(work: Callable[[], object]) -> float:
