@@ -247,6 +247,30 @@ def test_of_several_splits_a_gate_measures_on_the_one_that_is_asked_for(
     assert "holds" in said
 
 
+def test_calibration_data_that_is_empty_is_refused_and_in_another_language_does_no_harm(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "q"
+    quantize = ("quantize", NANO, "--calibrate", texts, "-o", out)
+    for content, sentence in (
+        ("", "holds no examples"), ("\n \n", "holds no examples"),
+        ('{"task": "story", "input": "a", "target": "b"}', "holds 9 tokens, and 256 are the least"),
+    ):
+        texts.write_text(content, "utf-8")
+        assert sentence in refused(capfd, *quantize)
+        assert not out.exists()
+    words = ["лисица", "жила", "реки", "однажды", "увидела", "большого", "медведя", "мёд"]
+    texts.write_text("".join(json.dumps({
+        "task": "story", "input": f"{words[i]} {words[~i]}", "target": " ".join(words[i // 2:])
+    }) + "\n" for i in range(8)), "utf-8")
+    done(capfd, *quantize)
+    done(capfd, "quantize", NANO, "-o", tmp_path / "plain")
+    lost, plain = (
+        done(capfd, "eval", path, "--data", data, "--limit", "10", "--against", NANO)["metrics"]
+        for path in (out, tmp_path / "plain"))
+    assert lost["mean_kld"] < 2 * plain["mean_kld"]
+
+
 def test_a_bundle_and_its_checkpoint_have_the_same_scores(
     tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,7 +122,7 @@ class _Making:
         """Return its answers before, and what 4 bits cost on them, on the shipped program."""
         from cloister.evaluate.report import evaluate
         from cloister.evaluate.subject import open_subject
-        from cloister.example import Example
+        from cloister.example import CHAT, Example
         from cloister.message import Message
 
         self.console.print("[bold]4. Measure[/] what 4 bits cost, on what it says without")
@@ -134,7 +134,7 @@ class _Making:
             answers = [itself.tokenizer.decode(answer)
                        for answer in itself.answers(ids, min(MAX_TOKENS, itself.context // 4))]
         said = [
-            Example(task="", input=prompt, target=answer,
+            Example(task=CHAT, input=prompt, target=answer,
                     turns=(Message(role="user", content=prompt),))
             for prompt, answer in zip(PROMPTS, answers, strict=True) if answer.strip()]
         if not said:
