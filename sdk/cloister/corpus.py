@@ -187,10 +187,12 @@ def load(
     if len(flaws) > tolerated * (len(flaws) + len(examples)):
         kinds = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, flaws[:_NAMED]))
+        why = "".join(f" {kind.capitalize()}: {_WHY[kind]}." for kind in corpus.count()
+                      if kind in _WHY)
         raise DataError(
             f"Of {len(flaws) + len(examples)} records {len(flaws)} cannot be used ({kinds}; first "
             f"{places}), more than the {tolerated:.0%} tolerated; correct them or raise the bound."
-        )
+            f"{why}")
     return corpus
 
 
