@@ -34,10 +34,10 @@ __all__ = ["Demo", "demo"]
 SHOWN = 4  # requests
 RECIPE = "8da4w-g32"
 TASK = "redact"  # what the new Nano-1 is taught, and all that it is asked
-# What a token of a step takes, in products of two matrices of 512 rows and columns, and all that
-# is no training, in turns of Python: fitted to runs on two cores of an AMD EPYC.
-_PRODUCTS = 0.2
-_TURNS = 20_000
+# What a token of a step takes, in products, and all that is no training, in loops of Python (see
+# `Speed`): fitted to runs on two cores of an AMD EPYC.
+_PRODUCTS = 0.31
+_LOOPS = 43_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ class _Remembered:
 def _seconds(sizes: Sizes) -> float:
     """Return about how long it all takes here and now."""
     speed, tokens = Speed.measured(), (sizes.steps + 2 * sizes.steps_4bit) * sizes.tokens
-    return tokens * _PRODUCTS * speed.product_s + _TURNS * speed.python_s
+    return tokens * _PRODUCTS * speed.product_s + _LOOPS * speed.python_s
 
 
 def _show_losses(record: Record) -> None:

@@ -39,10 +39,10 @@ PROMPTS = (
     "What is seven times eight?", "Give me three ideas for a rainy Sunday.",
     "Write a short and polite email that asks for a day off.", "How do I boil an egg?",
 )
-# What a weight takes, in products of two matrices of 512 rows and columns, and all else, in turns
-# of Python: fitted to SmolLM2-135M-Instruct on two cores of an AMD EPYC.
-_PRODUCTS = 4e-4
-_TURNS = 20_000
+# What a weight takes, in products, and all else, in loops of Python (see `Speed`): fitted to
+# SmolLM2-135M-Instruct on two cores of an AMD EPYC.
+_PRODUCTS = 4e-3
+_LOOPS = 20_000
 
 
 def demo(args: Demo, model: Path) -> Record:
@@ -54,7 +54,7 @@ def demo(args: Demo, model: Path) -> Record:
         from cloister.model import imports
 
         shape, speed = imports.check(source).shape, Speed.measured()
-        seconds = shape.parameters * _PRODUCTS * speed.product_s + _TURNS * speed.python_s
+        seconds = shape.parameters * _PRODUCTS * speed.product_s + _LOOPS * speed.python_s
         console.print(beginning(seconds, f" for {display.count(shape.parameters)} weights"))
         making = _Making(Path(scratch), console)
         record: Record = {
