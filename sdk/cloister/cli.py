@@ -307,8 +307,7 @@ def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = 
     parser.add_argument("--allow-overlap", action="store_true",
                         help="train even if held-out requests are in the data")
     parser.add_argument("--tolerate", type=float, default=0.05, metavar="SHARE",
-                        help="of the data that may be malformed, empty, repeated or longer than the "
-                             "context")
+                        help="of the data that may be malformed, empty, repeated or too long")
     parser.add_argument("--passes", type=float, default=3.0, help="over the data (default: 3)")
     parser.add_argument("--steps", type=_positive, help="in place of --passes")
     parser.add_argument("--tokens", type=_positive, default=4096, help="a step (default: 4096)")

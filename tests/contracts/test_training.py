@@ -220,7 +220,7 @@ def test_what_is_longer_than_the_context_is_counted_and_left_out(
         done(capfd, *command, "--data", data, "--tolerate", "0.3")
     data.write_text(json.dumps({"instruction": far, "output": "done"}), "utf-8")
     said = refused(capfd, "quantize", out, "--qat", "--data", data, "-o", tmp_path / "v", *QUICK)
-    assert "All 1 examples (first chat.jsonl:1) are longer than the context of" in said
+    assert "Every example is longer than the context of 1024 tokens (first chat.jsonl:1)" in said
     assert not (tmp_path / "v").exists()
 
 
@@ -355,7 +355,7 @@ def test_a_gate_that_is_not_kept_leaves_no_bundle(
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT",
       "--held-out", "DATA"), "evaluation requests occur in the training data"),
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "LONG", "--held-out", "DATA",
-      "-o", "OUT"), "long.jsonl:1 has"),
+      "-o", "OUT"), "longer than the context of 1024 tokens (first long.jsonl:1)"),
 ])
 def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     arguments: tuple[object, ...], said: str, tmp_path: Path, data: Path,

@@ -277,8 +277,8 @@ def encode(
     encoded = pairs.encode(tokenizer, examples, context)
     if encoded.too_long and not encoded.pairs:
         raise DataError(
-            f"All {len(encoded.too_long)} examples (first {encoded.places}) are longer than the "
-            f"context of {context} tokens; shorten them, or name other data.")
+            f"Every example is longer than the context of {context} tokens (first "
+            f"{encoded.places}); shorten them, or name other data.")
     return encoded
 
 
