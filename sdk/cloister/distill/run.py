@@ -181,7 +181,7 @@ class _Task:
     folder: Path
     data: list[Pair]
     held_out: list[Pair]
-    too_long: list[str]
+    too_long: tuple[str, ...]
 
     def run(self, out: Path, *, replace: bool, progress: Progress) -> Checkpoint:
         """Make the student, train it, write it and measure it."""
@@ -213,7 +213,7 @@ class _Task:
         checkpoint.report = DistillReport(
             identity=checkpoint.identity, shape=self.config.shape, run=run, teacher=teacher_entropy,
             before=before, after=cross_entropy(student, self.held_out),
-            too_long=tuple(self.too_long))
+            too_long=self.too_long)
         return checkpoint
 
     def _metadata(self) -> Metadata:
@@ -282,7 +282,7 @@ def encode(
     return encoded
 
 
-def check_lengths(parts: Sequence[pairs.Encoded], tolerated: float) -> list[str]:
+def check_lengths(parts: Sequence[pairs.Encoded], tolerated: float) -> tuple[str, ...]:
     """Return the places of the examples that did not fit.
 
     Raises:
@@ -295,7 +295,7 @@ def check_lengths(parts: Sequence[pairs.Encoded], tolerated: float) -> list[str]
         raise DataError(
             f"Of {count} examples {len(too_long)} are longer than the context (first {first}), "
             f"more than the {tolerated:.0%} tolerated; shorten them or raise the bound.")
-    return [place for place, _ in too_long]
+    return tuple(place for place, _ in too_long)
 
 
 def run_folder(out: Path) -> Path:

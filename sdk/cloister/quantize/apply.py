@@ -124,10 +124,9 @@ def quantize(
     check_groups(tensors, recipe)
     if data is not None and calibrate is not None:
         raise SettingError("What is trained for its rounding is not calibrated; leave one out.")
-    parallel, plain, run, too_long = Parallel(), source, None, list[str]()
-    progress = progress if parallel.rank == 0 else silent
+    parallel, plain, run, too_long = Parallel(), source, None, tuple[str, ...]()
+    progress, settings = progress if parallel.rank == 0 else silent, settings or QatSettings()
     if data is not None:
-        settings = settings or QatSettings()
         plain, run, too_long = train_quantized(
             source, run_folder(out), recipe, examples_of(data, settings.tolerate), settings,
             progress=progress)
@@ -146,8 +145,8 @@ def quantize(
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
-        identity=quantized.identity, recipe=recipe.name, run=run, layers=layers,
-        too_long=tuple(too_long), rows=tuple(
+        identity=quantized.identity, recipe=recipe.name, run=run, layers=layers, too_long=too_long,
+        rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return quantized
 

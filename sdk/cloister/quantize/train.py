@@ -57,7 +57,7 @@ def qat_schedule(schedule: Schedule) -> Schedule:
 def train_quantized(
     source: Checkpoint, folder: Path, recipe: Recipe, data: Sequence[Example],
     settings: QatSettings, *, progress: Progress = silent,
-) -> tuple[Checkpoint, Run, list[str]]:
+) -> tuple[Checkpoint, Run, tuple[str, ...]]:
     """Train a copy of `source` whose weights and activations are rounded as `recipe` does.
 
     Return the checkpoint of its unrounded weights, in `folder`, the run, which resumes from there
