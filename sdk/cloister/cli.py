@@ -125,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add(
         "demo", "the whole way on the shipped family: distil, quantize, export, run, compare")
+    demo.add_argument("--model", type=Path, metavar="HF_DIR|FILE.gguf|NAME",
+                      help="a model that others made, as import takes it, in place of the family")
     demo.add_argument("-o", "--output", type=Path, help="keep the bundle that is made here")
     demo.add_argument("--force", action="store_true", help="replace the bundle that is there")
 
@@ -178,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
                           help="round for what the layers read: of texts that the model samples, "
                                "or of data at PATH")
     quantize.add_argument("--qat", action="store_true",
-                          help="train the checkpoint for it first, taught by itself")
+                          help="train for it, from there if calibrated, taught by the checkpoint "
+                               "as it is: on --data, or on texts that it samples")
     _training(quantize, rate=2e-4, required=False)
     _output(quantize)
 
@@ -189,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")
     export.add_argument("--gate-data", type=Path, metavar="PATH", help="what the gate measures on")
+    _split(export, splits="test, else validate")
     export.add_argument("--gate-against", type=Path, metavar="CKPT",
                         help="what the gate measures divergence from")
     _output(export)
@@ -304,7 +308,7 @@ def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = 
     parser.add_argument("--allow-overlap", action="store_true",
                         help="train even if held-out requests are in the data")
     parser.add_argument("--tolerate", type=float, default=0.05, metavar="SHARE",
-                        help="of the data that may be malformed, empty or repeated")
+                        help="of the data that may be malformed, empty, repeated or too long")
     parser.add_argument("--passes", type=float, default=3.0, help="over the data (default: 3)")
     parser.add_argument("--steps", type=_positive, help="in place of --passes")
     parser.add_argument("--tokens", type=_positive, default=4096, help="a step (default: 4096)")
@@ -322,8 +326,12 @@ def _data(parser: argparse.ArgumentParser, *, splits: str, required: bool = True
     parser.add_argument("--data", type=Path, required=required, metavar="PATH",
                         help="a file or a directory: JSON lines or lists of messages, instructions "
                              "or task, input and target; SNIPS, CLINC150, FairytaleQA")
+    _split(parser, splits=splits)
+
+
+def _split(parser: argparse.ArgumentParser, *, splits: str) -> None:
     parser.add_argument("--split", choices=list(Split), type=Split,
-                        help=f"which of several in it (default: {splits})")
+                        help=f"which of several in the data (default: {splits})")
 
 
 def _output(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -94,11 +94,14 @@ class Corpus:
         return dict(Counter(flaw.kind for flaw in self.flaws))
 
 
-def select(path: str | Path, purpose: Purpose, split: Split | None = None) -> Selection:
+def select(
+    path: str | Path, purpose: Purpose, split: Split | None = None, *, choice: bool = True
+) -> Selection:
     """Choose what to read in `path`, a file or a folder, for `purpose`, or of one `split`.
 
     Of a folder every file with an ending of data, but not what is there a second time. Where there
-    are several splits, that of the purpose; files of no split then count only beside lists.
+    are several splits, that of the purpose; files of no split then count only beside lists. Unless
+    there is a `choice`, an error does not ask for `--split`.
 
     Raises:
         DataError: there are several splits and none for the purpose, or not the one asked for; or
@@ -111,7 +114,7 @@ def select(path: str | Path, purpose: Purpose, split: Split | None = None) -> Se
     order = purpose if split is None else (split,)
     chosen = next((each for each in order if each in present), None)
     if chosen is None and (split is not None or len(present) > 1):
-        raise _undecided(path.name, files, split)
+        raise _undecided(path.name, files, split, choice=choice)
     together = split is None and not any(file.splits - {None} and not file.lists for file in files)
     sources: list[tuple[DataFile, frozenset[str] | None]] = []
     for file in files:
@@ -184,10 +187,12 @@ def load(
     if len(flaws) > tolerated * (len(flaws) + len(examples)):
         kinds = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, flaws[:_NAMED]))
+        why = "".join(f" {kind.capitalize()}: {_WHY[kind]}." for kind in corpus.count()
+                      if kind in _WHY)
         raise DataError(
             f"Of {len(flaws) + len(examples)} records {len(flaws)} cannot be used ({kinds}; first "
             f"{places}), more than the {tolerated:.0%} tolerated; correct them or raise the bound."
-        )
+            f"{why}")
     return corpus
 
 
@@ -279,7 +284,9 @@ def _candidates(path: Path) -> tuple[list[str], dict[str, str]]:
     return names, left_out
 
 
-def _undecided(name: str, files: Iterable[DataFile], split: Split | None) -> DataError:
+def _undecided(
+    name: str, files: Iterable[DataFile], split: Split | None, *, choice: bool
+) -> DataError:
     by_split: dict[Split | None, list[str]] = {}
     for file in files:
         for each in file.splits:
@@ -290,8 +297,8 @@ def _undecided(name: str, files: Iterable[DataFile], split: Split | None) -> Dat
     if split is not None:
         return DataError(f"{name} has no split {split} ({there}); name another, or a file.")
     options = " or ".join(f"--split {each}" for each in Split if each in by_split)
-    return DataError(
-        f"{name} holds several splits ({there}); choose one with {options}, or name a file.")
+    chosen = f"choose one with {options}, or name a file" if choice else "name a file of one"
+    return DataError(f"{name} holds several splits ({there}); {chosen}.")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -57,7 +57,7 @@ _WORDS = {
 }
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
 }
 _OF_TOOLS = ("tool", "function", "function_call", "observation")
 
@@ -269,7 +269,7 @@ def _conversation(record: dict[str, object]) -> list[Example]:
         rows = [{"role": "system", "content": record["system"]}, *rows]
     examples = []
     for row in rows:
-        name = row["role"] if "role" in row else row["from"]
+        name = (row["role"] if "role" in row else row["from"]).casefold()
         if name in _OF_TOOLS or row.get("tool_calls") or row.get("function_call"):
             raise _Unusable("with tools")
         turn = Message(

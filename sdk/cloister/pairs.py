@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cloister.errors import ContextExceeded, TokenizerError
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from cloister.corpus import Example
     from cloister.tokenizer import Tokenizer
 
-__all__ = ["Pair", "pair", "pairs", "request"]
+__all__ = ["Encoded", "Pair", "encode", "pair", "pairs", "request"]
+
+_NAMED = 5  # places in a sentence
 
 Pair = tuple[list[int], list[int]]
 """Ids of a prompt, and of its answer with the end token."""
@@ -72,13 +74,44 @@ def pairs(
         ContextExceeded: an example is longer than `context`; it is named by its place.
         TokenizerError: see `pair`.
     """
-    made = []
+    encoded = encode(tokenizer, examples, context)
+    if encoded.too_long:
+        place, length = encoded.too_long[0]
+        raise ContextExceeded(
+            f"{place} has {length} tokens and the context of {model} holds {context}; shorten it "
+            "or leave it out.")
+    return encoded.pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """The examples that fit into a context, as ids, and those that do not."""
+
+    examples: list[Example] = field(repr=False)
+    pairs: list[Pair] = field(repr=False)  # of each example
+    too_long: list[tuple[str, int]]  # place and tokens of each
+
+    @property
+    def places(self) -> str:
+        """The first places of what is too long."""
+        return ", ".join(list(dict.fromkeys(place for place, _ in self.too_long))[:_NAMED])
+
+
+def encode(
+    tokenizer: Tokenizer, examples: Iterable[Example], context: int | None = None
+) -> Encoded:
+    """Return examples as ids, those apart that are longer than `context`.
+
+    Raises:
+        TokenizerError: see `pair`.
+    """
+    encoded = Encoded(examples=[], pairs=[], too_long=[])
     for number, example in enumerate(examples, start=1):
-        prompt, answer = pair(tokenizer, example)
-        if len(prompt) + len(answer) > context:
-            raise ContextExceeded(
-                f"{example.place or f'Example {number}'} has {len(prompt) + len(answer)} tokens "
-                f"and the context of {model} holds {context}; shorten it or leave it out."
-            )
-        made.append((prompt, answer))
-    return made
+        ids = pair(tokenizer, example)
+        length = len(ids[0]) + len(ids[1])
+        if context is not None and length > context:
+            encoded.too_long.append((example.place or f"Example {number}", length))
+        else:
+            encoded.examples.append(example)
+            encoded.pairs.append(ids)
+    return encoded

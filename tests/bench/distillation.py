@@ -70,7 +70,7 @@ def main() -> None:
             if "draws" in options:
                 size = (run_folder(out) / "logits").stat().st_size
                 sizes.append(size / sum(
-                    len(answer) for _, answer in encode(teacher, data, shape.context)))
+                    len(answer) for _, answer in encode(teacher, data, shape.context).pairs))
     scratch, ceiling = found["from scratch"], outcome.teacher
     variants = [{
         "variant": name, "cross_entropy": values, "gap_closed": statistics.mean(

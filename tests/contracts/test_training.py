@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,8 +19,7 @@ from cloister import reference
 from cloister.bundle import Bundle
 from cloister.cli import main
 from cloister.commands import teach
-from cloister.commands.demo import Demo, Sizes, demo
-from cloister.corpus import read
+from cloister.corpus import read, split
 from cloister.distill import loop
 from cloister.model.checkpoint import Checkpoint
 
@@ -182,26 +180,95 @@ def test_a_student_learns_from_conversations_and_is_measured_on_them(
     assert found["n"] == len(held_out)
 
 
-def test_the_demo_goes_the_whole_way(
+def test_what_is_longer_than_the_context_is_counted_and_left_out(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In fewer steps, so that nothing is learnt."""
-    bundle = tmp_path / "mine.cloister"
-    found = demo(
-        Demo(output=bundle, force=False),
-        Sizes(examples=200, held_out=5, steps=2, steps_4bit=2, tokens=512))
-    out, said = capfd.readouterr()
-    assert "held-out cross-entropy" in said
-    assert re.match(r"Five stages, about \d+ s on this machine", said)
-    assert f"cloister run {bundle}" in out.partition("Next:")[2]
-    Bundle.open(bundle).verify()
-    made, *shipped = found["tiers"]
-    assert made["tier"] == "nano-1, just made"
-    assert made["answers"].count(None) == 15  # it was taught one task of four
-    assert len(shipped) > 1
-    assert not any(None in tier["answers"] for tier in shipped)
-    assert len(found["measured"]) == 3
-    assert all(0 <= each["top1"] <= 1 for each in found["measured"].values())
+    """Of two conversations the last answer, in what is learnt from and in what is held out."""
+    data, far, context = tmp_path / "chat.jsonl", f"{SECRET} " * 2000, 1024
+
+    def write(path: Path, long: set[int]) -> Path:
+        path.write_text("".join(json.dumps({"messages": [
+            {"role": "user", "content": f"play {SECRET} {i}"},
+            {"role": "assistant", "content": f"done {i}"},
+            {"role": "user", "content": far if i in long else "and again"},
+            {"role": "assistant", "content": f"done {i} again"},
+        ]}) + "\n" for i in range(60)), "utf-8")
+        return path
+
+    out, learn = tmp_path / "s", ("distill", "--teacher", NANO, "--tier", "nano-1", *QUICK)
+    rest, apart = split(read(write(data, {7})))
+    assert Checkpoint.open(NANO).metadata.config.shape.context <= context
+    held, taught = (int(each[0].place.rpartition(":")[2]) - 1 for each in (apart, rest))
+    found = done(capfd, *learn, "--data", write(data, {held, taught}), "-o", out)
+    assert found["data"]["flaws"] == {"too long": 2}
+    assert found["too_long"] == 2
+    kept = read(tmp_path / "s.run" / "held-out.jsonl")
+    assert len(kept) == len(apart) - 1  # and can be measured on again
+    assert main([*map(str, learn), "--data", str(data), "-o", str(tmp_path / "t")]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert SECRET not in said
+    assert "Left out of chat.jsonl: 2 longer than the context (first chat.jsonl:" in said
+
+    found = done(capfd, "quantize", out, "--qat", "--data", data, "-o", tmp_path / "q", *QUICK)
+    assert found["data"]["flaws"] == {"too long": 2}
+    done(capfd, "quantize", out, "--calibrate", data, "-o", tmp_path / "c")  # it reads pieces
+    write(data, set(range(20)))
+    for command in ((*learn, "-o", tmp_path / "u"),
+                    ("quantize", out, "--qat", "-o", tmp_path / "w", *QUICK)):
+        assert "20 are longer than the context (first chat.jsonl:1" in refused(
+            capfd, *command, "--data", data)
+        done(capfd, *command, "--data", data, "--tolerate", "0.3")
+    data.write_text(json.dumps({"instruction": far, "output": "done"}), "utf-8")
+    said = refused(capfd, "quantize", out, "--qat", "--data", data, "-o", tmp_path / "v", *QUICK)
+    assert "Every example is longer than the context of 1024 tokens (first chat.jsonl:1)" in said
+    assert not (tmp_path / "v").exists()
+
+
+def test_of_several_splits_a_gate_measures_on_the_one_that_is_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "data", tmp_path / "n.cloister"
+    folder.mkdir()
+    lines(folder / "train.jsonl", 4)
+    lines(folder / "mine.jsonl", 5)
+    done(capfd, "quantize", NANO, "-o", tmp_path / "q")
+    gate = ("export", tmp_path / "q", "-o", out, "--gate", "frame_exact>=0", "--gate-data", folder)
+    assert "choose one with --split train" in refused(capfd, *gate)
+    assert main([*map(str, gate), "--split", "train"]) == 0
+    assert "To measure on: train.jsonl (split train)" in capfd.readouterr().err
+    assert "has no split test" in refused(capfd, *gate, "--split", "test", "--force")
+    assert "needs bounds" in refused(
+        capfd, "export", tmp_path / "q", "-o", tmp_path / "m", "--split", "train")
+    Bundle.open(out).verify()
+    calibrated = ("quantize", NANO, "-o", tmp_path / "c", "--calibrate", folder)
+    assert main([*map(str, calibrated)]) == 1  # mine and train: train is read, and is too little
+    said = " ".join(capfd.readouterr().err.split())
+    assert "To learn from: train.jsonl (split train); left out: mine.jsonl" in said
+    assert "holds" in said
+
+
+def test_calibration_data_that_is_empty_is_refused_and_in_another_language_does_no_harm(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "q"
+    quantize = ("quantize", NANO, "--calibrate", texts, "-o", out)
+    for content, sentence in (
+        ("", "holds no examples"), ("\n \n", "holds no examples"),
+        ('{"task": "story", "input": "a", "target": "b"}', "holds 9 tokens, and 256 are the least"),
+    ):
+        texts.write_text(content, "utf-8")
+        assert sentence in refused(capfd, *quantize)
+        assert not out.exists()
+    words = ["лисица", "жила", "реки", "однажды", "увидела", "большого", "медведя", "мёд"]
+    texts.write_text("".join(json.dumps({
+        "task": "story", "input": f"{words[i]} {words[~i]}", "target": " ".join(words[i // 2:])
+    }) + "\n" for i in range(8)), "utf-8")
+    done(capfd, *quantize)
+    done(capfd, "quantize", NANO, "-o", tmp_path / "plain")
+    lost, plain = (
+        done(capfd, "eval", path, "--data", data, "--limit", "10", "--against", NANO)["metrics"]
+        for path in (out, tmp_path / "plain"))
+    assert lost["mean_kld"] < 2 * plain["mean_kld"]
 
 
 def test_a_bundle_and_its_checkpoint_have_the_same_scores(
@@ -274,7 +341,7 @@ def test_a_gate_that_is_not_kept_leaves_no_bundle(
     (("export", NANO, "-o", "OUT", "--gate", "top1"), "needs data"),
     (("export", NANO, "-o", "OUT", "--gate-data", "DATA"), "needs bounds"),
     (("export", NANO, "-o", "OUT", "--gate", "top1", "--gate-data", "DATA"), "list of bounds"),
-    (("quantize", NANO, "-o", "OUT", "--qat"), "needs data"),
+    (("quantize", NANO, "-o", "OUT", "--data", "DATA"), "add --qat"),
     (("distill", "--teacher", "absent", "--tier", "nano-1", "--data", "DATA", "-o", "OUT"),
      "absent"),
     (("distill", "--teacher", NANO, "--tier", "pro", "--data", "DATA", "-o", "OUT"),
@@ -288,7 +355,7 @@ def test_a_gate_that_is_not_kept_leaves_no_bundle(
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT",
       "--held-out", "DATA"), "evaluation requests occur in the training data"),
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "LONG", "--held-out", "DATA",
-      "-o", "OUT"), "long.jsonl:1 has"),
+      "-o", "OUT"), "longer than the context of 1024 tokens (first long.jsonl:1)"),
 ])
 def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     arguments: tuple[object, ...], said: str, tmp_path: Path, data: Path,

@@ -265,6 +265,7 @@ def test_what_cannot_be_trained_on_is_left_out_counted_and_named_by_line(tmp_pat
     with pytest.raises(DataError, match=r"Of 100 records 4 .*own\.jsonl:11 malformed") as caught:
         load(path, tolerated=0.03)
     assert SECRET not in str(caught.value)
+    assert "Malformed: it is in none of the formats, SNIPS" in str(caught.value)
 
 
 def test_a_record_without_request_or_answer_is_refused_where_scores_are_made(
@@ -344,6 +345,10 @@ CONVERSATION = [
     {"id": "x", "tools": "[]", "conversations": [
         {"from": name, "value": text} for name, text in zip(
             ("system", "human", "gpt", "human", "gpt"),
+            ("be brief", "hi", "hello", "bye", "farewell"), strict=True)]},
+    {"conversations": [
+        {"from": name, "value": text} for name, text in zip(
+            ("System", "Human", "model", "User", "GPT"),
             ("be brief", "hi", "hello", "bye", "farewell"), strict=True)]},
     {"system": "be brief", "conversations": [
         {"role": role, "content": text} for role, text in (ASKED, ANSWERED, AGAIN, LAST)]},
@@ -576,6 +581,8 @@ def test_where_no_purpose_decides_the_choice_is_asked_for(
     assert [each.input for each in load(path, split=Split.TEST).examples] == ["test.jsonl"]
     with pytest.raises(DataError, match=r"no split train \(.*\); name another, or a file"):
         load(path, split=Split.TRAIN)
+    with pytest.raises(DataError, match=r"\(.*test\.jsonl.*\); name a file of one\.$"):
+        select(path, LEARN, choice=False)
 
 
 def test_lists_of_one_file_and_splits_of_another_are_never_mixed(tmp_path: Path) -> None:

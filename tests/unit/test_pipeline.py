@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from executorch.runtime import Runtime
 
 from cloister import pipeline, reference
 from cloister.backend import XNNPACK
@@ -115,6 +116,21 @@ def test_a_bundle_says_what_a_runner_needs(quantized: Checkpoint, tmp_path: Path
     assert bundle.receipt()["phone_tokenizer"] == {"reason": None}
     assert Bundle.open(bundle.path).manifest == manifest
     assert Bundle.open(bundle.path).report is None
+
+
+@pytest.mark.parametrize("bos", [None, 3])
+def test_a_stock_runner_is_told_a_begin_token_only_where_the_model_has_one(
+    quantized: Checkpoint, tmp_path: Path, bos: int | None
+) -> None:
+    source = changed(quantized, tmp_path / "short", context=24)
+    config = source.path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "bos": bos}))
+    bundle = pipeline.export(source.path, tmp_path / "x.cloister")
+    program = Runtime.get().load_program(bundle.path / bundle.manifest.programs[0].file)
+    said = {name: program.load_method(name).execute([]) for name in (
+        "get_bos_id", "get_eos_ids", "get_vocab_size") if name in program.method_names}
+    assert said == {"get_eos_ids": [0], "get_vocab_size": [4096]} | (
+        {} if bos is None else {"get_bos_id": [bos]})
 
 
 def test_a_bundle_that_the_gate_refuses_is_not_written(

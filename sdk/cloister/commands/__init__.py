@@ -24,7 +24,7 @@ _COMMANDS = {
     "eval": ("measure", "Eval", "eval_"),
     "export": ("make", "Export", "export"),
     "import": ("make", "Import", "import_"),
-    "quantize": ("make", "Quantize", "quantize"),
+    "quantize": ("teach", "Quantize", "quantize"),
     "replay": ("use", "Replay", "replay"),
     "run": ("use", "Run", "run"),
     "tiers": ("measure", "Tiers", "tiers"),

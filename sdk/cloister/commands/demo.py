@@ -3,27 +3,30 @@ exported, measured, and run beside the shipped tiers."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import display, reference
+from cloister.commands import demo_model
 from cloister.commands.make import exported, show_receipt
-from cloister.commands.options import Options, Record
+from cloister.commands.tour import Demo, Speed, ask, beginning, show_next, show_speeds
 from cloister.files import check_output
-from cloister.runtime.chat import Sampling
-from cloister.runtime.client import Worker
 from cloister.tiers import Tier, ladder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from rich.console import Console
 
+    from cloister.commands.options import Record
     from cloister.corpus import Example
     from cloister.distill.schedule import Schedule
+    from cloister.evaluate.subject import Subject
     from cloister.model.checkpoint import Checkpoint
 
 __all__ = ["Demo", "demo"]
@@ -31,31 +34,19 @@ __all__ = ["Demo", "demo"]
 SHOWN = 4  # requests
 RECIPE = "8da4w-g32"
 TASK = "redact"  # what the new Nano-1 is taught, and all that it is asked
-# The likeliest continuation of a tale soon repeats itself.
-TALE = Sampling(temperature=0.7, min_p=0.15, repetition_penalty=1.1, seed=1)
-
-
-_PROBE_S = 0.2
-# What a token of a step takes, in products of two matrices of 512 rows and columns, and all that
-# is no training, in seconds: fitted to runs on two cores of an AMD EPYC, one of them busy.
-_PRODUCTS = 0.2
-_REST_S = 40.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo(Options):
-    """Where to keep what is made."""
-
-    output: Path | None
-    force: bool
+# What a token of a step takes, in products, and all that is no training, in loops of Python (see
+# `Speed`): fitted to runs on two cores of an AMD EPYC.
+_PRODUCTS = 0.31
+_LOOPS = 45_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """How much is made and learnt from."""
 
-    examples: int = 6000
+    examples: int = 1600  # the steps read less than half: with 800 they learnt less
     held_out: int = 40
+    calibration: int = 100  # of the examples, to prune by
     # Many small steps: 120 of 512 tokens redacted 90 % exactly, 80 of 1,024 72, 40 of 2,048 55.
     steps: int = 100
     steps_4bit: int = 20
@@ -63,7 +54,9 @@ class Sizes:
 
 
 def demo(args: Demo, sizes: Sizes | None = None) -> Record:
-    """Go the whole way on the shipped family."""
+    """Go the whole way, on the shipped family or with the model that is named."""
+    if args.model is not None:
+        return demo_model.demo(args, args.model)
     if args.output is not None:
         check_output(args.output, kind="bundle", replace=args.force)
     requests = [
@@ -71,8 +64,7 @@ def demo(args: Demo, sizes: Sizes | None = None) -> Record:
     ]
     with tempfile.TemporaryDirectory() as scratch, display.quiet(args.debug) as console:
         made = _Making(Path(scratch), console, sizes or Sizes())
-        seconds = round(_seconds(made.sizes), -1)
-        console.print(f"Five stages, about {seconds:.0f} s on this machine, as busy as it is now.")
+        console.print(beginning(_seconds(made.sizes)))
         out = args.output or Path(scratch) / "nano-1.cloister"
         record: Record = {
             "distil": made.distil(), "bits_per_parameter": made.quantize(),
@@ -84,13 +76,14 @@ def demo(args: Demo, sizes: Sizes | None = None) -> Record:
             if reference.bundle_path(tier).is_dir()
         }
         answers = [
-            _answers(name, path, requests, args.debug, TASK if path == out else None)
-            for name, path in bundles.items()]
+            ask(name, path, [
+                row if path != out or row["system"] == TASK else None for row in requests
+            ], debug=args.debug) for name, path in bundles.items()]
     if not args.json:
         _show_losses(record)
         show_receipt(record["export"])
         _show_answers(requests, answers)
-        _show_next(args.output)
+        show_next(_next(args.output))
     return {**record, "tiers": answers}
 
 
@@ -132,7 +125,8 @@ class _Making:
             self.student: Checkpoint = distill(
                 teacher, self.scratch / "nano-1", student=Tier.NANO_1, data=self.data,
                 held_out=self.held_out, progress=progress, settings=DistillSettings(
-                    schedule=self._schedule(self.sizes.steps, peak=4e-3)))
+                    schedule=self._schedule(self.sizes.steps, peak=4e-3),
+                    calibration=self.sizes.calibration, allow_overlap=True))  # see `data`
         report = self.student.report
         assert isinstance(report, DistillReport)
         self.console.print(
@@ -172,7 +166,7 @@ class _Making:
         from cloister.evaluate.subject import open_subject
 
         self.console.print("[bold]4. Measure[/] what 4 bits cost, on the shipped program")
-        itself, found = open_subject(self.student), {}
+        itself, found = _Remembered(open_subject(self.student)), {}
         for title, subject in (
             ("in full precision", itself),
             ("4 bits, after the fact", open_subject(self.after)),
@@ -184,43 +178,25 @@ class _Making:
         return found
 
 
+class _Remembered:
+    """A subject whose answers are computed once, whatever is measured against it."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.name, self.tokenizer, self.eos = subject.name, subject.tokenizer, subject.eos
+        self.context, self.vocabulary = subject.context, subject.vocabulary
+        self.logits = subject.logits
+        self._answers = functools.cache(
+            lambda prompts, limit: list(subject.answers([list(ids) for ids in prompts], limit)))
+
+    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+        """Yield the answers, see `Subject`."""
+        yield from self._answers(tuple(map(tuple, prompts)), limit)
+
+
 def _seconds(sizes: Sizes) -> float:
-    """Return about how long it all takes here, by timing products of matrices."""
-    import torch
-
-    square = torch.randn(512, 512)
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < _PROBE_S:
-        square @ square
-        count += 1
-    product_s = (time.perf_counter() - begun) / count
-    return _REST_S + _PRODUCTS * (sizes.steps + 2 * sizes.steps_4bit) * sizes.tokens * product_s
-
-
-def _answers(
-    name: str, path: Path, requests: list[Record], debug: bool, task: str | None
-) -> Record:
-    """Return what a bundle answers, and None to what is not of `task`, where one is named."""
-    with Worker(path, debug=debug) as worker:
-        texts: list[str | None] = []
-        speeds, peak = [], 0
-        for row in requests:
-            if task not in (None, row["system"]):
-                texts.append(None)
-                continue
-            session = worker.session(system=row["system"])
-            texts.append(session.ask(
-                row["prompt"], max_tokens=64, sampling=TALE if row["system"] == "story" else None,
-            ).content)
-            speeds.append(session.stats.decode_tokens_per_s or 0.0)
-            peak = session.stats.peak_rss_bytes
-            session.close()
-        assert worker.loaded is not None
-        return {
-            "tier": name, "bundle_bytes": sum(f.stat().st_size for f in path.iterdir()),
-            "load_s": worker.loaded.load_s, "peak_rss_bytes": peak,
-            "decode_tokens_per_s": sorted(speeds)[len(speeds) // 2], "answers": texts,
-        }
+    """Return about how long it all takes here and now."""
+    speed, tokens = Speed.measured(), (sizes.steps + 2 * sizes.steps_4bit) * sizes.tokens
+    return tokens * _PRODUCTS * speed.product_s + _LOOPS * speed.python_s
 
 
 def _show_losses(record: Record) -> None:
@@ -243,27 +219,21 @@ def _show_answers(requests: list[Record], answers: list[Record]) -> None:
             [(tier["tier"], tier["answers"][number]) for tier in answers
              if tier["answers"][number] is not None], texts=2,
         )
-    display.table(
-        f"{len(requests)} requests, some of them above",
-        ("tier", "bundle", "ready in", "tokens/s", "peak memory"),
-        [(
-            tier["tier"], display.bytes_text(tier["bundle_bytes"]), f"{tier['load_s']:.2f} s",
-            f"{tier['decode_tokens_per_s']:,.0f}", display.bytes_text(tier["peak_rss_bytes"]),
-        ) for tier in answers],
-    )
+    show_speeds(f"{len(requests)} requests, some of them above", answers)
 
 
-def _show_next(kept: Path | None) -> None:
-    display.show("\nNext:")
+def _next(kept: Path | None) -> list[tuple[str, str]]:
     run = f'cloister run {shlex.quote(str(kept))} "Call me on 020 7946 0958." --system {TASK}'
-    for command, what in (
+    return [
         (run, "what was just made") if kept else (
             "cloister demo -o mine.cloister", "the same again, and keep what is made"),
         ("cloister chat nano-1 --system call", "talk to a shipped tier"),
-        ("cloister import path/to/model -o teacher", "begin with a model that others made"),
-        ("cloister distill --teacher teacher --tier nano-1 --data mine.jsonl -o student",
-         "teach a smaller one what yours is for"),
+        ("cloister import --list", "the models that this machine has already"),
+        ("cloister demo --model NAME|FILE.gguf|HF_DIR -o mine.cloister",
+         "one of them in 4 bits, or any that others made"),
+        ("cloister import NAME|FILE.gguf|HF_DIR -o teacher; "
+         "cloister distill --teacher teacher --tier nano-1 --data mine.jsonl -o student",
+         "teach a smaller one what it is for"),
         ("cloister quantize student -o student-4bit; cloister export student-4bit -o mine.cloister",
          "4 bits, and a bundle that a phone can run"),
-    ):
-        display.show(f"  {command}\n      {what}")
+    ]

@@ -1,14 +1,11 @@
-"""The commands that make checkpoints and bundles: import, quantize, export."""
+"""The commands that begin and end the way: import and export."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloister import display
-from cloister.commands import teach
 from cloister.commands.options import Options, Record, check_data, checkpoint
 from cloister.errors import SettingError
 from cloister.files import check_output
@@ -17,14 +14,14 @@ from cloister.settings import model_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
     from cloister.bundle import Bundle
+    from cloister.corpus import Split
 
-__all__ = [
-    "Export", "Import", "Quantize", "export", "exported", "import_", "quantize", "show_receipt",
-]
+__all__ = ["Export", "Import", "export", "exported", "find_source", "import_", "show_receipt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +38,6 @@ class Import(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantize(teach.TrainOptions):
-    """The options of `cloister quantize`."""
-
-    source: Path
-    recipe: str
-    qat: bool
-    calibrate: str | None  # "self", or a path
-
-
-@dataclass(frozen=True, kw_only=True)
 class Export(Options):
     """The options of `cloister export`."""
 
@@ -61,6 +48,7 @@ class Export(Options):
     gate: str | None
     gate_data: Path | None
     gate_against: Path | None
+    split: Split | None
     force: bool
 
 
@@ -69,10 +57,8 @@ def import_(args: Import) -> Record:
     if args.list:
         return _list(args)
     assert args.source is not None and args.output is not None
-    source, name = args.source, args.name
-    if not source.exists():
-        found = installed.named(str(source), model_folders())
-        source, name = found.path, name or found.title
+    source, title = find_source(args.source)
+    name = args.name or title
     check_output(args.output, kind="checkpoint", replace=args.force)
     with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
         from cloister.model.imports import import_model
@@ -100,6 +86,18 @@ def import_(args: Import) -> Record:
     }
 
 
+def find_source(source: Path) -> tuple[Path, str | None]:
+    """Return where a model is, and its title where `source` is a name out of `import --list`.
+
+    Raises:
+        SettingError: there is neither a path nor one model of that name.
+    """
+    if source.exists():
+        return source, None
+    found = installed.named(str(source), model_folders())
+    return found.path, found.title
+
+
 def _list(args: Import) -> Record:
     folders = model_folders()
     with display.quiet(args.debug) as console, display.progress(console, "list") as progress:
@@ -125,49 +123,6 @@ def _list(args: Import) -> Record:
         } for model, problem in zip(models, problems, strict=True)],
         "searched": searched,
     }
-
-
-def quantize(args: Quantize) -> Record | None:
-    """Quantize a checkpoint, trained for it first or not, and report every tensor."""
-    source = checkpoint(args.source)
-    check_output(args.output, kind="checkpoint", replace=args.force)
-    if args.calibrate not in (None, "self"):
-        check_data(Path(args.calibrate))
-    if args.qat and args.calibrate is not None:
-        raise SettingError("What is trained for its rounding is not calibrated; leave one out.")
-    if args.qat:
-        return teach.quantize_aware(args, source, args.recipe)
-    with display.quiet(args.debug) as console, display.progress(console, "quantize") as progress:
-        from cloister.quantize.apply import quantize as apply
-
-        report = apply(
-            source, args.output, args.recipe, calibrate=args.calibrate, replace=args.force,
-            progress=progress).report
-    assert report is not None
-    record = dict(report.to_dict())
-    if not args.json:
-        _show_tensors(args.recipe, record)
-    return record
-
-
-def _show_tensors(recipe: str, record: dict[str, Any]) -> None:
-    rows: dict[tuple[str, int, int | None], list[int]] = {}
-    for row in record["tensors"]:
-        name = row["tensor"]
-        kind = name.split(".", 2)[-1] if name.startswith("layers") else name
-        entry = rows.setdefault((kind, row["bits"], row["group"]), [0, 0, 0])
-        entry[0] += 1
-        entry[1] += math.prod(row["shape"])
-        entry[2] += row["size_bytes"]
-    display.table(
-        f"{recipe}: {record['bits_per_parameter']:.2f} bits a parameter, "
-        f"{display.bytes_text(record['size_bytes'])}",
-        ("tensor", "of them", "bits", "group", "entries", "size"),
-        [(
-            kind, str(number), str(bits), str(group or "row" if bits < 32 else "-"),
-            display.count(entries), display.bytes_text(size),
-        ) for (kind, bits, group), (number, entries, size) in rows.items()],
-    )
 
 
 def export(args: Export) -> Record:
@@ -202,7 +157,7 @@ def exported(bundle: Bundle) -> Record:
 def _gate(args: Export, console: Console) -> Callable[[Path], None] | None:
     """Return a check that raises GateFailed for a bundle outside the bounds, if any are asked."""
     if args.gate is None:
-        if args.gate_data or args.gate_against:
+        if args.gate_data or args.gate_against or args.split:
             raise SettingError("A gate needs bounds; name them with --gate.")
         return None
     if args.gate_data is None:
@@ -213,7 +168,7 @@ def _gate(args: Export, console: Console) -> Callable[[Path], None] | None:
     from cloister.evaluate.report import evaluate
     from cloister.evaluate.subject import BundleSubject, open_subject
 
-    bounds, selection = gate.parse(args.gate), select(args.gate_data, MEASURE)
+    bounds, selection = gate.parse(args.gate), select(args.gate_data, MEASURE, args.split)
     console.print(f"To measure on: {selection}", markup=False, highlight=False)
     examples = read(selection)
     for bound in bounds:  # not only after the export, which may take minutes

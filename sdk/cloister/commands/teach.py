@@ -1,10 +1,12 @@
-"""The commands that train: distil, and quantize with quantization-aware training."""
+"""The commands that make a smaller model: distill and quantize."""
 
 from __future__ import annotations
 
 import functools
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import display
@@ -13,8 +15,7 @@ from cloister.errors import SettingError
 from cloister.files import check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.console import Console
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from cloister.distill.teacher import LogitStore
     from cloister.message import Message
     from cloister.progress import Progress
+    from cloister.quantize.apply import QuantizeReport
     from cloister.tiers import Scale, Tier
 
-__all__ = ["Distill", "TrainOptions", "distill", "quantize_aware"]
+__all__ = ["Distill", "Quantize", "distill", "quantize"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Options):
@@ -78,6 +81,16 @@ class Distill(TrainOptions):
     unlabelled: Path | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quantize(TrainOptions):
+    """The options of `cloister quantize`."""
+
+    source: Path
+    recipe: str
+    qat: bool
+    calibrate: str | None  # "self", or a path
+
+
 def distill(options: Distill) -> Record | None:
     """Distil a teacher into a student; None in a process that is not the first."""
     teacher = checkpoint(options.teacher)
@@ -97,20 +110,22 @@ def distill(options: Distill) -> Record | None:
             on_policy=OnPolicy(share=options.own_answers) if options.own_answers else None,
             compiled=options.compile, scale=options.size, from_scratch=options.from_scratch,
             draws=options.draws, store=store, allow_overlap=options.allow_overlap,
+            tolerate=options.tolerate,
         )
-        examples, data = _examples(options, console)
+        learnt, data = examples(options, options.data, console)
         held_out = _held_out(options, console, data)
         with display.progress(console, str(options.tier)) as progress:
             if options.unlabelled is not None:
                 answers, data["unlabelled"] = _answered(
-                    options, teacher, {each.messages for each in examples}, progress)
-                examples += answers
+                    options, teacher, {each.messages for each in learnt}, progress)
+                learnt += answers
             student = run.distill(
-                teacher, options.output, student=options.tier, data=examples,
+                teacher, options.output, student=options.tier, data=learnt,
                 held_out=held_out, settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)
+        _say_too_long(console, options, report.too_long, data)
         path = run.run_folder(options.output) / "held-out.jsonl"
         if options.held_out is None and path.exists():
             console.print(
@@ -129,36 +144,75 @@ def distill(options: Distill) -> Record | None:
     return {**report.to_dict(), "data": data} if first else None
 
 
-def quantize_aware(options: TrainOptions, source: Path, recipe: str) -> Record | None:
-    """Quantize a checkpoint after training for it; None in a process that is not the first."""
-    if options.data is None:
-        raise SettingError("Training needs data; name some with --data, or leave --qat out.")
-    check_data(options.data)
+def quantize(options: Quantize) -> Record | None:
+    """Quantize a checkpoint, and report every tensor; None in a process that is not the first."""
+    source = checkpoint(options.source)
+    check_output(options.output, kind="checkpoint", replace=options.force)
+    if options.data is not None and not options.qat:
+        raise SettingError("To train on --data add --qat; to calibrate on it write --calibrate.")
+    on = None if options.calibrate in (None, "self") else Path(options.calibrate)
+    for path in filter(None, (options.data, on)):
+        check_data(path)
     with _console(options) as console:
         from cloister import corpus
-        from cloister.quantize.apply import QuantizeReport, quantize
+        from cloister.quantize import apply
         from cloister.quantize.train import QatSettings
 
-        examples, data = _examples(options, console)
-        held_out = _held_out(options, console, data)
-        if held_out is not None and not options.allow_overlap:
-            corpus.refuse_overlap(examples, held_out)
-        with display.progress(console, recipe) as progress:
-            quantized = quantize(
-                source, options.output, recipe, data=examples,
-                settings=QatSettings(schedule=options.schedule(), compiled=options.compile),
-                replace=options.force, progress=progress)
-        report = quantized.report
-        assert isinstance(report, QuantizeReport)
+        read: Record = {}
+        calibrate: str | list[Example] | None = options.calibrate
+        learnt = settings = None
+        if on is not None:
+            calibrate, read["calibrated_on"] = examples(options, on, console)
+        if options.data is not None:
+            learnt, read["data"] = examples(options, options.data, console)
+            held_out = _held_out(options, console, read["data"])
+            if held_out is not None and not options.allow_overlap:
+                corpus.refuse_overlap(learnt, held_out)
+        if options.qat:
+            settings = QatSettings(schedule=options.schedule(), compiled=options.compile,
+                                   tolerate=options.tolerate)
+        with display.progress(console, options.recipe) as progress:
+            report = apply.quantize(
+                source, options.output, options.recipe, data=learnt, settings=settings,
+                calibrate=calibrate, replace=options.force, progress=progress).report
+        assert isinstance(report, apply.QuantizeReport)
+        if learnt is not None:
+            _say_too_long(console, options, report.too_long, read["data"])
         first = not console.quiet
-    run = report.run
-    if run is not None and not options.json and first:
-        display.table(f"{options.output.name}: trained for {recipe}", ("", "measured"), [
+    if not options.json and first:
+        _show_quantized(options, report)
+    return {**report.to_dict(), **read} if first else None
+
+
+def _show_quantized(options: Quantize, report: QuantizeReport) -> None:
+    rows: dict[tuple[str, int, int | None], list[int]] = {}
+    for row in report.rows:
+        name = row.tensor.split(".", 2)[-1] if row.tensor.startswith("layers") else row.tensor
+        entry = rows.setdefault((name, row.bits, row.group), [0, 0, 0])
+        for at, more in enumerate((1, math.prod(row.shape), row.size_bytes)):
+            entry[at] += more
+    display.table(
+        f"{options.recipe}: {report.bits_per_parameter:.2f} bits a parameter, "
+        f"{display.bytes_text(report.size_bytes)}",
+        ("tensor", "of them", "bits", "group", "entries", "size"),
+        [(
+            kind, str(number), str(bits), str(group or "row" if bits < 32 else "-"),
+            display.count(entries), display.bytes_text(size),
+        ) for (kind, bits, group), (number, entries, size) in rows.items()],
+    )
+    if report.layers:
+        worst = max(layer.error for layer in report.layers)
+        display.table(
+            "What rounding leaves wrong of the hidden state, layer by layer",
+            ("layer", "square error", ""), [(
+                str(layer.layer), f"{layer.error:.2%}", "█" * round(30 * layer.error / worst),
+            ) for layer in report.layers])
+    if (run := report.run) is not None:
+        display.table(f"{options.output.name}: trained for {options.recipe}", ("", "measured"), [
             ("steps", str(len(run.losses))), ("time", f"{run.seconds:.0f} s"),
             ("divergence, first step", f"{run.losses[0]:.2g} nats a token"),
             ("divergence, last step", f"{run.losses[-1]:.2g}"),
         ])
-    return {**report.to_dict(), "data": data} if first else None
 
 
 @contextmanager
@@ -192,19 +246,32 @@ def _sealing(options: Distill) -> Iterator[Callable[[Mapping[str, str | int]], L
         yield functools.partial(SealedStore, vault.namespace(options.namespace), Kind.DISTILL)
 
 
-def _examples(options: TrainOptions, console: Console) -> tuple[list[Example], Record]:
-    """Return the data to train on, with what was read and what left out, and say so."""
+def examples(
+    options: TrainOptions, path: Path, console: Console
+) -> tuple[list[Example], Record]:
+    """Return the data to learn from, with what was read and what left out, and say so."""
     from cloister.corpus import LEARN, load, select
 
-    assert options.data is not None
-    selection = select(options.data, LEARN, options.split)
+    selection = select(path, LEARN, options.split)
     console.print(f"To learn from: {selection}", markup=False, highlight=False)
     corpus = load(selection, tolerated=options.tolerate)
     if corpus.flaws:
         counts = ", ".join(f"{count} {kind}" for kind, count in corpus.count().items())
         places = ", ".join(map(str, corpus.flaws[:5]))
-        console.print(f"Left out of {options.data.name}: {counts} (first {places}).", markup=False)
+        console.print(f"Left out of {path.name}: {counts} (first {places}).", markup=False)
     return list(corpus.examples), {**selection.to_dict(), "flaws": corpus.count()}
+
+
+def _say_too_long(
+    console: Console, options: TrainOptions, places: Sequence[str], data: Record
+) -> None:
+    """Say what the context did not hold, and put its number into `data`."""
+    if places:
+        assert options.data is not None
+        data["flaws"]["too long"] = len(places)
+        first = ", ".join(list(dict.fromkeys(places))[:5])
+        console.print(f"Left out of {options.data.name}: {len(places)} longer than the context "
+                      f"(first {first}).", markup=False, highlight=False)
 
 
 def _held_out(
@@ -215,7 +282,7 @@ def _held_out(
 
     if options.held_out is None:
         return None
-    selection = select(options.held_out, MEASURE)
+    selection = select(options.held_out, MEASURE, choice=False)
     console.print(f"To measure on: {selection}", markup=False, highlight=False)
     data["held_out"] = selection.to_dict()
     return read(selection)
@@ -230,7 +297,7 @@ def _answered(
     from cloister.model.checkpoint import Checkpoint
 
     assert options.unlabelled is not None
-    selection = select(options.unlabelled, LEARN)
+    selection = select(options.unlabelled, LEARN, choice=False)
     corpus = load(selection, tolerated=options.tolerate, answered=False)
     requests = list({
         each.messages: each for each in corpus.examples if each.messages not in labelled}.values())

@@ -34,13 +34,13 @@ def answered(
     `limit` tokens and the context, or says nothing.
 
     Raises:
-        TokenizerError, ContextExceeded: see `cloister.distill.run.encode`.
+        TokenizerError, DataError: see `cloister.distill.run.encode`.
     """
     tokenizer = Tokenizer.from_files(teacher.tokenizer_path, teacher.template_path)
     decoder, context = teacher.load(), teacher.metadata.config.shape.context
     rng = torch.Generator().manual_seed(seed)
     asked = encode(teacher, (replace(each, target="?") for each in requests), context)
-    prompts = [(prompt, number) for number, (prompt, _) in enumerate(asked)]
+    prompts = [(prompt, number) for number, (prompt, _) in enumerate(asked.pairs)]
     prompts.sort(key=lambda item: len(item[0]))  # alike in length are generated together
     found: dict[int, Example] = {}
     for at in range(0, len(prompts), _AT_ONCE):
@@ -52,6 +52,6 @@ def answered(
         for (ids, number), answer in zip(part, answers, strict=True):
             text = tokenizer.decode(answer)
             if text.strip() and len(answer) < min(limit, context - len(ids)):
-                found[number] = replace(requests[number], target=text)
+                found[number] = replace(asked.examples[number], target=text)
     progress("the teacher answers", len(prompts), len(prompts))
     return [found[number] for number in sorted(found)]

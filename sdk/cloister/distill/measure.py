@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.pairs import Pair
 
-__all__ = ["cross_entropy"]
+__all__ = ["TOKENS", "cross_entropy"]
 
 TOKENS = 8192  # positions at a time
 

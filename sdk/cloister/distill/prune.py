@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch.nn import functional
 
+from cloister.distill.data import Packed
 from cloister.errors import SettingError, VocabularyMismatch
 from cloister.model.transformer import Attention, FeedForward, RMSNorm
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from cloister.distill.data import Batch
     from cloister.distill.parallel import Sharded
     from cloister.model.config import ModelConfig
     from cloister.tiers import Shape
@@ -36,8 +38,8 @@ _Key = TypeVar("_Key")
 class Usage:
     """The magnitudes of a decoder's activations, summed over tokens."""
 
-    def __init__(self, model: Sharded, batches: Iterable[torch.Tensor]) -> None:
-        """Let `model` read `batches`, tokens int64[B, T]."""
+    def __init__(self, model: Sharded, batches: Iterable[Batch]) -> None:
+        """Let `model` read `batches`, whose padding does not count."""
         decoder, device = model.decoder, model.parallel.device
         self.channels = torch.zeros(decoder.config.shape.hidden_size, device=device)
         # One less the cosine of a layer's input and output, [L].
@@ -57,23 +59,32 @@ class Usage:
                     hooks.append(out.register_forward_pre_hook(self._watch_part(number, part)))
         try:
             with torch.no_grad():
-                for tokens_BT in batches:
-                    model(lambda tokens_BT=tokens_BT: decoder(tokens_BT.to(device)))
+                for batch in batches:
+                    self._read(model, batch.to(device))
         finally:
             for hook in hooks:
                 hook.remove()
             model.release()
 
+    def _read(self, model: Sharded, batch: Batch) -> None:
+        self._full = (batch.segments_BT >= 0).flatten()  # positions that are no padding
+        attend = Packed(model.decoder.config, batch.segments_BT)
+        model(lambda: model.decoder.hidden(batch.tokens_BT, 0, attend))
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the rows of `x`, [B, T, ...], that are no padding, in float32."""
+        return x.flatten(0, 1)[self._full].float()
+
     def _watch_norm(self, name: str) -> Callable[..., None]:
         def note(_: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
-            self.channels += _flat(out).abs().sum(0)
-            _add(self.squares, name, _flat(inputs[0]).square().sum(0))
+            self.channels += self._rows(out).abs().sum(0)
+            _add(self.squares, name, self._rows(inputs[0]).square().sum(0))
 
         return note
 
     def _watch_part(self, number: int, part: FeedForward | Attention) -> Callable[..., None]:
         def note(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            rows = _flat(inputs[0])
+            rows = self._rows(inputs[0])
             if isinstance(part, FeedForward):
                 _add(self.neurons, number, rows.abs().sum(0))
             else:
@@ -84,7 +95,8 @@ class Usage:
 
     def _watch_layer(self, number: int) -> Callable[..., None]:
         def note(_: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
-            similarity = functional.cosine_similarity(_flat(inputs[0]), _flat(out), dim=-1)
+            similarity = functional.cosine_similarity(
+                self._rows(inputs[0]), self._rows(out), dim=-1)
             self.layers[number] += (1 - similarity).sum()
 
         return note
@@ -226,10 +238,6 @@ def fitted(config: ModelConfig, shape: Shape, layers: Sequence[int]) -> ModelCon
 def _top(usage: torch.Tensor, count: int) -> list[int]:
     """Return the numbers of the `count` most used, in order."""
     return sorted(usage.topk(count).indices.tolist())
-
-
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    return x.flatten(0, -2).float()
 
 
 def _add(sums: dict[_Key, torch.Tensor], key: _Key, value: torch.Tensor) -> None:

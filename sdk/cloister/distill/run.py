@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from cloister import corpus
+from cloister import corpus, pairs
 from cloister.distill import loop
-from cloister.distill.measure import cross_entropy
+from cloister.distill.data import batch, one_pass
+from cloister.distill.measure import TOKENS, cross_entropy
 from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
 from cloister.distill.prune import Cut, Usage, check_shapes, check_vocabulary, fitted
 from cloister.distill.schedule import TrainSettings
@@ -44,7 +45,6 @@ from cloister.files import check_output, disk_errors
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.transformer import initial_weights
 from cloister.model.writer import CheckpointWriter
-from cloister.pairs import pairs
 from cloister.progress import silent
 from cloister.tiers import Scale, Shape, Tier, ladder
 from cloister.tokenizer import Tokenizer
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
     from cloister.pairs import Pair
     from cloister.progress import Progress
 
-__all__ = ["DistillReport", "DistillSettings", "Tensors", "check_source", "distill", "encode",
-           "examples_of", "pruned", "run_folder", "write", "write_start"]
+__all__ = ["DistillReport", "DistillSettings", "Tensors", "check_lengths", "check_source",
+           "distill", "encode", "examples_of", "pruned", "run_folder", "write", "write_start"]
 
-CALIBRATION = 512  # examples that decide what is pruned
+CALIBRATION = 512  # examples
 Tensors = Iterable[tuple[str, torch.Tensor]]
 
 
@@ -76,14 +76,18 @@ class DistillSettings(TrainSettings):
 
     scale: Scale = Scale.REFERENCE  # of the ladder, where the student is a tier
     from_scratch: bool = False  # begin from noise, not from the pruned teacher
+    calibration: int = CALIBRATION  # examples, or so, that decide what is pruned
     # The teacher reads the data once, and the student learns from so many draws a token.
     draws: int | None = None
     # Where draws are sealed, see `SealedStore`; then everything made is its owner's to read only.
     store: Callable[[Header], LogitStore] | None = None
-    tolerate: float = corpus.TOLERATED  # share of a data file that may be flawed and left out
+    # Share of the data that may be flawed or longer than the context, and is left out.
+    tolerate: float = corpus.TOLERATED
     allow_overlap: bool = False  # of held-out requests with the data
 
     def __post_init__(self) -> None:
+        if self.calibration < 1:
+            raise SettingError(f"calibration is {self.calibration}; it must be 1 at least.")
         if self.draws is not None:
             check_draws(self.draws)
             loop.check_recorded(self.objective, self.on_policy)
@@ -102,6 +106,7 @@ class DistillReport:
     teacher: float
     before: float
     after: float
+    too_long: tuple[str, ...] = ()  # places of the examples that the context does not hold
 
     def to_dict(self) -> dict[str, object]:
         """Return the report, JSON-ready."""
@@ -112,6 +117,7 @@ class DistillReport:
             "held_out_cross_entropy": {
                 "teacher": self.teacher, "before": self.before, "after": self.after,
             },
+            "too_long": len(self.too_long),
         }
 
 
@@ -151,13 +157,15 @@ def distill(
             "Recorded draws serve one process; run without torchrun, or without --draws.")
     examples, measured_on = _examples(data, held_out, settings)
     name = str(student) if isinstance(student, Tier) else out.name
+    parts = learnt, measured = [
+        encode(teacher, each, config.shape.context) for each in (examples, measured_on)]
     task = _Task(
-        teacher, config, name, settings, parallel, run_folder(out),
-        *(encode(teacher, each, config.shape.context) for each in (examples, measured_on)))
+        teacher, config, name, settings, parallel, run_folder(out), learnt.pairs, measured.pairs,
+        check_lengths(parts, settings.tolerate))
     with _owner_only(settings.store is not None, out, parallel):
         make_folder(task.folder)
         if held_out is None and settings.store is None and parallel.rank == 0:
-            _write_examples(task.folder / "held-out.jsonl", measured_on)
+            _write_examples(task.folder / "held-out.jsonl", measured.examples)
         return task.run(out, replace=replace, progress=progress if parallel.rank == 0 else silent)
 
 
@@ -173,6 +181,7 @@ class _Task:
     folder: Path
     data: list[Pair]
     held_out: list[Pair]
+    too_long: tuple[str, ...]
 
     def run(self, out: Path, *, replace: bool, progress: Progress) -> Checkpoint:
         """Make the student, train it, write it and measure it."""
@@ -203,7 +212,8 @@ class _Task:
         checkpoint = write(student, out, self._metadata(), self.teacher, replace=replace)
         checkpoint.report = DistillReport(
             identity=checkpoint.identity, shape=self.config.shape, run=run, teacher=teacher_entropy,
-            before=before, after=cross_entropy(student, self.held_out))
+            before=before, after=cross_entropy(student, self.held_out),
+            too_long=self.too_long)
         return checkpoint
 
     def _metadata(self) -> Metadata:
@@ -216,7 +226,8 @@ class _Task:
             weights: Tensors = initial_weights(self.config, self.settings.schedule.seed)
         else:
             progress("prune")
-            self.config, weights = pruned(self.teacher, teacher, self.config.shape, self.data)
+            self.config, weights = pruned(
+                self.teacher, teacher, self.config.shape, self.data, self.settings.calibration)
         return write_start(self.folder, self._metadata(), weights, self.teacher, self.parallel)
 
     def _recorded(self, teacher: Sharded, draws: int, progress: Progress) -> Sampled:
@@ -247,12 +258,14 @@ class TokenizerFiles(Protocol):
         """The chat template, where there is one."""
 
 
-def encode(source: Checkpoint, examples: Iterable[Example], context: int) -> list[Pair]:
-    """Return examples in the ids of a checkpoint's tokenizer and chat template.
+def encode(
+    source: Checkpoint, examples: Iterable[Example], context: int | None = None
+) -> pairs.Encoded:
+    """Return examples in the ids of a checkpoint's tokenizer, but those longer than `context`.
 
     Raises:
         TokenizerError: the checkpoint names no token that ends an answer.
-        ContextExceeded: an example does not fit.
+        DataError: none fits.
     """
     if not source.metadata.eos:
         raise TokenizerError(
@@ -261,7 +274,28 @@ def encode(source: Checkpoint, examples: Iterable[Example], context: int) -> lis
         )
     tokenizer = Tokenizer.from_files(
         source.tokenizer_path, source.template_path, source.metadata)
-    return pairs(tokenizer, examples, context, source.metadata.name)
+    encoded = pairs.encode(tokenizer, examples, context)
+    if encoded.too_long and not encoded.pairs:
+        raise DataError(
+            f"Every example is longer than the context of {context} tokens (first "
+            f"{encoded.places}); shorten them, or name other data.")
+    return encoded
+
+
+def check_lengths(parts: Sequence[pairs.Encoded], tolerated: float) -> tuple[str, ...]:
+    """Return the places of the examples that did not fit.
+
+    Raises:
+        DataError: they are more than `tolerated`, a share.
+    """
+    too_long = [each for part in parts for each in part.too_long]
+    count = len(too_long) + sum(len(part.pairs) for part in parts)
+    if len(too_long) > tolerated * count:
+        first = next(part.places for part in parts if part.too_long)
+        raise DataError(
+            f"Of {count} examples {len(too_long)} are longer than the context (first {first}), "
+            f"more than the {tolerated:.0%} tolerated; shorten them or raise the bound.")
+    return tuple(place for place, _ in too_long)
 
 
 def run_folder(out: Path) -> Path:
@@ -292,13 +326,18 @@ def examples_of(data: str | Path | Sequence[Example], tolerate: float) -> list[E
 
 
 def pruned(
-    source: Checkpoint, teacher: Sharded, shape: Shape, data: Sequence[Pair]
+    source: Checkpoint, teacher: Sharded, shape: Shape, data: Sequence[Pair],
+    calibration: int = CALIBRATION,
 ) -> tuple[ModelConfig, Tensors]:
     """Return configuration and weights of a decoder of `shape` cut out of `teacher`.
 
-    `source` is its checkpoint, of which each tensor is read when it is asked for; see `Cut`.
+    `source` is its checkpoint, of which each tensor is read when it is asked for; see `Cut`. The
+    `calibration` examples lie evenly over all: files are sorted by intent.
     """
-    cut = Cut(source.metadata.config, shape, Usage(teacher, _calibration(data, shape.context)))
+    config, some = source.metadata.config, data[::max(1, -(-len(data) // calibration))]
+    cut = Cut(config, shape, Usage(teacher, (
+        batch(some, length, [row for row in rows if row])
+        for length, rows in one_pass(some, TOKENS, 0, config.shape.context))))
     return cut.config, (
         (name, cut.tensor(name, lambda name: read_plain(source, name)))
         for name in plan(cut.config, None))
@@ -402,15 +441,6 @@ def _examples(
             "--held-out."
         )
     return examples, measured_on
-
-
-def _calibration(data: Sequence[Pair], context: int) -> Iterator[torch.Tensor]:
-    """Yield tokens int64[1, T] of CALIBRATION examples or so, each alone.
-
-    Evenly over the whole, not the first: files are sorted by intent.
-    """
-    for prompt, answer in data[::max(1, -(-len(data) // CALIBRATION))]:
-        yield torch.tensor([[*prompt, *answer][:context]])
 
 
 def _write_examples(path: Path, examples: list[Example]) -> None:

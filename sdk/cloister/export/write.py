@@ -54,11 +54,14 @@ def program(
         "get_max_seq_len": chunk,
         "get_max_context_len": shape.context,
         "get_vocab_size": shape.vocab_size,
-        "get_bos_id": metadata.bos if metadata.bos is not None else next(iter(metadata.eos), 0),
         "get_eos_ids": list(metadata.eos),
         "use_kv_cache": True,
         "enable_dynamic_shape": True,
     }
+    # The text runner takes its tokenizer's begin token in any case (llm_runner_helper.cpp in 1.4);
+    # others read the program's, and without one begin with none.
+    if metadata.bos is not None:
+        constants["get_bos_id"] = metadata.bos
     manager = _LOWERINGS[chosen.name](decoder, chunk, constants, progress)
     progress("write")
     path = directory / f"program.{chosen.name}.pte"

@@ -88,12 +88,16 @@ def import_model(
     return checkpoint
 
 
-def check(source: Path) -> None:
-    """Raise what an import of `source` would, as far as headers and configuration tell."""
+def check(source: Path) -> ModelConfig:
+    """Return the configuration of `source`, or raise what an import of it would.
+
+    As far as headers and configuration tell.
+    """
     model = _read(source, None, ())
     if model.config.shape.tied:
         model.stored.pop("head.weight", None)
     _planned(model)
+    return model.config
 
 
 def _read(source: Path, context: int | None, ignore: Collection[str]) -> _Model:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.distill.parallel import Parallel, read_plain
-from cloister.distill.run import check_source, encode, examples_of, run_folder
+from cloister.distill.run import (
+    check_lengths,
+    check_source,
+    encode,
+    examples_of,
+    run_folder,
+)
 from cloister.distill.state import make_folder
 from cloister.model.checkpoint import Checkpoint, expected_tensors, plan
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
@@ -58,6 +64,7 @@ class QuantizeReport:
     rows: tuple[Coverage, ...]
     run: Run | None = None  # of quantization-aware training
     layers: tuple[LayerError, ...] = ()  # of calibration
+    too_long: tuple[str, ...] = ()  # places of the data that the context does not hold
 
     @property
     def size_bytes(self) -> int:
@@ -84,7 +91,7 @@ class QuantizeReport:
         if self.run is not None:
             record |= {
                 "steps": len(self.run.losses), "seconds": round(self.run.seconds, 1),
-                "loss": self.run.losses[-1],
+                "loss": self.run.losses[-1], "too_long": len(self.too_long),
             }
         if self.layers:
             record["layers"] = [asdict(layer) for layer in self.layers]
@@ -129,7 +136,7 @@ def quantize(
     parallel, trained = Parallel(), data is not None or settings is not None
     progress = progress if parallel.rank == 0 else silent
     settings, folder = settings or QatSettings(), run_folder(out)
-    pairs = _pairs(source, data, settings, progress) if trained else []
+    pairs, too_long = _pairs(source, data, settings, progress) if trained else ([], ())
     run, start, layers = None, None, tuple[LayerError, ...]()
     if calibrate is not None:
         if parallel.rank == 0:
@@ -150,7 +157,8 @@ def quantize(
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
-        identity=quantized.identity, recipe=recipe.name, run=run, layers=layers, rows=tuple(
+        identity=quantized.identity, recipe=recipe.name, run=run, layers=layers, too_long=too_long,
+        rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return quantized
 
@@ -166,15 +174,16 @@ def _coverage(name: str, shape: tuple[int, ...], scheme: Scheme | None) -> Cover
 def _pairs(
     source: Checkpoint, data: str | Path | Sequence[Example] | None, settings: QatSettings,
     progress: Progress,
-) -> list[Pair]:
-    """Return what is trained on: data, or as much of the model's own as one pass takes."""
+) -> tuple[Sequence[Pair], tuple[str, ...]]:
+    """Return what is trained on: data, and what of it is too long, or the model's own texts."""
     if data is not None:
-        return encode(source, examples_of(data, settings.tolerate),
-                      source.metadata.config.shape.context)
+        encoded = encode(source, examples_of(data, settings.tolerate),
+                         source.metadata.config.shape.context)
+        return encoded.pairs, check_lengths([encoded], settings.tolerate)
     count = (settings.schedule.steps or 0) * settings.schedule.tokens // LENGTH
     texts = calibration_texts(
         source, SELF, count=min(max(count, COUNT), MOST), progress=progress)
-    return [(ids[:1], ids[1:]) for ids in texts]
+    return [(ids[:1], ids[1:]) for ids in texts], ()
 
 
 def _calibrate(

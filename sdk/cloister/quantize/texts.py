@@ -43,14 +43,13 @@ def calibration_texts(
 
     Raises:
         DataError: the data cannot be used, or is too little for one text.
-        ContextExceeded, TokenizerError: see `cloister.distill.run.encode`.
+        TokenizerError: see `cloister.distill.run.encode`.
     """
     length = min(LENGTH, source.metadata.config.shape.context)
     if given == SELF:
         return _sampled(source, length, count, progress)
-    pairs = encode(
-        source, examples_of(given, tolerate=0.05), source.metadata.config.shape.context)
-    ids = list(chain.from_iterable(prompt + answer for prompt, answer in pairs))
+    encoded = encode(source, examples_of(given, tolerate=0.05))
+    ids = list(chain.from_iterable(prompt + answer for prompt, answer in encoded.pairs))
     texts = [ids[at:at + length] for at in range(0, len(ids) - length + 1, length)]
     if not texts:
         raise DataError(

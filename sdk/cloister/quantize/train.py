@@ -38,7 +38,8 @@ class QatSettings:
     """The settings of quantization-aware training; see `qat_schedule`."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(peak=2e-4))
-    tolerate: float = TOLERATED  # share of a data file that may be flawed and left out
+    # Share of the data that may be flawed or longer than the context, and is left out.
+    tolerate: float = TOLERATED
     compiled: bool = False  # faster steps after a minute of compilation, on one process
 
 

@@ -12,7 +12,7 @@ from cloister.distill.data import IGNORE, Packed, batch, one_pass, schedule_rows
 from cloister.errors import ContextExceeded, DataError
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import Decoder
-from cloister.pairs import Pair, pairs
+from cloister.pairs import Pair, encode, pairs
 from cloister.tiers import Shape
 from cloister.tokenizer import Tokenizer
 
@@ -122,6 +122,21 @@ def test_an_example_longer_than_the_context_is_refused_by_number(tokenizer_dir) 
     assert "zebra" not in str(caught.value)
     with pytest.raises(ContextExceeded, match=r"own\.jsonl:7 has"):
         pairs(tokenizer, [short, replace(long, place="own.jsonl:7")], 64, "tiny")
+
+
+def test_what_is_longer_than_the_context_is_left_out_by_its_place(tokenizer_dir) -> None:
+    tokenizer = Tokenizer.from_files(
+        tokenizer_dir / "tokenizer.json", tokenizer_dir / "chat_template.jinja")
+    short = Example(task="a", input="zebra", target="c")
+    long = [replace(short, input="zebra " * 50, place=f"own.jsonl:{line}")
+            for line in (3, 3, *range(5, 12))]
+    found = encode(tokenizer, [short, *long, short], 64)
+    assert found.examples == [short, short]
+    assert found.pairs == pairs(tokenizer, [short, short], 64, "tiny")
+    assert [place for place, _ in found.too_long] == [each.place for each in long]
+    assert found.places == "own.jsonl:3, own.jsonl:5, own.jsonl:6, own.jsonl:7, own.jsonl:8"
+    assert "zebra" not in repr(found)
+    assert len(encode(tokenizer, [short, *long]).pairs) == 10
 
 
 def test_long_examples_get_rows_of_twice_the_length_and_no_more() -> None:

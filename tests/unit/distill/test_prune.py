@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cloister.distill import prune as module
+from cloister.distill.data import Batch, batch, one_pass
 from cloister.distill.parallel import Parallel, Sharded
 from cloister.distill.prune import Cut, Usage, fitted
 from cloister.errors import SettingError, VocabularyMismatch
@@ -35,9 +36,15 @@ def model(layout: str = "plain", **changes: object) -> Decoder:
     return decoder
 
 
+def usage(teacher: Decoder, batches: list[torch.Tensor]) -> Usage:
+    return Usage(Sharded(teacher, Parallel()), [
+        Batch(tokens_BT=tokens, labels_BT=tokens, segments_BT=torch.zeros_like(tokens), keys=())
+        for tokens in batches])
+
+
 def prune(teacher: Decoder, shape: Shape, batches: list[torch.Tensor]) -> Decoder:
     """As `cloister.distill.run` does it, without files."""
-    cut = Cut(teacher.config, shape, Usage(Sharded(teacher, Parallel()), batches))
+    cut = Cut(teacher.config, shape, usage(teacher, batches))
     weights, student = teacher.state_dict(), Decoder(cut.config).eval()
     student.load_state_dict(
         {name: cut.tensor(name, weights.__getitem__) for name in expected_tensors(cut.config)},
@@ -60,6 +67,21 @@ def test_pruned_to_its_own_shape_a_teacher_stays_itself(layout: str, tied: bool)
     student = prune(teacher, teacher.config.shape, TOKENS)
     assert student.config == teacher.config
     assert torch.equal(student(TOKENS[0]), teacher(TOKENS[0]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_used_does_not_depend_on_how_examples_share_rows(layout: str) -> None:
+    teacher = model(layout, context=128)
+    data = [(ids[:3].tolist(), ids[3:length].tolist()) for ids, length in zip(
+        torch.cat(TOKENS), range(5, 20), strict=False)]
+    (length, rows), = one_pass(data, 256, 0, 128)
+    assert len([row for row in rows if row]) == 2  # seven or so to a row, which none fills
+    packed = Usage(Sharded(teacher, Parallel()), [batch(data, length, rows)])
+    alone = usage(teacher, [torch.tensor([prompt + answer]) for prompt, answer in data])
+    for name in ("channels", "layers"):
+        torch.testing.assert_close(getattr(packed, name), getattr(alone, name))
+    for name in ("neurons", "heads", "squares"):
+        torch.testing.assert_close(getattr(packed, name), getattr(alone, name))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

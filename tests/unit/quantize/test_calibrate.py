@@ -11,6 +11,7 @@ import torch
 
 from cloister import family
 from cloister.corpus import Example
+from cloister.distill.schedule import Schedule
 from cloister.errors import DataError
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.config import ModelConfig
@@ -21,6 +22,7 @@ from cloister.quantize.apply import QuantizeReport, quantize
 from cloister.quantize.calibrate import Calibration, Inputs
 from cloister.quantize.columns import Moments, improve, round_columns, search_scales
 from cloister.quantize.texts import COUNT, calibration_texts
+from cloister.quantize.train import QatSettings
 from cloister.tiers import Shape
 from cloister_kernels.reference import dequantize
 
@@ -147,3 +149,22 @@ def test_a_trained_model_loses_less_on_texts_of_its_own(tmp_path: Path) -> None:
             logits = exact(tokens)[:, -1]
             tokens = torch.cat((tokens, torch.multinomial(logits.softmax(-1), 1, generator=rng)), 1)
     assert divergence(exact, calibrated, tokens) < 0.5 * divergence(exact, plain, tokens)
+
+
+def test_training_goes_on_from_the_calibrated_weights_on_texts_of_its_own(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    source = checkpoint(tmp_path / "plain", tokenizer_dir)
+    calibrated = quantize(source, tmp_path / "calibrated", calibrate="self")
+    still = QatSettings(schedule=Schedule(steps=1, tokens=128, micro=128, peak=1e-12, warmup=0))
+    kept = quantize(source, tmp_path / "kept", calibrate="self", settings=still)
+    for name in plan(kept.metadata.config, "8da4w-g32"):  # a step of no length changes nothing
+        torch.testing.assert_close(kept.tensor(name), calibrated.tensor(name), rtol=0, atol=1e-6)
+    steps = QatSettings(schedule=Schedule(steps=40, tokens=512, micro=512, peak=1e-3, warmup=4))
+    trained = quantize(source, tmp_path / "trained", calibrate="self", settings=steps)
+    assert isinstance(trained.report, QuantizeReport) and trained.report.run is not None
+    held_out = torch.tensor(calibration_texts(source, "self", count=96))[64:, :40]
+    exact = source.load()
+    assert divergence(exact, trained.load(), held_out) < 0.9 * divergence(
+        exact, calibrated.load(), held_out)
+    assert not list(tmp_path.glob("*/unrounded")) and not list(tmp_path.glob("*/calibrated"))
