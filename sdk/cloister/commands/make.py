@@ -194,7 +194,7 @@ def exported(bundle: Bundle) -> Record:
     return {
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
-        "program_against_checkpoint": bundle.report.to_dict(),
+        **bundle.report.to_dict(),
         "phone_tokenizer": bundle.receipt()["phone_tokenizer"],
     }
 
