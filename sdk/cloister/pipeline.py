@@ -13,6 +13,7 @@ from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, CheckpointError
 from cloister.evaluate.divergence import compare
 from cloister.export import check, golden, parts, phone, write
+from cloister.export.constants import prove_constants
 from cloister.export.instrument import instrument
 from cloister.export.streamed import streamed
 from cloister.manifest import FORMAT, Manifest
@@ -154,6 +155,7 @@ def _check(
     runs = parts.record(load(copy, shape.layers, first="score"), ids, chunk, shape.context)
     copy.unlink()
     decoder = streamed(source)
+    constants_bytes = prove_constants(path, decoder, source.tensor)
     gaps = [gap for run in runs for gap in parts.gaps(decoder, run, calls)]
     worst = parts.prove_parts(gaps)
     program = load(path, shape.layers, first="score")
@@ -167,7 +169,9 @@ def _check(
         None if parent is None else check.Reading(streamed(parent), texts),
     )
     return check.Lost(
-        parts=len(gaps), worst=worst, losses=losses, parent=source.metadata.parent), again[-1]
+        parts=len(gaps), worst=worst, constants_bytes=constants_bytes, losses=losses,
+        parent=source.metadata.parent,
+    ), again[-1]
 
 
 def _parent_beside(source: Checkpoint) -> Checkpoint | None:

@@ -147,6 +147,7 @@ class Lost:
 
     parts: int  # that were compared
     worst: Gap
+    constants_bytes: int  # of tensors that are the checkpoint's
     losses: Losses
     parent: str | None  # identity of the unquantized parent, where the checkpoint names it
 
@@ -157,13 +158,14 @@ class Lost:
         if found.program_from_parent is None or found.checkpoint_from_parent is None:
             against["reason"] = (
                 "the checkpoint names no parent" if self.parent is None
-                else "the parent's weights were not given")
+                else "the parent's weights are not beside the checkpoint")
         else:
             against |= {"program": found.program_from_parent.to_dict(),
                         "checkpoint": found.checkpoint_from_parent.to_dict()}
         return {
             "program_against_checkpoint": found.program_from_checkpoint.to_dict(),
             "parts_against_checkpoint": {
-                "parts": self.parts, "bound": BOUND, "worst": asdict(self.worst)},
+                "parts": self.parts, "bound": BOUND, "worst": asdict(self.worst),
+                "constants_bytes": self.constants_bytes},
             "against_parent": against,
         }

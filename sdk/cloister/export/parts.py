@@ -4,8 +4,8 @@
 follows, and in 30 layers two correct implementations differ as much as 8 bits cost at all. So a
 part is given what the program's own part was given (see `instrument`), and nothing accumulates.
 What it gives agrees to about a millionth, but for the rows, a few in a hundred, in which an
-activation lies on the edge between two steps. One wrong group of weights in one layer moves its
-output by several thousandths; one wrong weight often does.
+activation lies on the edge between two steps. (That weights, scales, norms and rotary tables are
+the checkpoint's is proved by their bytes: `constants`.)
 
 The parts are those of `backends/xnnpack.py`: queries, keys and values behind their norm; attention
 with its rotation and KV buffers; its output; the feed-forward layer; the sums between; the head.
@@ -188,7 +188,7 @@ def _places(
     for number, block in enumerate(blocks):
         qkv, o, mlp = calls[3 * number:3 * number + 3]
         name = f"layers.{number}"
-        yield block.attn_norm, f"{name}.input", True, qkv[:1]
+        yield block, f"{name}.input", True, qkv[:1]
         yield block.attn.qkv, f"{name}.attn.qkv", False, qkv[1:]
         yield block.attn.o, f"{name}.attn", True, o[:1]
         last = block.attn_post_norm if block.post_norms else block.attn.o
