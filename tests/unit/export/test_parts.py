@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -71,82 +71,95 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return export(quantized_decoder(LAYOUTS[layout], recipe), tmp_path_factory.mktemp(layout))
 
 
-def matrices(block: Any) -> Iterator[QuantizedLinear]:
-    return (module for module in block.modules() if isinstance(module, QuantizedLinear))
+class Fault(NamedTuple):
+    """A way to make one layer of a decoder wrong."""
+
+    kind: str
+    place: str
+    plant: Callable[[Decoder], None]
 
 
 def nibbles(q: torch.Tensor) -> torch.Tensor:
     return q.view(*q.shape[:-1], -1, 2).flip(-1).reshape(q.shape)
 
 
-def faults(decoder: Decoder, layer: int) -> Iterator[tuple[str, Callable[[Decoder], None]]]:
-    """Yield ways to make one layer of a decoder wrong, each a function that does it."""
-    config, block = decoder.config, decoder.layers[layer]
-
-    def within(change: Callable[[Any], None]) -> Callable[[Decoder], None]:
-        return lambda wrong: change(wrong.layers[layer])
-
-    def at(number: int, change: Callable[[QuantizedLinear], None]) -> Callable[[Decoder], None]:
-        return within(lambda wrong: change(list(matrices(wrong))[number]))
-
-    def all_nibbles(matrix: QuantizedLinear) -> None:
-        matrix.weight.q = nibbles(matrix.weight.q)
-
-    def one_group(matrix: QuantizedLinear) -> None:
-        matrix.weight.q[7, :32] = nibbles(matrix.weight.q[7, :32])
-
-    def one_scale(matrix: QuantizedLinear) -> None:
-        matrix.weight.scale[7, -1] *= 1.25
-
-    def no_bias(matrix: QuantizedLinear) -> None:
-        matrix.bias = torch.zeros_like(matrix.bias)
-
-    for number, matrix in enumerate(matrices(block)):
-        yield f"nibbles of matrix {number}", at(number, all_nibbles)
-        yield f"nibbles of a group of matrix {number}", at(number, one_group)
-        yield f"scale of a group of matrix {number}", at(number, one_scale)
-        if matrix.bias is not None:
-            yield f"bias of matrix {number}", at(number, no_bias)
-
-    def other_offset(name: str, wrong: Any) -> None:
-        norm = wrong.get_submodule(name)
-        norm.offset = not norm.offset
-
-    def other_feature(name: str, wrong: Any) -> None:
-        wrong.get_submodule(name).weight.data[5] += 0.2
-
+def faults(decoder: Decoder, layer: int) -> Iterator[Fault]:
+    """Yield every fault that the layer of `decoder` can have."""
+    block = decoder.layers[layer]
     for name, module in block.named_modules():
-        if isinstance(module, RMSNorm):
-            yield f"offset of {name}", within(functools.partial(other_offset, name))
-            yield f"a feature of {name}", within(functools.partial(other_feature, name))
+        if isinstance(module, QuantizedLinear):
+            changes = {"nibble order": all_nibbles, "nibble order of a group": one_group,
+                       "scale of a group": one_scale}
+            if module.bias is not None:
+                changes["bias"] = no_bias
+        elif isinstance(module, RMSNorm):
+            changes = {"norm offset": other_offset, "norm weight": other_feature}
+        else:
+            continue
+        for kind, change in changes.items():
+            yield Fault(kind, name, functools.partial(altered, layer, name, change))
+    if layer not in decoder.config.no_rope_layers:
+        yield Fault("rotation", "base", functools.partial(other_rope, layer))
+    yield Fault("rotation", "on or off", functools.partial(altered, layer, "attn", other_rotary))
+    yield Fault("activation", "mlp", functools.partial(altered, layer, "mlp", other_activation))
+    yield Fault("keys for values", "qkv", functools.partial(altered, layer, "attn.qkv", swapped))
+    if layer in decoder.config.windowed_layers:
+        yield Fault("window", "attn", functools.partial(no_window, layer))
 
-    def other_rope(wrong: Any) -> None:
-        right = wrong.cos_sin
-        shape = config.shape
-        other = rope.table(shape.head_size, shape.context, 2 * config.rope_theta, None)
-        wrong.cos_sin = lambda at, start, length: tuple(
-            table.narrow(0, start, length) for table in other
-        ) if at == layer else right(at, start, length)
 
-    def toggle_rope(wrong: Any) -> None:
-        wrong.attn.rotary = not wrong.attn.rotary
+def altered(layer: int, name: str, change: Callable[[Any], None], wrong: Any) -> None:
+    change(wrong.layers[layer].get_submodule(name))
 
-    def other_activation(wrong: Any) -> None:
-        wrong.mlp.activation = (
-            Activation.SILU if config.activation is Activation.GELU_TANH else Activation.GELU_TANH)
 
-    def swapped_kv(wrong: Any) -> None:
-        projection = wrong.attn.qkv
-        projection.k, projection.v = projection.v, projection.k
+def all_nibbles(matrix: Any) -> None:
+    matrix.weight.q = nibbles(matrix.weight.q)
 
-    if layer not in config.no_rope_layers:
-        yield "base of the rotation", other_rope
-    yield "rotation", within(toggle_rope)
-    yield "activation", within(other_activation)
-    yield "keys for values", within(swapped_kv)
-    if layer in config.windowed_layers:
-        yield "window", lambda wrong: setattr(wrong, "config", replace(
-            config, windowed_layers=tuple(set(config.windowed_layers) - {layer})))
+
+def one_group(matrix: Any) -> None:
+    matrix.weight.q[7, :32] = nibbles(matrix.weight.q[7, :32])
+
+
+def one_scale(matrix: Any) -> None:
+    matrix.weight.scale[7, -1] *= 1.25
+
+
+def no_bias(matrix: Any) -> None:
+    matrix.bias = torch.zeros_like(matrix.bias)
+
+
+def other_offset(norm: Any) -> None:
+    norm.offset = not norm.offset
+
+
+def other_feature(norm: Any) -> None:
+    norm.weight.data[5] += 0.2
+
+
+def other_rotary(attention: Any) -> None:
+    attention.rotary = not attention.rotary
+
+
+def other_activation(mlp: Any) -> None:
+    mlp.activation = (
+        Activation.SILU if mlp.activation is Activation.GELU_TANH else Activation.GELU_TANH)
+
+
+def swapped(projection: Any) -> None:
+    projection.k, projection.v = projection.v, projection.k
+
+
+def other_rope(layer: int, wrong: Any) -> None:
+    right, config = wrong.cos_sin, wrong.config
+    other = rope.table(
+        config.shape.head_size, config.shape.context, 2 * config.rope_theta, None)
+    wrong.cos_sin = lambda at, start, length: tuple(
+        table.narrow(0, start, length) for table in other
+    ) if at == layer else right(at, start, length)
+
+
+def no_window(layer: int, wrong: Any) -> None:
+    windowed = set(wrong.config.windowed_layers) - {layer}
+    wrong.config = replace(wrong.config, windowed_layers=tuple(windowed))
 
 
 def test_every_part_of_a_right_program_passes(exported: Exported) -> None:
@@ -161,13 +174,13 @@ def test_every_part_of_a_right_program_passes(exported: Exported) -> None:
 def test_every_fault_of_every_layer_is_found_and_named(exported: Exported) -> None:
     """The decoder is altered and not the program: what they differ by is the same."""
     for layer in range(len(exported.decoder.layers)):
-        for fault, plant in faults(exported.decoder, layer):
+        for fault in faults(exported.decoder, layer):
             wrong = copy.deepcopy(exported.decoder)
-            plant(wrong)
+            fault.plant(wrong)
             found = exported.wrong(wrong)
-            assert found or "a group of" in fault, (layer, fault)
+            assert found or "of a group" in fault.kind, (layer, fault)
             assert all(part.startswith(f"layers.{layer}.") for part in found), (fault, found)
-            if any(kind in fault for kind in ("nibbles", "scale", "bias", "feature")):
+            if fault.kind.startswith(("nibble", "scale", "bias", "norm weight")):
                 with pytest.raises(ExportMismatch, match=f"Tensor layers.{layer}."):
                     exported.constants(wrong)
 
@@ -188,14 +201,15 @@ def test_faults_outside_the_layers_are_found_and_named(exported: Exported, fault
         "embedding": {"layers.0.input"}, "softcap": {"logits"}}.get(fault, {"head"})
 
 
-@pytest.mark.parametrize("fault", ["nibbles of a group of matrix 4", "offset of mlp_norm",
-                                   "base of the rotation"])
-def test_a_fault_of_the_program_itself_is_found(fault: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "place"), [
+    ("nibble order of a group", "mlp.down"), ("norm offset", "mlp_norm"), ("rotation", "base")])
+def test_a_fault_of_the_program_itself_is_found(kind: str, place: str, tmp_path: Path) -> None:
     right = quantized_decoder(LAYOUTS["llama"], "8da4w-g32")
     wrong = copy.deepcopy(right)
-    dict(faults(right, 1))[fault](wrong)
-    assert {part.rpartition(".")[0] for part in export(wrong, tmp_path).wrong(right)} <= {
-        "layers.1", "layers.1.attn"} != set()
+    (fault,) = (each for each in faults(right, 1) if (each.kind, each.place) == (kind, place))
+    fault.plant(wrong)
+    part = "attn" if kind == "rotation" else "mlp"
+    assert export(wrong, tmp_path).wrong(right) == {f"layers.1.{part}"}
 
 
 def in_another_order(
@@ -215,10 +229,11 @@ def in_double_precision(
 
 
 def of_jittered_inputs(
-    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None
+    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None,
+    seed: int = 0,
 ) -> torch.Tensor:
     """Multiply inputs off by up to one part in four million."""
-    rng = torch.Generator().manual_seed(x_MK.shape[0])
+    rng = torch.Generator().manual_seed(seed)
     x_MK = x_MK * (1 + 2.0**-22 * torch.empty_like(x_MK).uniform_(-1, 1, generator=rng))
     return reference.linear_8da(x_MK, q_NK, scale_NC, bias_N)
 
