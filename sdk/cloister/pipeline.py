@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cloister import bundle as bundles
 from cloister import prompt_format
 from cloister.bundle import Bundle
-from cloister.errors import BundleCorrupt, CheckpointError
+from cloister.errors import BundleCorrupt, CloisterError
 from cloister.evaluate.divergence import compare
 from cloister.export import check, golden, parts, phone, write
 from cloister.export.constants import prove_constants
@@ -180,7 +180,7 @@ def _parent_beside(source: Checkpoint) -> Checkpoint | None:
     for path in sorted(source.path.resolve().parent.iterdir()):
         try:
             found = Checkpoint.open(path)
-        except CheckpointError:
+        except (CloisterError, OSError):  # whatever lies there
             continue
         if (found.metadata.recipe is None
                 and replaced(found.metadata.config.shape, tied=shape.tied) == shape

@@ -76,6 +76,7 @@ def test_program_and_checkpoint_are_measured_against_the_parent_that_lies_beside
     shutil.copytree(reference.checkpoint_path("pro"), tmp_path / "another model")
     (tmp_path / "a broken one").mkdir()
     (tmp_path / "a broken one" / "config.json").write_text("{")
+    (tmp_path / "a file").write_text("config.json")
     receipt = pipeline.export(tmp_path / "q", tmp_path / "x.cloister").receipt()
     against = receipt["against_parent"]
     assert against["parent"] == quantized.metadata.parent

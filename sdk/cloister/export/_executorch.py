@@ -54,7 +54,7 @@ __all__ = [
     "xnnpack_graph_schema",
 ]
 
-_SEGMENT_ALIGNMENT = 4096  # bytes; that of every program which ExecuTorch writes, or a multiple
+_SEGMENT_ALIGNMENT = 4096  # bytes; a multiple of the 128 that ExecuTorch itself writes by
 _CONFIG = exir.EdgeCompileConfig(_check_ir_validity=False)
 
 
@@ -86,7 +86,7 @@ def read_program(file: BinaryIO) -> tuple[schema.Program, int]:
 
 
 def write_program(file: BinaryIO, program: schema.Program, segments_bytes: int) -> None:
-    """Write `program` into `file` up to where its segments begin, unchanged in layout."""
+    """Write `program` into `file` up to where its segments begin; they come next, unchanged."""
     flat = _program_to_flatbuffer(program)
     header_size = serialized.aligned_size(
         serialized._ExtendedHeader.EXPECTED_LENGTH, flat.max_alignment)

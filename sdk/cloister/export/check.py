@@ -34,7 +34,7 @@ TOKENS = 2048
 LEAST_TOKENS = 128
 WORK = 2.5e11  # parameters times tokens: a large model is measured on fewer
 FACTOR, SLACK = 2.0, 0.01  # a program may lose FACTOR times as much as its checkpoint, and SLACK
-_BATCH = 8  # conversations whose logits are in memory
+_BATCH = 4  # conversations whose logits are in memory
 
 Pairs = Iterable[tuple[torch.Tensor, torch.Tensor]]
 

@@ -201,15 +201,22 @@ def test_faults_outside_the_layers_are_found_and_named(exported: Exported, fault
         "embedding": {"layers.0.input"}, "softcap": {"logits"}}.get(fault, {"head"})
 
 
-@pytest.mark.parametrize(("kind", "place"), [
-    ("nibble order of a group", "mlp.down"), ("norm offset", "mlp_norm"), ("rotation", "base")])
-def test_a_fault_of_the_program_itself_is_found(kind: str, place: str, tmp_path: Path) -> None:
+def other_config(wrong: Any) -> None:
+    wrong.config = replace(wrong.config, rope_theta=2 * wrong.config.rope_theta)
+
+
+@pytest.mark.parametrize(("plant", "parts_"), [
+    (functools.partial(altered, 1, "mlp.down", one_group), {"layers.1.mlp"}),
+    (functools.partial(altered, 0, "mlp_norm", other_offset), {"layers.0.mlp"}),
+    (other_config, {"layers.0.attn", "layers.1.attn"}),
+], ids=["nibble order", "norm offset", "rotation"])
+def test_a_fault_of_the_program_itself_is_found(
+    plant: Callable[[Decoder], None], parts_: set[str], tmp_path: Path
+) -> None:
     right = quantized_decoder(LAYOUTS["llama"], "8da4w-g32")
     wrong = copy.deepcopy(right)
-    (fault,) = (each for each in faults(right, 1) if (each.kind, each.place) == (kind, place))
-    fault.plant(wrong)
-    part = "attn" if kind == "rotation" else "mlp"
-    assert export(wrong, tmp_path).wrong(right) == {f"layers.1.{part}"}
+    plant(wrong)
+    assert export(wrong, tmp_path).wrong(right) == parts_
 
 
 def in_another_order(
