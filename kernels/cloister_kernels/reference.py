@@ -5,6 +5,8 @@ Shapes: M rows, K inputs, N outputs, C groups of K / C inputs each.
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch.nn import functional
 
@@ -42,11 +44,12 @@ def linear_8da(
 ) -> torch.Tensor:
     """Multiply 8-bit activations by integer weights, float32[M, K] -> float32[M, N]."""
     x_MK, rows = fake_quantize_rows(x_MK), max(1, _WEIGHTS // x_MK.shape[1])
-    out_MN = torch.cat([
-        functional.linear(x_MK, dequantize(q_RK, scale_RC))
-        for q_RK, scale_RC in zip(q_NK.split(rows), scale_NC.split(rows), strict=True)
+    biases = repeat(None) if bias_N is None else bias_N.split(rows)
+    return torch.cat([
+        functional.linear(x_MK, dequantize(q_RK, scale_RC), bias_R)
+        for q_RK, scale_RC, bias_R in zip(
+            q_NK.split(rows), scale_NC.split(rows), biases, strict=False)
     ], dim=1)
-    return out_MN if bias_N is None else out_MN + bias_N
 
 
 def pack_4bit(q_NK: torch.Tensor) -> torch.Tensor:
