@@ -5,7 +5,6 @@ A wrong entry may move what a part gives by less than rounding does, so `parts` 
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,27 +33,26 @@ def prove_constants(
     Raises:
         ExportMismatch: a tensor is not in the program in `path`.
     """
-    total = 0
     with Path(path).open("rb") as file:
         program, base = read_program(file)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            data = torch.frombuffer(mapped, dtype=torch.uint8)  # read-only, and only read
-            starts = [base + segment.offset for segment in program.segments]
-            named = {each.key: starts[each.segment_index] for each in program.named_data}
-            loose = program.constant_segment
-            first = starts[loose.segment_index]
-            tables = {name: table for name, table in decoder.named_buffers() if "." not in name}
-            for name in (*tables, *decoder.state_dict()):
-                tensor = tables[name] if name in tables else read(name)
-                stored = _stored(decoder, name, tensor, delegated=name in named)
-                places = [named[name]] if name in named else [first + at for at in loose.offsets]
-                if not any(torch.equal(data[at:at + len(stored)], stored) for at in places):
-                    raise ExportMismatch(
-                        f"Tensor {name} of the checkpoint is not the program's; nothing was "
-                        "written, report it."
-                    )
-                total += len(stored)
-            del data  # before its memory goes
+    size = Path(path).stat().st_size
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)  # mapped
+    starts = [base + segment.offset for segment in program.segments]
+    delegated = {each.key: starts[each.segment_index] for each in program.named_data}
+    others = program.constant_segment
+    loose = [starts[others.segment_index] + offset for offset in others.offsets]
+    tables = {name: table for name, table in decoder.named_buffers() if "." not in name}
+    total = 0
+    for name in (*tables, *decoder.state_dict()):
+        tensor = tables[name] if name in tables else read(name)
+        stored = _stored(decoder, name, tensor, delegated=name in delegated)
+        places = [delegated[name]] if name in delegated else loose
+        if not any(torch.equal(data[at:at + len(stored)], stored) for at in places):
+            raise ExportMismatch(
+                f"Tensor {name} of the checkpoint is not the program's; nothing was written, "
+                "report it."
+            )
+        total += len(stored)
     return total
 
 
