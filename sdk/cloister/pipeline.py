@@ -140,7 +140,7 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
 
 def _check(
     source: Checkpoint, tokenizer: Tokenizer, path: Path, chunk: int
-) -> tuple[check.Lost, parts.Recording]:
+) -> tuple[check.CheckReport, parts.Recording]:
     """Prove the program in `path`, and measure what it lost.
 
     Also return what its method `score` gives for some tokens. One program is loaded at a time, and
@@ -164,12 +164,12 @@ def _check(
     del runs
     core = Core(program, name=source.metadata.name, context=shape.context, chunk=chunk)
     parent = _parent_beside(source)
-    losses = check.losses(
+    divergences = check.measure(
         functools.partial(_score, core), texts, check.Reading(decoder, texts), compare,
         None if parent is None else check.Reading(streamed(parent), texts),
     )
-    return check.Lost(
-        parts=len(gaps), worst=worst, constants_bytes=constants_bytes, losses=losses,
+    return check.CheckReport(
+        parts=len(gaps), worst=worst, constants_bytes=constants_bytes, divergences=divergences,
         parent=source.metadata.parent,
     ), again[-1]
 
@@ -191,7 +191,7 @@ def _parent_beside(source: Checkpoint) -> Checkpoint | None:
 
 def _finish(
     directory: Path, source: Checkpoint, tokenizer: Tokenizer, entry: ProgramEntry, chunk: int,
-    report: check.Lost,
+    report: check.CheckReport,
 ) -> None:
     """Put receipt and the checkpoint's own files beside the program, and write the manifest."""
     origin = source.metadata.origin

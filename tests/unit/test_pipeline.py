@@ -92,8 +92,8 @@ def test_a_context_shorter_than_the_checks_conversations_is_exported(
     source = changed(quantized, tmp_path / "short", context=24)
     bundle = pipeline.export(str(source.path), str(tmp_path / "x.cloister"))
     assert bundle.manifest.context == bundle.manifest.prefill_chunk == 24
-    assert isinstance(bundle.report, check.Lost)
-    assert bundle.report.losses.program_from_checkpoint.mean_kld < 1e-3
+    assert isinstance(bundle.report, check.CheckReport)
+    assert bundle.report.divergences.program_from_checkpoint.mean_kld < 1e-3
     assert all(len(row.prompt) + len(row.tokens) <= 24 for row in bundle.golden())
     pipeline.verify(bundle.path, Settings.from_environment())
 

@@ -19,7 +19,7 @@ import torch
 
 from cloister.errors import ExportMismatch
 from cloister.example import Example
-from cloister.export.parts import BOUND, Silence
+from cloister.export.parts import BOUND, ZeroHistory
 from cloister.pairs import request
 
 if TYPE_CHECKING:
@@ -27,8 +27,16 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.tokenizer import Tokenizer
 
-__all__ = ["TOKENS", "Losses", "Lost", "Reading", "conversations", "lay_out", "losses",
-           "tokens_for"]
+__all__ = [
+    "TOKENS",
+    "CheckReport",
+    "Divergences",
+    "Reading",
+    "conversations",
+    "lay_out",
+    "measure",
+    "tokens_for",
+]
 
 TOKENS = 2048
 LEAST_TOKENS = 128
@@ -96,7 +104,7 @@ class Reading:
         for row, ids in zip(tokens_BT, texts, strict=True):
             row[:len(ids)] = torch.tensor(ids)  # what follows is masked by causality
         with torch.inference_mode():
-            self._hidden_BTD = decoder.hidden(tokens_BT, 0, Silence(decoder.config))
+            self._hidden_BTD = decoder.hidden(tokens_BT, 0, ZeroHistory(decoder.config))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for first in range(0, len(self._lengths), _BATCH):
@@ -108,7 +116,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Losses:
+class Divergences:
     """The divergences between a program, its checkpoint and the unquantized parent of both."""
 
     program_from_checkpoint: Divergence
@@ -116,12 +124,14 @@ class Losses:
     checkpoint_from_parent: Divergence | None = None
 
 
-def losses(
-    score: Callable[[list[int]], torch.Tensor], texts: list[list[int]], checkpoint: Reading,
-    compare: Compare, parent: Reading | None = None
-) -> Losses:
+def measure(
+    score: Callable[[list[int]], torch.Tensor], texts: list[list[int]],
+    checkpoint: Iterable[torch.Tensor], compare: Compare,
+    parent: Iterable[torch.Tensor] | None = None
+) -> Divergences:
     """Return the divergences of a program, whose logits `score` gives, from others on `texts`.
 
+    `checkpoint` and `parent` give the logits of each text, and may be read more than once.
     Without the parent there is no bound: how far rounding reaches depends on the model.
 
     Raises:
@@ -129,7 +139,7 @@ def losses(
     """
     between = compare(zip(checkpoint, map(score, texts), strict=True))
     if parent is None:
-        return Losses(program_from_checkpoint=between)
+        return Divergences(program_from_checkpoint=between)
     eager = compare(zip(parent, checkpoint, strict=True))
     program = compare(zip(parent, map(score, texts), strict=True))
     if not program.mean_kld <= FACTOR * eager.mean_kld + SLACK:
@@ -137,23 +147,23 @@ def losses(
             f"The program is {program.mean_kld:.2g} nats a token from the unquantized model and "
             f"its checkpoint only {eager.mean_kld:.2g}; nothing was written, report it."
         )
-    return Losses(
+    return Divergences(
         program_from_checkpoint=between, program_from_parent=program, checkpoint_from_parent=eager)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lost:
+class CheckReport:
     """What an export found of a program: its proof, and what it lost."""
 
     parts: int  # that were compared
     worst: Gap
     constants_bytes: int  # of tensors that are the checkpoint's
-    losses: Losses
+    divergences: Divergences
     parent: str | None  # identity of the unquantized parent, where the checkpoint names it
 
     def to_dict(self) -> dict[str, object]:
         """Return the program's part of the receipt, JSON-ready."""
-        found = self.losses
+        found = self.divergences
         against: dict[str, object] = {"parent": self.parent}
         if found.program_from_parent is None or found.checkpoint_from_parent is None:
             against["reason"] = (

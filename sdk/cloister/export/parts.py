@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
 
-__all__ = ["BOUND", "Gap", "Recording", "Scored", "Silence", "gaps", "prove_forward", "prove_parts",
-           "prove_same", "record"]
+__all__ = ["BOUND", "Gap", "Recording", "Scored", "ZeroHistory", "gaps", "prove_forward",
+           "prove_parts", "prove_same", "record"]
 
 BOUND = 1e-3  # of a feature's own magnitude
 STRAY = 250  # times BOUND that a single row may be off, whose activations round otherwise
@@ -168,8 +168,8 @@ def gaps(decoder: Decoder, run: Recording, calls: Sequence[Sequence[int]]) -> li
             else module.register_forward_hook(hook.gives))
     try:
         with torch.inference_mode():
-            hidden_BTD = decoder.hidden(run.tokens, run.start, Silence(decoder.config, run.start))
-            logits_BTV = decoder.logits(hidden_BTD)
+            attention = ZeroHistory(decoder.config, run.start)
+            logits_BTV = decoder.logits(decoder.hidden(run.tokens, run.start, attention))
     finally:
         for handle in hooks:
             handle.remove()
@@ -219,7 +219,7 @@ class _Replacer:
         return tuple(self.given) if several else self.given[0]
 
 
-class Silence:
+class ZeroHistory:
     """Attention behind `start` positions whose keys and values are zero."""
 
     def __init__(self, config: ModelConfig, start: int = 0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,30 +74,20 @@ def noisy(logits: torch.Tensor, size: float, seed: int) -> torch.Tensor:
     return logits + size * torch.randn(logits.shape, generator=rng)
 
 
-class Fixed(check.Reading):
-    """A reading of given logits."""
-
-    def __init__(self, logits: list[torch.Tensor]) -> None:
-        self.logits = logits
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return iter(self.logits)
-
-
-def lost(program_noise: float, *, known: bool = True) -> check.Losses:
+def measured(program_noise: float, *, known: bool = True) -> check.Divergences:
     """What a program loses beside a checkpoint that is 0.3 off its parent in every logit."""
     rng = torch.Generator().manual_seed(0)
     parent = [torch.randn(40, 50, generator=rng) for _ in range(5)]
     texts = [[number] for number in range(5)]
-    return check.losses(
+    return check.measure(
         lambda ids: noisy(parent[ids[0]], program_noise, 10 + ids[0]), texts,
-        Fixed([noisy(logits, 0.3, number) for number, logits in enumerate(parent)]), compare,
-        Fixed(parent) if known else None,
+        [noisy(logits, 0.3, number) for number, logits in enumerate(parent)], compare,
+        parent if known else None,
     )
 
 
 def test_a_program_may_differ_from_its_checkpoint_as_both_do_from_their_parent() -> None:
-    found = lost(0.3)
+    found = measured(0.3)
     assert found.program_from_parent is not None
     assert found.checkpoint_from_parent is not None
     ratio = found.program_from_parent.mean_kld / found.checkpoint_from_parent.mean_kld
@@ -109,17 +98,18 @@ def test_a_program_may_differ_from_its_checkpoint_as_both_do_from_their_parent()
 @pytest.mark.parametrize("noise", [1.0, float("nan")])
 def test_a_program_that_lost_more_than_its_checkpoint_is_refused(noise: float) -> None:
     with pytest.raises(ExportMismatch, match="nats a token from the unquantized model"):
-        lost(noise)
+        measured(noise)
 
 
 def test_without_the_parent_figures_are_recorded_and_the_reason() -> None:
-    found = lost(1.0, known=False)
+    found = measured(1.0, known=False)
     for parent, reason in (
         (None, "the checkpoint names no parent"),
         ("ab12", "the parent's weights are not beside the checkpoint"),
     ):
-        record = check.Lost(parts=9, worst=Gap("head", 1e-6), constants_bytes=5, losses=found,
-                            parent=parent).to_dict()
+        record = check.CheckReport(
+            parts=9, worst=Gap("head", 1e-6), constants_bytes=5, divergences=found, parent=parent,
+        ).to_dict()
         assert record["against_parent"] == {"parent": parent, "reason": reason}
         assert record["program_against_checkpoint"] == found.program_from_checkpoint.to_dict()
 
