@@ -11,7 +11,7 @@ the same to the last bit.
 from __future__ import annotations
 
 import math
-import shutil
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +41,11 @@ def instrument(source: str | Path, out: str | Path) -> list[list[int]]:
         values = dict.fromkeys([logits, *(value for call in calls for value in call)])
         _set_apart(plan, values, views)
         plan.outputs = list(values)
-        write_program(copy, program, Path(source).stat().st_size - base)
-        file.seek(base)
-        shutil.copyfileobj(file, copy, 2**24)
+        size = Path(source).stat().st_size
+        write_program(copy, program, size - base)
+        copy.flush()
+        while base < size:  # within the kernel: a fifth of the time
+            base += os.sendfile(copy.fileno(), file.fileno(), base, size - base)
     places = {value: place for place, value in enumerate(plan.outputs)}
     return [[places[value] for value in call] for call in calls]
 
