@@ -5,6 +5,8 @@ Shapes: M rows, K inputs, N outputs, C groups of K / C inputs each.
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch.nn import functional
 
@@ -13,6 +15,7 @@ __all__ = ["LEAST_SCALE", "dequantize", "fake_quantize_rows", "linear_8da", "pac
 
 # Smallest scale. XNNPACK has none: one as small as this leaves every row its own scale.
 LEAST_SCALE = torch.finfo(torch.float32).smallest_normal
+_WEIGHTS = 2**20  # dequantized at a time: they stay in the processor's cache
 
 
 def fake_quantize_rows(x_MK: torch.Tensor) -> torch.Tensor:
@@ -40,7 +43,13 @@ def linear_8da(
     x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None
 ) -> torch.Tensor:
     """Multiply 8-bit activations by integer weights, float32[M, K] -> float32[M, N]."""
-    return functional.linear(fake_quantize_rows(x_MK), dequantize(q_NK, scale_NC), bias_N)
+    x_MK, rows = fake_quantize_rows(x_MK), max(1, _WEIGHTS // x_MK.shape[1])
+    biases = repeat(None) if bias_N is None else bias_N.split(rows)
+    return torch.cat([
+        functional.linear(x_MK, dequantize(q_RK, scale_RC), bias_R)
+        for q_RK, scale_RC, bias_R in zip(
+            q_NK.split(rows), scale_NC.split(rows), biases, strict=False)
+    ], dim=1)
 
 
 def pack_4bit(q_NK: torch.Tensor) -> torch.Tensor:

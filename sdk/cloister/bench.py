@@ -16,6 +16,7 @@ import torch
 from cloister import pipeline, reference
 from cloister.bundle import Bundle
 from cloister.errors import WorkerError
+from cloister.export.check import CheckReport
 from cloister.model.checkpoint import Metadata, plan
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import Recipe
@@ -49,14 +50,15 @@ def shape(
 
         bundle = pipeline.export(source, out, progress=follow)
         follow("measure")
-        assert bundle.report is not None
+        assert isinstance(bundle.report, CheckReport)
         checks = stages.pop("check") + stages.pop("golden")
         return {
             "shape": str(tier), "size": str(scale), "recipe": recipe,
             "parameters": ladder(scale)[tier].parameters,
             "bundle_bytes": bundle.manifest.programs[0].weight_bytes,
             "export_s": sum(stages.values()), "export_stages_s": stages, "check_s": checks,
-            "export_peak_bytes": peak_bytes(), "mean_kld": bundle.report.to_dict()["mean_kld"],
+            "export_peak_bytes": peak_bytes(),
+            "mean_kld": bundle.report.divergences.program_from_checkpoint.mean_kld,
             **measure(out, debug=debug),
         }
 

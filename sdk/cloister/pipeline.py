@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 from cloister import bundle as bundles
 from cloister import prompt_format
 from cloister.bundle import Bundle
-from cloister.errors import BundleCorrupt
+from cloister.errors import BundleCorrupt, CloisterError
 from cloister.evaluate.divergence import compare
-from cloister.export import check, golden, phone, write
+from cloister.export import check, golden, parts, phone, write
+from cloister.export.constants import prove_constants
+from cloister.export.instrument import instrument
+from cloister.export.streamed import streamed
 from cloister.manifest import FORMAT, Manifest
 from cloister.model.checkpoint import Checkpoint
 from cloister.progress import silent
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from cloister.manifest import ProgramEntry
-    from cloister.progress import Progress, Report
+    from cloister.progress import Progress
     from cloister.settings import Settings
 
 __all__ = ["export", "verify"]
@@ -52,6 +57,9 @@ def export(
     become golden rows; without any, a few of the package. `gate` is given the finished bundle
     before it takes its place, and refuses it by raising.
 
+    The unquantized checkpoint that the source was made from is read for the report where it lies
+    beside the source.
+
     Raises:
         GateFailed: what `gate` raises.
         ExportMismatch: the program does not compute what the checkpoint computes.
@@ -65,28 +73,24 @@ def export(
     tokenizer.check_vocabulary(shape.vocab_size)
     chunk = min(chunk, shape.context)
     size = sum(path.stat().st_size for path in source.path.iterdir())
-    with bundles.writer(out, size_bytes=size, replace=replace) as directory:
+    # The check needs a copy of the program for a while.
+    with bundles.writer(out, size_bytes=2 * size, replace=replace) as directory:
         progress("read")
-        decoder = source.load()
         entry = write.program(
-            decoder, metadata, directory, backend=backend, chunk=chunk, progress=progress
+            source.load(), metadata, directory, backend=backend, chunk=chunk, progress=progress
         )
         progress("check")
-        core = Core(
-            load(directory / entry.file, shape.layers, first="score"),
-            name=metadata.name, context=shape.context, chunk=chunk)
-        report = check.check(
-            decoder, functools.partial(_score, core),
-            check.conversations(tokenizer, shape.context), compare,
-        )
-        del decoder  # its memory, before `forward` packs the weights once more
+        report, run = _check(source, tokenizer, directory / entry.file, chunk)
+        program = load(directory / entry.file, shape.layers)
+        parts.prove_forward(program.forward, run)
         progress("golden")
+        core = Core(program, name=metadata.name, context=shape.context, chunk=chunk)
         bundles.write_golden(directory, golden.rows(
             (check.lay_out(tokenizer, system, prompt)
              for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS)),
             functools.partial(_answer, core), metadata.eos,
         ))
-        del core  # the gate loads one of its own
+        del core, program  # the gate loads one of its own
         _finish(directory, source, tokenizer, entry, chunk, report)
         if gate is not None:
             gate(directory)
@@ -134,14 +138,65 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _check(
+    source: Checkpoint, tokenizer: Tokenizer, path: Path, chunk: int
+) -> tuple[check.CheckReport, parts.Recording]:
+    """Prove the program in `path`, and measure what it lost.
+
+    Also return what its method `score` gives for some tokens. One program is loaded at a time, and
+    of checkpoints no more than a layer.
+    """
+    shape = source.metadata.config.shape
+    texts = check.conversations(
+        tokenizer, shape.context, check.tokens_for(shape.parameters))
+    ids = list(itertools.chain.from_iterable(texts))
+    copy = path.with_name("instrumented.pte")
+    calls = instrument(path, copy)
+    runs = parts.record(load(copy, shape.layers, first="score"), ids, chunk, shape.context)
+    copy.unlink()
+    decoder = streamed(source)
+    constants_bytes = prove_constants(path, decoder, source.tensor)
+    gaps = [gap for run in runs for gap in parts.gaps(decoder, run, calls)]
+    worst = parts.prove_parts(gaps)
+    program = load(path, shape.layers, first="score")
+    again = parts.record(program, ids, chunk, shape.context)
+    parts.prove_same(again, runs)
+    del runs
+    core = Core(program, name=source.metadata.name, context=shape.context, chunk=chunk)
+    parent = _parent_beside(source)
+    divergences = check.measure(
+        functools.partial(_score, core), texts, check.Reading(decoder, texts), compare,
+        None if parent is None else check.Reading(streamed(parent), texts),
+    )
+    return check.CheckReport(
+        parts=len(gaps), worst=worst, constants_bytes=constants_bytes, divergences=divergences,
+        parent=source.metadata.parent,
+    ), again[-1]
+
+
+def _parent_beside(source: Checkpoint) -> Checkpoint | None:
+    """Return the checkpoint in the same folder as `source` that it was quantized from, if any."""
+    shape = source.metadata.config.shape
+    for path in sorted(source.path.resolve().parent.iterdir()):
+        try:
+            found = Checkpoint.open(path)
+        except (CloisterError, OSError):  # whatever lies there
+            continue
+        if (found.metadata.recipe is None
+                and replaced(found.metadata.config.shape, tied=shape.tied) == shape
+                and found.identity == source.metadata.parent):
+            return found
+    return None
+
+
 def _finish(
     directory: Path, source: Checkpoint, tokenizer: Tokenizer, entry: ProgramEntry, chunk: int,
-    report: Report,
+    report: check.CheckReport,
 ) -> None:
     """Put receipt and the checkpoint's own files beside the program, and write the manifest."""
     origin = source.metadata.origin
     bundles.write_receipt(directory, {
-        "program_against_checkpoint": report.to_dict(),
+        **report.to_dict(),
         "weights": {
             "checkpoint": source.identity, "recipe": source.metadata.recipe,
             "origin": None if origin is None else origin.to_dict(),

@@ -37,7 +37,7 @@ def test_nibbles_in_the_wrong_order_are_caught_before_anything_is_written(
     quantized: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "pack_4bit", kernels.pack_4bit_embedding)
-    with pytest.raises(ExportMismatch, match="KL divergence"):
+    with pytest.raises(ExportMismatch, match=r"Part layers\.0\.attn\.qkv of the program"):
         pipeline.export(quantized, tmp_path / "x.cloister")
     assert list(tmp_path.iterdir()) == []
 
@@ -69,14 +69,32 @@ def changed(source: Checkpoint, path: Path, **shape: int) -> Checkpoint:
     return Checkpoint.open(path)
 
 
+def test_program_and_checkpoint_are_measured_against_the_parent_that_lies_beside_it(
+    quantized: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(quantized.path, tmp_path / "q")
+    shutil.copytree(reference.checkpoint_path("nano-1"), tmp_path / "its parent")
+    shutil.copytree(reference.checkpoint_path("pro"), tmp_path / "another model")
+    (tmp_path / "a broken one").mkdir()
+    (tmp_path / "a broken one" / "config.json").write_text("{")
+    (tmp_path / "a file").write_text("config.json")
+    receipt = pipeline.export(tmp_path / "q", tmp_path / "x.cloister").receipt()
+    against = receipt["against_parent"]
+    assert against["parent"] == quantized.metadata.parent
+    program, eager = against["program"], against["checkpoint"]
+    assert program["n"] == eager["n"] == receipt["program_against_checkpoint"]["n"]
+    assert program["mean_kld"] == pytest.approx(eager["mean_kld"], rel=0.1)
+    assert eager["mean_kld"] > 10 * receipt["program_against_checkpoint"]["mean_kld"]
+
+
 def test_a_context_shorter_than_the_checks_conversations_is_exported(
     quantized: Checkpoint, tmp_path: Path
 ) -> None:
     source = changed(quantized, tmp_path / "short", context=24)
     bundle = pipeline.export(str(source.path), str(tmp_path / "x.cloister"))
     assert bundle.manifest.context == bundle.manifest.prefill_chunk == 24
-    assert bundle.report is not None
-    assert bundle.report.to_dict()["mean_kld"] < 1e-3  # type: ignore[operator]
+    assert isinstance(bundle.report, check.CheckReport)
+    assert bundle.report.divergences.program_from_checkpoint.mean_kld < 1e-3
     assert all(len(row.prompt) + len(row.tokens) <= 24 for row in bundle.golden())
     pipeline.verify(bundle.path, Settings.from_environment())
 
@@ -113,7 +131,12 @@ def test_a_bundle_says_what_a_runner_needs(quantized: Checkpoint, tmp_path: Path
     assert manifest.prompt_format is not None
     assert manifest.prompt_format.answer == "<|assistant|>"
     assert manifest.special_tokens is None
-    assert bundle.receipt()["phone_tokenizer"] == {"reason": None}
+    receipt = bundle.receipt()
+    assert receipt["phone_tokenizer"] == {"reason": None}
+    assert receipt["parts_against_checkpoint"]["parts"] > 100
+    assert receipt["against_parent"] == {
+        "parent": quantized.metadata.parent,
+        "reason": "the parent's weights are not beside the checkpoint"}
     assert Bundle.open(bundle.path).manifest == manifest
     assert Bundle.open(bundle.path).report is None
 

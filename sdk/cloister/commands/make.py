@@ -149,7 +149,7 @@ def exported(bundle: Bundle) -> Record:
     return {
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
         "size_bytes": sum(entry.size for entry in manifest.files.values()),
-        "program_against_checkpoint": bundle.report.to_dict(),
+        **bundle.report.to_dict(),
         "phone_tokenizer": bundle.receipt()["phone_tokenizer"],
     }
 
@@ -188,15 +188,26 @@ def _gate(args: Export, console: Console) -> Callable[[Path], None] | None:
 
 
 def show_receipt(record: Record) -> None:
-    """Print what a program lost against its checkpoint."""
-    lost = record["program_against_checkpoint"]
-    display.table(f"{record['bundle']}: the program against its checkpoint", ("", "measured"), [
+    """Print what a program lost against its checkpoint, and both against their parent."""
+    lost, proved = record["program_against_checkpoint"], record["parts_against_checkpoint"]
+    rows = [
+        ("parts compared", f"{proved['parts']}"),
+        ("the worst is off by", f"{proved['worst']['size']:.1g} of what it gives"),
         ("tokens", f"{lost['n']}"),
         ("mean KL divergence", f"{lost['mean_kld']:.2g} nats"),
         ("99 % of tokens under", f"{lost['p99_kld']:.2g} nats"),
         ("same most likely token", f"{lost['top1']:.2%}"),
         ("relative error of the logits", f"{lost['relative_error']:.2%}"),
-        ("bundle", display.bytes_text(record["size_bytes"])),
-    ])
+    ]
+    if "reason" not in (parent := record["against_parent"]):
+        program, eager = parent["program"], parent["checkpoint"]
+        rows += [
+            ("divergence from the unquantized model", f"{program['mean_kld']:.2g} nats"),
+            ("... of the checkpoint", f"{eager['mean_kld']:.2g} nats"),
+            ("same most likely token as it", f"{program['top1']:.2%}"),
+            ("... of the checkpoint", f"{eager['top1']:.2%}"),
+        ]
+    rows.append(("bundle", display.bytes_text(record["size_bytes"])))
+    display.table(f"{record['bundle']}: the program against its checkpoint", ("", "measured"), rows)
     if reason := record["phone_tokenizer"]["reason"]:
         display.show(f"Not for ExecuTorch's runners on phones as it is: {reason}.")

@@ -16,7 +16,12 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
     serialize_xnnpack_binary,
 )
 from executorch.backends.xnnpack.utils import xnnpack_constants
-from executorch.exir import ExecutorchProgramManager
+from executorch.exir import ExecutorchProgramManager, schema
+from executorch.exir._serialize import _program as serialized
+from executorch.exir._serialize._flatbuffer_program import (
+    _flatbuffer_to_program,
+    _program_to_flatbuffer,
+)
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.dialects._ops import ops as exir_ops
@@ -28,6 +33,7 @@ from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import BinaryIO
 
     from torch.export import ExportedProgram
 
@@ -38,13 +44,17 @@ __all__ = [
     "NamedDataStore",
     "executorch_call_delegate",
     "exir_ops",
+    "read_program",
+    "schema",
     "serialize_xnnpack_binary",
     "to_edge",
     "to_program",
+    "write_program",
     "xnnpack_constants",
     "xnnpack_graph_schema",
 ]
 
+_SEGMENT_ALIGNMENT = 4096  # bytes; a multiple of the 128 that ExecuTorch itself writes by
 _CONFIG = exir.EdgeCompileConfig(_check_ir_validity=False)
 
 
@@ -65,3 +75,23 @@ def to_program(
         ),
         emit_mutable_buffer_names=True,
     ))
+
+
+def read_program(file: BinaryIO) -> tuple[schema.Program, int]:
+    """Read the program in `file` without its segments; return it and where these begin."""
+    header = serialized._get_extended_header(file.read(serialized._ExtendedHeader.NUM_HEAD_BYTES))
+    assert header is not None
+    file.seek(0)
+    return _flatbuffer_to_program(file.read(header.program_size)), header.segment_base_offset
+
+
+def write_program(file: BinaryIO, program: schema.Program, segments_bytes: int) -> None:
+    """Write `program` into `file` up to where its segments begin; they come next, unchanged."""
+    flat = _program_to_flatbuffer(program)
+    header_size = serialized.aligned_size(
+        serialized._ExtendedHeader.EXPECTED_LENGTH, flat.max_alignment)
+    size = header_size + len(flat.data)
+    base = serialized.aligned_size(size, _SEGMENT_ALIGNMENT)
+    header = serialized._ExtendedHeader(size, base, segments_bytes).to_bytes()
+    file.write(serialized._insert_flatbuffer_header(
+        flat.data, "ET..", serialized.pad_to(header, header_size)).ljust(base, b"\0"))

@@ -1,35 +1,48 @@
-"""The proof that a program computes what its checkpoint computes, on packaged conversations.
+"""What a program and its quantized checkpoint give for packaged conversations, and what they lost.
 
-Shapes: B conversations, T tokens, V vocabulary.
+That the program is right is proved part by part (`parts`), since two correct implementations drift
+apart as far as rounding reaches. What both lost is measured against the unquantized parent: they
+are two draws of the same rounding, and as far from it as each other.
+
+Shapes: B conversations, T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from cloister.errors import ExportMismatch
 from cloister.example import Example
-from cloister.model.quantized import QuantizedLinear
+from cloister.export.parts import BOUND, ZeroHistory
 from cloister.pairs import request
 
 if TYPE_CHECKING:
+    from cloister.export.parts import Gap
     from cloister.model.transformer import Decoder
     from cloister.tokenizer import Tokenizer
 
-__all__ = ["TOKENS", "check", "conversations", "lay_out"]
+__all__ = [
+    "TOKENS",
+    "CheckReport",
+    "Divergences",
+    "Reading",
+    "conversations",
+    "lay_out",
+    "measure",
+    "tokens_for",
+]
 
 TOKENS = 2048
-MAX_KLD = 1e-3  # nats a token, mean
-MIN_TOP1 = 0.99
-ROUNDING = 2.0**-22  # of an activation: what two orders of summing it differ by
-SLACK = 4.0  # times the divergence that rounding alone makes
-_BATCH = 16  # conversations
+LEAST_TOKENS = 128
+WORK = 2.5e11  # parameters times tokens: a large model is measured on fewer
+FACTOR, SLACK = 2.0, 0.01  # a program may lose FACTOR times as much as its checkpoint, and SLACK
+_BATCH = 4  # conversations whose logits are in memory
 
 Pairs = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
@@ -45,8 +58,12 @@ class Divergence(Protocol):
     def top1(self) -> float:
         """Share of positions with the same most likely token."""
 
+    def to_dict(self) -> Mapping[str, float | int]:
+        """JSON-ready."""
 
-_Divergence = TypeVar("_Divergence", bound=Divergence)
+
+Compare = Callable[[Pairs], Divergence]
+"""Measures the divergence over pairs of logits, of a reference and of a candidate."""
 
 
 def lay_out(tokenizer: Tokenizer, system: str | None, prompt: str) -> list[int]:
@@ -55,87 +72,110 @@ def lay_out(tokenizer: Tokenizer, system: str | None, prompt: str) -> list[int]:
     return tokenizer.encode_chat(request(tokenizer, example.messages))
 
 
-def conversations(tokenizer: Tokenizer, context: int) -> list[list[int]]:
-    """Return the conversations that every export is checked on, none longer than `context`.
+def tokens_for(parameters: int) -> int:
+    """Return on how many tokens a model of so many parameters is measured."""
+    return min(TOKENS, max(LEAST_TOKENS, int(WORK / parameters)))
 
-    At least TOKENS ids in all, unless the context is too short for that.
+
+def conversations(
+    tokenizer: Tokenizer, context: int, tokens: int = TOKENS
+) -> list[list[int]]:
+    """Return the conversations that an export is checked on, none longer than `context`.
+
+    At least `tokens` ids in all, unless the context is too short for that.
     """
     text = resources.files("cloister.export").joinpath("check.jsonl").read_text("utf-8")
     texts: list[list[int]] = []
     for row in map(json.loads, text.splitlines()):
         ids = lay_out(tokenizer, row["system"], row["prompt"]) + tokenizer.encode(row["answer"])
         texts.append(ids[:context])
-        if sum(map(len, texts)) >= TOKENS:
+        if sum(map(len, texts)) >= tokens:
             break
     return texts
 
 
-def check(
-    decoder: Decoder, score: Callable[[list[int]], torch.Tensor], texts: list[list[int]],
-    compare: Callable[[Pairs], _Divergence]
-) -> _Divergence:
-    """Return the divergence of a program, whose logits `score` gives, from `decoder` on `texts`.
+class Reading:
+    """What a decoder makes of conversations: iterated, the logits of each, float32[T, V]."""
 
-    A right program's logits differ by rounding, which in a trained model stays small. Where a
-    model is untrained or ill-conditioned, an activation that falls on the other side of an 8-bit
-    step changes all that follows: so a divergence above MAX_KLD is compared with that of the
-    decoder from itself, with its activations off by ROUNDING.
+    def __init__(self, decoder: Decoder, texts: list[list[int]]) -> None:
+        """Read all at once, since every call of `decoder` unpacks its weights."""
+        self._decoder, self._lengths = decoder, [len(ids) for ids in texts]
+        tokens_BT = torch.zeros(len(texts), max(self._lengths), dtype=torch.int64)
+        for row, ids in zip(tokens_BT, texts, strict=True):
+            row[:len(ids)] = torch.tensor(ids)  # what follows is masked by causality
+        with torch.inference_mode():
+            self._hidden_BTD = decoder.hidden(tokens_BT, 0, ZeroHistory(decoder.config))
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for first in range(0, len(self._lengths), _BATCH):
+            rows = slice(first, first + _BATCH)
+            with torch.inference_mode():
+                logits_BTV = self._decoder.logits(self._hidden_BTD[rows])
+            for logits_TV, length in zip(logits_BTV, self._lengths[rows], strict=True):
+                yield logits_TV[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergences:
+    """The divergences between a program, its checkpoint and the unquantized parent of both."""
+
+    program_from_checkpoint: Divergence
+    program_from_parent: Divergence | None = None
+    checkpoint_from_parent: Divergence | None = None
+
+
+def measure(
+    score: Callable[[list[int]], torch.Tensor], texts: list[list[int]],
+    checkpoint: Iterable[torch.Tensor], compare: Compare,
+    parent: Iterable[torch.Tensor] | None = None
+) -> Divergences:
+    """Return the divergences of a program, whose logits `score` gives, from others on `texts`.
+
+    `checkpoint` and `parent` give the logits of each text, and may be read more than once.
+    Without the parent there is no bound: how far rounding reaches depends on the model.
 
     Raises:
-        ExportMismatch: the program does not compute what the decoder computes.
+        ExportMismatch: the program lost more of the parent than rounding explains.
     """
-    measured = compare(
-        (expected, score(ids))
-        for expected, ids in zip(_logits(decoder, texts), texts, strict=True)
-    )
-    if measured.mean_kld <= MAX_KLD and measured.top1 >= MIN_TOP1:
-        return measured
-    rounding = compare(zip(_logits(decoder, texts), _logits(decoder, texts, _rounded), strict=True))
-    most = max(MAX_KLD, SLACK * rounding.mean_kld)
-    least = 1 - max(1 - MIN_TOP1, SLACK * (1 - rounding.top1))
-    if not (measured.mean_kld <= most and measured.top1 >= least):
+    between = compare(zip(checkpoint, map(score, texts), strict=True))
+    if parent is None:
+        return Divergences(program_from_checkpoint=between)
+    eager = compare(zip(parent, checkpoint, strict=True))
+    program = compare(zip(parent, map(score, texts), strict=True))
+    if not program.mean_kld <= FACTOR * eager.mean_kld + SLACK:
         raise ExportMismatch(
-            f"The program differs from the checkpoint by a mean KL divergence of "
-            f"{measured.mean_kld:.2g} (at most {most:.2g}) and agrees on {measured.top1:.2%} of "
-            f"the most likely tokens (at least {least:.0%}); nothing was written, report it."
+            f"The program is {program.mean_kld:.2g} nats a token from the unquantized model and "
+            f"its checkpoint only {eager.mean_kld:.2g}; nothing was written, report it."
         )
-    return measured
+    return Divergences(
+        program_from_checkpoint=between, program_from_parent=program, checkpoint_from_parent=eager)
 
 
-def _logits(
-    decoder: Decoder, texts: list[list[int]],
-    under: Callable[[Decoder], AbstractContextManager[object]] = nullcontext
-) -> Iterator[torch.Tensor]:
-    """Yield the logits of each text, float32[T, V], with the decoder `under` a condition.
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What an export found of a program: its proof, and what it lost."""
 
-    Several texts at a time, since each call unpacks the weights.
-    """
-    for first in range(0, len(texts), _BATCH):
-        group = texts[first:first + _BATCH]
-        tokens_BT = torch.zeros(len(group), max(map(len, group)), dtype=torch.int64)
-        for row, ids in zip(tokens_BT, group, strict=True):
-            row[:len(ids)] = torch.tensor(ids)  # what follows is masked by causality
-        with torch.inference_mode(), under(decoder):
-            logits_BTV = decoder(tokens_BT)
-        for logits_TV, ids in zip(logits_BTV, group, strict=True):
-            yield logits_TV[:len(ids)]
+    parts: int  # that were compared
+    worst: Gap
+    constants_bytes: int  # of tensors that are the checkpoint's
+    divergences: Divergences
+    parent: str | None  # identity of the unquantized parent, where the checkpoint names it
 
-
-@contextmanager
-def _rounded(decoder: Decoder) -> Iterator[None]:
-    """Let every linear layer read its activations off by ROUNDING, up or down."""
-    rng = torch.Generator().manual_seed(0)
-
-    def perturb(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        (x,) = inputs
-        return (x * (1 + ROUNDING * torch.empty_like(x).uniform_(-1, 1, generator=rng)),)
-
-    hooks = [
-        module.register_forward_pre_hook(perturb)
-        for module in decoder.modules() if isinstance(module, QuantizedLinear)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def to_dict(self) -> dict[str, object]:
+        """Return the program's part of the receipt, JSON-ready."""
+        found = self.divergences
+        against: dict[str, object] = {"parent": self.parent}
+        if found.program_from_parent is None or found.checkpoint_from_parent is None:
+            against["reason"] = (
+                "the checkpoint names no parent" if self.parent is None
+                else "the parent's weights are not beside the checkpoint")
+        else:
+            against |= {"program": found.program_from_parent.to_dict(),
+                        "checkpoint": found.checkpoint_from_parent.to_dict()}
+        return {
+            "program_against_checkpoint": found.program_from_checkpoint.to_dict(),
+            "parts_against_checkpoint": {
+                "parts": self.parts, "bound": BOUND, "worst": asdict(self.worst),
+                "constants_bytes": self.constants_bytes},
+            "against_parent": against,
+        }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["MIN_MARGIN", "PROMPTS", "rows"]
 
 MIN_MARGIN = 0.05  # logits; rounding differs between processors by less
-TOKENS = 64
+TOKENS = 32
 PROMPTS = (
     "Say something about the sea.", "What is seven times eight?", "Name three colours.",
     "Tell me a short story.", "Who are you?", "Write a haiku about rain.",

@@ -88,7 +88,7 @@ class ExecutorchProgram:
     """
 
     def __init__(self, program: Any, layers: int, first: str) -> None:  # untyped bindings
-        self._program, self._layers = program, layers
+        self._program, self._layers, self._first = program, layers, first
         self._methods: dict[str, Any] = {}
         self._method(first)
 
@@ -99,7 +99,11 @@ class ExecutorchProgram:
 
     def score(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after every token, int64[1, T] -> float32[1, T, V]."""
-        out: torch.Tensor = self._method("score")([tokens, torch.tensor([start])])[0]
+        return self.outputs(tokens, start)[0]
+
+    def outputs(self, tokens: torch.Tensor, start: int) -> list[torch.Tensor]:
+        """Return every output of `score`: of an instrumented program they are more than one."""
+        out: list[torch.Tensor] = self._method("score")([tokens, torch.tensor([start])])
         return out
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
@@ -108,7 +112,7 @@ class ExecutorchProgram:
             f"layers.{layer}.attn.{side}_cache"
             for layer in range(self._layers) for side in ("k", "v")
         )
-        return {name: self._method("forward").get_attribute(name) for name in names}
+        return {name: self._method(self._first).get_attribute(name) for name in names}
 
     def _method(self, name: str) -> Any:  # untyped bindings
         if name not in self._methods:

@@ -1,0 +1,261 @@
+"""The proof of a program part by part: each computes what the checkpoint's own part computes.
+
+8-bit dynamic activations are chaotic: one that rounds the other way in one layer moves all that
+follows, and in 30 layers two correct implementations differ as much as 8 bits cost at all. So a
+part is given what the program's own part was given (see `instrument`), and nothing accumulates.
+What it gives agrees to about a millionth, but for the rows, a few in a hundred, in which an
+activation lies on the edge between two steps. (That weights, scales, norms and rotary tables are
+the checkpoint's is proved by their bytes: `constants`.)
+
+The parts are those of `backends/xnnpack.py`: queries, keys and values behind their norm; attention
+with its rotation and KV buffers; its output; the feed-forward layer; the sums between; the head.
+
+Shapes: T positions, N features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from cloister.errors import ExportMismatch
+from cloister.model.cache import attend, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from torch import nn
+
+    from cloister.model.config import ModelConfig
+    from cloister.model.transformer import Decoder
+
+__all__ = ["BOUND", "Gap", "Recording", "Scored", "ZeroHistory", "gaps", "prove_forward",
+           "prove_parts", "prove_same", "record"]
+
+BOUND = 1e-3  # of a feature's own magnitude
+STRAY = 250  # times BOUND that a single row may be off, whose activations round otherwise
+FAR = 8192  # positions: the last ones below it are read too, where the context holds them
+_SIZES = (40, 16, *[1] * 8)  # tokens of each call from the first position on
+_FAR_TOKENS = 8
+_ENOUGH = 16  # rows for a median
+_TINY = torch.finfo(torch.float32).smallest_normal
+_NO_FEATURE = 1e-3  # of the features' median: a smaller one counts as that
+
+
+class Scored(Protocol):
+    """A loaded program, instrumented or not."""
+
+    def outputs(self, tokens: torch.Tensor, start: int) -> list[torch.Tensor]:
+        """Every output of `score`, the logits first, for int64[1, T] from position `start` on."""
+
+    def kv_buffers(self) -> Mapping[str, torch.Tensor]:
+        """Live views of the KV buffers, by name."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a program gave for tokens that follow positions of zero keys and values."""
+
+    ends: tuple[int, ...]  # positions between the calls, the first and last included
+    tokens: torch.Tensor  # int64[1, T]
+    outputs: tuple[torch.Tensor, ...]  # float32[1, T, N] each, as the program gives them
+
+    @property
+    def start(self) -> int:
+        """Position of the first token."""
+        return self.ends[0]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a part of a program is from the checkpoint's.
+
+    A share of each feature's own magnitude, and the largest of all features: in every row where
+    nothing is rounded to 8 bits, else in the median row.
+    """
+
+    part: str
+    size: float
+
+
+def record(program: Scored, ids: Sequence[int], chunk: int, context: int) -> list[Recording]:
+    """Return what `program` gives for `ids` from the first position on, and for some far ones.
+
+    By large calls and small ones, of at most `chunk` tokens.
+    """
+    for buffer in program.kv_buffers().values():
+        buffer.zero_()
+    near = [0]
+    for size in _SIZES:
+        near.append(min(near[-1] + min(size, chunk), len(ids), context))
+    last = min(context, FAR)
+    far = (last - min(_FAR_TOKENS, chunk, context, len(ids)), last)
+    # The far ones first, as long as the buffers are empty.
+    return [_run(program, ids, ends) for ends in (far, tuple(dict.fromkeys(near)))]
+
+
+def _run(program: Scored, ids: Sequence[int], ends: tuple[int, ...]) -> Recording:
+    """Record the calls between `ends`, of the first of `ids`."""
+    tokens = torch.tensor([ids[:ends[-1] - ends[0]]])
+    calls = [
+        program.outputs(tokens[:, first - ends[0]:last - ends[0]].contiguous(), first)
+        for first, last in pairwise(ends)
+    ]
+    return Recording(
+        ends, tokens, tuple(torch.cat(parts, dim=1) for parts in zip(*calls, strict=True)))
+
+
+def prove_same(program: Sequence[Recording], copy: Sequence[Recording]) -> None:
+    """Raise ExportMismatch unless an instrumented copy's logits are the program's, to the bit."""
+    for ours, other in zip(program, copy, strict=True):
+        if not torch.equal(ours.outputs[0], other.outputs[0]):
+            raise ExportMismatch(
+                "The program that was checked part by part is not the program of the bundle; "
+                "nothing was written, report it."
+            )
+
+
+def prove_forward(
+    forward: Callable[[torch.Tensor, int], torch.Tensor], run: Recording
+) -> None:
+    """Raise ExportMismatch unless `forward` gives the last row of what `score` gave in `run`.
+
+    `run` begins at the first position.
+    """
+    for first, last in pairwise(run.ends):
+        expected_V = run.outputs[0][0, last - 1]
+        (got_V,) = forward(run.tokens[:, first:last].contiguous(), first)
+        gap = float((got_V - expected_V).norm() / (expected_V.norm() + _TINY))
+        if not gap <= BOUND:
+            raise ExportMismatch(
+                f"The program's two methods differ by {gap:.2g} of the logits (at most "
+                f"{BOUND:g}); nothing was written, report it."
+            )
+
+
+def prove_parts(gaps: Iterable[Gap]) -> Gap:
+    """Return the largest gap.
+
+    Raises:
+        ExportMismatch: a part is not within BOUND of the checkpoint's.
+    """
+    worst = Gap("", 0.0)
+    for gap in gaps:
+        if not gap.size <= BOUND:  # a NaN is none
+            raise ExportMismatch(
+                f"Part {gap.part} of the program differs from the checkpoint by {gap.size:.2g} of "
+                f"what it gives (at most {BOUND:g}); nothing was written, report it."
+            )
+        worst = max(worst, gap, key=lambda each: each.size)
+    return worst
+
+
+def gaps(decoder: Decoder, run: Recording, calls: Sequence[Sequence[int]]) -> list[Gap]:
+    """Return how far each part of a program is from the part of `decoder`, in order.
+
+    `calls` are those of `instrument`.
+    """
+    found: list[Gap] = []
+    outputs = [[run.outputs[place] for place in call] for call in calls]
+    hooks = []
+    for module, part, reads, given in _places(decoder, outputs):
+        hook = _Replacer(found, part, given)
+        hooks.append(
+            module.register_forward_pre_hook(hook.reads) if reads
+            else module.register_forward_hook(hook.gives))
+    try:
+        with torch.inference_mode():
+            attention = ZeroHistory(decoder.config, run.start)
+            logits_BTV = decoder.logits(decoder.hidden(run.tokens, run.start, attention))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    found.append(Gap("logits", _exact(logits_BTV[0], run.outputs[0][0])))
+    return found
+
+
+def _places(
+    decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]
+) -> Iterator[tuple[nn.Module, str, bool, Sequence[torch.Tensor]]]:
+    """Yield the modules at the delegates' edges, what they are called, whether the values are
+    those that a module reads or those that it gives, and the program's values.
+    """
+    assert len(calls) == 3 * len(decoder.layers) + 1
+    blocks: Any = decoder.layers
+    for number, block in enumerate(blocks):
+        qkv, o, mlp = calls[3 * number:3 * number + 3]
+        name = f"layers.{number}"
+        yield block, f"{name}.input", True, qkv[:1]
+        yield block.attn.qkv, f"{name}.attn.qkv", False, qkv[1:]
+        yield block.attn.o, f"{name}.attn", True, o[:1]
+        last = block.attn_post_norm if block.post_norms else block.attn.o
+        yield last, f"{name}.attn.o", False, o[1:]
+        yield block.mlp_norm, f"{name}.middle", True, mlp[:1]
+        last = block.mlp_post_norm if block.post_norms else block.mlp
+        yield last, f"{name}.mlp", False, mlp[1:]
+    yield decoder.norm, "output", True, calls[-1][:1]
+    yield decoder.head, "head", False, calls[-1][1:]
+
+
+class _Replacer:
+    """Compares what a module reads or gives with the program's values, and puts these in place."""
+
+    def __init__(self, found: list[Gap], part: str, given: Sequence[torch.Tensor]) -> None:
+        self.found, self.part, self.given = found, part, given
+
+    def reads(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.found.append(Gap(self.part, _exact(arguments[0][0], self.given[0][0])))
+        return (self.given[0], *arguments[1:])
+
+    def gives(self, _: nn.Module, __: object, out: Any) -> Any:
+        several = isinstance(out, tuple)
+        self.found += [
+            Gap(self.part, _rounded(expected[0], got[0]))
+            for expected, got in zip(out if several else (out,), self.given, strict=True)
+        ]
+        return tuple(self.given) if several else self.given[0]
+
+
+class ZeroHistory:
+    """Attention behind `start` positions whose keys and values are zero."""
+
+    def __init__(self, config: ModelConfig, start: int = 0) -> None:
+        self.config, self.start = config, start
+
+    def __call__(
+        self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
+    ) -> torch.Tensor:
+        """See `cloister.model.cache.Attend`."""
+        config, size = self.config, k_BTGD.shape
+        before = k_BTGD.new_zeros(size[0], self.start, *size[2:])
+        return attend(
+            q_BTHD, torch.cat((before, k_BTGD), dim=1), torch.cat((before, v_BTGD), dim=1),
+            visible(size[1], self.start + size[1], self.start, config.window_of(layer)),
+            scale=config.attention_scale, softcap=config.attention_softcap,
+        )
+
+
+def _exact(expected_TN: torch.Tensor, got_TN: torch.Tensor) -> float:
+    """Return the largest difference, as a share of the value and its feature's magnitude."""
+    size_TN = expected_TN.abs()
+    return float(((expected_TN - got_TN).abs() / (size_TN + _magnitude(size_TN))).max())
+
+
+def _rounded(expected_TN: torch.Tensor, got_TN: torch.Tensor) -> float:
+    """Return the difference in the median row, of the feature in which it is largest.
+
+    Or a STRAY-th of that of the row that is furthest off, if that is more.
+    """
+    off_TN, size_TN = (expected_TN - got_TN).abs(), expected_TN.abs()
+    sizes = [off_TN.norm(dim=1) / (size_TN.norm(dim=1) + _TINY) / STRAY]
+    if len(off_TN) >= _ENOUGH:
+        sizes.append(off_TN.median(0).values / _magnitude(size_TN))
+    return float(torch.cat(sizes).max())  # a NaN comes through
+
+
+def _magnitude(size_TN: torch.Tensor) -> torch.Tensor:
+    size_N = size_TN.median(0).values
+    return size_N + _NO_FEATURE * size_N.median() + _TINY
