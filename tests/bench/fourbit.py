@@ -58,15 +58,13 @@ def main() -> None:
             "Q4_0's weights": (source, _q4_0),
         }
         seconds = {}
-        for name, options in {
-            "rounded by itself": {}, "calibrated": {"calibrate": "self"},
-            f"calibrated, trained {given.steps} steps": {
+        options_of = {"rounded by itself": {}, "calibrated": {"calibrate": "self"}}
+        if given.steps:
+            options_of[f"calibrated, trained {given.steps} steps"] = {
                 "calibrate": "self", "settings": QatSettings(schedule=Schedule(
                     steps=given.steps, tokens=given.tokens, micro=given.tokens, peak=given.rate,
-                    warmup=given.steps // 10))},
-        }.items():
-            if "settings" in options and not given.steps:
-                continue
+                    warmup=given.steps // 10))}
+        for name, options in options_of.items():
             begun = time.perf_counter()
             made = _made(given.out / name.replace(" ", "-").replace(",", ""), lambda out: quantize(
                 source, out, DEFAULT_RECIPE, progress=progress, **options))  # noqa: B023

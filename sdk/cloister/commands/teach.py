@@ -203,10 +203,10 @@ def _show_quantized(options: Quantize, report: QuantizeReport) -> None:
     if report.layers:
         worst = max(layer.error for layer in report.layers)
         display.table(
-            "What rounding leaves wrong of the hidden state, layer by layer",
-            ("layer", "square error", ""), [(
-                str(layer.layer), f"{layer.error:.2%}", "█" * round(30 * layer.error / worst),
-            ) for layer in report.layers])
+            "Error of the hidden state behind each layer",
+            ("layer", "", "square error"), [(
+                str(layer.layer), "█" * round(30 * layer.error / worst), f"{layer.error:.2%}",
+            ) for layer in report.layers], texts=2)
     if (run := report.run) is not None:
         display.table(f"{options.output.name}: trained for {options.recipe}", ("", "measured"), [
             ("steps", str(len(run.losses))), ("time", f"{run.seconds:.0f} s"),
