@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.real import smollm2
 
+from cloister.export import phone
 from cloister.message import Message
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.generate import generate
@@ -113,3 +114,7 @@ def test_greedy_answers_are_its_own(checkpoint: Checkpoint, tokenizer: Tokenizer
         assert answer == (said[:said.index(2)] if 2 in said else said)
         assert tokenizer.decode(answer) == theirs.decode(answer)
     assert "Paris" in tokenizer.decode(answers[0])
+
+
+def test_phones_read_the_same_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    assert phone.complaint(checkpoint.tokenizer_path, tokenizer, QUESTIONS) is None

@@ -53,7 +53,10 @@ _CUTS: dict[str, tuple[str, ...]] = {
     "llama3": (_CASED % "{1,3}",),
     "qwen2": (_CASED % "",),
     "smaug-bpe": (_CASED % "{1,3}",),
-    "smollm": (r"\p{N}", _WORDS),
+    # Digits one by one, then words. In one pattern: ExecuTorch's tokenizer drops what lies between
+    # the matches of a first one.
+    "smollm": (r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)"
+               r"|\s+",),
     "tekken": (_TEKKEN,),
 }
 _WHOLE_WORDS = ("llama-bpe", "llama-v3", "llama3", "tekken")  # looked up before they are merged
