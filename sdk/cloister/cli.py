@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not parsed.debug:  # whose crash must leave no text
             hygiene.keep_out_of_dumps()
         if not under_torchrun():  # whose processes talk to each other over the network
-            guard.enforce(close=False)  # a shell may have handed it files
+            guard.enforce(files=True)
         for name in ("stdin", "stdout", "stderr"):
             if getattr(sys, name) is None:  # closed by who started us
                 mode = "r" if name == "stdin" else "w"

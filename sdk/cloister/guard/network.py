@@ -71,20 +71,20 @@ class Guard:
         return replace(self, evidence={**self.evidence, name: how})
 
 
-def enforce(keep: Collection[int] = (), *, close: bool = True) -> Guard:
+def enforce(keep: Collection[int] = (), *, files: bool = False) -> Guard:
     """Close what was inherited but `keep` and the standard streams, and deny the network.
 
     To be called before anything private is read. There is no way back. Where the system does not
-    allow it, the tier and the reason say so. Without `close` what was inherited stays open: a
-    program that a shell hands files to needs it.
+    allow it, the tier and the reason say so. With `files` only network connections are closed: a
+    shell hands files and pipes to a command.
 
     Raises:
         GuardError: a standard stream, or one of `keep`, is a network connection.
     """
-    closed = close_inherited(keep) if close else None
+    closed = close_inherited(keep, files=files)
     os.environ.update(_OFFLINE)
     evidence = {
-        "inherited descriptors": "kept" if closed is None else f"{closed} closed",
+        "inherited descriptors": f"{closed} closed",
         "libraries": "told by the environment to stay offline",
     }
     try:
@@ -108,15 +108,17 @@ def enforce(keep: Collection[int] = (), *, close: bool = True) -> Guard:
         reason="The kernel refuses this process and its children every socket but local ones.")
 
 
-def close_inherited(keep: Collection[int] = ()) -> int:
+def close_inherited(keep: Collection[int] = (), *, files: bool = False) -> int:
     """Close every open descriptor but the standard streams and `keep`; the number of them.
+
+    With `files` only network connections.
 
     Raises:
         GuardError: one that stays is a network connection, or it cannot be told.
     """
     stay = {*_STANDARD, *keep}
     for descriptor in sorted(stay):
-        if _is_networked(descriptor):
+        if not files and _is_networked(descriptor):
             raise GuardError(
                 f"Descriptor {descriptor} of this process is a network connection; start it with "
                 "pipes, files or a terminal in its place."
@@ -130,7 +132,7 @@ def close_inherited(keep: Collection[int] = ()) -> int:
         ) from None
     closed = 0
     for descriptor in found:
-        if descriptor not in stay:
+        if descriptor not in stay and (not files or _is_networked(descriptor)):
             try:
                 os.close(descriptor)
             except OSError:  # the one that the list was read through

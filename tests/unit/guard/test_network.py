@@ -288,6 +288,25 @@ here, there = socket.socketpair(); here.sendall(b"x"); assert there.recv(1) == b
     assert not beacon.seen()
 
 
+def test_a_command_keeps_the_files_that_a_shell_handed_it_and_no_connection(
+    beacon: Beacon, tmp_path: Path
+) -> None:
+    program = f"""
+from cloister.guard import enforce
+made = socket.create_connection(("127.0.0.1", port)); made.sendall(b"control")
+local, other = socket.socketpair()
+handed = os.open({str(tmp_path / "handed")!r}, os.O_WRONLY | os.O_CREAT)
+if guarded: print(enforce(files=True).evidence["inherited descriptors"])
+os.write(handed, b"kept"); local.sendall(b"kept")
+try: made.sendall(b"out")
+except OSError as error: print(error.errno == errno.EBADF)
+"""
+    program = "import errno\n" + program
+    assert attempt(beacon, program, guarded=False) == ""
+    assert attempt(beacon, program, guarded=True).split() == ["1", "closed", "True"]
+    assert (tmp_path / "handed").read_bytes() == b"kept"
+
+
 @pytest.mark.parametrize("stream", [0, 1, 2, 7])
 def test_a_stream_that_is_a_network_connection_is_refused_by_its_number(
     beacon: Beacon, stream: int
