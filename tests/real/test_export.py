@@ -6,11 +6,14 @@ import copy
 import functools
 import itertools
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.contracts.test_family import STOCK
 from tests.real import smollm2
 from tests.unit.export.test_parts import (
     Fault,
@@ -20,12 +23,14 @@ from tests.unit.export.test_parts import (
     of_jittered_inputs,
 )
 
-from cloister import pipeline
+from cloister import Engine, Session, open_vault, pipeline
 from cloister.bundle import Bundle
 from cloister.errors import ExportMismatch
+from cloister.example import Example
 from cloister.export import check, parts
 from cloister.export.constants import prove_constants
 from cloister.export.instrument import instrument
+from cloister.message import Message
 from cloister.model import quantized
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.imports import import_model
@@ -52,11 +57,17 @@ class Exported:
     calls: list[list[int]]
 
 
+def english() -> list[Example]:
+    """Some 2,500 tokens of a text that is at hand: fewer than calibration takes by itself."""
+    parts = Path(__file__).parents[2].joinpath("README.md").read_text("utf-8").split("\n\n")
+    return [Example(task="", input=part, target=part) for part in parts[:24]]
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("real")
     import_model(smollm2.path(), folder / "smollm2")
-    source = quantize(folder / "smollm2", folder / "smollm2-4bit")
+    source = quantize(folder / "smollm2", folder / "smollm2-4bit", calibrate=english())
     bundle = pipeline.export(source, folder / "smollm2.cloister")
     (entry,) = bundle.manifest.programs
     program, shape = bundle.path / entry.file, source.metadata.config.shape
@@ -75,7 +86,35 @@ def test_the_export_passes_and_its_receipt_says_what_was_lost(exported: Exported
     # Two draws of the same rounding, each as far from the unquantized model as the other.
     assert against["program"]["mean_kld"] == pytest.approx(
         against["checkpoint"]["mean_kld"], rel=0.05)
+    assert against["program"]["mean_kld"] < 0.35  # 0.59 where each weight is rounded by itself
     assert pipeline.verify(exported.bundle.path, Settings.from_environment())["checks"]
+
+
+def test_it_answers_and_a_kept_conversation_goes_on(exported: Exported) -> None:
+    engine = Engine(exported.bundle.path)
+    with open_vault(create=True, notify=lambda _: None) as vault:
+        said = "".join(
+            token.text for token in Session(engine, vault=vault, name="real").stream(
+                "What is the capital of France?"))
+        again = Session(Engine(exported.bundle.path), vault=vault, name="real")
+        assert again.messages[-1].content == said
+        assert "Paris" in said
+        assert "".join(token.text for token in again.stream("And of Italy?"))
+
+
+def test_executorchs_own_runner_gives_our_greedy_text(exported: Exported, tmp_path: Path) -> None:
+    # Short, and sure: where two tokens are near, the order of summing decides between them.
+    question, answer = "What is the capital of France?", tmp_path / "answer.txt"
+    engine = Engine(exported.bundle.path)
+    prompt = engine.tokenizer.render([Message(role="user", content=question)])
+    subprocess.run(
+        [sys.executable, "-c", STOCK, str(exported.program),
+         str(exported.bundle.path / "tokenizer.json"), prompt, str(answer)],
+        capture_output=True, check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    tokens = Session(engine).stream(question, max_tokens=60)
+    ours = "".join(token.text for token in tokens)
+    assert len(ours) > 20
+    assert answer.read_text().removesuffix("<|im_end|>") == ours
 
 
 @pytest.mark.campaign
