@@ -133,27 +133,16 @@ def quantize(
     check_source(source, out, replace=replace)
     tensors = expected_tensors(untied(source.metadata.config))
     check_groups(tensors, recipe)
-    parallel, trained = Parallel(), data is not None or settings is not None
+    parallel = Parallel()
     progress = progress if parallel.rank == 0 else silent
-    settings, folder = settings or QatSettings(), run_folder(out)
-    pairs, too_long = _pairs(source, data, settings, progress) if trained else ([], ())
-    run, start, layers = None, None, tuple[LayerError, ...]()
-    if calibrate is not None:
-        if parallel.rank == 0:
-            layers = _calibrate(
-                source, make_folder(folder) / "calibrated" if trained else out, recipe, calibrate,
-                kept=trained, replace=replace or trained, progress=progress)
-        parallel.wait()
-        start = Checkpoint.open(folder / "calibrated") if trained else None
-    if trained:
-        plain, run = train_quantized(
-            source, folder, recipe, pairs, settings, start=start, progress=progress)
-    if parallel.rank == 0 and (trained or calibrate is None):
-        made = _rounded(plain if trained else source, recipe, start, progress)
-        _write(made, source, out, recipe, replace=replace)
-        for part in (plain, start) if trained else ():
-            if part is not None:
-                shutil.rmtree(part.path)
+    run, layers, too_long = None, tuple[LayerError, ...](), tuple[str, ...]()
+    if data is not None or settings is not None:
+        run, layers, too_long = _train(
+            source, out, recipe, data, settings or QatSettings(), calibrate, replace, progress)
+    elif parallel.rank == 0 and calibrate is not None:
+        layers = _calibrate(source, out, recipe, calibrate, replace=replace, progress=progress)
+    elif parallel.rank == 0:
+        _write(_rounded(source, recipe, None, progress), source, out, recipe, replace=replace)
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
@@ -161,6 +150,39 @@ def quantize(
         rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return quantized
+
+
+def _train(
+    source: Checkpoint, out: Path, recipe: Recipe, data: str | Path | Sequence[Example] | None,
+    settings: QatSettings, calibrate: str | Path | Sequence[Example] | None, replace: bool,
+    progress: Progress,
+) -> tuple[Run, tuple[LayerError, ...], tuple[str, ...]]:
+    """Write `out` after training, from calibrated weights where that is asked for."""
+    parallel, start, layers = Parallel(), None, tuple[LayerError, ...]()
+    pairs, too_long = _pairs(source, data, settings, progress)
+    folder = make_folder(run_folder(out))
+    if calibrate is not None:
+        calibrated = folder / "calibrated"
+        if parallel.rank == 0 and not _is_made(calibrated, source, recipe):
+            layers = _calibrate(
+                source, calibrated, recipe, calibrate, replace=True, progress=progress)
+        parallel.wait()
+        start = Checkpoint.open(calibrated)
+    plain, run = train_quantized(
+        source, folder, recipe, pairs, settings, start=start, progress=progress)
+    if parallel.rank == 0:
+        _write(_rounded(plain, recipe, start, progress), source, out, recipe, replace=replace)
+        for part in filter(None, (plain, start)):
+            shutil.rmtree(part.path)
+    return run, layers, too_long
+
+
+def _is_made(calibrated: Path, source: Checkpoint, recipe: Recipe) -> bool:
+    """Whether a killed run left the calibrated checkpoint behind."""
+    if not calibrated.exists():
+        return False
+    done = Checkpoint.open(calibrated).metadata
+    return (done.parent, done.recipe) == (source.identity, recipe.name)
 
 
 def _coverage(name: str, shape: tuple[int, ...], scheme: Scheme | None) -> Coverage:
@@ -188,13 +210,9 @@ def _pairs(
 
 def _calibrate(
     source: Checkpoint, out: Path, recipe: Recipe, given: str | Path | Sequence[Example], *,
-    kept: bool, replace: bool, progress: Progress,
+    replace: bool, progress: Progress,
 ) -> tuple[LayerError, ...]:
-    """Write `source` rounded for what its layers read, unless what is there is that and `kept`."""
-    if kept and out.exists():
-        done = Checkpoint.open(out).metadata
-        if (done.parent, done.recipe) == (source.identity, recipe.name):
-            return ()
+    """Write `source` rounded for what its layers read."""
     texts = calibration_texts(source, given, progress=progress)
     calibration = Calibration(source, recipe, texts)
     _write(calibration.tensors(progress), source, out, recipe, replace=replace)

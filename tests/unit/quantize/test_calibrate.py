@@ -161,3 +161,25 @@ def test_training_goes_on_from_the_calibrated_weights_on_texts_of_its_own(
     for name in plan(kept.metadata.config, "8da4w-g32"):  # a step of no length changes nothing
         torch.testing.assert_close(kept.tensor(name), calibrated.tensor(name), rtol=0, atol=1e-6)
     assert not list(tmp_path.glob("*/unrounded")) and not list(tmp_path.glob("*/calibrated"))
+
+
+def test_a_training_that_was_killed_does_not_calibrate_again(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    source, stages = checkpoint(tmp_path / "plain", tokenizer_dir), list[str]()
+    steps = QatSettings(schedule=Schedule(steps=2, tokens=128, micro=128, warmup=0))
+
+    def killed(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+        stages.append(stage)
+        if stage == "train 4 bits":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, tmp_path / "x", calibrate="self", settings=steps, progress=killed)
+    assert "calibrate" in stages
+    assert not (tmp_path / "x").exists()
+    again = list[str]()
+    quantize(source, tmp_path / "x", calibrate="self", settings=steps,
+             progress=lambda stage, *_: again.append(stage))
+    assert "train 4 bits" in again
+    assert "calibrate" not in again
