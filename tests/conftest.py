@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -42,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
         patch.delenv(name, raising=False)
     for name, value in NO_KEY_STORE.items():
         patch.setenv(name, value)
+    # A shell starts what runs in the background deaf to Ctrl-C, which some tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # each has a core, and threads of two would wait
         patch.setenv("OMP_NUM_THREADS", "1")
     home = tempfile.TemporaryDirectory()  # of what is made before a test has its own
