@@ -177,19 +177,24 @@ open(sys.argv[4], "w").write("".join(pieces))  # the runner itself writes to sta
 """
 
 
+def stock_answer(program: Path, tokenizer: Path, prompt: str, answer: Path) -> str:
+    """Return what ExecuTorch's own runner answers, by way of the file `answer`."""
+    subprocess.run(
+        [sys.executable, "-c", STOCK, str(program), str(tokenizer), prompt, str(answer)],
+        capture_output=True, check=True, env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    return answer.read_text()
+
+
 def test_executorchs_own_runner_gives_our_greedy_text(engine: Engine, tmp_path: Path) -> None:
-    answer = tmp_path / "answer.txt"
     path = reference.bundle_path("nano-1")
     for request in ("play some jazz on youtube", "what is the weather in Boston tomorrow"):
         prompt = f"<|system|>call<|end|><|user|>{request}<|end|><|assistant|>"
-        subprocess.run(
-            [sys.executable, "-c", STOCK, str(path / "program.xnnpack.pte"),
-             str(path / "tokenizer.json"), prompt, str(answer)],
-            capture_output=True, check=True, env={"PYTHONPATH": ":".join(sys.path)},
-        )
         session = Session(engine, system="call")
         ours = "".join(token.text for token in session.stream(request))
-        theirs = answer.read_text().removesuffix("<|end|>")
+        theirs = stock_answer(
+            path / "program.xnnpack.pte", path / "tokenizer.json", prompt, tmp_path / "answer.txt",
+        ).removesuffix("<|end|>")
         assert theirs == ours
         assert ours.isascii()
 

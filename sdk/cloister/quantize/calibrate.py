@@ -24,7 +24,7 @@ from cloister.model.cache import KVCache
 from cloister.model.checkpoint import expected_tensors
 from cloister.model.transformer import Block, Decoder
 from cloister.progress import silent
-from cloister.quantize.columns import Moments, improve, round_columns, search_scales
+from cloister.quantize.columns import Moments, damped, improve, round_columns, search_scales
 from cloister.quantize.qat import untied
 from cloister.quantize.rotate import Rotation, can_rotate
 from cloister.quantize.rounding import quantize_weight, stored_tensors
@@ -174,10 +174,7 @@ class Inputs(Moments):
         moments_KK = rounded_MK.T @ rounded_MK
         super().__init__(moments_KK)
         self._drift_KK = (exact_MK - rounded_MK).T @ rounded_MK
-        damped_KK = moments_KK.double()
-        diagonal = damped_KK.diagonal()
-        diagonal += DRIFT_DAMPING * diagonal.mean().clamp(min=LEAST_SCALE)
-        self._damped_factor_KK = torch.linalg.cholesky(damped_KK)
+        self._damped_factor_KK = torch.linalg.cholesky(damped(moments_KK, DRIFT_DAMPING))
 
     def moved(self, weight_NK: torch.Tensor) -> torch.Tensor:
         """Return the weights whose outputs for the drifted inputs are nearest the exact ones."""

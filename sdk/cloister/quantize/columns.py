@@ -19,7 +19,7 @@ import torch
 
 from cloister_kernels.reference import LEAST_SCALE
 
-__all__ = ["Moments", "improve", "round_columns", "search_scales"]
+__all__ = ["Moments", "damped", "improve", "round_columns", "search_scales"]
 
 DAMPING = 0.01  # of the mean of the moments' diagonal, added to it
 TURNS = 3  # of scales and integers
@@ -33,18 +33,24 @@ class Moments:
 
     def __init__(self, moments_KK: torch.Tensor) -> None:
         """Take in the sums; a constant factor changes nothing."""
-        damped_KK = moments_KK.double()
-        diagonal = damped_KK.diagonal()
-        diagonal += DAMPING * diagonal.mean().clamp(min=LEAST_SCALE)
+        damped_KK = damped(moments_KK, DAMPING)
         self.moments_KK = damped_KK.float()
         # What is read most is rounded first, while there are others to make up for it.
-        self.order_K = diagonal.argsort(descending=True)
+        self.order_K = damped_KK.diagonal().argsort(descending=True)
         inverse_KK = torch.cholesky_inverse(
             torch.linalg.cholesky(damped_KK[self.order_K][:, self.order_K]))
         self.factor_KK = torch.linalg.cholesky(inverse_KK, upper=True).float()
         # What an error of one column costs after the columns behind it have made up for it.
         self.cost_K = torch.empty(len(moments_KK))
         self.cost_K[self.order_K] = self.factor_KK.diagonal() ** -2
+
+
+def damped(moments_KK: torch.Tensor, share: float) -> torch.Tensor:
+    """Return moments with a `share` of their diagonal's mean added to it, float64[K, K]."""
+    damped_KK = moments_KK.double()
+    diagonal = damped_KK.diagonal()
+    diagonal += share * diagonal.mean().clamp(min=LEAST_SCALE)
+    return damped_KK
 
 
 def search_scales(weight_NK: torch.Tensor, cost_K: torch.Tensor, group: int) -> torch.Tensor:
@@ -92,21 +98,25 @@ def improve(
     weight_NK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, moments: Moments
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return better integers, float32[N, K], and scales, bfloat16[N, C], for `weight_NK`."""
+    wanted_NK = weight_NK @ moments.moments_KK
     for _ in range(TURNS):
         scale_NC = torch.cat([
             _fitted(*rows, moments.moments_KK) for rows in zip(
-                weight_NK.split(_ROWS), q_NK.split(_ROWS), scale_NC.split(_ROWS), strict=True)])
+                wanted_NK.split(_ROWS), q_NK.split(_ROWS), scale_NC.split(_ROWS), strict=True)])
         q_NK = _descended(weight_NK, q_NK, scale_NC, moments.moments_KK)
     return q_NK, scale_NC
 
 
 def _fitted(
-    weight_NK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, moments_KK: torch.Tensor
+    wanted_NK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, moments_KK: torch.Tensor
 ) -> torch.Tensor:
-    """Return the scales of least error for the integers, each within a factor 2 of what it was."""
+    """Return the scales of least error for the integers, each within a factor 2 of what it was.
+
+    `wanted_NK` are the weights times the moments.
+    """
     groups = scale_NC.shape[1]
     group = q_NK.shape[1] // groups
-    wanted_NC = (q_NK * (weight_NK @ moments_KK)).unflatten(1, (groups, group)).sum(-1)
+    wanted_NC = (q_NK * wanted_NK).unflatten(1, (groups, group)).sum(-1)
     products_NCC = torch.stack([
         (q_NK[:, at:at + group] @ moments_KK[at:at + group] * q_NK)
         .unflatten(1, (groups, group)).sum(-1)

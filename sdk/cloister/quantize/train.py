@@ -11,7 +11,6 @@ from cloister.distill.losses import Objective
 from cloister.distill.parallel import Parallel, Sharded
 from cloister.distill.run import write
 from cloister.distill.schedule import Kind, Schedule, TrainSettings
-from cloister.distill.state import make_folder
 from cloister.progress import silent
 from cloister.quantize.qat import rounded, untied
 
@@ -61,8 +60,8 @@ def train_quantized(
     """Train a copy of `source` whose weights and activations are rounded as `recipe` does.
 
     Or go on from `start`, which is quantized already: its scales stay, its weights move. Return
-    the checkpoint of the unrounded weights, in `folder`, and the run, which resumes from there
-    when it was killed.
+    the checkpoint of the unrounded weights, in `folder`, which exists, and the run, which resumes
+    from there when it was killed.
 
     Raises:
         GroupSizeError: see `rounded`.
@@ -75,7 +74,6 @@ def train_quantized(
         return rounded(type(plain)(config), recipe, scale_of)
 
     student = Sharded.load(start or source, parallel, prepare=prepare)
-    make_folder(folder)
     run = loop.train(
         student, pairs,
         TrainSettings(schedule=qat_schedule(settings.schedule), objective=_OBJECTIVE,
