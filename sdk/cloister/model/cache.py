@@ -39,6 +39,8 @@ def attend(
     *, scale: float, softcap: float | None
 ) -> torch.Tensor:
     """Return grouped-query attention, [B, T, H, D]; `mask_TS` is True where a key is seen."""
+    if q_BTHD.shape[1] == 1 and softcap is None:
+        return _attend_one(q_BTHD, k_BSGD, v_BSGD, mask_TS, scale=scale)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
     if softcap is None:
         out = functional.scaled_dot_product_attention(
@@ -52,9 +54,25 @@ def attend(
     return out.transpose(1, 2)
 
 
+def _attend_one(
+    q_B1HD: torch.Tensor, k_BSGD: torch.Tensor, v_BSGD: torch.Tensor, mask_1S: torch.Tensor,
+    *, scale: float
+) -> torch.Tensor:
+    """Attend with one query a head: those that share keys are rows of one product.
+
+    In float32: a product of bfloat16 with one vector takes a processor ten times as long.
+    """
+    with torch.autocast(q_B1HD.device.type, enabled=False):
+        k, v = (x.float().transpose(1, 2) for x in (k_BSGD, v_BSGD))
+        q_BGRD = q_B1HD.float().squeeze(1).unflatten(1, (k.shape[1], -1))
+        out_BGRD = functional.scaled_dot_product_attention(
+            q_BGRD, k, v, attn_mask=mask_1S, scale=scale)
+    return out_BGRD.flatten(1, 2).unsqueeze(1).to(q_B1HD.dtype)
+
+
 @dataclass
 class KVCache:
-    """Keys and values of one sequence batch, grown as it is read: [B, S, G, D] a layer.
+    """Keys and values of one sequence batch, in room that grows: [B, S or more, G, D] a layer.
 
     A plain dense cache for eager use; the exported program has its own (export/graph.py).
     """
@@ -63,24 +81,32 @@ class KVCache:
     start: int = 0  # positions already cached
 
     def __post_init__(self) -> None:
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layers: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
         """Append keys and values, then attend, [B, T, H, D]."""
-        if layer in self._layers:
-            old_k, old_v = self._layers[layer]
-            k_BTGD = torch.cat((old_k, k_BTGD), dim=1)
-            v_BTGD = torch.cat((old_v, v_BTGD), dim=1)
-        self._layers[layer] = k_BTGD, v_BTGD
+        k_BSGD, v_BSGD = self._appended(layer, k_BTGD, v_BTGD)
         mask = visible(
-            q_BTHD.shape[1], k_BTGD.shape[1], self.start, self.config.window_of(layer)
+            q_BTHD.shape[1], k_BSGD.shape[1], self.start, self.config.window_of(layer)
         ).to(q_BTHD.device)
         return attend(
-            q_BTHD, k_BTGD, v_BTGD, mask,
+            q_BTHD, k_BSGD, v_BSGD, mask,
             scale=self.config.attention_scale, softcap=self.config.attention_softcap,
         )
+
+    def _appended(self, layer: int, *new: torch.Tensor) -> list[torch.Tensor]:
+        """Write new keys and values behind those seen, in twice the room where it is too little."""
+        kept, end = self._layers.get(layer, new), self.start + new[0].shape[1]
+        if kept is not new:
+            kept = tuple(
+                x if x.shape[1] >= end else functional.pad(x, (0, 0, 0, 0, 0, 2 * end - x.shape[1]))
+                for x in kept)
+            for x, new_BTGD in zip(kept, new, strict=True):
+                x[:, self.start:end] = new_BTGD
+        self._layers[layer] = kept
+        return [x[:, :end] for x in kept]
 
     def advance(self, positions: int) -> None:
         """Count `positions` as cached, once every layer has appended them."""
@@ -89,6 +115,5 @@ class KVCache:
     def keep(self, rows: list[int]) -> None:
         """Drop every sequence of the batch but `rows`."""
         self._layers = {
-            layer: (k_BSGD[rows], v_BSGD[rows])
-            for layer, (k_BSGD, v_BSGD) in self._layers.items()
+            layer: tuple(x[rows] for x in kept) for layer, kept in self._layers.items()
         }

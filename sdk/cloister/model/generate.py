@@ -89,5 +89,7 @@ def _pick(logits_BV: torch.Tensor, temperature: float, rng: torch.Generator | No
     """Return the next token of each row, [B, V] -> int64[B]."""
     if temperature == 0:
         return logits_BV.argmax(-1)
-    probabilities_BV = (logits_BV / temperature).softmax(-1)
-    return torch.multinomial(probabilities_BV, 1, generator=rng)[:, 0]
+    # The first entry at which the sum passes a random number: multinomial draws one an entry.
+    sums_BV = (logits_BV / temperature).softmax(-1).cumsum(-1)
+    sought_B1 = torch.rand(len(sums_BV), 1, generator=rng, device=sums_BV.device) * sums_BV[:, -1:]
+    return torch.searchsorted(sums_BV, sought_B1, right=True).clamp(max=sums_BV.shape[1] - 1)[:, 0]
