@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _F32, _PLAIN = 0, 0  # of enum ggml_type; of enum llama_flash_attn_type
+_ERROR = 4  # of enum ggml_log_level
+
+
+@library.llama_log_callback
+def _log(level: int, text: bytes, _: object) -> None:
+    if level == _ERROR:
+        sys.stderr.write(text.decode(errors="replace"))
 
 
 def about() -> dict[str, Any]:
@@ -134,4 +141,5 @@ class Model:
 
 if __name__ == "__main__":
     _COMMANDS = {"about": about, "quantize": quantize, "logits": logits, "speed": speed}
+    library.llama_log_set(_log, None)  # hundreds of lines a model
     print(json.dumps(_COMMANDS[sys.argv[1]](*sys.argv[2:])))

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 TYPES = ("Q4_0", "Q4_K_S", "Q4_K_M")
 PEER = "Q4_0"  # of as many bits as ours: what ours is divided by
 PREFILLS, POSITIONS, STEPS = (128, 512), (0, 512), 32
-_REFERENCES = "llama.cpp's float32 from ours"
+_REFERENCES = "float32, from ours"
 
 
 def main() -> None:
@@ -242,7 +242,7 @@ def _show(record: dict[str, Any], costs: Costs) -> None:
         "", "file", *(kind + what for kind in kinds for what in ("", f" / {PEER}", ": same"))), [
         (name, display.bytes_text(record["bytes"][name]) if name in record["bytes"] else "",
          *(text for kind in kinds for text in (
-             f"{each[kind].mean_kld:.2g} +- {each[kind].mean_kld_se:.1g}",
+             f"{each[kind].mean_kld:.3g} +- {each[kind].mean_kld_se:.1g}",
              f"{each[kind].mean_kld / costs[PEER][kind].mean_kld:.2f}", f"{each[kind].top1:.1%}")))
         for name, each in costs.items()])
     if "speed" in record:
