@@ -69,14 +69,14 @@ def main() -> None:
             made = _made(given.out / name.replace(" ", "-").replace(",", ""), lambda out: quantize(
                 source, out, DEFAULT_RECIPE, progress=progress, **options))  # noqa: B023
             ways[name], seconds[name] = (made, _as_it_is), time.perf_counter() - begun
-        texts = _texts(source, given.data)
-        exact = {kind: _logits(source.load(), each) for kind, each in texts.items()}
+        texts = read_texts(source, given.data)
+        exact = {kind: logits(source.load(), each) for kind, each in texts.items()}
         figures = {}
         for done, (name, (checkpoint, change)) in enumerate(ways.items()):
             progress("measure", done, len(ways), name)
             decoder = checkpoint.load()
             change(decoder)
-            figures[name] = {kind: compare(zip(exact[kind], _logits(decoder, each), strict=True))
+            figures[name] = {kind: compare(zip(exact[kind], logits(decoder, each), strict=True))
                              for kind, each in texts.items()}
     (given.out / "fourbit.json").write_text(json.dumps({
         name: {**{kind: one.to_dict() for kind, one in each.items()}, "seconds": seconds.get(name)}
@@ -96,7 +96,7 @@ def _made(out: Path, make: Callable[[Path], object]) -> Checkpoint:
     return Checkpoint.open(out)
 
 
-def _texts(source: Checkpoint, data: Path) -> dict[str, Texts]:
+def read_texts(source: Checkpoint, data: Path) -> dict[str, Texts]:
     tokenizer = Tokenizer.from_files(
         source.tokenizer_path, source.template_path, source.metadata)
     lines = (data / "fairytaleqa" / "stories_val.jsonl").read_text("utf-8").splitlines()
@@ -108,7 +108,7 @@ def _texts(source: Checkpoint, data: Path) -> dict[str, Texts]:
 
 
 @torch.no_grad()
-def _logits(decoder: Decoder, texts: Texts) -> list[torch.Tensor]:
+def logits(decoder: Decoder, texts: Texts) -> list[torch.Tensor]:
     return [decoder(torch.tensor([ids]))[0] for ids in texts]
 
 
