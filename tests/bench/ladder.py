@@ -49,17 +49,17 @@ from cloister.evaluate.subject import CheckpointSubject
 from cloister.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cloister.progress import Progress
     from cloister.tiers import Shape
 
-DRAWS, CONTEXT, CHARACTERS = 16, 1024, 1700  # characters of a part of a tale: 400 tokens or so
-TALES, PARTS, HELD_OUT = 8, 2, 16  # tales and their parts, conversations to measure on
+DRAWS, CONTEXT, CHARACTERS = 16, 1024, 1800  # characters of a part of a tale: 400 tokens or so
+TALES, PARTS, HELD_OUT = 8, 1, 16  # tales and their parts, conversations to measure on
 PROMPTS = ("What is the capital of France?", "Tell me a story about a fox and a river.",
            "Give me three tips for sleeping better.")
 ANSWER = 96  # tokens
-CUTS = {  # of the 134.5 M weights of SmolLM2-135M 67.2 M and 67.5 M, 28.3 M and 18.9 M in embeddings
+CUTS = {  # of 134.5 M weights 67.2 M and 67.5 M, of them 28.3 M and 18.9 M in the embedding
     "depth": {"layers": 11}, "width": {"hidden_size": 384, "heads": 6, "feed_forward": 1024},
 }
 STAGES = ("samples", *CUTS, "taught", "labels", "rounded", "calibrated", "trained")
@@ -152,7 +152,7 @@ class _Ladder:
             options: dict[str, Any] = {} if stage == "rounded" else {"calibrate": "self"}
             if stage == "trained":
                 options |= {"data": self._spread(given.qat), "settings": QatSettings(
-                    schedule=Schedule(steps=given.qat, tokens=1024, micro=1024,
+                    schedule=Schedule(steps=given.qat, tokens=1024, micro=512,
                                       peak=given.qat_rate, warmup=given.qat // 10, save_every=20))}
             quantize(given.out / "taught", out, progress=self.progress, **options)
 
@@ -160,9 +160,9 @@ class _Ladder:
         given = self.given
         distill(
             self.teacher, out, student=student, data=self._spread(steps),
-            held_out=[each for some in self.measured.values() for each in some],
+            held_out=self.measured["tales"],
             settings=DistillSettings(schedule=Schedule(
-                steps=steps, tokens=given.tokens, micro=min(given.tokens, 1024), peak=given.rate,
+                steps=steps, tokens=given.tokens, micro=min(given.tokens, 512), peak=given.rate,
                 optimizer=given.optimizer, warmup=steps // 10, save_every=20), calibration=64,
                 **options), progress=self.progress)
 
@@ -238,10 +238,10 @@ def _tokens(example: Example) -> int:
 
 def _processor() -> str:
     """Return the processor's name."""
-    lines: Callable[[str], list[str]] = lambda text: [
-        line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")]
     info = Path("/proc/cpuinfo")
-    return next(iter(lines(info.read_text()) if info.exists() else []), platform.processor())
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
 
 
 def _show(figures: dict[str, Any], title: str) -> None:

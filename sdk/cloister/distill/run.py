@@ -247,7 +247,11 @@ class _Task:
         }
         store = self.settings.store(header) if self.settings.store is not None else (
             FileStore(self.folder / "logits", header=header))
-        record(teacher.decoder, self.data, store, draws=draws, seed=seed, progress=progress)
+        device = self.parallel.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=(
+            self.settings.schedule.autocast and multiplies_bfloat16(device)
+        )):
+            record(teacher.decoder, self.data, store, draws=draws, seed=seed, progress=progress)
         return Sampled(store, self.data, vocabulary)
 
 
