@@ -170,7 +170,9 @@ def _parser() -> argparse.ArgumentParser:
                               "by the Jensen-Shannon divergence (GKD)")
     distill.add_argument("--unlabelled", type=Path, metavar="PATH",
                          help="more requests, which the teacher answers; their own are not read")
-    _training(distill, rate=4e-3)
+    distill.add_argument("--samples", type=_positive, default=512, metavar="N",
+                         help="conversations that a teacher begins, for --data self (%(default)s)")
+    _training(distill, rate=4e-3, own="; or self: what the teacher asks and answers itself")
     _output(distill)
 
     quantize = add("quantize", "quantize a checkpoint, and report every tensor")
@@ -301,8 +303,10 @@ def _positive(text: str) -> int:
     return number
 
 
-def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = True) -> None:
-    _data(parser, splits="train", required=required)
+def _training(
+    parser: argparse.ArgumentParser, *, rate: float, required: bool = True, own: str = ""
+) -> None:
+    _data(parser, splits="train", required=required, own=own)
     parser.add_argument("--held-out", type=Path, metavar="PATH",
                         help="what is measured on (default: 5 %% of the data, kept apart)")
     parser.add_argument("--allow-overlap", action="store_true",
@@ -322,10 +326,12 @@ def _training(parser: argparse.ArgumentParser, *, rate: float, required: bool = 
                         help="faster steps after a minute of compilation, for long runs")
 
 
-def _data(parser: argparse.ArgumentParser, *, splits: str, required: bool = True) -> None:
+def _data(
+    parser: argparse.ArgumentParser, *, splits: str, required: bool = True, own: str = ""
+) -> None:
     parser.add_argument("--data", type=Path, required=required, metavar="PATH",
                         help="a file or a directory: JSON lines or lists of messages, instructions "
-                             "or task, input and target; SNIPS, CLINC150, FairytaleQA")
+                             f"or task, input and target; SNIPS, CLINC150, FairytaleQA{own}")
     _split(parser, splits=splits)
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cloister import display
+from cloister.distill.examples import encode
 from cloister.distill.losses import Objective
-from cloister.distill.run import DistillReport, DistillSettings, distill, encode, run_folder
+from cloister.distill.run import DistillReport, DistillSettings, distill, run_folder
 from cloister.distill.schedule import Schedule
 from cloister.model.checkpoint import Checkpoint
 from cloister.reference import find_checkpoint, mixture

@@ -350,6 +350,8 @@ def test_a_gate_that_is_not_kept_leaves_no_bundle(
       "2"), "hard is 2"),
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT", "--draws",
       "0"), "draws is 0"),
+    (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "self", "--unlabelled", "DATA",
+      "-o", "OUT"), "leave it out with --data self"),
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "FLAWED", "-o", "OUT"),
      "flawed.jsonl:2 malformed"),
     (("distill", "--teacher", NANO, "--tier", "nano-1", "--data", "DATA", "-o", "OUT",

@@ -79,6 +79,7 @@ class Distill(TrainOptions):
     namespace: str
     own_answers: float
     unlabelled: Path | None
+    samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,11 @@ def distill(options: Distill) -> Record | None:
     """Distil a teacher into a student; None in a process that is not the first."""
     teacher = checkpoint(options.teacher)
     assert options.data is not None
-    for path in filter(None, (options.data, options.unlabelled)):
+    own = options.data == Path("self")
+    if own and options.unlabelled is not None:
+        raise SettingError(
+            "--unlabelled goes with labelled data; name them, or leave it out with --data self.")
+    for path in filter(None, (None if own else options.data, options.unlabelled)):
         check_data(path)
     check_output(options.output, kind="checkpoint", replace=options.force)
     with _console(options) as console, _sealing(options) as store:
@@ -110,9 +115,10 @@ def distill(options: Distill) -> Record | None:
             on_policy=OnPolicy(share=options.own_answers) if options.own_answers else None,
             compiled=options.compile, scale=options.size, from_scratch=options.from_scratch,
             draws=options.draws, store=store, allow_overlap=options.allow_overlap,
-            tolerate=options.tolerate,
+            tolerate=options.tolerate, samples=options.samples,
         )
-        learnt, data = examples(options, options.data, console)
+        learnt, data = ([], {"samples": options.samples, "flaws": {}}) if own else (
+            examples(options, options.data, console))
         held_out = _held_out(options, console, data)
         with display.progress(console, str(options.tier)) as progress:
             if options.unlabelled is not None:
@@ -120,8 +126,8 @@ def distill(options: Distill) -> Record | None:
                     options, teacher, {each.messages for each in learnt}, progress)
                 learnt += answers
             student = run.distill(
-                teacher, options.output, student=options.tier, data=learnt,
-                held_out=held_out, settings=settings,
+                teacher, options.output, student=options.tier,
+                data=run.SELF if own else learnt, held_out=held_out, settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)

@@ -126,30 +126,30 @@ class _Step:
         divergence = self._divergence(part, learnt_BT, objective)
 
         def loss(at: slice) -> _Loss:
-            logits_NV = student.logits(rows_ND[at]).float()
-            entropy = functional.cross_entropy(logits_NV, labels_N[at], reduction="sum")
-            return entropy, divergence(logits_NV, at)
+            log_q_NV = student.logits(rows_ND[at]).float().log_softmax(-1)
+            entropy = functional.nll_loss(log_q_NV, labels_N[at], reduction="sum")
+            return entropy, divergence(log_q_NV, at)
 
         return losses.chunked(loss, len(labels_N), student.config.shape.vocab_size)
 
     def _divergence(
         self, part: Batch, learnt_BT: torch.Tensor, objective: Objective
     ) -> Callable[[torch.Tensor, slice], torch.Tensor]:
-        """Return a function of the student's logits at a slice of the labels: their divergence."""
+        """Return the divergence as a function of log-probabilities at a slice of the labels."""
         if objective.hard == 1 or self.teacher is None:
-            return lambda logits_NV, at: logits_NV.new_zeros(())
+            return lambda log_q_NV, at: log_q_NV.new_zeros(())
         if isinstance(self.teacher, Sampled):
             draws = self.teacher.targets(part.keys).to(part.tokens_BT.device)
-            return lambda logits_NV, at: losses.sampled_cross_entropy(logits_NV, draws[at])
+            return lambda log_q_NV, at: losses.sampled_cross_entropy(log_q_NV, draws[at])
         teacher = self.teacher.decoder
         with torch.no_grad():
             rows_ND = self.teacher(
                 lambda: self.hidden(teacher, part.tokens_BT, part.segments_BT))[learnt_BT]
 
-        def divergence(logits_NV: torch.Tensor, at: slice) -> torch.Tensor:
+        def divergence(log_q_NV: torch.Tensor, at: slice) -> torch.Tensor:
             with torch.no_grad():  # its head is whole until `release`
                 teacher_NV = teacher.logits(rows_ND[at]).float()
-            return losses.divergence(logits_NV, teacher_NV, objective)
+            return losses.divergence(log_q_NV, teacher_NV, objective)
 
         return divergence
 

@@ -85,20 +85,24 @@ _DIVERGENCES = {
 def divergence(
     student_NV: torch.Tensor, teacher_NV: torch.Tensor, objective: Objective
 ) -> torch.Tensor:
-    """Return the objective's divergence between logits, times the temperature squared."""
+    """Return the divergence of log-probabilities from the teacher's logits.
+
+    Each is softened by the objective's temperature; the result is multiplied by its square.
+    """
     temperature = objective.temperature
-    student, teacher = ((x / temperature).log_softmax(-1) for x in (student_NV, teacher_NV))
+    student = student_NV if temperature == 1 else (student_NV / temperature).log_softmax(-1)
+    teacher = (teacher_NV / temperature).log_softmax(-1)
     divergence: torch.Tensor = _DIVERGENCES[objective.divergence](student, teacher)
     return divergence * temperature**2
 
 
 def sampled_cross_entropy(student_NV: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Return the cross-entropy of the student against a teacher's draws.
+    """Return the cross-entropy of the student's log-probabilities against a teacher's draws.
 
     Its expectation over the draws is the forward KL divergence plus the teacher's entropy, which
     has no gradient (arXiv 2503.16870).
     """
-    picked = student_NV.log_softmax(-1).gather(-1, draws.ids)
+    picked = student_NV.gather(-1, draws.ids)
     return torch.neg((picked * draws.weights).sum())
 
 

@@ -6,6 +6,7 @@ A run keeps what it needs to resume in the folder OUT.run beside its output:
     metrics.jsonl      an object a step
     logits             the teacher's draws, where they were recorded and not sealed
     held-out.jsonl     examples held out of the data, unless the data is private
+    samples-*.jsonl    the teacher's own conversations, where they are the data
     last-good/         the checkpoint that a loss which is not finite left behind
 
 Everything imported here runs without torchao and ExecuTorch.
@@ -25,29 +26,24 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from cloister import corpus, pairs
+from cloister import corpus
 from cloister.distill import loop
+from cloister.distill.answers import kept_samples
 from cloister.distill.data import batch, one_pass
+from cloister.distill.examples import check_lengths, encode, parted
 from cloister.distill.measure import TOKENS, cross_entropy
 from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
 from cloister.distill.prune import Cut, Usage, check_shapes, check_vocabulary, fitted
 from cloister.distill.schedule import TrainSettings
 from cloister.distill.state import make_folder
 from cloister.distill.teacher import FileStore, Sampled, check_draws, record
-from cloister.errors import (
-    DataError,
-    LossNotFinite,
-    QuantizationError,
-    SettingError,
-    TokenizerError,
-)
+from cloister.errors import LossNotFinite, QuantizationError, SettingError
 from cloister.files import check_output, disk_errors
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.transformer import initial_weights
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 from cloister.tiers import Scale, Shape, Tier, ladder
-from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,10 +55,12 @@ if TYPE_CHECKING:
     from cloister.pairs import Pair
     from cloister.progress import Progress
 
-__all__ = ["DistillReport", "DistillSettings", "Tensors", "check_lengths", "check_source",
-           "distill", "encode", "examples_of", "pruned", "run_folder", "write", "write_start"]
+__all__ = ["SELF", "DistillReport", "DistillSettings", "Tensors", "check_source", "distill",
+           "pruned", "run_folder", "write", "write_start"]
 
 CALIBRATION = 512  # examples
+SAMPLES = 512  # conversations
+SELF = "self"  # in place of data: what the teacher says itself
 Tensors = Iterable[tuple[str, torch.Tensor]]
 
 
@@ -76,6 +74,7 @@ class DistillSettings(TrainSettings):
 
     scale: Scale = Scale.REFERENCE  # of the ladder, where the student is a tier
     from_scratch: bool = False  # begin from noise, not from the pruned teacher
+    samples: int = SAMPLES  # conversations that a teacher begins, where they are the data
     calibration: int = CALIBRATION  # examples, or so, that decide what is pruned
     # The teacher reads the data once, and the student learns from so many draws a token.
     draws: int | None = None
@@ -86,8 +85,9 @@ class DistillSettings(TrainSettings):
     allow_overlap: bool = False  # of held-out requests with the data
 
     def __post_init__(self) -> None:
-        if self.calibration < 1:
-            raise SettingError(f"calibration is {self.calibration}; it must be 1 at least.")
+        for name in ("calibration", "samples"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 at least.")
         if self.draws is not None:
             check_draws(self.draws)
             loop.check_recorded(self.objective, self.on_policy)
@@ -135,15 +135,17 @@ def distill(
     """Teach a student what `teacher` knows, and write it to the checkpoint `out`.
 
     A tier has the teacher's vocabulary; `data` and `held_out`, which the student is measured on,
-    are examples or files of them (see `cloister.corpus`). Without `held_out` 5 % of the data are
-    held out. The checkpoint's `report` is a `DistillReport`. A run that was killed resumes when
-    it is repeated. Under torchrun every process calls this, and has a shard of both models.
+    are examples or files of them (see `cloister.corpus`); `SELF` as data are conversations that
+    the teacher makes up (see `samples`). Without `held_out` 5 % of the data are held out. The
+    checkpoint's `report` is a `DistillReport`. A run that was killed resumes when it is repeated.
+    Under torchrun every process calls this, and has a shard of both models.
 
     Raises:
         QuantizationError: the teacher is quantized.
         SettingError: settings do not fit together, or a shape cannot be cut out of the teacher.
         VocabularyMismatch: the shape has another vocabulary than the teacher.
         DataError, OverlapError: the data cannot be used.
+        TokenizerError: the teacher's tokenizer or template cannot serve.
         TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see `loop.train`.
         OutputExists: `out` is taken, and `replace` is not set.
     """
@@ -155,7 +157,10 @@ def distill(
     if settings.draws is not None and parallel.world > 1:
         raise SettingError(
             "Recorded draws serve one process; run without torchrun, or without --draws.")
-    examples, measured_on = _examples(data, held_out, settings)
+    if data == SELF:
+        data = _own(teacher, out, settings, parallel, progress)
+    examples, measured_on = parted(
+        data, held_out, tolerate=settings.tolerate, allow_overlap=settings.allow_overlap)
     name = str(student) if isinstance(student, Tier) else out.name
     parts = learnt, measured = [
         encode(teacher, each, config.shape.context) for each in (examples, measured_on)]
@@ -242,7 +247,11 @@ class _Task:
         }
         store = self.settings.store(header) if self.settings.store is not None else (
             FileStore(self.folder / "logits", header=header))
-        record(teacher.decoder, self.data, store, draws=draws, seed=seed, progress=progress)
+        device = self.parallel.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=(
+            self.settings.schedule.autocast and multiplies_bfloat16(device)
+        )):
+            record(teacher.decoder, self.data, store, draws=draws, seed=seed, progress=progress)
         return Sampled(store, self.data, vocabulary)
 
 
@@ -256,46 +265,6 @@ class TokenizerFiles(Protocol):
     @property
     def template_path(self) -> Path | None:
         """The chat template, where there is one."""
-
-
-def encode(
-    source: Checkpoint, examples: Iterable[Example], context: int | None = None
-) -> pairs.Encoded:
-    """Return examples in the ids of a checkpoint's tokenizer, but those longer than `context`.
-
-    Raises:
-        TokenizerError: the checkpoint names no token that ends an answer.
-        DataError: none fits.
-    """
-    if not source.metadata.eos:
-        raise TokenizerError(
-            f"Checkpoint {source.path.name} names no token that ends an answer; import it anew "
-            "from a directory whose generation_config.json does."
-        )
-    tokenizer = Tokenizer.from_files(
-        source.tokenizer_path, source.template_path, source.metadata)
-    encoded = pairs.encode(tokenizer, examples, context)
-    if encoded.too_long and not encoded.pairs:
-        raise DataError(
-            f"Every example is longer than the context of {context} tokens (first "
-            f"{encoded.places}); shorten them, or name other data.")
-    return encoded
-
-
-def check_lengths(parts: Sequence[pairs.Encoded], tolerated: float) -> tuple[str, ...]:
-    """Return the places of the examples that did not fit.
-
-    Raises:
-        DataError: they are more than `tolerated`, a share.
-    """
-    too_long = [each for part in parts for each in part.too_long]
-    count = len(too_long) + sum(len(part.pairs) for part in parts)
-    if len(too_long) > tolerated * count:
-        first = next(part.places for part in parts if part.too_long)
-        raise DataError(
-            f"Of {count} examples {len(too_long)} are longer than the context (first {first}), "
-            f"more than the {tolerated:.0%} tolerated; shorten them or raise the bound.")
-    return tuple(place for place, _ in too_long)
 
 
 def run_folder(out: Path) -> Path:
@@ -316,13 +285,6 @@ def check_source(source: Checkpoint, out: Path, *, replace: bool) -> None:
             "the one it was made from."
         )
     check_output(out, kind="checkpoint", replace=replace)
-
-
-def examples_of(data: str | Path | Sequence[Example], tolerate: float) -> list[Example]:
-    """Return examples to train on, read by `corpus.load` where a file or directory is named."""
-    if isinstance(data, str | Path):
-        return list(corpus.load(data, tolerated=tolerate).examples)
-    return list(data)
 
 
 def pruned(
@@ -423,24 +385,28 @@ def fitted_config(
     return fitted(config, student, [layer % config.shape.layers for layer in range(student.layers)])
 
 
-def _examples(
-    data: str | Path | Sequence[Example], held_out: str | Path | Sequence[Example] | None,
-    settings: DistillSettings,
-) -> tuple[list[Example], list[Example]]:
-    """Return the examples to learn from, and those to measure on."""
-    examples = examples_of(data, settings.tolerate)
-    if held_out is None:
-        examples, measured_on = corpus.split(examples)
-    else:
-        measured_on = corpus.read(held_out) if isinstance(held_out, str | Path) else list(held_out)
-        if not settings.allow_overlap:
-            corpus.refuse_overlap(examples, measured_on)
-    if not examples or not measured_on:
-        raise DataError(
-            "There are too few examples to hold some out; add data, or name other examples with "
-            "--held-out."
-        )
-    return examples, measured_on
+def _own(
+    teacher: Checkpoint, out: Path, settings: DistillSettings, parallel: Parallel,
+    progress: Progress,
+) -> list[Example]:
+    """Return what the teacher says itself, which the first process makes and all read.
+
+    Raises:
+        SettingError: draws on it are to be sealed.
+    """
+    if settings.store is not None:
+        raise SettingError(
+            "What a teacher says itself is kept beside the run in plain text, so sealed draws on "
+            "it hide nothing; name your data, or leave --private out.")
+    def kept() -> list[Example]:
+        return kept_samples(
+            teacher, settings.samples, make_folder(run_folder(out)),
+            seed=settings.schedule.seed, progress=progress)
+
+    if parallel.rank == 0:
+        kept()
+    parallel.wait()
+    return kept()
 
 
 def _write_examples(path: Path, examples: list[Example]) -> None:

@@ -9,14 +9,9 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloister.distill.examples import check_lengths, encode, examples_of
 from cloister.distill.parallel import Parallel, read_plain
-from cloister.distill.run import (
-    check_lengths,
-    check_source,
-    encode,
-    examples_of,
-    run_folder,
-)
+from cloister.distill.run import check_source, run_folder
 from cloister.distill.state import make_folder
 from cloister.model.checkpoint import Checkpoint, expected_tensors, plan
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
@@ -124,7 +119,7 @@ def quantize(
         NonFiniteTensor: a weight is NaN or infinite; nothing was written.
         OutputExists: `out` is taken, and `replace` is not set.
         DataError: the data cannot be used.
-        ContextExceeded, TokenizerError: see `cloister.distill.run.encode`.
+        ContextExceeded, TokenizerError: see `cloister.distill.examples.encode`.
         TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see
             `cloister.quantize.train.train_quantized`.
     """

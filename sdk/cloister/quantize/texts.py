@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from itertools import chain, takewhile
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.distill.run import encode, examples_of
+from cloister.distill.answers import user_begins
+from cloister.distill.examples import encode, examples_of
 from cloister.errors import DataError
-from cloister.message import Message
 from cloister.model.generate import generate
 from cloister.progress import silent
 from cloister.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def calibration_texts(
 
     Raises:
         DataError: the data cannot be used, or is too little for one text.
-        TokenizerError: see `cloister.distill.run.encode`.
+        TokenizerError: see `cloister.distill.examples.encode`.
     """
     length = min(LENGTH, source.metadata.config.shape.context)
     if given == SELF:
@@ -65,12 +65,7 @@ def _sampled(
     tokenizer = Tokenizer.from_files(
         source.tokenizer_path, source.template_path, source.metadata)
     rng = torch.Generator().manual_seed(0)
-    asked = [
-        tokenizer.encode_chat([Message(role="user", content=text)], add_generation_prompt=False)
-        for text in ("a", "b")
-    ]
-    same = takewhile(lambda ids: ids[0] == ids[1], zip(*asked, strict=False))
-    chat = [id_ for id_, _ in same][:length - 1]
+    chat = user_begins(tokenizer)[:length - 1]
     begin = [] if source.metadata.bos is None else [source.metadata.bos]
     random = torch.randint(tokenizer.vocab_size, (count // 2,), generator=rng).tolist()
     starts = [start for id_ in random for start in (chat or [id_], [*begin, id_])]

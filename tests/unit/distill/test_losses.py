@@ -33,14 +33,15 @@ def test_divergences_are_those_of_the_definitions(temperature: float) -> None:
         Divergence.JENSEN_SHANNON: 0.5 * (kl(p, mean) + kl(q, mean)),
     }
     for kind, value in wanted.items():
-        got = divergence(student, teacher, Objective(divergence=kind, temperature=temperature))
+        got = divergence(student.log_softmax(-1), teacher, Objective(
+            divergence=kind, temperature=temperature))
         assert float(got) == pytest.approx(value * temperature**2, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", Divergence)
 def test_a_student_like_its_teacher_has_no_divergence_and_no_gradient(kind: Divergence) -> None:
     student = logits(1).requires_grad_()
-    got = divergence(student, logits(1), Objective(divergence=kind))
+    got = divergence(student.log_softmax(-1), logits(1), Objective(divergence=kind))
     torch.autograd.backward(got)
     assert abs(float(got)) < 1e-5
     assert student.grad is not None
@@ -53,7 +54,8 @@ def test_the_gradient_at_a_higher_temperature_stays_of_the_same_size() -> None:
     for temperature in (1.0, 20.0):
         student = (logits(1) * 0.01).requires_grad_()
         torch.autograd.backward(
-            divergence(student, logits(2) * 0.01, Objective(temperature=temperature)))
+            divergence(student.log_softmax(-1), logits(2) * 0.01, Objective(
+                temperature=temperature)))
         assert student.grad is not None
         norms.append(float(student.grad.norm()))
     assert norms[1] == pytest.approx(norms[0], rel=0.05)
@@ -75,7 +77,7 @@ def test_in_slices_a_loss_and_its_gradients_are_the_same(
         ) -> tuple[torch.Tensor, torch.Tensor]:
             out = rows[at] @ head.T
             return (functional.cross_entropy(out, labels[at], reduction="sum"),
-                    divergence(out, logits(5)[at], Objective()))
+                    divergence(out.log_softmax(-1), logits(5)[at], Objective()))
 
         one, two = losses.chunked(loss, 5, 7) if chunked else loss(slice(0, 5))
         torch.autograd.backward(one + 2 * two)
