@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.distill.answers import user_begins
+from cloister.distill.answers import load_to_sample, user_begins
 from cloister.distill.examples import encode, examples_of
 from cloister.errors import DataError
 from cloister.model.generate import generate
@@ -28,7 +28,7 @@ __all__ = ["SELF", "calibration_texts"]
 SELF = "self"
 COUNT = 64
 LENGTH = 256  # tokens
-_BATCH = 32  # texts
+_BATCH = 64  # texts
 
 
 def calibration_texts(
@@ -69,7 +69,7 @@ def _sampled(
     begin = [] if source.metadata.bos is None else [source.metadata.bos]
     random = torch.randint(tokenizer.vocab_size, (count // 2,), generator=rng).tolist()
     starts = [start for id_ in random for start in (chat or [id_], [*begin, id_])]
-    decoder, made = source.load(), list[list[int]]()
+    decoder, made = load_to_sample(source), list[list[int]]()
     for first in range(0, count, _BATCH):
         progress("sample texts", first, count)
         group = starts[first:first + _BATCH]
