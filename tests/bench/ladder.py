@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from cloister.corpus import Example
 from cloister.distill.answers import kept_samples
 from cloister.distill.examples import encode
 from cloister.distill.losses import Objective
+from cloister.distill.run import run_folder
 from cloister.distill.schedule import Kind
 from cloister.evaluate.divergence import compare
 from cloister.evaluate.subject import CheckpointSubject
@@ -133,7 +135,7 @@ class _Ladder:
         if not out.exists():
             self._make(stage, out)
         checkpoint = Checkpoint.open(out)
-        run = out.with_name(f"{stage}.run") / "metrics.jsonl"
+        run = run_folder(out) / "metrics.jsonl"
         steps = [json.loads(line) for line in run.read_text().splitlines()] if run.exists() else []
         self.measure(stage, checkpoint, {
             "parameters": checkpoint.metadata.config.shape.parameters,
@@ -152,7 +154,9 @@ class _Ladder:
             self._distil(out, self._shape(self.better), given.steps, objective=Objective(hard=1.0))
         else:
             options: dict[str, Any] = {} if stage == "rounded" else {"calibrate": "self"}
-            if stage == "trained":
+            if stage == "trained":  # from there, as a run that was killed behind it goes on
+                shutil.copytree(given.out / "calibrated", run_folder(out) / "calibrated",
+                                dirs_exist_ok=True)
                 options |= {"data": self._spread(given.qat), "settings": QatSettings(
                     schedule=Schedule(steps=given.qat, tokens=1024, micro=512,
                                       peak=given.qat_rate, warmup=given.qat // 10, save_every=20))}
