@@ -21,7 +21,7 @@ __all__ = ["generate"]
 
 BATCH = 256  # most prompts at a time
 SPREAD = 64  # most tokens by which they differ in length
-BATCH_BYTES = 512 << 20  # of their logits while they are read, and of their keys and values
+BATCH_BYTES = 1 << 30  # of their logits, and of their keys and values
 
 
 @torch.no_grad()  # not inference mode, whose tensors no later training could use
@@ -43,7 +43,9 @@ def generate(
         at = len(prompts[going[0]])  # positions that are read
         tokens_BT = torch.tensor([prompts[index][:at] for index in going], device=device)
         while going:
-            next_B = _pick(decoder(tokens_BT, cache)[:, -1].float(), temperature, rng)
+            last_B1D = decoder.hidden(tokens_BT, cache.start, cache)[:, -1:]
+            cache.advance(tokens_BT.shape[1])
+            next_B = _pick(decoder.logits(last_B1D)[:, 0].float(), temperature, rng)
             rows, next_tokens = [], []
             for row, (index, token) in enumerate(zip(going, next_B.tolist(), strict=True)):
                 prompt, answer = prompts[index], answers[index]
@@ -73,7 +75,7 @@ def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[l
         if length >= shape.context or limit < 1:
             continue
         positions = min(length + limit, shape.context)
-        row_bytes = length * shape.vocab_size * 4 + positions * shape.kv_bytes_per_token()
+        row_bytes = shape.vocab_size * 4 + positions * shape.kv_bytes_per_token()
         if group and (
             len(group) == BATCH or (len(group) + 1) * row_bytes > BATCH_BYTES
             or length - len(prompts[group[0]]) > SPREAD
