@@ -58,7 +58,9 @@ def main() -> None:
             "Q4_0's weights": (source, _q4_0),
         }
         seconds = {}
-        options_of = {"rounded by itself": {}, "calibrated": {"calibrate": "self"}}
+        options_of = {
+            "rounded by itself": {}, "calibrated": {"calibrate": "self"},
+            "calibrated, down in 8 bits": {"calibrate": "self", "recipe": "8da4w-g32-d8"}}
         if given.steps:
             options_of[f"calibrated, trained {given.steps} steps"] = {
                 "calibrate": "self", "settings": QatSettings(schedule=Schedule(
@@ -67,7 +69,7 @@ def main() -> None:
         for name, options in options_of.items():
             begun = time.perf_counter()
             made = _made(given.out / name.replace(" ", "-").replace(",", ""), lambda out: quantize(
-                source, out, DEFAULT_RECIPE, progress=progress, **options))  # noqa: B023
+                source, out, progress=progress, **options))  # noqa: B023
             ways[name], seconds[name] = (made, _as_it_is), time.perf_counter() - begun
         texts = read_texts(source, given.data)
         exact = {kind: logits(source.load(), each) for kind, each in texts.items()}

@@ -2,9 +2,9 @@
 
 A name reads left to right: `8da4w-g32-e4` is 8-bit dynamic activations, 4-bit body weights in
 groups of 32 inputs, a 4-bit embedding. The head is 8-bit per output channel in every recipe: it
-costs a few per cent of the size, and its errors go straight into the logits. With `v8` the matrices
-of the attention's values are 8-bit, too: with few KV heads they are the smallest, and what they
-lose reaches every head (see `cloister.quantize.calibrate`). `8da8w` has 8-bit weights per channel
+costs a few per cent of the size, and its errors go straight into the logits. With `d8` the
+feed-forward layers' `down` is 8-bit, too, which costs the body a fifth of its size: nothing else
+loses as much in 4 bits (see `cloister.quantize.calibrate`). `8da8w` has 8-bit weights per channel
 throughout.
 """
 
@@ -57,7 +57,7 @@ class Recipe:
 
     name: str
     body: Scheme
-    values: Scheme  # of attention
+    down: Scheme  # of the feed-forward layers
     head: Scheme
     embedding: Scheme
 
@@ -67,8 +67,8 @@ class Recipe:
             return self.embedding
         if tensor == "head.weight":
             return self.head
-        if tensor.endswith("attn.qkv.v.weight"):
-            return self.values
+        if tensor.endswith("mlp.down.weight"):
+            return self.down
         if tensor.endswith(".weight") and "norm" not in tensor:
             return self.body
         return None  # norms and biases
@@ -85,16 +85,16 @@ class Recipe:
         row = Scheme(bits=8, group=None)
         kind, *variants = name.split("-")
         if kind == "8da8w":
-            return cls(name=name, body=row, values=row, head=row, embedding=row)
+            return cls(name=name, body=row, down=row, head=row, embedding=row)
         group, *wide = variants
         body = Scheme(bits=4, group=int(group.removeprefix("g")))
         return cls(
-            name=name, body=body, values=row if "v8" in wide else body, head=row,
+            name=name, body=body, down=row if "d8" in wide else body, head=row,
             embedding=Scheme(bits=4, group=32) if "e4" in wide else row)
 
 
 RECIPES = (
-    "8da4w-g32", "8da4w-g32-e4", "8da4w-g32-v8", "8da4w-g64", "8da4w-g64-e4", "8da4w-g128",
+    "8da4w-g32", "8da4w-g32-e4", "8da4w-g32-d8", "8da4w-g64", "8da4w-g64-e4", "8da4w-g128",
     "8da4w-g128-e4", "8da8w",
 )
 DEFAULT_RECIPE = "8da4w-g32"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["SELF", "calibration_texts"]
 
 SELF = "self"
-COUNT = 64
+COUNT = 128
 LENGTH = 256  # tokens
 _BATCH = 64  # texts
 
