@@ -91,7 +91,8 @@ def test_weights_are_moved_to_undo_what_happened_to_their_inputs() -> None:
     {"post_norms": True, "norm_offset": True, "embedding_scale": 8.0, "window": 9,
      "windowed_layers": (0,), "local_rope_theta": 500.0, "attention_softcap": 20.0},
 ], ids=["llama", "biases", "gemma"])
-@pytest.mark.parametrize(("recipe", "share"), [("8da4w-g32", 0.8), ("8da8w", 1.0)])
+@pytest.mark.parametrize(("recipe", "share"), [
+    ("8da4w-g32", 0.8), ("8da4w-g32-d8", 0.8), ("8da8w", 1.0)])
 def test_every_layout_is_calibrated_and_comes_closer(
     tmp_path: Path, tokenizer_dir: Path, changes: dict[str, Any], recipe: str, share: float
 ) -> None:
