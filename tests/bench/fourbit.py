@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,14 @@ def read_texts(source: Checkpoint, data: Path) -> dict[str, Texts]:
 @torch.no_grad()
 def logits(decoder: Decoder, texts: Texts) -> list[torch.Tensor]:
     return [decoder(torch.tensor([ids]))[0] for ids in texts]
+
+
+def processor() -> str:
+    """Return the processor's name, which every figure goes with."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _as_it_is(_: Decoder) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fourbit import processor
 from torch.nn import functional
 
 from cloister import (
@@ -113,7 +113,7 @@ class _Ladder:
         teacher, begun = Checkpoint.open(path), time.perf_counter()
         own = kept_samples(teacher, given.samples, given.out, seed=0, progress=progress)
         figures = json.loads(record.read_text()) if record.exists() else {
-            "processor": _processor(), "samples": {"made": time.perf_counter() - begun}}
+            "processor": processor(), "samples": {"made": time.perf_counter() - begun}}
         tales = given.data / "fairytaleqa"
         measured = {
             "tales": [part for tale in list(_tales(tales / "stories_val.jsonl"))[:TALES]
@@ -240,14 +240,6 @@ def _tales(path: Path) -> Iterator[list[Example]]:
 def _tokens(example: Example) -> int:
     """Return about how many tokens an example takes, those of the template included."""
     return 40 + (len(example.input) + len(example.target)) // 4
-
-
-def _processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
 
 
 def _show(figures: dict[str, Any], title: str) -> None:

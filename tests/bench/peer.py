@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import torch
-from fourbit import logits, read_texts
+from fourbit import logits, processor, read_texts
 
 from cloister import Checkpoint, display, import_model, pipeline
 from cloister.evaluate import speed
@@ -74,7 +73,7 @@ def main() -> None:
         parser.error("--data and --ours are needed, and names that differ.")
     given.out.mkdir(exist_ok=True)
     llama = [given.peer_python, str(Path(__file__).with_name("llama.py"))]
-    record: dict[str, Any] = {"model": given.model.name, "processor": _processor(),
+    record: dict[str, Any] = {"model": given.model.name, "processor": processor(),
                               "threads": processors(), "peer": _run(*llama, "about")}
     with display.quiet(debug=False) as console, display.progress(console, "peer") as progress:
         files = _files(given.model, given.out, llama, progress)
@@ -223,12 +222,6 @@ def _run(*command: str) -> dict[str, Any]:
 
 def _is_bundle(path: Path) -> bool:
     return (path / "manifest.json").exists()
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
