@@ -108,8 +108,8 @@ def load_to_sample(source: Checkpoint) -> Decoder:
 
     What it samples comes from nearly the same distribution.
     """
-    decoder = source.load()
-    return decoder.to(torch.bfloat16) if multiplies_bfloat16(decoder.cos.device) else decoder
+    dtype = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
+    return source.load(dtype).to(dtype)  # with the rotary tables
 
 
 def kept_samples(

@@ -181,8 +181,8 @@ class Checkpoint:
             ) from None
         return tensor
 
-    def load(self) -> Decoder:
-        """Read the decoder with its weights, plain ones in float32, ready for inference.
+    def load(self, dtype: torch.dtype = torch.float32) -> Decoder:
+        """Read the decoder with its weights, plain ones in `dtype`, ready for inference.
 
         Raises:
             NonFiniteTensor: a tensor has a NaN or infinite entry.
@@ -195,7 +195,7 @@ class Checkpoint:
             tensor = self.tensor(name)
             check_finite(tensor, name, self.path)
             if not name.endswith((".q", ".scale")):
-                tensor = tensor.float()
+                tensor = tensor.to(dtype)
             owner, _, attribute = name.rpartition(".")
             module = decoder.get_submodule(owner)
             if isinstance(getattr(module, attribute), torch.nn.Parameter):

@@ -23,19 +23,21 @@ if TYPE_CHECKING:
     from cloister.model.checkpoint import Checkpoint
     from cloister.progress import Progress
 
-__all__ = ["SELF", "calibration_texts"]
+__all__ = ["SELF", "calibration_texts", "most"]
 
 SELF = "self"
-COUNT = 128
+COUNT = 128  # with 64 the divergence of SmolLM2-135M is a tenth larger
+LEAST = 32
+WORK = 64e9  # parameters times texts: larger models have fewer, for time and memory
 LENGTH = 256  # tokens
 _BATCH = 64  # texts
 
 
 def calibration_texts(
-    source: Checkpoint, given: str | Path | Sequence[Example], *, count: int = COUNT,
-    progress: Progress = silent,
+    source: Checkpoint, given: str | Path | Sequence[Example], *,
+    count: int | None = None, progress: Progress = silent,
 ) -> list[list[int]]:
-    """Return texts as ids, at most `count` of LENGTH tokens each.
+    """Return texts as ids, at most `count` (by default what `most` says) of LENGTH tokens each.
 
     With `SELF` the model samples them: one half begins as its conversations do, where the user is
     to speak, the other with a random token (LLM-QAT, arXiv 2305.17888). Otherwise they are the
@@ -45,7 +47,8 @@ def calibration_texts(
         DataError: the data cannot be used, or is too little for one text.
         TokenizerError: see `cloister.distill.examples.encode`.
     """
-    length = min(LENGTH, source.metadata.config.shape.context)
+    shape = source.metadata.config.shape
+    length, count = min(LENGTH, shape.context), count or most(shape.parameters)
     if given == SELF:
         return _sampled(source, length, count, progress)
     encoded = encode(source, examples_of(given, tolerate=0.05))
@@ -57,6 +60,11 @@ def calibration_texts(
             "more, or calibrate on the model's own texts."
         )
     return texts[::math.ceil(len(texts) / count)]
+
+
+def most(parameters: int) -> int:
+    """Return how many texts a model of so many parameters is calibrated on."""
+    return min(COUNT, max(LEAST, int(WORK / parameters)))
 
 
 def _sampled(

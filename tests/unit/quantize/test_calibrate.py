@@ -21,7 +21,7 @@ from cloister.model.writer import CheckpointWriter
 from cloister.quantize.apply import QuantizeReport, quantize
 from cloister.quantize.calibrate import Calibration, Inputs
 from cloister.quantize.columns import Moments, improve, round_columns, search_scales
-from cloister.quantize.texts import COUNT, calibration_texts
+from cloister.quantize.texts import COUNT, calibration_texts, most
 from cloister.quantize.train import QatSettings
 from cloister.tiers import Shape
 from cloister_kernels.reference import dequantize
@@ -184,3 +184,7 @@ def test_a_training_that_was_killed_does_not_calibrate_again(
              progress=lambda stage, *_: again.append(stage))
     assert "train 4 bits" in again
     assert "calibrate" not in again
+
+
+def test_a_large_model_is_calibrated_on_fewer_texts() -> None:
+    assert [most(size) for size in (10**6, 135 * 10**6, 18 * 10**8, 10**11)] == [128, 128, 35, 32]
