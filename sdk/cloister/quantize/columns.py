@@ -37,9 +37,11 @@ class Moments:
         self.moments_KK = damped_KK.float()
         # What is read most is rounded first, while there are others to make up for it.
         self.order_K = damped_KK.diagonal().argsort(descending=True)
-        inverse_KK = torch.cholesky_inverse(
-            torch.linalg.cholesky(damped_KK[self.order_K][:, self.order_K]))
-        self.factor_KK = torch.linalg.cholesky(inverse_KK, upper=True).float()
+        # The upper factor of the inverse is the inverse of the upper factor, found from behind.
+        behind_K = self.order_K.flip(0)
+        upper_KK = torch.linalg.cholesky(damped_KK[behind_K][:, behind_K]).flip(0, 1)
+        self.factor_KK = torch.linalg.solve_triangular(
+            upper_KK, torch.eye(len(upper_KK), dtype=upper_KK.dtype), upper=True).float()
         # What an error of one column costs after the columns behind it have made up for it.
         self.cost_K = torch.empty(len(moments_KK))
         self.cost_K[self.order_K] = self.factor_KK.diagonal() ** -2
@@ -117,10 +119,11 @@ def _fitted(
     groups = scale_NC.shape[1]
     group = q_NK.shape[1] // groups
     wanted_NC = (q_NK * wanted_NK).unflatten(1, (groups, group)).sum(-1)
-    products_NCC = torch.stack([
-        (q_NK[:, at:at + group] @ moments_KK[at:at + group] * q_NK)
-        .unflatten(1, (groups, group)).sum(-1)
-        for at in range(0, q_NK.shape[1], group)], 1).double()
+    products_NCC = wanted_NC.new_empty(len(q_NK), groups, groups, dtype=torch.float64)
+    for c, at in enumerate(range(0, q_NK.shape[1], group)):  # symmetric
+        later_NK = q_NK[:, at:at + group] @ moments_KK[at:at + group, at:] * q_NK[:, at:]
+        later_NC = later_NK.unflatten(1, (-1, group)).sum(-1)
+        products_NCC[:, c, c:] = products_NCC[:, c:, c] = later_NC
     diagonal = products_NCC.diagonal(dim1=1, dim2=2)
     diagonal += 1e-6 * diagonal.mean(-1, keepdim=True).clamp(min=LEAST_SCALE)
     fitted_NC = torch.linalg.solve(products_NCC, wanted_NC.double()).float()
