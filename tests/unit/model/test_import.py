@@ -35,13 +35,19 @@ CONFIG: dict[str, Any] = {
 
 
 def write(directory: Path, **changes: Any) -> Path:
-    """A tiny Llama in the layout of the Hub, written by hand."""
+    """A tiny Llama in the layout of the Hub, written by hand.
+
+    Always the same: its tokenizer knows no word of the export check, so that every row is one
+    token, and an activation on the edge between two of its 8 bits would be on it everywhere.
+    """
     directory.mkdir(exist_ok=True)
+    rng = torch.Generator().manual_seed(0)
     config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not ...}
     (directory / "config.json").write_text(json.dumps(config))
     tensors = {
-        "model.embed_tokens.weight": torch.randn(50, 32), "model.norm.weight": torch.ones(32),
-        "lm_head.weight": torch.randn(50, 32),
+        "model.embed_tokens.weight": torch.randn(50, 32, generator=rng),
+        "model.norm.weight": torch.ones(32),
+        "lm_head.weight": torch.randn(50, 32, generator=rng),
     }
     for layer in range(2):
         prefix = f"model.layers.{layer}."
@@ -51,7 +57,7 @@ def write(directory: Path, **changes: Any) -> Path:
             ("mlp.gate_proj", (64, 32)), ("mlp.up_proj", (64, 32)), ("mlp.down_proj", (32, 64)),
             ("input_layernorm", (32,)), ("post_attention_layernorm", (32,)),
         ):
-            tensors[f"{prefix}{name}.weight"] = torch.randn(shape).bfloat16()
+            tensors[f"{prefix}{name}.weight"] = torch.randn(shape, generator=rng).bfloat16()
     save_file(tensors, directory / "model.safetensors")
     Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0")).save(
         str(directory / "tokenizer.json")
