@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +148,7 @@ def _check(
     shape = source.metadata.config.shape
     texts = check.conversations(
         tokenizer, shape.context, check.tokens_for(shape.parameters))
-    ids = list(itertools.chain.from_iterable(texts))
+    ids = check.distinct(texts, shape.vocab_size)
     copy = path.with_name("instrumented.pte")
     calls = instrument(path, copy)
     runs = parts.record(load(copy, shape.layers, first="score"), ids, chunk, shape.context)

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "Divergences",
     "Reading",
     "conversations",
+    "distinct",
     "lay_out",
     "measure",
     "tokens_for",
@@ -42,6 +44,7 @@ TOKENS = 2048
 LEAST_TOKENS = 128
 WORK = 2.5e11  # parameters times tokens: a large model is measured on fewer
 FACTOR, SLACK = 2.0, 0.01  # a program may lose FACTOR times as much as its checkpoint, and SLACK
+_DIFFERENT = 16  # ids at least that parts are compared on
 _BATCH = 4  # conversations whose logits are in memory
 
 Pairs = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -92,6 +95,20 @@ def conversations(
         if sum(map(len, texts)) >= tokens:
             break
     return texts
+
+
+def distinct(texts: list[list[int]], vocab_size: int) -> list[int]:
+    """Return the ids of all `texts`, or as many random ones where they hold too few different ones.
+
+    A tokenizer that knows no word of them makes one token of all; then every row is the same, and
+    an activation on the edge between two of its 8 bits lies there in each.
+    """
+    ids = list(chain.from_iterable(texts))
+    if len(set(ids)) >= min(_DIFFERENT, vocab_size):
+        return ids
+    rng = torch.Generator().manual_seed(0)
+    random: list[int] = torch.randint(vocab_size, (len(ids),), generator=rng).tolist()
+    return random
 
 
 class Reading:

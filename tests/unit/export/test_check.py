@@ -138,3 +138,12 @@ def test_golden_rows_end_where_no_token_wins_or_the_answer_does() -> None:
     found = rows([[number] for number in answers], lambda ids: answers[ids[0]], eos=(0,))
     assert [(row.prompt, len(row.tokens), row.margin) for row in found] == [
         ((1,), 1, 0.9), ((2,), 2, 0.25), ((4,), TOKENS, 1.0), ((5,), 1, 0.3)]
+
+
+def test_parts_are_compared_on_different_tokens_even_where_the_tokenizer_knows_no_word() -> None:
+    assert check.distinct([list(range(20)), [3]], 50) == [*range(20), 3]
+    unknown = check.distinct([[7] * 30, [7] * 70], 50)
+    assert len(unknown) == 100
+    assert len(set(unknown)) > 30
+    assert max(unknown) < 50
+    assert check.distinct([[0, 1, 2]], 3) == [0, 1, 2]

@@ -35,11 +35,7 @@ CONFIG: dict[str, Any] = {
 
 
 def write(directory: Path, **changes: Any) -> Path:
-    """A tiny Llama in the layout of the Hub, written by hand.
-
-    Always the same: its tokenizer knows no word of the export check, so that every row is one
-    token, and an activation on the edge between two of its 8 bits would be on it everywhere.
-    """
+    """A tiny Llama in the layout of the Hub, written by hand, always the same."""
     directory.mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(0)
     config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not ...}
