@@ -105,6 +105,7 @@ def distill(options: Distill) -> Record | None:
     check_output(options.output, kind="checkpoint", replace=options.force)
     with _console(options) as console, _sealing(options) as store:
         from cloister.distill import run
+        from cloister.distill.examples import SELF
         from cloister.distill.losses import Divergence, Objective
         from cloister.distill.schedule import OnPolicy
 
@@ -127,7 +128,7 @@ def distill(options: Distill) -> Record | None:
                 learnt += answers
             student = run.distill(
                 teacher, options.output, student=options.tier,
-                data=run.SELF if own else learnt, held_out=held_out, settings=settings,
+                data=SELF if own else learnt, held_out=held_out, settings=settings,
                 replace=options.force, progress=progress)
         report = student.report
         assert isinstance(report, run.DistillReport)

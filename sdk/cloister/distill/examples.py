@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from cloister.corpus import Example
     from cloister.model.checkpoint import Checkpoint
 
-__all__ = ["check_lengths", "encode", "examples_of", "parted"]
+__all__ = ["SELF", "check_lengths", "encode", "examples_of", "parted"]
+
+SELF = "self"  # data that the model makes itself
 
 
 def encode(

@@ -30,7 +30,7 @@ from cloister import corpus
 from cloister.distill import loop
 from cloister.distill.answers import kept_samples
 from cloister.distill.data import batch, one_pass
-from cloister.distill.examples import check_lengths, encode, parted
+from cloister.distill.examples import SELF, check_lengths, encode, parted
 from cloister.distill.measure import TOKENS, cross_entropy
 from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
 from cloister.distill.prune import Cut, Usage, check_shapes, check_vocabulary, fitted
@@ -55,12 +55,11 @@ if TYPE_CHECKING:
     from cloister.pairs import Pair
     from cloister.progress import Progress
 
-__all__ = ["SELF", "DistillReport", "DistillSettings", "Tensors", "check_source", "distill",
+__all__ = ["DistillReport", "DistillSettings", "Tensors", "check_source", "distill",
            "pruned", "run_folder", "write", "write_start"]
 
 CALIBRATION = 512  # examples
 SAMPLES = 512  # conversations
-SELF = "self"  # in place of data: what the teacher says itself
 Tensors = Iterable[tuple[str, torch.Tensor]]
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloister.distill.examples import check_lengths, encode, examples_of
+from cloister.distill.examples import SELF, check_lengths, encode, examples_of
 from cloister.distill.parallel import Parallel, read_plain
 from cloister.distill.run import check_source, run_folder
 from cloister.distill.state import make_folder
@@ -20,7 +20,7 @@ from cloister.progress import silent
 from cloister.quantize.calibrate import Calibration, LayerError
 from cloister.quantize.qat import check_groups, untied
 from cloister.quantize.rounding import stored_tensors
-from cloister.quantize.texts import COUNT, LENGTH, SELF, calibration_texts
+from cloister.quantize.texts import COUNT, LENGTH, calibration_texts
 from cloister.quantize.train import QatSettings, train_quantized
 
 if TYPE_CHECKING:

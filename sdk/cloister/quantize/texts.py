@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cloister.distill.answers import load_to_sample, user_begins
-from cloister.distill.examples import encode, examples_of
+from cloister.distill.examples import SELF, encode, examples_of
 from cloister.errors import DataError
 from cloister.model.generate import generate
 from cloister.progress import silent
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from cloister.model.checkpoint import Checkpoint
     from cloister.progress import Progress
 
-__all__ = ["SELF", "calibration_texts", "most"]
+__all__ = ["calibration_texts", "most"]
 
-SELF = "self"
 COUNT = 128  # with 64 the divergence of SmolLM2-135M is a tenth larger
 LEAST = 32
 WORK = 64e9  # parameters times texts: larger models have fewer, for time and memory

@@ -11,7 +11,8 @@ import pytest
 from cloister.corpus import Example, read
 from cloister.distill import answers
 from cloister.distill.answers import answered, kept_samples, samples, user_begins
-from cloister.distill.run import SELF, DistillReport, DistillSettings, distill
+from cloister.distill.examples import SELF
+from cloister.distill.run import DistillReport, DistillSettings, distill
 from cloister.distill.schedule import Schedule
 from cloister.distill.teacher import FileStore
 from cloister.errors import DataError, SettingError, TokenizerError
