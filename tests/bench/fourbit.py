@@ -1,14 +1,15 @@
 """What 4 bits cost a model that nobody trains again, by each way of rounding, on the same texts.
 
-    python tests/bench/fourbit.py MODEL --data DIR [--steps N] [--rate R] [--out DIR]
+    python tests/bench/fourbit.py MODEL --data DIR [--steps N] [--tokens 1024] [--micro 1024]
+        [--rate R [R ...]] [--out DIR]
 
 MODEL is a GGUF file or a Hugging Face directory. Measured on the packaged
 conversations of the export check, and on the first 384 tokens of 8 validation tales of FairytaleQA:
 KL divergence from the unquantized model a token, and the share of tokens with the same most likely
 next one. `Q4_0` is llama.cpp's rounding of the same matrices (by the gguf package; without its
 rounding of activations, embedding and head in 8 bits as ours). With `--steps` the calibrated
-weights are trained on the model's own samples. `OUT/fourbit.json` has every figure; the checkpoints
-stay in OUT, and are not made again.
+weights are trained on the model's own samples, at each rate. `OUT/fourbit.json` has every figure;
+the checkpoints stay in OUT, and are not made again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +27,10 @@ import torch
 from torch import nn
 
 from cloister import Checkpoint, QatSettings, Schedule, display, import_model, quantize
+from cloister.distill.run import run_folder
 from cloister.evaluate.divergence import compare
 from cloister.export.check import conversations
+from cloister.model.device import device
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.tokenizer import Tokenizer
 from cloister_kernels.reference import fake_quantize_rows
@@ -48,7 +52,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the public data sets")
     parser.add_argument("--steps", type=int, default=0, help="of training, after calibration")
     parser.add_argument("--tokens", type=int, default=1024, help="a step")
-    parser.add_argument("--rate", type=float, default=2e-5)
+    parser.add_argument("--micro", type=int, default=1024, help="tokens at a time")
+    parser.add_argument("--rate", type=float, nargs="+", default=[2e-5])
     parser.add_argument("--out", type=Path, default=Path("fourbit"))
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
@@ -62,23 +67,28 @@ def main() -> None:
         options_of = {
             "rounded by itself": {}, "calibrated": {"calibrate": "self"},
             "calibrated, down in 8 bits": {"calibrate": "self", "recipe": "8da4w-g32-d8"}}
-        if given.steps:
-            options_of[f"calibrated, trained {given.steps} steps"] = {
+        for rate in given.rate if given.steps else ():
+            options_of[f"calibrated, trained {given.steps} steps at {rate:g}"] = {
                 "calibrate": "self", "settings": QatSettings(schedule=Schedule(
-                    steps=given.steps, tokens=given.tokens, micro=given.tokens, peak=given.rate,
+                    steps=given.steps, tokens=given.tokens, micro=given.micro, peak=rate,
                     warmup=given.steps // 10))}
         for name, options in options_of.items():
-            begun = time.perf_counter()
-            made = _made(given.out / name.replace(" ", "-").replace(",", ""), lambda out: quantize(
+            begun, out = time.perf_counter(), given.out / name.replace(" ", "-").replace(",", "")
+            if "settings" in options and not out.exists():  # from there, not calibrated again
+                shutil.copytree(given.out / "calibrated", run_folder(out) / "calibrated",
+                                dirs_exist_ok=True)
+            made = _made(out, lambda out: quantize(
                 source, out, progress=progress, **options))  # noqa: B023
             ways[name], seconds[name] = (made, _as_it_is), time.perf_counter() - begun
         texts = read_texts(source, given.data)
-        exact = {kind: logits(source.load(), each) for kind, each in texts.items()}
+        plain = source.load().to(device())
+        exact = {kind: logits(plain, each) for kind, each in texts.items()}
         figures = {}
         for done, (name, (checkpoint, change)) in enumerate(ways.items()):
             progress("measure", done, len(ways), name)
             decoder = checkpoint.load()
             change(decoder)
+            decoder.to(device())
             figures[name] = {kind: compare(zip(exact[kind], logits(decoder, each), strict=True))
                              for kind, each in texts.items()}
     (given.out / "fourbit.json").write_text(json.dumps({
@@ -112,11 +122,14 @@ def read_texts(source: Checkpoint, data: Path) -> dict[str, Texts]:
 
 @torch.no_grad()
 def logits(decoder: Decoder, texts: Texts) -> list[torch.Tensor]:
-    return [decoder(torch.tensor([ids]))[0] for ids in texts]
+    """Return the logits of each text, float32[T, V], on the processor."""
+    return [decoder(torch.tensor([ids], device=decoder.cos.device))[0].cpu() for ids in texts]
 
 
 def processor() -> str:
-    """Return the processor's name, which every figure goes with."""
+    """Return the name of the GPU or else the processor, which every figure goes with."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
 """A real ladder: a student of half the weights of a model that others made, and its Nano in 4 bits.
 
     python tests/bench/ladder.py MODEL.gguf --data DIR [--out DIR] [--steps 130] [--trial 30]
-        [--tokens 2048] [--rate R] [--samples 160] [--qat 60] [--until STAGE]
+        [--tokens 2048] [--micro 512] [--rate R] [--samples 160] [--qat 60] [--until STAGE]
 
 Students of half the weights are cut out of the teacher, one of fewer layers, one of narrower ones,
 and taught for `--trial` steps with the teacher reading along. The one that is nearer to the teacher
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=130)
     parser.add_argument("--trial", type=int, default=30, help="steps of each cut")
     parser.add_argument("--tokens", type=int, default=2048, help="a step")
+    parser.add_argument("--micro", type=int, default=512, help="tokens at a time")
     # Of the narrow cut's labels alone 12 steps leave 5.04 nats at 4e-4, 5.16 at 1e-3, 5.44 at 2e-3;
     # Muon at 1e-3 leaves 5.20, and takes a third longer.
     parser.add_argument("--rate", type=float, default=4e-4)
@@ -158,8 +159,9 @@ class _Ladder:
                 shutil.copytree(given.out / "calibrated", run_folder(out) / "calibrated",
                                 dirs_exist_ok=True)
                 options |= {"data": self._spread(given.qat), "settings": QatSettings(
-                    schedule=Schedule(steps=given.qat, tokens=1024, micro=512,
-                                      peak=given.qat_rate, warmup=given.qat // 10, save_every=20))}
+                    schedule=Schedule(steps=given.qat, tokens=given.tokens // 2, micro=given.micro,
+                                      peak=given.qat_rate, warmup=given.qat // 10,
+                                      save_every=max(20, given.qat // 4)))}
             quantize(given.out / "taught", out, progress=self.progress, **options)
 
     def _distil(self, out: Path, student: Shape, steps: int, **options: Any) -> None:
@@ -168,9 +170,9 @@ class _Ladder:
             self.teacher, out, student=student, data=self._spread(steps),
             held_out=self.measured["tales"],
             settings=DistillSettings(schedule=Schedule(
-                steps=steps, tokens=given.tokens, micro=min(given.tokens, 512), peak=given.rate,
-                optimizer=given.optimizer, warmup=steps // 10, save_every=20), calibration=64,
-                **options), progress=self.progress)
+                steps=steps, tokens=given.tokens, micro=given.micro, peak=given.rate,
+                optimizer=given.optimizer, warmup=steps // 10, save_every=max(20, steps // 4)),
+                calibration=64, **options), progress=self.progress)
 
     def _spread(self, steps: int) -> list[Example]:
         """Return what so many steps read, all conversations and tales evenly over all."""

@@ -65,8 +65,8 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.speed:  # of the bundle `model`, in this process
-        speed.PREFILLS, speed.POSITIONS, speed.STEPS = PREFILLS, POSITIONS, STEPS
-        print(json.dumps(speed.measure(given.model)))
+        print(json.dumps(speed.measure(
+            given.model, prefills=PREFILLS, positions=POSITIONS, steps=STEPS)))
         return
     ours = {path.name: path for path in given.ours}
     if given.data is None or not ours or len(ours) < len(given.ours):

@@ -12,12 +12,12 @@ import torch
 from cloister import corpus
 from cloister.corpus import Example
 from cloister.distill.examples import encode
-from cloister.distill.parallel import multiplies_bfloat16
 from cloister.errors import DataError, TokenizerError
 from cloister.example import CHAT
 from cloister.files import whole_file
 from cloister.message import Message
-from cloister.model.generate import generate
+from cloister.model.device import device, multiplies_bfloat16
+from cloister.model.generate import generate, width
 from cloister.progress import silent
 from cloister.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["answered", "kept_samples", "load_to_sample", "samples", "user_begins"]
 
-_AT_ONCE = 1024  # requests between two reports of progress
+_AT_ONCE = 1024  # requests between two reports of progress, on a processor
 _TEMPERATURE = 0.8  # of both: at 1 a small teacher's words are often none
 _REQUEST = 64  # most tokens of a request that a teacher makes up
 _ANSWER = 512  # and of its answer to that
@@ -49,7 +49,8 @@ def answered(
     Raises:
         TokenizerError, DataError: see `cloister.distill.examples.encode`.
     """
-    return _answered(teacher, teacher.load(), requests, limit, temperature, seed, progress)
+    decoder = teacher.load().to(device())
+    return _answered(teacher, decoder, requests, limit, temperature, seed, progress)
 
 
 def _answered(
@@ -57,14 +58,14 @@ def _answered(
     temperature: float, seed: int, progress: Progress,
 ) -> list[Example]:
     tokenizer, context = _tokenizer(teacher), teacher.metadata.config.shape.context
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(device()).manual_seed(seed)
     asked = encode(teacher, (replace(each, target="?") for each in requests), context)
     prompts = [(prompt, number) for number, (prompt, _) in enumerate(asked.pairs)]
     prompts.sort(key=lambda item: len(item[0]))  # alike in length are generated together
-    found: dict[int, Example] = {}
-    for at in range(0, len(prompts), _AT_ONCE):
+    found, at_once = dict[int, Example](), _AT_ONCE * width(device())
+    for at in range(0, len(prompts), at_once):
         progress("the teacher answers", at, len(prompts))
-        part = prompts[at:at + _AT_ONCE]
+        part = prompts[at:at + at_once]
         answers = generate(
             decoder, [ids for ids, _ in part], end=teacher.metadata.eos, limit=limit,
             temperature=temperature, rng=rng)
@@ -104,12 +105,12 @@ def samples(
 
 
 def load_to_sample(source: Checkpoint) -> Decoder:
-    """Read the decoder, in bfloat16 where the processor multiplies it: in half the time.
+    """Read the decoder, in bfloat16 where the device multiplies it: in half the time.
 
     What it samples comes from nearly the same distribution.
     """
-    dtype = torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
-    return source.load(dtype).to(dtype)  # with the rotary tables
+    dtype = torch.bfloat16 if multiplies_bfloat16(device()) else torch.float32
+    return source.load(dtype).to(device(), dtype)  # with the rotary tables
 
 
 def kept_samples(
@@ -159,7 +160,7 @@ def _requests(
     ends = {*teacher.metadata.eos, *(() if end is None else (end,))}
     said = generate(
         decoder, [begin] * count, end=ends, limit=_REQUEST, temperature=_TEMPERATURE,
-        rng=torch.Generator().manual_seed(seed))
+        rng=torch.Generator(device()).manual_seed(seed))
     texts = dict.fromkeys(
         text for ids in said if len(ids) < _REQUEST and (text := tokenizer.decode(ids).strip()))
     return [

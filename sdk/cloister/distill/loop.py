@@ -35,10 +35,11 @@ from cloister.distill.data import (
 )
 from cloister.distill.losses import Objective
 from cloister.distill.optimizer import Optimizer
-from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16
+from cloister.distill.parallel import Parallel, Sharded
 from cloister.distill.teacher import Sampled
 from cloister.errors import LossNotFinite, SettingError, VocabularyMismatch
 from cloister.files import disk_errors
+from cloister.model.device import multiplies_bfloat16
 from cloister.model.generate import generate
 from cloister.model.transformer import Attention, FeedForward
 from cloister.progress import silent

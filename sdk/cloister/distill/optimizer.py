@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.distill.parallel import multiplies_bfloat16
 from cloister.distill.schedule import Kind, Schedule
+from cloister.model.device import multiplies_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

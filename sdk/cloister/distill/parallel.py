@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from cloister.model.checkpoint import check_finite
+from cloister.model.device import device
 from cloister.model.recipe import Recipe
 from cloister.model.transformer import Decoder
 from cloister_kernels.reference import dequantize
@@ -23,16 +24,9 @@ if TYPE_CHECKING:
 
     from cloister.model.checkpoint import Checkpoint
 
-__all__ = ["Parallel", "Sharded", "multiplies_bfloat16", "read_plain"]
+__all__ = ["Parallel", "Sharded", "read_plain"]
 
 _T = TypeVar("_T")
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Return whether `device` has products in bfloat16; without, they take 100 times as long."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _return_freed_memory() -> None:
@@ -62,8 +56,7 @@ class Parallel:
                 _return_freed_memory()
         if cuda:
             torch.cuda.set_device(self.rank % torch.cuda.device_count())
-        self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else (
-            torch.device("cpu"))
+        self.device = device()
 
     @property
     def random_devices(self) -> list[torch.device]:

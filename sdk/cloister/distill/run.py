@@ -32,7 +32,7 @@ from cloister.distill.answers import kept_samples
 from cloister.distill.data import batch, one_pass
 from cloister.distill.examples import SELF, check_lengths, encode, parted
 from cloister.distill.measure import TOKENS, cross_entropy
-from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16, read_plain
+from cloister.distill.parallel import Parallel, Sharded, read_plain
 from cloister.distill.prune import Cut, Usage, check_shapes, check_vocabulary, fitted
 from cloister.distill.schedule import TrainSettings
 from cloister.distill.state import make_folder
@@ -40,6 +40,7 @@ from cloister.distill.teacher import FileStore, Sampled, check_draws, record
 from cloister.errors import LossNotFinite, QuantizationError, SettingError
 from cloister.files import check_output, disk_errors
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
+from cloister.model.device import multiplies_bfloat16
 from cloister.model.transformer import initial_weights
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
@@ -344,9 +345,8 @@ def write(
         for name in plan(metadata.config, None):
             value = parallel.full(weights[name].detach())
             if writer is not None:
-                value = value.cpu()
                 if mean_with is not None:
-                    value = value.lerp(mean_with.tensor(name).to(value.dtype), 0.5)
+                    value = value.lerp(mean_with.tensor(name).to(value), 0.5)
                 writer.add(name, value)
     parallel.wait()
     return Checkpoint.open(out)

@@ -280,7 +280,7 @@ def record(
     """Let `teacher` read every example that `store` does not have, `tokens` positions at a time.
 
     The draws of an example depend on the seed and its number alone, so a recording that was cut
-    short resumes to the same records.
+    short resumes to the same records on the same kind of device.
 
     Raises:
         SettingError: draws out of bounds.
@@ -310,12 +310,12 @@ def _record(
     for key in part.keys:
         size = len(data[key][1])
         if key not in store:
-            logits_NV = teacher.logits(rows_ND[at:at + size]).float().cpu()
+            logits_NV = teacher.logits(rows_ND[at:at + size]).float()
             if not logits_NV.isfinite().all():
                 raise LossNotFinite(
                     f"The teacher's logits are not finite on example {key + 1}; check its weights.")
-            rng = torch.Generator().manual_seed(seed * 1_000_000_007 + key)
-            drawn = draw(logits_NV, draws, rng)
+            rng = torch.Generator(logits_NV.device).manual_seed(seed * 1_000_000_007 + key)
+            drawn = draw(logits_NV, draws, rng).to(torch.device("cpu"))
             store.put(key, encode(drawn, draws, teacher.config.shape.vocab_size))
         at += size
 

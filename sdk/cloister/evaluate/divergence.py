@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cloister.model.device import device
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -62,11 +64,11 @@ def compare(
             surprise.append((log_p - log_q).gather(-1, truth[:, None])[:, 0])
         difference += float((reference.double() - candidate.double()).square().sum())
         norm += float(reference.double().square().sum())
-    kld, top1, text_of = torch.cat(klds), torch.cat(same).double(), torch.tensor(texts)
+    kld, top1, text_of = torch.cat(klds).cpu(), torch.cat(same).cpu().double(), torch.tensor(texts)
     quantiles = kld.quantile(torch.tensor([0.5, 0.99, 0.999], dtype=kld.dtype)).tolist()
     ratio = ratio_se = None
     if surprise:
-        log_ratio = torch.cat(surprise)
+        log_ratio = torch.cat(surprise).cpu()
         ratio = float(log_ratio.mean().exp())
         ratio_se = ratio * _error(log_ratio, text_of)
     return Divergence(
@@ -84,7 +86,8 @@ def _parts(
     for text, ((reference, candidate), truth) in enumerate(zip(pairs, truths, strict=False)):
         for at in range(0, len(reference), _ROWS):
             rows = slice(at, at + _ROWS)
-            yield text, reference[rows], candidate[rows], None if truth is None else truth[rows]
+            yield (text, reference[rows].to(device()), candidate[rows].to(device()),
+                   None if truth is None else truth[rows].to(device()))
 
 
 def _error(values: torch.Tensor, text_of: torch.Tensor) -> float:

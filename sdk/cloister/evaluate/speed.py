@@ -19,7 +19,7 @@ from cloister.bundle import Bundle
 from cloister.runtime.program import load, runs_here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cloister.manifest import Manifest, ProgramEntry
@@ -49,11 +49,14 @@ def read_bytes(manifest: Manifest, entry: ProgramEntry, position: int) -> int:
     return entry.weight_bytes - embedding + position * shape.kv_bytes_per_token()
 
 
-def measure(path: str | Path) -> dict[str, object]:
+def measure(
+    path: str | Path, *, prefills: Sequence[int] = PREFILLS, positions: Sequence[int] = POSITIONS,
+    steps: int = STEPS,
+) -> dict[str, object]:
     """Measure load time, memory, prefill and decode speed of the bundle in `path`.
 
-    Decode speed at a position is the median of 16 steps after filling the cache that far; prefill
-    the median of 3. Memory is read after all of them.
+    Decode speed at a position is the median of `steps` steps after filling the cache that far;
+    prefill, of so many tokens each, the median of 3. Memory is read after all of them.
     """
     bundle = Bundle.open(path)
     manifest, entry = bundle.manifest, bundle.program(runs_here)
@@ -65,18 +68,18 @@ def measure(path: str | Path) -> dict[str, object]:
         str(length): length / statistics.median(
             _timed(partial(_feed, program, manifest, 0, length)) for _ in range(3)
         )
-        for length in PREFILLS if length <= manifest.context
+        for length in prefills if length <= manifest.context
     }
     limit, decode, fraction = bandwidth(), {}, {}
     filled = 0
-    for position in POSITIONS:
-        if position + STEPS > manifest.context:
+    for position in positions:
+        if position + steps > manifest.context:
             continue
         _feed(program, manifest, filled, position)
         filled = position
         step_s = statistics.median(
             _timed(partial(_feed, program, manifest, position + step, position + step + 1))
-            for step in range(STEPS)
+            for step in range(steps)
         )
         decode[str(position)] = 1 / step_s
         fraction[str(position)] = read_bytes(manifest, entry, position) / step_s / limit

@@ -13,6 +13,7 @@ from cloister import family
 from cloister.bundle import Bundle
 from cloister.errors import SettingError
 from cloister.model.checkpoint import Checkpoint
+from cloister.model.device import device
 from cloister.model.generate import generate as generate_eagerly
 from cloister.runtime.chat import Sampling
 from cloister.runtime.engine import Engine
@@ -58,7 +59,7 @@ class CheckpointSubject:
         self.eos, self.context = metadata.eos, metadata.config.shape.context
         self.vocabulary = metadata.config.shape.vocab_size
         self._batch_bytes = batch_bytes
-        self._decoder = checkpoint.load()
+        self._decoder = checkpoint.load().to(device())
 
     @torch.no_grad()
     def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
@@ -80,7 +81,8 @@ class CheckpointSubject:
             dtype=torch.int64)
         for row, (prompt, answer) in zip(tokens_BT, group, strict=True):
             row[:len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        logits_BTV = self._decoder(tokens_BT).float()  # what follows a row changes nothing in it
+        # What follows a row changes nothing in it.
+        logits_BTV = self._decoder(tokens_BT.to(device())).float().cpu()
         for rows, (prompt, answer) in zip(logits_BTV, group, strict=True):
             yield rows[len(prompt) - 1:len(prompt) + len(answer) - 1]
 

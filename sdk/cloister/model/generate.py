@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.tiers import Shape
 
-__all__ = ["generate"]
+__all__ = ["generate", "width"]
 
-BATCH = 256  # most prompts at a time
+BATCH = 256  # most prompts at a time on a processor
 SPREAD = 64  # most tokens by which they differ in length
 BATCH_BYTES = 1 << 30  # of their logits, and of their keys and values
+
+
+def width(device: torch.device) -> int:
+    """Return how many times as many sequences as on a processor go together on `device`."""
+    return 16 if device.type == "cuda" else 1
 
 
 @torch.no_grad()  # not inference mode, whose tensors no later training could use
@@ -38,7 +43,7 @@ def generate(
     """
     answers: list[list[int]] = [[] for _ in prompts]
     context, device = decoder.config.shape.context, decoder.cos.device
-    for group in _alike(prompts, decoder.config.shape, limit):
+    for group in _alike(prompts, decoder.config.shape, limit, device):
         going, cache = list(group), KVCache(decoder.config)
         at = len(prompts[going[0]])  # positions that are read
         tokens_BT = torch.tensor([prompts[index][:at] for index in going], device=device)
@@ -67,9 +72,14 @@ def generate(
     return answers
 
 
-def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[list[int]]:
+def _alike(
+    prompts: Sequence[list[int]], shape: Shape, limit: int, device: torch.device
+) -> Iterator[list[int]]:
     """Yield numbers of prompts that go together, shortest first, but none that fill the context."""
     group: list[int] = []
+    most, room = BATCH * width(device), BATCH_BYTES
+    if device.type == "cuda":  # the cache doubles, and is copied meanwhile
+        room = torch.cuda.mem_get_info(device)[0] // 4
     for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
         length = len(prompts[index])
         if length >= shape.context or limit < 1:
@@ -77,7 +87,7 @@ def _alike(prompts: Sequence[list[int]], shape: Shape, limit: int) -> Iterator[l
         positions = min(length + limit, shape.context)
         row_bytes = shape.vocab_size * 4 + positions * shape.kv_bytes_per_token()
         if group and (
-            len(group) == BATCH or (len(group) + 1) * row_bytes > BATCH_BYTES
+            len(group) == most or (len(group) + 1) * row_bytes > room
             or length - len(prompts[group[0]]) > SPREAD
         ):
             yield group

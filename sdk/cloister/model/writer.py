@@ -86,7 +86,7 @@ class CheckpointWriter:
         for file, names in self._files.items():
             if names[0] == name:
                 self._begin(file, names)
-        data = tensor.detach().to(dtype).contiguous().flatten()
+        data = tensor.detach().to("cpu", dtype).contiguous().flatten()
         assert self._file is not None
         self._file.write(data.view(torch.uint8).numpy().data)
 

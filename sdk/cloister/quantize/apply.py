@@ -14,6 +14,8 @@ from cloister.distill.parallel import Parallel, read_plain
 from cloister.distill.run import check_source, run_folder
 from cloister.distill.state import make_folder
 from cloister.model.checkpoint import Checkpoint, expected_tensors, plan
+from cloister.model.device import device
+from cloister.model.generate import width
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Coverage", "QuantizeReport", "quantize"]
 
-MOST = 512  # texts of its own that a model is trained on, each several times where that is too few
+# Texts of its own that a model is trained on at a processor, each several times where that is too
+# few.
+MOST = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +203,7 @@ def _pairs(
         return encoded.pairs, check_lengths([encoded], settings.tolerate)
     count = (settings.schedule.steps or 0) * settings.schedule.tokens // LENGTH
     texts = calibration_texts(
-        source, SELF, count=min(max(count, COUNT), MOST), progress=progress)
+        source, SELF, count=min(max(count, COUNT), MOST * width(device())), progress=progress)
     return [(ids[:1], ids[1:]) for ids in texts], ()
 
 

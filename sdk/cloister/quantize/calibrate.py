@@ -25,6 +25,7 @@ from torch.nn import functional
 from cloister.distill.parallel import read_plain
 from cloister.model.cache import KVCache
 from cloister.model.checkpoint import expected_tensors
+from cloister.model.device import device
 from cloister.model.transformer import Block, Decoder
 from cloister.progress import silent
 from cloister.quantize.columns import Moments, damped, improve, round_columns, search_scales
@@ -46,6 +47,7 @@ __all__ = ["Calibration", "Inputs", "LayerError"]
 
 LARGEST = 4.0  # square of a row of inputs, against the median
 DRIFT_DAMPING = 0.05  # of the mean of the moments' diagonal, added to it where weights are moved
+ROWS = 1024  # at a time where that keeps them in the processor's cache
 SMOOTHING = 0.3  # exponent of the activations' range, against 0.7 of the weights'
 # The inputs that matrices share, in the order in which a layer reads them.
 _STAGES = (
@@ -69,12 +71,13 @@ class Calibration:
         """Calibrate on `texts`, ids; they are cut to the length of the shortest."""
         self._config, self._recipe = untied(source.metadata.config), recipe
         length = min(map(len, texts))
-        self._tokens_BT = torch.tensor([list(ids[:length]) for ids in texts])
+        self._tokens_BT = torch.tensor([list(ids[:length]) for ids in texts], device=device())
 
         def plain(name: str) -> torch.Tensor:
-            return read_plain(source, name).float()
+            return read_plain(source, name).to(device(), torch.float32)
 
-        self._read = Rotation(self._config, plain) if can_rotate(self._config) else plain
+        self._read = Rotation(
+            self._config, plain, device=device()) if can_rotate(self._config) else plain
         with torch.device("meta"):
             self._tables = Decoder(self._config)  # of which only the rotary ones are used
         self.errors: list[LayerError] = []
@@ -109,23 +112,13 @@ class Calibration:
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         """Round a layer; return its tensors and both paths' outputs."""
         block, done, prefix = self._block(number), dict[str, torch.Tensor](), f"layers.{number}."
-        inputs: dict[str, torch.Tensor] = {}
-
-        def notes(stage: str) -> Hook:
-            return lambda _, given: inputs.update({stage: given[0].flatten(0, -2)})
-
-        hooks = [
-            block.get_submodule(stage).register_forward_pre_hook(notes(stage))
-            for stage, _ in _STAGES
-        ]
-        out_BTD = self._run(block, number, exact_BTD)
-        for hook in hooks:
-            hook.remove()
+        out_BTD, inputs = self._exact(block, number, exact_BTD)
         _smooth(block, inputs)
 
         def rounds(stage: str, names: Sequence[str]) -> Hook:
             def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
-                read_MK = fake_quantize_rows(given[0].flatten(0, -2))
+                read_MK = torch.cat([
+                    fake_quantize_rows(part) for part in given[0].flatten(0, -2).split(ROWS)])
                 reads = Inputs(read_MK, inputs.pop(stage))
                 for name in names:
                     module = block.get_submodule(name)
@@ -148,6 +141,23 @@ class Calibration:
                 done[prefix + name] = parameter.data
         return done, out_BTD, got_BTD
 
+    def _exact(
+        self, block: Block, number: int, x_BTD: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return what a layer that is not rounded gives, and what each stage of it reads."""
+        parts: dict[str, list[torch.Tensor]] = {stage: [] for stage, _ in _STAGES}
+
+        def notes(stage: str) -> Hook:
+            return lambda _, given: parts[stage].append(given[0].flatten(0, -2))
+
+        hooks = [
+            block.get_submodule(stage).register_forward_pre_hook(notes(stage)) for stage in parts]
+        texts = max(1, ROWS // x_BTD.shape[1])
+        out_BTD = torch.cat([self._run(block, number, some) for some in x_BTD.split(texts)])
+        for hook in hooks:
+            hook.remove()
+        return out_BTD, {stage: torch.cat(parts.pop(stage)) for stage in list(parts)}
+
     def _block(self, number: int) -> Block:
         with torch.device("meta"):
             block = Block(self._config, number)
@@ -157,8 +167,8 @@ class Calibration:
         return block.eval().requires_grad_(False)
 
     def _run(self, block: Block, number: int, x_BTD: torch.Tensor) -> torch.Tensor:
-        cos_sin = self._tables.cos_sin(number, 0, x_BTD.shape[1])
-        out_BTD: torch.Tensor = block(x_BTD, cos_sin, KVCache(self._config))
+        cos, sin = (each.to(x_BTD) for each in self._tables.cos_sin(number, 0, x_BTD.shape[1]))
+        out_BTD: torch.Tensor = block(x_BTD, (cos, sin), KVCache(self._config))
         return out_BTD
 
 
@@ -171,13 +181,19 @@ class Inputs(Moments):
         A model's first token may be a thousand times as large as all others (attention sinks,
         arXiv 2309.17453), and would leave no weight to them.
         """
-        square_M = rounded_MK.square().sum(-1).clamp(min=LEAST_SCALE)
-        weight_M1 = (LARGEST * square_M.median() / square_M).clamp(max=1).sqrt()[:, None]
-        rounded_MK, exact_MK = rounded_MK * weight_M1, exact_MK * weight_M1
-        moments_KK = rounded_MK.T @ rounded_MK
+        size_M1 = torch.linalg.vector_norm(rounded_MK, dim=1, keepdim=True).clamp(min=LEAST_SCALE)
+        weight_M1 = (LARGEST**0.5 * size_M1.median() / size_M1).clamp(max=1)
+        moments_KK = rounded_MK.new_zeros(2 * (rounded_MK.shape[1],))
+        self._drift_KK = torch.zeros_like(moments_KK)
+        for rounded, exact, weight in zip(
+            rounded_MK.split(ROWS), exact_MK.split(ROWS), weight_M1.split(ROWS), strict=True
+        ):
+            read, drift = rounded * weight, (exact - rounded) * weight
+            moments_KK.addmm_(read.T, read)
+            self._drift_KK.addmm_(drift.T, read)
         super().__init__(moments_KK)
-        self._drift_KK = (exact_MK - rounded_MK).T @ rounded_MK
-        self._damped_factor_KK = torch.linalg.cholesky(damped(moments_KK, DRIFT_DAMPING))
+        self._damped_factor_KK = torch.linalg.cholesky(
+            damped(moments_KK, DRIFT_DAMPING).double())
 
     def moved(self, weight_NK: torch.Tensor) -> torch.Tensor:
         """Return the weights whose outputs for the drifted inputs are nearest the exact ones."""

@@ -22,7 +22,7 @@ from cloister_kernels.reference import LEAST_SCALE
 __all__ = ["Moments", "damped", "improve", "round_columns", "search_scales"]
 
 DAMPING = 0.01  # of the mean of the moments' diagonal, added to it
-TURNS = 3  # of scales and integers
+TURNS = 2  # of scales and integers; the second lowers a layer's error by 1.3 %, a third by 0.4
 _FACTORS = [0.5 + 0.025 * step for step in range(29)]  # of the scale by the largest entry
 _COLUMNS = 96  # rounded between two updates of all columns to come
 _ROWS = 512  # whose scales are fitted at a time, for memory
@@ -33,23 +33,23 @@ class Moments:
 
     def __init__(self, moments_KK: torch.Tensor) -> None:
         """Take in the sums; a constant factor changes nothing."""
-        damped_KK = damped(moments_KK, DAMPING)
-        self.moments_KK = damped_KK.float()
+        self.moments_KK = damped(moments_KK, DAMPING)
         # What is read most is rounded first, while there are others to make up for it.
-        self.order_K = damped_KK.diagonal().argsort(descending=True)
+        self.order_K = self.moments_KK.diagonal().argsort(descending=True)
         # The upper factor of the inverse is the inverse of the upper factor, found from behind.
         behind_K = self.order_K.flip(0)
-        upper_KK = torch.linalg.cholesky(damped_KK[behind_K][:, behind_K]).flip(0, 1)
+        behind_KK = self.moments_KK[behind_K[:, None], behind_K]
+        upper_KK = torch.linalg.cholesky(behind_KK.double()).flip(0, 1)
         self.factor_KK = torch.linalg.solve_triangular(
-            upper_KK, torch.eye(len(upper_KK), dtype=upper_KK.dtype), upper=True).float()
+            upper_KK, torch.eye(len(upper_KK)).to(upper_KK), upper=True).float()
         # What an error of one column costs after the columns behind it have made up for it.
-        self.cost_K = torch.empty(len(moments_KK))
+        self.cost_K = self.factor_KK.new_empty(len(moments_KK))
         self.cost_K[self.order_K] = self.factor_KK.diagonal() ** -2
 
 
 def damped(moments_KK: torch.Tensor, share: float) -> torch.Tensor:
-    """Return moments with a `share` of their diagonal's mean added to it, float64[K, K]."""
-    damped_KK = moments_KK.double()
+    """Return moments with a `share` of their diagonal's mean added to it, float32[K, K]."""
+    damped_KK = moments_KK.clone()
     diagonal = damped_KK.diagonal()
     diagonal += share * diagonal.mean().clamp(min=LEAST_SCALE)
     return damped_KK

@@ -59,21 +59,23 @@ class Rotation:
     """
 
     def __init__(
-        self, config: ModelConfig, read: Callable[[str], torch.Tensor], *, seed: int = 0
+        self, config: ModelConfig, read: Callable[[str], torch.Tensor], *, seed: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        """Rotate what `read` gives by name, an untied float32 model."""
+        """Rotate what `read` gives by name, an untied float32 model on `device`."""
         if not can_rotate(config):
             raise QuantizationError("A model with norms behind its layers cannot be rotated.")
         shape, rng = config.shape, torch.Generator().manual_seed(seed)
         self._config, self._read = config, read
-        self._hidden_DD = orthogonal(shape.hidden_size, rng)
-        self._heads_KK = [orthogonal(shape.head_size, rng) for _ in range(shape.layers)]
+        self._hidden_DD = orthogonal(shape.hidden_size, rng).to(device)
+        self._heads_KK = [orthogonal(shape.head_size, rng).to(device) for _ in range(shape.layers)]
 
     def __call__(self, name: str) -> torch.Tensor:
         """Return the rotated tensor called `name`, float32."""
         if name.endswith("norm.weight") and not name.endswith(("q_norm.weight", "k_norm.weight")):
-            gain = torch.zeros if self._config.norm_offset else torch.ones
-            return gain(self._config.shape.hidden_size)
+            size = self._config.shape.hidden_size
+            return self._hidden_DD.new_full(
+                (size,), 1.0 - self._config.norm_offset, dtype=torch.float32)
         value = self._read(name).float().double()
         owner, _, kind = name.rpartition(".")
         if owner == "embed":

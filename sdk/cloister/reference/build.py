@@ -31,7 +31,7 @@ from cloister import pipeline
 from cloister.bundle import Bundle, rewrite_receipt
 from cloister.distill.loop import train
 from cloister.distill.losses import Objective
-from cloister.distill.parallel import Parallel, Sharded, multiplies_bfloat16
+from cloister.distill.parallel import Parallel, Sharded
 from cloister.distill.run import Tensors, pruned, write, write_start
 from cloister.distill.schedule import Schedule, TrainSettings
 from cloister.errors import CloisterError, SettingError
@@ -39,6 +39,7 @@ from cloister.evaluate.report import evaluate
 from cloister.evaluate.subject import BundleSubject, CheckpointSubject
 from cloister.model.checkpoint import Checkpoint, Metadata
 from cloister.model.config import ModelConfig
+from cloister.model.device import device, multiplies_bfloat16
 from cloister.model.transformer import initial_weights
 from cloister.pairs import pairs
 from cloister.progress import silent
@@ -268,11 +269,9 @@ class _Builder:
 
 def _device() -> str:
     """Return the names of the device and of the number type that trained."""
-    cuda = torch.cuda.is_available()
-    dtype = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if cuda else "cpu")) else (
-        "float32")
+    dtype = "bfloat16" if multiplies_bfloat16(device()) else "float32"
     threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name() if cuda else (
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else (
         f"{threads} processor core{'s' * (threads > 1)}")
     return f"{name}, {dtype}"
 
