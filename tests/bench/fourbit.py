@@ -25,13 +25,17 @@ from typing import TYPE_CHECKING
 import gguf
 import torch
 from torch import nn
+from torch.nn import functional
 
 from cloister import Checkpoint, QatSettings, Schedule, display, import_model, quantize
+from cloister.distill.examples import SELF
 from cloister.distill.run import run_folder
 from cloister.evaluate.divergence import compare
 from cloister.export.check import conversations
 from cloister.model.device import device
 from cloister.model.recipe import DEFAULT_RECIPE, Recipe
+from cloister.quantize.calibrate import Calibration, smooth
+from cloister.quantize.texts import calibration_texts
 from cloister.tokenizer import Tokenizer
 from cloister_kernels.reference import fake_quantize_rows
 
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloister.model.transformer import Decoder
+    from cloister.progress import Progress
 
     Texts = list[list[int]]
 
@@ -61,6 +66,7 @@ def main() -> None:
         source = _made(given.out / "plain", lambda out: import_model(given.model, out))
         ways: dict[str, tuple[Checkpoint, Callable[[Decoder], None]]] = {
             "8-bit activations alone": (source, _activations),
+            "8-bit activations alone, rotated and smoothed": (source, _turned(source, progress)),
             "Q4_0's weights": (source, _q4_0),
         }
         seconds = {}
@@ -145,6 +151,25 @@ def _activations(decoder: Decoder) -> None:
     for module in decoder.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(lambda _, given: (fake_quantize_rows(given[0]),))
+
+
+def _turned(source: Checkpoint, progress: Progress) -> Callable[[Decoder], None]:
+    """Round activations alone as well, of the weights that calibration would round."""
+    def change(decoder: Decoder) -> None:
+        texts = calibration_texts(source, SELF, count=32, progress=progress)
+        calibration = Calibration(source, Recipe.parse(DEFAULT_RECIPE), texts)
+        decoder.head.weight = nn.Parameter(calibration.read("head.weight"))
+        decoder.embed.weight = nn.Parameter(calibration.read("embed.weight"))
+        decoder.norm.weight.data = calibration.read("norm.weight")
+        x_BTD = functional.embedding(torch.tensor(texts, device=device()), decoder.embed.weight)
+        for number, layer in enumerate(decoder.layers):
+            block = calibration.block(number)
+            x_BTD, inputs = calibration.exact(block, number, x_BTD)
+            smooth(block, inputs)
+            layer.load_state_dict(block.state_dict())
+        _activations(decoder)
+
+    return torch.no_grad()(change)
 
 
 def _q4_0(decoder: Decoder) -> None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], torch.Tensor | None]
 
-__all__ = ["Calibration", "Inputs", "LayerError"]
+__all__ = ["Calibration", "Inputs", "LayerError", "smooth"]
 
 LARGEST = 4.0  # square of a row of inputs, against the median
 DRIFT_DAMPING = 0.05  # of the mean of the moments' diagonal, added to it where weights are moved
@@ -76,8 +76,8 @@ class Calibration:
         def plain(name: str) -> torch.Tensor:
             return read_plain(source, name).to(device(), torch.float32)
 
-        self._read = Rotation(
-            self._config, plain, device=device()) if can_rotate(self._config) else plain
+        rotates = can_rotate(self._config)
+        self.read = Rotation(self._config, plain, device=device()) if rotates else plain
         with torch.device("meta"):
             self._tables = Decoder(self._config)  # of which only the rotary ones are used
         self.errors: list[LayerError] = []
@@ -88,7 +88,7 @@ class Calibration:
         layers = self._config.shape.layers
         for name in expected_tensors(self._config):
             if not name.startswith("layers."):
-                weight = self._read(name)
+                weight = self.read(name)
                 stored = dict(stored_tensors(name, weight, self._recipe.scheme_of(name)))
                 yield from stored.items()
                 if name == "embed.weight":
@@ -111,9 +111,9 @@ class Calibration:
         self, number: int, exact_BTD: torch.Tensor, rounded_BTD: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         """Round a layer; return its tensors and both paths' outputs."""
-        block, done, prefix = self._block(number), dict[str, torch.Tensor](), f"layers.{number}."
-        out_BTD, inputs = self._exact(block, number, exact_BTD)
-        _smooth(block, inputs)
+        block, done, prefix = self.block(number), dict[str, torch.Tensor](), f"layers.{number}."
+        out_BTD, inputs = self.exact(block, number, exact_BTD)
+        smooth(block, inputs)
 
         def rounds(stage: str, names: Sequence[str]) -> Hook:
             def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -141,7 +141,7 @@ class Calibration:
                 done[prefix + name] = parameter.data
         return done, out_BTD, got_BTD
 
-    def _exact(
+    def exact(
         self, block: Block, number: int, x_BTD: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return what a layer that is not rounded gives, and what each stage of it reads."""
@@ -158,11 +158,12 @@ class Calibration:
             hook.remove()
         return out_BTD, {stage: torch.cat(parts.pop(stage)) for stage in list(parts)}
 
-    def _block(self, number: int) -> Block:
+    def block(self, number: int) -> Block:
+        """Return a layer with its weights, rotated."""
         with torch.device("meta"):
             block = Block(self._config, number)
         block.load_state_dict(
-            {name: self._read(f"layers.{number}.{name}") for name in block.state_dict()},
+            {name: self.read(f"layers.{number}.{name}") for name in block.state_dict()},
             assign=True)
         return block.eval().requires_grad_(False)
 
@@ -216,7 +217,7 @@ def _rounded(
     return q_NK.to(torch.int8).contiguous(), scale_NC
 
 
-def _smooth(block: Block, inputs: dict[str, torch.Tensor]) -> None:
+def smooth(block: Block, inputs: dict[str, torch.Tensor]) -> None:
     """Give the feed-forward layer's channels a scale between its two matrices, and a better order.
 
     Those whose weights are about as large stand side by side, since a group shares a scale.
