@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from cloister.model.transformer import Decoder
-    from cloister.tiers import Shape
 
 __all__ = ["generate", "width"]
 
@@ -43,7 +42,7 @@ def generate(
     """
     answers: list[list[int]] = [[] for _ in prompts]
     context, device = decoder.config.shape.context, decoder.cos.device
-    for group in _alike(prompts, decoder.config.shape, limit, device):
+    for group in _alike(prompts, decoder, limit):
         going, cache = list(group), KVCache(decoder.config)
         at = len(prompts[going[0]])  # positions that are read
         tokens_BT = torch.tensor([prompts[index][:at] for index in going], device=device)
@@ -73,10 +72,12 @@ def generate(
 
 
 def _alike(
-    prompts: Sequence[list[int]], shape: Shape, limit: int, device: torch.device
+    prompts: Sequence[list[int]], decoder: Decoder, limit: int
 ) -> Iterator[list[int]]:
     """Yield numbers of prompts that go together, shortest first, but none that fill the context."""
     group: list[int] = []
+    shape, device = decoder.config.shape, decoder.cos.device
+    kv_bytes = shape.kv_bytes_per_token(bytes_per_value=decoder.cos.element_size())
     most, room = BATCH * width(device), BATCH_BYTES
     if device.type == "cuda":  # the cache doubles, and is copied meanwhile
         room = torch.cuda.mem_get_info(device)[0] // 4
@@ -85,7 +86,7 @@ def _alike(
         if length >= shape.context or limit < 1:
             continue
         positions = min(length + limit, shape.context)
-        row_bytes = shape.vocab_size * 4 + positions * shape.kv_bytes_per_token()
+        row_bytes = shape.vocab_size * 4 + positions * kv_bytes
         if group and (
             len(group) == most or (len(group) + 1) * row_bytes > room
             or length - len(prompts[group[0]]) > SPREAD
