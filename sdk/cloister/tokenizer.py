@@ -286,7 +286,8 @@ class Tokenizer:
             except TokenizerError:
                 continue
             around |= dict.fromkeys(re.findall(_any_of(self._added.values()), written))
-        return _any_of(token for token in around if len(token) > 1)
+        # Runs of white space (Gemma has tokens for them) are text, which templates trim.
+        return _any_of(token for token in around if len(token) > 1 and not token.isspace())
 
     @cached_property
     def _controls(self) -> str:

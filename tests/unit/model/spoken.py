@@ -193,6 +193,14 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     + _ANSWER.replace("ANSWER", "'<start_of_turn>model\n'")
 )
+GEMMA_3 = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = messages[0]['content'] + '\n\n' %}{% set turns = messages[1:] %}"
+    "{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}{% for m in turns %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' "
+    "+ (first if loop.first else '') }}{{ m['content'] | trim }}{{ '<end_of_turn>\n' }}{% endfor %}"
+    + _ANSWER.replace("ANSWER", "'<start_of_turn>model\n'")
+)
 PHI_3 = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}"
@@ -259,6 +267,9 @@ STYLES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gemma": (lambda: beginning(gemma(special("<bos>", "<eos>", "<start_of_turn>",
                                               "<end_of_turn>")), "<bos>"), GEMMA,
               _named("<bos>", "<eos>")),
+    "gemma-3": (lambda: beginning(gemma(special("<bos>", "<eos>", "<start_of_turn>",
+                                                "<end_of_turn>")), "<bos>"), GEMMA_3,
+                _named("<bos>", "<eos>")),
     "deepseek": (lambda: byte_level(special(*_DEEP) + _THINK), DEEPSEEK, _named(*_DEEP[:2])),
     "unigram": (lambda: unigram(special(*_SENTENCE)), ZEPHYR, _named(*_SENTENCE)),
     "flags": (flagged, CHATML, _named(None, "<|im_end|>")),
