@@ -12,7 +12,7 @@ the file mapping one tensor at a time, and written one at a time (`writer`); pic
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -94,8 +94,9 @@ class Metadata:
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a plain decoder of `config`, by name, in order."""
+    short = replace(config.shape, context=1)  # a rotary table of a million positions takes 2 GB
     with torch.device("meta"):
-        decoder = Decoder(config)
+        decoder = Decoder(replace(config, shape=short))
     shapes = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     if config.shape.tied:
         del shapes["head.weight"]

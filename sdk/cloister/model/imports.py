@@ -94,8 +94,7 @@ def check(source: Path) -> ModelConfig:
     As far as headers and configuration tell.
     """
     model = _read(source, None, ())
-    if model.config.shape.tied:
-        model.stored.pop("head.weight", None)
+    _shared(model)
     _planned(model)
     return model.config
 
@@ -147,13 +146,23 @@ def _origin(
 
 def _check_tied(model: _Model) -> None:
     """Raise TensorMismatch unless both copies of a shared matrix are equal; drop the second."""
-    if model.config.shape.tied and "head.weight" in model.stored:
-        head = model.stored.pop("head.weight")
-        if not torch.equal(model.stored["embed.weight"].read(), head.read()):
-            raise TensorMismatch(
-                f"{model.name} says that embedding and head are one matrix, and they differ; set "
-                "tie_word_embeddings to false in its config.json if they should."
-            )
+    head = _shared(model)
+    if head is not None and not torch.equal(model.stored["embed.weight"].read(), head.read()):
+        raise TensorMismatch(
+            f"{model.name} says that embedding and head are one matrix, and they differ; set "
+            "tie_word_embeddings to false in its config.json if they should."
+        )
+
+
+def _shared(model: _Model) -> Stored | None:
+    """Return the second copy of a shared matrix, if there is one, and drop it.
+
+    Of the two names safetensors keeps the head's alone where it stores the matrix once.
+    """
+    if not model.config.shape.tied or "head.weight" not in model.stored:
+        return None
+    head = model.stored.pop("head.weight")
+    return None if model.stored.setdefault("embed.weight", head) is head else head
 
 
 def _planned(model: _Model) -> Plan:
@@ -162,7 +171,12 @@ def _planned(model: _Model) -> Plan:
     Raises:
         TensorMismatch: they are not those of the configuration.
     """
-    stored, source = model.stored, model.name
+    stored, source, layers = model.stored, model.name, model.config.shape.layers
+    if layers > len(stored):  # before a name is made for every tensor of every layer
+        raise TensorMismatch(
+            f"{source} has {len(stored)} tensors, and its configuration says {layers} layers; copy "
+            "it again."
+        )
     wanted = expected_tensors(model.config)
     for tensor in sorted(set(stored) - set(wanted)):
         raise TensorMismatch(
@@ -174,10 +188,15 @@ def _planned(model: _Model) -> Plan:
         each = stored.get(tensor)
         if each is None:
             raise TensorMismatch(f"{source} lacks the weights for {tensor}; copy it again.")
-        if each.shape != shape or each.dtype is None:
+        if each.dtype is None:
+            raise TensorMismatch(
+                f"Tensor {each.key} of {source} is of type {each.kind}, and Cloister reads F32, "
+                "F16 and BF16; save the model in one of these, or take one that is not quantized."
+            )
+        if each.shape != shape:
             raise TensorMismatch(
                 f"Tensor {each.key} of {source} is {each.kind}{list(each.shape)}, and its "
-                f"configuration says {list(shape)} of F32, F16 or BF16; copy it again."
+                f"configuration says {list(shape)}; copy it again."
             )
         plan[tensor] = each.dtype, shape
     return plan

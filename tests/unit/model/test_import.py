@@ -23,7 +23,7 @@ from cloister.errors import (
 )
 from cloister.model.checkpoint import Checkpoint, expected_tensors
 from cloister.model.huggingface import read_config
-from cloister.model.imports import import_model
+from cloister.model.imports import check, import_model
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 50,
@@ -143,6 +143,8 @@ def test_both_spellings_of_rotary_scaling_are_one(tmp_path: Path) -> None:
     (lambda t: t.update({"model.layers.2.input_layernorm.weight": torch.ones(32)}), r"layers\.2"),
     (lambda t: t.update({"model.norm.weight": torch.ones(31)}), r"norm"),
     (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int64)}), r"I64"),
+    (lambda t: t.update({"model.norm.weight": torch.ones(32).to(torch.float8_e4m3fn)}),
+     r"F8_E4M3, and Cloister reads F32"),
 ])
 def test_a_tensor_that_is_missing_extra_or_odd_is_refused_by_name(
     source: Path, tmp_path: Path, edit: Any, match: str
@@ -168,6 +170,23 @@ def test_a_shared_matrix_may_be_stored_twice_if_it_is_the_same(tmp_path: Path) -
         import_model(source, tmp_path / "out")
     change(source, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     assert import_model(source, tmp_path / "out").metadata.config.shape.tied
+
+
+def test_a_shared_matrix_may_be_stored_under_the_name_of_the_head_alone(tmp_path: Path) -> None:
+    source = write(tmp_path / "hub", tie_word_embeddings=True)
+    embedding = "model.embed_tokens.weight"
+    value = load_file(source / "model.safetensors")[embedding]
+    change(source, lambda t: (t.pop(embedding), t.update({"lm_head.weight": value})))
+    check(source)
+    assert torch.equal(import_model(source, tmp_path / "out").tensor("embed.weight"), value)
+
+
+def test_a_number_of_layers_that_no_file_holds_is_refused_at_once(tmp_path: Path) -> None:
+    source = write(tmp_path / "hub")
+    record = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**record, "num_hidden_layers": 2**24}))
+    with pytest.raises(TensorMismatch, match="16777216 layers"):
+        import_model(source, tmp_path / "out")
 
 
 def test_pickled_weights_are_never_read(source: Path, tmp_path: Path) -> None:
