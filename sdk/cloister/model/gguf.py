@@ -223,7 +223,7 @@ def _llama3(file: Header, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored(file: Header) -> dict[str, Stored]:
-    """Return the tensors by our names; one that we do not know keeps its own."""
+    """Return the tensors by our names; one that we do not know is marked as such."""
     name = architecture(file)
     offset, result = name.startswith("gemma"), {}
     for key, tensor in file.tensors.items():
@@ -243,10 +243,10 @@ def stored(file: Header) -> dict[str, Stored]:
 
 
 def _ours(key: str) -> str:
-    match = re.fullmatch(r"(?:blk\.(\d{1,5})\.)?(\w+)\.(weight|bias)", key)
+    match = re.fullmatch(r"(?:blk\.(0|[1-9]\d{0,4})\.)?(\w+)\.(weight|bias)", key)
     names = _TOP if match is None or match[1] is None else _TENSORS
     if match is None or match[2] not in names:
-        return key
+        return f"{key} (unknown)"  # no name of ours, which it might be
     layer = "" if match[1] is None else f"layers.{int(match[1])}."
     return f"{layer}{names[match[2]]}.{match[3]}"
 
@@ -280,7 +280,7 @@ def _values(tensor: Tensor, change: _Change | None) -> torch.Tensor:
             values = torch.from_numpy(np.array(raw)).view(_PLAIN[kind])
         else:
             values = torch.from_numpy(_dequantized(raw, tensor))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         raise CheckpointError(
             f"File {tensor.path.name} cannot be read any more; import it again."
         ) from None

@@ -10,6 +10,7 @@ by name) and the tokenizer.json files of the models that the names stand for.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import (
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "read"]
 
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # types of tokens
+_UNDEFINED, _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 0, 1, 2, 3, 4, 6  # types of tokens
+_MARKER = re.compile(r"<([|\uff5c])\S+\1>")
+_ENDS = ("eos", "eot", "eom")
+_NAMED = ("bos", "unknown", "padding", "seperator", "cls", "mask", *_ENDS)
 _SPACE = "\u2581"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CASED = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -102,19 +106,18 @@ def read(file: Header) -> Tokens:
             f"The vocabulary of {file.path.name} cannot be used; convert the model again."
         ) from error
     template = file.metadata.get("tokenizer.chat_template")
-    ids = {name: vocabulary.id_of(name) for name in (
-        "bos", "eos", "unknown", "padding", "seperator", "cls", "mask", "eot", "eom")}
+    ids = {name: vocabulary.id_of(name) for name in _NAMED}
     spelled = {"unknown": "unk", "padding": "pad", "seperator": "sep"}  # llama.cpp's spelling
     return Tokens(
         tokenizer=tokenizer.to_str(),
         template=template if isinstance(template, str) else None,
         special_tokens={
             f"{spelled.get(name, name)}_token": vocabulary.tokens[id_]
-            for name, id_ in ids.items() if id_ is not None and name not in ("eot", "eom")
+            for name, id_ in ids.items() if id_ is not None and name not in _ENDS[1:]
         },
         bos=ids["bos"],
         eos=tuple(dict.fromkeys(
-            id_ for name in ("eos", "eot", "eom") if (id_ := ids[name]) is not None)),
+            id_ for name in _ENDS if (id_ := ids[name]) is not None)),
     )
 
 
@@ -198,11 +201,21 @@ class _Vocabulary:
         return [(self.tokens[left], self.tokens[right]) for _, left, right in sorted(found)]
 
     def add_tokens(self, tokenizer: Tokenizer) -> None:
-        """Add the tokens that are found whole in a text, and those around every text."""
+        """Add the tokens that are found whole in a text, and those around every text.
+
+        Some converters say of control tokens that they are words, or say nothing; llama.cpp
+        overrides it, too. What ends an answer or is spelled as a marker is no word.
+        """
+        ends = {self.id_of(name) for name in _ENDS}
+        types = [
+            _CONTROL if kind in (_UNDEFINED, _NORMAL) and (
+                _MARKER.fullmatch(token) or (id_ in ends and token.startswith(("<", "["))))
+            else kind for id_, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True))
+        ]
         for kind, special in ((_CONTROL, True), (_UNKNOWN, True), (_USER_DEFINED, False)):
             added = [
                 AddedToken(token, normalized=False, special=special)
-                for token, each in zip(self.tokens, self.types, strict=True)
+                for token, each in zip(self.tokens, types, strict=True)
                 if each == kind and token.strip(_SPACE)
             ]
             (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)

@@ -361,7 +361,7 @@ def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
 
 
 def stored(where: Mapping[str, Path], *, gemma: bool) -> dict[str, Stored]:
-    """Return the tensors in the files `where` by our names; one that we do not know keeps its own.
+    """Return the tensors in the files `where` by our names; one that we do not know is marked.
 
     Gemma's norms have other places than those of the same names in other layouts.
     """
@@ -403,11 +403,11 @@ _TOP = {
 
 
 def _rename(key: str, *, gemma: bool) -> str:
-    """Return our name of a tensor, or its own where we have none."""
+    """Return our name of a tensor, or its own, marked, where we have none."""
     if key in _TOP:
         return _TOP[key]
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
     names = _GEMMA_NAMES if gemma else _NAMES
     if match is None or match[2] not in names:
-        return key
+        return f"{key} (unknown)"  # no name of ours, which it might be
     return f"layers.{match[1]}.{names[match[2]]}.{match[3]}"

@@ -94,6 +94,8 @@ def check(source: Path) -> ModelConfig:
     As far as headers and configuration tell.
     """
     model = _read(source, None, ())
+    if source.is_dir():
+        spoken.check_there(source)
     _shared(model)
     _planned(model)
     return model.config

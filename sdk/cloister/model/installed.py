@@ -8,7 +8,7 @@ Studio's `OWNER/NAME` (a folder).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cloister import records
@@ -47,12 +47,13 @@ class Installed:
 def find(folders: Mapping[str, Path]) -> list[Installed]:
     """List the models in the `folders` of the programs, by name; a folder may be missing."""
     readers = {"Hugging Face": _hugging_face, "Ollama": _ollama, "LM Studio": _lm_studio}
-    found: dict[Path, Installed] = {}
+    found: dict[tuple[str, Path], Installed] = {}
     for label, folder in folders.items():
         reader = next(each for program, each in readers.items() if label.startswith(program))
         try:
-            for model in reader(folder) if folder.is_dir() else ():
-                found.setdefault(model.path, model)
+            there = folder.is_dir() and any(folder.iterdir())  # which says where it may not look
+            for model in reader(folder) if there else ():
+                found.setdefault((model.name, model.path), model)
         except OSError as error:
             raise SettingError(
                 f"Folder {folder} cannot be read ({error.strerror}); check its permissions."
@@ -64,7 +65,7 @@ def named(name: str, folders: Mapping[str, Path]) -> Installed:
     """Return the one model called `name`.
 
     Raises:
-        SettingError: there is none, or there are several.
+        SettingError: there is none, there are several, or it is damaged.
     """
     found = [model for model in find(folders) if model.name == name]
     if not found:
@@ -77,6 +78,9 @@ def named(name: str, folders: Mapping[str, Path]) -> Installed:
             f"{len(found)} models are called {name}; name one by its path: "
             f"{', '.join(str(model.path) for model in found)}."
         )
+    if found[0].damage is not None:
+        raise SettingError(f"Model {name} of {found[0].program} cannot be imported. "
+                           f"{found[0].damage}")
     return found[0]
 
 
@@ -95,21 +99,36 @@ def problem(model: Installed) -> str | None:
 
 def _hugging_face(folder: Path) -> Iterator[Installed]:
     for repository in sorted(folder.glob("models--*")):
-        snapshots = [path for path in (repository / "snapshots").glob("*") if path.is_dir()]
-        if not snapshots:
-            continue
-        main = repository / "refs" / "main"
-        revision = main.read_text("utf-8").strip() if main.is_file() else ""
-        chosen = next((path for path in snapshots if path.name == revision),
-                      max(snapshots, key=lambda path: path.stat().st_mtime))
         name = repository.name.removeprefix("models--").replace("--", "/")
+        yield from _readable(_repository(repository, name), Installed(
+            name=name, program="Hugging Face", format="safetensors", path=repository,
+            size_bytes=0))
+
+
+def _repository(path: Path, name: str) -> Iterator[Installed]:
+    snapshots = [each for each in (path / "snapshots").glob("*") if each.is_dir()]
+    if snapshots:
+        main = path / "refs" / "main"
+        revision = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+        chosen = next((each for each in snapshots if each.name == revision),
+                      max(snapshots, key=lambda each: each.stat().st_mtime))
         yield from _folder(chosen, name, "Hugging Face")
 
 
 def _lm_studio(folder: Path) -> Iterator[Installed]:
     for path in sorted(folder.glob("*/*")):
         if path.is_dir():
-            yield from _folder(path, path.relative_to(folder).as_posix(), "LM Studio")
+            name = path.relative_to(folder).as_posix()
+            yield from _readable(_folder(path, name, "LM Studio"), Installed(
+                name=name, program="LM Studio", format="gguf", path=path, size_bytes=0))
+
+
+def _readable(models: Iterator[Installed], whole: Installed) -> Iterator[Installed]:
+    """Yield `models`, or `whole` as damaged where they cannot be read: others of a folder can."""
+    try:
+        yield from models
+    except OSError as error:
+        yield replace(whole, damage=f"It cannot be read ({error.strerror}); check its permissions.")
 
 
 def _folder(path: Path, name: str, program: str) -> Iterator[Installed]:
@@ -130,7 +149,7 @@ def _folder(path: Path, name: str, program: str) -> Iterator[Installed]:
 def _ollama(folder: Path) -> Iterator[Installed]:
     manifests = folder / "manifests"
     for path in sorted(manifests.glob("*/*/*/*")):
-        if not path.is_file():
+        if path.name.startswith(".") or not path.is_file():
             continue
         host, owner, model, tag = path.relative_to(manifests).parts
         prefix = [*([] if host == _HOST else [host]),
@@ -142,11 +161,16 @@ def _ollama(folder: Path) -> Iterator[Installed]:
                 layer for layer in layers if layer.get("mediaType") == _MODEL))
             changed = any(layer.get("mediaType") in _CHANGES for layer in layers)
             damage = "An adapter of Ollama changes it, which is not applied." if changed else None
+            if not blob.is_file():
+                damage = "Its download is not whole; pull it again."
             yield Installed(name=name, program="Ollama", format="gguf", path=blob,
                             size_bytes=_size(blob), damage=damage)
         except (CheckpointError, StopIteration, TypeError, AttributeError):
             yield Installed(name=name, program="Ollama", format="gguf", path=path, size_bytes=0,
                             damage="Its manifest names no model; pull it again.")
+        except OSError as error:
+            yield Installed(name=name, program="Ollama", format="gguf", path=path, size_bytes=0,
+                            damage=f"It cannot be read ({error.strerror}); check its permissions.")
 
 
 def _layers(manifest: Path) -> list[dict[str, Any]]:

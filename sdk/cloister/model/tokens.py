@@ -32,7 +32,7 @@ from cloister.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Tokens", "read"]
+__all__ = ["Tokens", "check_there", "read"]
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
           "mask_token")  # in this order they are added where the tokenizer lacks them
@@ -92,7 +92,8 @@ def read(source: Path, rows: int) -> Tokens:
         CheckpointError: a file is missing or malformed.
         VocabularyMismatch, TokenizerError: see `Tokens.checked`.
     """
-    _check_there(source)
+    check_there(source)
+    read_json(source / "tokenizer.json")  # names a file that is no JSON
     bos, eos = _ids(source)
     try:
         text = (source / "tokenizer.json").read_bytes().decode("utf-8-sig")
@@ -123,16 +124,18 @@ def read(source: Path, rows: int) -> Tokens:
     ).checked(rows, source.name)
 
 
-def _check_there(source: Path) -> None:
-    if not (source / "tokenizer.json").exists():
-        other = next((name for name in _CONVERTIBLE if (source / name).exists()), None)
-        if other is not None:
-            raise CheckpointError(
-                f"{source.name} has {other} and no tokenizer.json; convert it with: python -c "
-                "\"from transformers import AutoTokenizer as A; "
-                f"A.from_pretrained('{source.name}').save_pretrained('{source.name}')\"."
-            )
-    read_json(source / "tokenizer.json")  # names a file that is missing or no JSON
+def check_there(source: Path) -> None:
+    """Raise CheckpointError unless the directory `source` has a tokenizer.json."""
+    if (source / "tokenizer.json").is_file():
+        return
+    other = next((name for name in _CONVERTIBLE if (source / name).exists()), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{source.name} has {other} and no tokenizer.json; convert it with: python -c "
+            "\"from transformers import AutoTokenizer as A; "
+            f"A.from_pretrained('{source.name}').save_pretrained('{source.name}')\"."
+        )
+    raise CheckpointError(f"{source.name} has no tokenizer.json; download that too.")
 
 
 def _backend(text: str, name: str) -> tokenizers.Tokenizer:
@@ -260,10 +263,19 @@ def _template(source: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _check_template(tokenizer: Tokenizer) -> None:
-    """Raise the template's own complaint if it lays out neither of two plain conversations."""
+    """Raise the template's own complaint if it lays out neither of two plain conversations.
+
+    One that leaves out what a user says, since it wants lists of parts, would go unnoticed.
+    """
     user = Message(role="user", content="Probe")
     try:
-        tokenizer.render([user])
+        written = tokenizer.render([user])
     except TokenizerError:
         if not tokenizer.has_system_role:
             raise
+        return
+    if user.content not in written:
+        raise TokenizerError(
+            "The chat template leaves out what a user says (it may want a list of parts, or be no "
+            "template); take the model's chat_template.jinja for text."
+        )

@@ -132,7 +132,7 @@ def test_every_type_of_tensor_has_the_values_that_the_library_gives_it(tmp_path:
     files.end(writer)
     stored = cloister_gguf.stored(gguf_file.read(tmp_path / "a.gguf"))
     for kind in kinds:
-        each = stored[f"{kind.name}.weight"]
+        each = stored[f"{kind.name}.weight (unknown)"]
         value = each.read()
         assert (each.kind, each.shape, each.dtype) == (kind.name, (3, 512), value.dtype)
         assert value.shape == (3, 512)
@@ -341,3 +341,24 @@ def test_template_and_special_tokens_are_those_of_the_metadata(tmp_path: Path) -
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_path))
     assert tokenizer.encode("the<|end|>").ids == [1, *tokenizer.encode(
         "the", add_special_tokens=False).ids, 0]
+
+
+@pytest.mark.parametrize("types", [None, [1] * 416, [0] * 416])
+def test_control_tokens_that_a_file_calls_words_are_control_tokens(
+    tmp_path: Path, types: list[int] | None
+) -> None:
+    path = rewritten(tmp_path / "a.gguf", **{"tokenizer.ggml.token_type": types})
+    checkpoint = import_model(path, tmp_path / "out")
+    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_path))
+    assert tokenizer.encode("<|user|>the<|end|>").ids == [1, tokenizer.token_to_id("the"), 0]
+
+
+def test_a_name_that_is_not_the_formats_is_never_taken_for_a_tensor_of_ours(tmp_path: Path) -> None:
+    model, config = files.tiny()
+    writer = files.begin(tmp_path / "a.gguf", "llama", config)
+    files.add_byte_level(writer, config["vocab_size"])
+    files.add_tensors(writer, "llama", model, config)
+    writer.add_tensor("norm.weight", np.ones(64, np.float32))
+    files.end(writer)
+    with pytest.raises(TensorMismatch, match=r"has tensor norm\.weight"):
+        import_model(tmp_path / "a.gguf", tmp_path / "out")

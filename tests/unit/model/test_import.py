@@ -140,6 +140,7 @@ def test_both_spellings_of_rotary_scaling_are_one(tmp_path: Path) -> None:
     (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"layers\.1\.mlp\.up"),
     (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}), "q_proj.bias"),
     (lambda t: t.update({"surprise": torch.zeros(1)}), "surprise"),
+    (lambda t: t.update({"norm.weight": torch.zeros(32)}), r"has tensor norm\.weight"),
     (lambda t: t.update({"model.layers.2.input_layernorm.weight": torch.ones(32)}), r"layers\.2"),
     (lambda t: t.update({"model.norm.weight": torch.ones(31)}), r"norm"),
     (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int64)}), r"I64"),

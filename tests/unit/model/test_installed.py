@@ -135,6 +135,51 @@ def test_an_adapter_that_would_be_left_out_is_said(
     record["layers"].append({"mediaType": "application/vnd.ollama.image.adapter"})
     manifest.write_text(json.dumps(record))
     assert "adapter" in listed(capsys)["tiny:1b"]["problem"]
+    with pytest.raises(SettingError, match="adapter"):
+        installed.named("tiny:1b", model_folders())
+
+
+def test_a_model_has_every_name_that_it_was_given(
+    home: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("registry.ollama.ai/library/tiny/1b", "registry.ollama.ai/library/mine/latest"):
+        ollama(home / ".ollama/models", model, name)
+    assert set(listed(capsys)) == {"tiny:1b", "mine:latest"}
+
+
+def test_what_broke_off_is_said_in_its_own_words(
+    home: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ollama(home / ".ollama/models", model)
+    blob, = (home / ".ollama/models/blobs").iterdir()
+    blob.rename(f"{blob}-partial")
+    (home / ".ollama/models/manifests/registry.ollama.ai/library/tiny/.DS_Store").touch()
+    hub(home / ".cache/huggingface/hub", model)
+    (home / ".cache/huggingface/hub/models--org--tiny/snapshots/new/tokenizer.json").unlink()
+    found = listed(capsys)
+    assert set(found) == {"tiny:1b", "org/tiny", "org/tiny-GGUF/tiny-Q4.gguf"}
+    assert "not whole; pull it again" in found["tiny:1b"]["problem"]
+    assert "no tokenizer.json" in found["org/tiny"]["problem"]
+
+
+def test_one_model_that_cannot_be_read_leaves_the_others_listed(
+    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub(home / ".cache/huggingface/hub", model)
+    refs = home / ".cache/huggingface/hub/models--org--tiny-GGUF/refs"
+    refs.mkdir()
+    (refs / "main").write_bytes(b"\xff\xfe")  # no text, and no revision
+    read = Path.read_text
+
+    def denied(path: Path, *args: Any) -> str:
+        if "models--org--tiny/" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return read(path, *args)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    found = listed(capsys)
+    assert "check its permissions" in found["org/tiny"]["problem"]
+    assert found["org/tiny-GGUF/tiny-Q4.gguf"]["problem"] is None
 
 
 def test_a_name_that_is_not_there_or_there_twice_is_refused(home: Path, model: Path) -> None:
