@@ -203,6 +203,7 @@ def _header(cursor: _Cursor, path: Path) -> Header:
         raise ValueError(alignment)
     begin = -(-cursor.at // alignment) * alignment
     tensors: dict[str, Tensor] = {}
+    end = 0  # each tensor begins where the one before ends: ggml takes nothing else
     for name, shape, code, offset in table:
         kind = _kind(code, name, path)
         block, block_bytes = GGML_QUANT_SIZES[kind]
@@ -215,6 +216,9 @@ def _header(cursor: _Cursor, path: Path) -> Header:
                 f"File {path.name} is truncated: tensor {name[:60]} ends at byte "
                 f"{begin + offset + size}, and {len(cursor.data)} are there; download it again."
             )
+        if offset != -(-end // alignment) * alignment:
+            raise ValueError(name)
+        end = offset + size
         tensors[name] = Tensor(
             path=path, kind=kind, shape=shape, offset=begin + offset, size_bytes=size)
     return Header(path=path, metadata=metadata, tensors=tensors)

@@ -104,7 +104,7 @@ def read(source: Path, rows: int) -> Tokens:
         names = _names(config)
         extended = _extend(backend, source, config, names, rows)
         template = _template(source, config)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OSError) as error:
         raise CheckpointError(
             f"The tokenizer_config.json of {source.name}, or another file of its tokenizer, is "
             "malformed; copy it again."
@@ -228,7 +228,7 @@ def _ids(source: Path) -> tuple[int | None, tuple[int, ...]]:
         raise CheckpointError(
             f"The bos_token_id or eos_token_id of {source.name} is no token id; copy it again."
         )
-    return bos, tuple(ends)
+    return bos, tuple(dict.fromkeys(ends))
 
 
 def _template(source: Path, config: Mapping[str, Any]) -> str | None:

@@ -236,6 +236,17 @@ def test_a_tensor_of_an_unknown_type_is_refused_by_name(
         import_model(tmp_path / "a.gguf", tmp_path / "out")
 
 
+def test_a_tensor_that_lies_elsewhere_than_behind_the_one_before_is_refused(
+    tmp_path: Path, whole: Path
+) -> None:
+    raw = bytearray(whole.read_bytes())
+    at = raw.index(b"blk.1.attn_norm.weight") + len("blk.1.attn_norm.weight") + 4 + 8 + 4
+    raw[at:at + 8] = bytes(8)  # it would read the first tensor's values
+    (tmp_path / "a.gguf").write_bytes(raw)
+    with pytest.raises(CheckpointError, match="damaged"):
+        import_model(tmp_path / "a.gguf", tmp_path / "out")
+
+
 def test_damage_anywhere_in_a_header_is_an_error_of_ours(tmp_path: Path, whole: Path) -> None:
     raw = whole.read_bytes()
     rng = np.random.default_rng(11)

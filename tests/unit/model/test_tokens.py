@@ -419,6 +419,13 @@ def test_files_that_cannot_be_right_are_refused(
         tokens.read(directory, ROWS)
 
 
+def test_a_template_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    directory = write(tmp_path, "chatml")
+    (directory / "chat_template.jinja").mkdir()
+    with pytest.raises(CheckpointError, match="copy it again"):
+        tokens.read(directory, ROWS)
+
+
 def test_an_end_token_that_the_tokenizer_cannot_spell_is_refused(tmp_path: Path) -> None:
     directory = write(tmp_path, "chatml", eos_token=...)
     (directory / "config.json").write_text('{"eos_token_id": 900}')
