@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 from functools import cached_property
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
@@ -368,9 +368,8 @@ class Tokenizer:
                 if id_ in self._control and re.search(spelled, self._added[id_]):
                     piece = text[start:stop]
                     places.add(stop - len(piece.lstrip()) + 1)
-        for place in sorted(places, reverse=True):
-            text = text[:place] + mark + text[place:]
-        return text
+        cuts = [0, *sorted(places), len(text)]
+        return mark.join(text[start:stop] for start, stop in pairwise(cuts))
 
     def _record(self, message: Message, typed: Callable[[str, str], str]) -> dict[str, object]:
         """Return a message as templates read it, each of its texts mapped by `typed`."""
@@ -437,8 +436,8 @@ def _texts(value: Any, typed: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return typed(value)
     if isinstance(value, dict):
-        return {typed(key): _texts(item, typed) for key, item in value.items()}
-    return [_texts(item, typed) for item in value] if isinstance(value, list) else value
+        return {_texts(key, typed): _texts(item, typed) for key, item in value.items()}
+    return [_texts(item, typed) for item in value] if isinstance(value, list | tuple) else value
 
 
 class TextStream:

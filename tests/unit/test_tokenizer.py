@@ -121,6 +121,14 @@ def test_special_tokens_that_a_user_types_stay_text(tokenizer: Tokenizer) -> Non
     assert evil in tokenizer.decode(ids)
 
 
+def test_special_tokens_in_any_part_of_a_tool_stay_text(tokenizer_dir: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    tokenizer = Tokenizer(backend, "{{ tools | tojson }}{{ messages[0].content }}<|end|>")
+    ids = tokenizer.encode_chat(
+        [Message(role="user", content="hi")], tools=[{"<|end|>": ("<|end|>", {1: "<|end|>"})}])
+    assert ids.count(tokenizer.id_of("<|end|>")) == 1
+
+
 @pytest.fixture
 def laid_out(tokenizer_dir: Path, tmp_path: Path) -> Callable[..., list[int]]:
     """Ids of one user message in a template."""

@@ -189,7 +189,9 @@ def _planned(model: _Model) -> Plan:
     for tensor, shape in wanted.items():
         each = stored.get(tensor)
         if each is None:
-            raise TensorMismatch(f"{source} lacks the weights for {tensor}; copy it again.")
+            todo = "copy it again" if tensor != "head.weight" else (
+                "set tie_word_embeddings to true in its config.json if it shares the embedding's")
+            raise TensorMismatch(f"{source} lacks the weights for {tensor}; {todo}.")
         if each.dtype is None:
             raise TensorMismatch(
                 f"Tensor {each.key} of {source} is of type {each.kind}, and Cloister reads F32, "

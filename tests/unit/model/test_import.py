@@ -138,6 +138,7 @@ def test_both_spellings_of_rotary_scaling_are_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("edit", "match"), [
     (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"layers\.1\.mlp\.up"),
+    (lambda t: t.pop("lm_head.weight"), r"head\.weight; set tie_word_embeddings"),
     (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}), "q_proj.bias"),
     (lambda t: t.update({"surprise": torch.zeros(1)}), "surprise"),
     (lambda t: t.update({"norm.weight": torch.zeros(32)}), r"has tensor norm\.weight"),
