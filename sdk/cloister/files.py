@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -24,8 +25,9 @@ __all__ = [
     "MARKS", "check_output", "disk_errors", "is_regular", "sync", "whole_directory", "whole_file",
 ]
 
-# By its kind, the file that a directory of ours is known by.
+# By its kind, the file that a directory of ours is known by, a JSON object with a format number.
 MARKS = {"bundle": "manifest.json", "checkpoint": "config.json"}
+_MARK_LIMIT = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -87,7 +89,7 @@ def check_output(path: Path, *, kind: str, replace: bool) -> None:
         return
     if not replace:
         raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
-    if path.is_symlink() or not is_regular(path / MARKS[kind]):
+    if path.is_symlink() or not _is_ours(path / MARKS[kind]):
         raise OutputExists(
             f"Output {path.name} exists and is no {kind}, so it is not replaced; name another."
         )
@@ -138,6 +140,18 @@ def whole_directory(
             if os.path.lexists(work / "old") and not os.path.lexists(path):
                 (work / "old").rename(path)
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_ours(mark: Path) -> bool:
+    """Whether `mark` is a file of ours: models that others made have a config.json, too."""
+    if not is_regular(mark):
+        return False
+    try:
+        with mark.open("rb") as file:
+            record = json.loads(file.read(_MARK_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and type(record.get("format")) is int
 
 
 def is_regular(path: Path) -> bool:

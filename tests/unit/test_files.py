@@ -16,7 +16,7 @@ def place(tmp_path: Path) -> Path:
     """A bundle that is replaced."""
     path = tmp_path / "x.cloister"
     path.mkdir()
-    (path / "manifest.json").write_text("old")
+    (path / "manifest.json").write_text('{"format": 1}')
     return path
 
 
@@ -57,7 +57,7 @@ def test_a_failure_between_the_two_steps_puts_the_old_one_back(
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OutputUnwritable, match="Input/output"):
         replaced(place)
-    assert (place / "manifest.json").read_text() == "old"
+    assert (place / "manifest.json").read_text() == '{"format": 1}'
     assert list(place.parent.iterdir()) == [place]
 
 
@@ -74,8 +74,11 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("manifest", [None, "{}", "[1]", "{", '{"manifest_version": 3}'])
+def test_what_is_no_bundle_is_not_replaced(tmp_path: Path, manifest: str | None) -> None:
     (tmp_path / "x").mkdir()
+    if manifest is not None:  # as web extensions have one, too
+        (tmp_path / "x" / "manifest.json").write_text(manifest)
     with pytest.raises(OutputExists, match="is no bundle"), whole_directory(
         tmp_path / "x", kind="bundle", replace=True
     ):

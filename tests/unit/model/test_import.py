@@ -15,6 +15,7 @@ from cloister.cli import main
 from cloister.errors import (
     CheckpointError,
     NonFiniteTensor,
+    OutputExists,
     SettingError,
     TensorMismatch,
     UnsupportedArchitecture,
@@ -164,6 +165,12 @@ def test_a_tensor_that_is_not_finite_is_refused_and_nothing_is_left(
     with pytest.raises(NonFiniteTensor, match=r"model\.norm"):
         import_model(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
+
+
+def test_a_model_that_others_made_is_never_replaced(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExists, match="no checkpoint"):
+        import_model(source, source, replace=True)
+    assert import_model(source, tmp_path / "out").metadata.name == "hub"
 
 
 def test_a_shared_matrix_may_be_stored_twice_if_it_is_the_same(tmp_path: Path) -> None:
