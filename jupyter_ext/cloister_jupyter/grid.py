@@ -1,0 +1,402 @@
+"""Prompts x cases x seeds, asked of one tier after the other, unattended.
+
+What a tier answered is kept as soon as it is whole, where there is a vault: a grid that was stopped
+or killed goes on from there. An answer is taken up again for the same model, prompt, system prompt
+and sampling alone. A tier that cannot be asked says why, and the others go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+from collections import Counter
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloister.bundle import Bundle
+from cloister.errors import CloisterError, SettingError, VaultDamaged, WorkerError
+from cloister.progress import silent
+from cloister.records import Finite, Record, Sha256, Whole, decode
+from cloister.runtime.chat import Sampling
+from cloister.runtime.client import Worker
+from cloister.vault.namespace import Kind
+from cloister_jupyter.cases import Case, Template
+from cloister_jupyter.checks import Outcome
+from cloister_jupyter.rates import Rate, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from cloister.progress import Progress
+    from cloister.runtime.chat import Chat
+    from cloister.vault.namespace import Namespace
+    from cloister_jupyter.checks import Judge
+    from cloister_jupyter.rates import Verdict
+
+__all__ = ["MOST_ANSWERS", "PROMPT_BYTES", "Answer", "Grid", "Kept", "Plan", "Row", "fold"]
+
+MOST_ANSWERS = 200_000  # of all tiers
+PROMPT_BYTES = 1 << 16  # of a prompt that is filled in, in UTF-8
+_DEATHS = 2  # of a tier's process in a row, and the tier is given up
+_RECORD_BYTES = 64 << 20
+_MOST_NAME = 256  # characters
+
+Place = tuple[int, int, int | None]
+"""Prompt and case, counted from 0, and seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What every tier is asked. Its repr shows no text.
+
+    Raises:
+        SettingError: there is no prompt or seed, or a seed twice; or several seeds where sampling
+            is greedy, and gives one answer only; or more than MOST_ANSWERS a tier.
+        DataError: a case has no value for a variable; both are named.
+    """
+
+    prompts: tuple[Template, ...] = field(repr=False)
+    cases: tuple[Case, ...] = field(default=(Case(line=1, values={}),), repr=False)
+    seeds: tuple[int | None, ...] = (None,)
+    system: str | None = field(default=None, repr=False)
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if not (self.prompts and self.cases and self.seeds):
+            raise SettingError("A grid needs a prompt, a case and a seed at least; give them.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise SettingError("A seed is there twice; each gives one answer.")
+        if len(self.seeds) > 1 and not self.sampling.temperature:
+            raise SettingError(
+                "At temperature 0 every seed gives the same answer; raise it, or take one seed.")
+        if len(self) > MOST_ANSWERS:
+            raise SettingError(
+                f"The grid has {len(self):,} answers a tier and at most {MOST_ANSWERS:,} are "
+                "asked for; take fewer cases, prompts or seeds.")
+        for seed in self.seeds:
+            replace(self.sampling, seed=seed)
+        for place in self.places():
+            size = len(self.prompt(place).encode())
+            if size > PROMPT_BYTES:
+                raise SettingError(
+                    f"The prompt of line {self.cases[place[1]].line} has {size:,} bytes and a "
+                    f"tier is asked {PROMPT_BYTES:,} at most; shorten it.")
+
+    def __len__(self) -> int:
+        return len(self.prompts) * len(self.cases) * len(self.seeds)
+
+    def places(self) -> Iterator[Place]:
+        """Yield every place, the seeds of a case in a row, and its prompts after each other."""
+        for prompt in range(len(self.prompts)):
+            for case in range(len(self.cases)):
+                for seed in self.seeds:
+                    yield prompt, case, seed
+
+    def prompt(self, place: Place) -> str:
+        """Return what is asked at a place."""
+        return self.prompts[place[0]].render(self.cases[place[1]])
+
+    def key(self, place: Place, model_id: str) -> str:
+        """Return the hash of all that decides the answer at a place: sealed, or never kept."""
+        inputs = [model_id, self.system, self.prompt(place), self.max_tokens,
+                  asdict(replace(self.sampling, seed=place[2]))]
+        return hashlib.sha256(msgspec.json.encode(inputs)).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a tier answered at a place, and what that took. Its repr shows no text."""
+
+    tier: str
+    place: Place
+    text: str = field(repr=False)
+    finish: str = ""  # end, length or context; empty where it failed
+    error: str = ""  # the named error that it failed with
+    tokens: int = 0
+    ttft_s: float = 0.0
+    decode_tokens_per_s: float | None = None
+    peak_rss_bytes: int = 0  # of the tier's process
+    kept: bool = False  # it was there before this run
+    outcome: Outcome | None = None  # None: nothing was wanted of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the tiers answered to a prompt filled with a case: of each, one answer a seed."""
+
+    prompt: int
+    case: int
+    answers: Mapping[str, Sequence[Answer]]
+
+    @property
+    def differs(self) -> bool:
+        """Whether two tiers gave other sets of answers, but for outer spaces."""
+        sets = {frozenset(text for text, _ in fold(each)) for each in self.answers.values()}
+        return len(sets) > 1
+
+
+def fold(answers: Sequence[Answer]) -> list[tuple[str, int]]:
+    """Return the distinct answers with their counts, the commonest first, then as they came."""
+    return Counter(each.text.strip() for each in answers if not each.error).most_common()
+
+
+class Kept:
+    """The answers of a grid in the vault, under a name; forgotten as one, with its key.
+
+    Raises (from its methods):
+        VaultError: see `Namespace`.
+    """
+
+    def __init__(self, space: Namespace, name: str) -> None:
+        """Take up what is kept under `name`.
+
+        Raises:
+            SettingError: the name is empty or too long.
+            VaultDamaged: what is kept is not what was written.
+        """
+        if not 0 < len(name) <= _MOST_NAME:
+            raise SettingError(f"A grid's name has 1 to {_MOST_NAME} characters; choose another.")
+        self._space = space
+        self._name = b"lab grid " + name.encode("utf-8", "surrogatepass")
+        found = [
+            decode(record, _Record, limit_bytes=_RECORD_BYTES, refuse=_other_release)
+            for record in space.records(Kind.HISTORY, self._name)]
+        self._answers = {record.key: record for record in found}
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str, tier: str, place: Place) -> Answer | None:
+        """Return the answer to the inputs of a key; None where there is none."""
+        record = self._answers.get(key)
+        if record is None:
+            return None
+        took = {name: getattr(record, name) for name in _KEPT}
+        return Answer(tier=tier, place=place, kept=True, **took)
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer: on the disk before this returns."""
+        record = _Record(key=key, **{name: getattr(answer, name) for name in _KEPT})
+        self._space.append(Kind.HISTORY, self._name, [msgspec.json.encode(record)])
+        self._answers[key] = record
+
+    def forget(self) -> bool:
+        """Delete all answers and their key; False where there are none."""
+        self._answers.clear()
+        return self._space.forget(Kind.HISTORY, self._name)
+
+
+class _Record(Record, frozen=True):
+    """An answer as it is kept, with the hash of its inputs."""
+
+    key: Sha256
+    text: str
+    finish: str
+    tokens: Whole
+    ttft_s: Finite
+    decode_tokens_per_s: Finite | None
+    peak_rss_bytes: Whole
+
+    def __repr__(self) -> str:
+        return "_Record()"
+
+
+_KEPT = tuple(name for name in _Record.__struct_fields__ if name != "key")
+
+
+def _other_release(complaint: str) -> VaultDamaged:
+    return VaultDamaged(
+        f"What is kept of this grid was written by another release ({complaint}); forget it.")
+
+
+class Grid:
+    """A plan, asked of tiers. `stop` may be called from any thread, the rest from one at a time.
+
+    Each tier has its own process, and only while it is asked. `judge` judges the answers, `kept`
+    keeps them, and `record` is given all texts before it goes anywhere (see
+    `cloister.audit.notebook`).
+    """
+
+    def __init__(
+        self, plan: Plan, tiers: Mapping[str, str | Path], *, judge: Judge | None = None,
+        kept: Kept | None = None, record: Callable[[Iterable[str]], object] = lambda texts: None,
+        worker: Callable[[str | Path], Worker] | None = None,
+    ) -> None:
+        """Say what is asked of which bundles, by the names to show.
+
+        Raises:
+            SettingError: there is no tier; or see `Judge.prepare`.
+        """
+        if not tiers:
+            raise SettingError("A grid needs a tier; choose one.")
+        self.plan, self.tiers = plan, dict(tiers)
+        self.reasons: dict[str, str] = {}  # of tiers that were given up, in words
+        self.answers: dict[str, dict[Place, Answer]] = {name: {} for name in tiers}
+        self._judge, self._kept, self._record = judge, kept, record
+        self._worker = worker or (lambda bundle: Worker(bundle, vault=False))
+        self._stopped = threading.Event()
+        self._chat: Chat | None = None
+        if judge is not None:
+            judge.prepare(plan.cases)
+
+    def stop(self) -> None:
+        """End the run within a token; the answer that is not whole is dropped."""
+        self._stopped.set()
+        if (chat := self._chat) is not None:
+            chat.stop()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last run was stopped before its end."""
+        return self._stopped.is_set()
+
+    def run(self, progress: Progress = silent) -> Iterator[Answer]:
+        """Ask the tiers, and yield each answer as it comes, those first that were kept before.
+
+        Who drops the iterator ends the run as `stop` does. What failed is asked again.
+
+        Raises:
+            NotEnoughDisk, VaultError: an answer cannot be kept.
+        """
+        self._stopped.clear()
+        self.reasons.clear()
+        self._record([self.plan.system or "", *map(self.plan.prompt, self.plan.places())])
+        for name, bundle in self.tiers.items():
+            if self._stopped.is_set():
+                return
+            try:
+                yield from self._tier(name, bundle, progress)
+            except _GivenUp as error:
+                self.reasons[name] = str(error)
+
+    def rows(self, *, differing: bool = False) -> list[Row]:
+        """Return what was answered so far, or only where tiers differ: whole rows only."""
+        found, seeds = [], self.plan.seeds
+        for prompt, case, seed in self.plan.places():
+            if seed != seeds[0]:
+                continue
+            answers = {
+                name: [said[prompt, case, each] for each in seeds if (prompt, case, each) in said]
+                for name, said in self.answers.items()}
+            row = Row(prompt=prompt, case=case, answers={
+                name: each for name, each in answers.items() if len(each) == len(seeds)})
+            if row.answers and (row.differs or not differing):
+                found.append(row)
+        return found
+
+    def rates(self, prompt: int = 0) -> dict[str, Rate]:
+        """Return each tier's pass rate, the smallest bundle first.
+
+        A case passes where every seed's answer does, and is counted when all are there. An answer
+        that failed by the tier's fault, a context too short, does not pass.
+        """
+        rates, rows = {}, [row for row in self.rows() if row.prompt == prompt]
+        for name in sorted(self.tiers, key=lambda name: _size_bytes(self.tiers[name])):
+            passed = [
+                all(each.outcome is not None and each.outcome.passed for each in row.answers[name])
+                for row in rows if name in row.answers
+                and all(each.outcome is not None for each in row.answers[name])]
+            rates[name] = Rate(passed=sum(passed), n=len(passed))
+        return rates
+
+    def verdict(self, wanted: float, prompt: int = 0) -> Verdict:
+        """Say which tier is the smallest that passes a share of the cases; see `rates.verdict`."""
+        return verdict(self.rates(prompt), wanted)
+
+    def _tier(self, name: str, bundle: str | Path, progress: Progress) -> Iterator[Answer]:
+        worker = self._worker(bundle)
+        try:
+            worker.start()
+        except CloisterError as error:
+            raise _GivenUp(str(error)) from None
+        with closing(worker):
+            assert worker.loaded is not None
+            model, left, total = worker.loaded.model_id, list[Place](), len(self.plan)
+            for place in self.plan.places():
+                known = self.answers[name].get(place)
+                if known is not None and not known.error:
+                    continue
+                found = self._kept_answer(name, place, model)
+                if found is not None:
+                    yield self._heard(found)
+                else:
+                    left.append(place)
+            deaths = 0
+            for done, place in enumerate(left, start=total - len(left)):
+                progress(name, done, total)
+                answer = self._ask(worker, name, place)
+                if answer is None:
+                    return
+                if self._kept is not None and not answer.error:
+                    self._kept.put(self.plan.key(place, model), answer)
+                yield self._heard(answer)
+                deaths = deaths + 1 if answer.error == WorkerError.__name__ else 0
+                if deaths == _DEATHS:
+                    raise _GivenUp("Its process died twice in a row; run the grid again.")
+            progress(name, total, total)
+
+    def _kept_answer(self, name: str, place: Place, model: str) -> Answer | None:
+        if self._kept is None:
+            return None
+        return self._kept.get(self.plan.key(place, model), name, place)
+
+    def _ask(self, worker: Worker, name: str, place: Place) -> Answer | None:
+        """Return the answer at a place, or which error it failed with; None where it is stopped."""
+        text, error = "", ""
+        chat = None
+        try:
+            chat = self._chat = worker.session(system=self.plan.system)
+            if not self._stopped.is_set():  # else there was nothing yet that `stop` could stop
+                for token in chat.stream(
+                    self.plan.prompt(place), max_tokens=self.plan.max_tokens,
+                    sampling=replace(self.plan.sampling, seed=place[2]),
+                ):
+                    text += token.text
+                    if self._stopped.is_set():
+                        break
+        except CloisterError as failure:
+            error = type(failure).__name__
+        finally:
+            self._chat = None
+            if chat is not None:
+                with suppress(CloisterError):
+                    chat.close()
+        self._record([text])
+        if self._stopped.is_set():
+            return None
+        if chat is None or error:
+            return Answer(tier=name, place=place, text=text, error=error)
+        stats = chat.stats
+        return Answer(
+            tier=name, place=place, text=text, finish=stats.finish, tokens=stats.tokens,
+            ttft_s=stats.ttft_s, decode_tokens_per_s=stats.decode_tokens_per_s,
+            peak_rss_bytes=stats.peak_rss_bytes)
+
+    def _heard(self, answer: Answer) -> Answer:
+        """Judge an answer, and note it."""
+        if self._judge is not None:
+            outcome = self._judge.judge(self.plan.cases[answer.place[1]], answer.text)
+            if answer.error and outcome is not None:  # what a dead process would say is not known
+                outcome = None if answer.error == WorkerError.__name__ else (
+                    Outcome(False, answer.error))
+            answer = replace(answer, outcome=outcome)
+        self.answers[answer.tier][answer.place] = answer
+        return answer
+
+
+class _GivenUp(Exception):
+    """A tier that is not asked any more; its words are for the user."""
+
+
+def _size_bytes(bundle: str | Path) -> int:
+    """Return the size of a bundle's files; of one that cannot be read, more than any other's."""
+    try:
+        return sum(entry.size for entry in Bundle.open(bundle).manifest.files.values())
+    except CloisterError:
+        return sys.maxsize
