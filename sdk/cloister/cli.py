@@ -76,6 +76,7 @@ def _run(parsed: argparse.Namespace) -> int:
         result = commands.run(parsed)
         if parsed.json and result is not None:
             print(json.dumps(result))  # noqa: T201
+        return 1 if result is not None and result.get("ok") is False else 0
     except CloisterError as error:
         if parsed.debug:
             raise
@@ -86,7 +87,6 @@ def _run(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _say("stopped.")
         return 130
-    return 0
 
 
 def _say(sentence: str) -> None:
@@ -249,6 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     _vault(add("vault", "what is kept of you: under which key, how much, and how to be rid of it"),
            common)
 
+    _lab(add("lab", "the prompt lab in notebooks: what its files hold"), common)
+
     bench = add("bench", "speed and memory against the limits of this machine")
     which = bench.add_mutually_exclusive_group(required=True)
     which.add_argument("--shape", choices=list(Tier), type=Tier, help="a shape of the ladder")
@@ -289,6 +291,14 @@ def _vault(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> 
     scan.add_argument("bundle", metavar="BUNDLE|TIER", nargs="?", default="nano-1")
     scan.add_argument("--teacher", metavar="CKPT|TIER", default="pro",
                       help="whose distillation is also looked at (default: %(default)s)")
+
+
+def _lab(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = ("search a notebook and its checkpoint for texts that passed through the lab, and for "
+            "personal data; 1 where something is found")
+    check = actions.add_parser("check", help=text, description=text, parents=[common])
+    check.add_argument("notebook", type=Path, metavar="NOTEBOOK")
 
 
 def _namespace(parser: argparse.ArgumentParser) -> None:

@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["GRAM", "Finding", "Fingerprints", "Report", "Space", "Trail", "check", "personal"]
 
-GRAM = 5  # words
+# Of 300 texts of other people's, 187,000 words, none has six words in a row of 9,500 stories and
+# requests; twelve have five, and ninety-one have four.
+GRAM = 6  # words
 LIMIT_BYTES = 256 << 20  # of a notebook
 TEXT = "text from the lab"
 _DIGEST_BYTES = 8
 _TOKEN_SIGNS = 8
+_ALONE_SIGNS = 200
 _NAME = b"lab fingerprints"
 _DEPTH = 2  # of encodings in each other
 # Scripts that have no spaces between words: there each sign counts as one.
@@ -46,7 +49,8 @@ _WORD = re.compile(
     "\uf900-\ufaff\U00020000-\U0003ffff]+")
 _INVISIBLE = re.compile(
     "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|\x1b\\[[0-9;]*[A-Za-z]")
-_ALONE = [re.compile(marks) for marks in ("[\r\n]", "[\r\n\"]", "[\r\n'`]", "[\r\n<>]")]
+_ALONE = [re.compile(marks) for marks in (
+    "[\r\n]", '"', "['`]", "[<>]", "[\r\n\"]", "[\r\n'`]")]
 
 
 class Space(Protocol):
@@ -75,33 +79,32 @@ class Fingerprints:
     def of(self, text: str) -> set[bytes]:
         """Return those that a text is found by; none of one that is too short."""
         words = _words(text)
-        found = self._grams(words) | self._tokens(words)
-        if 1 < len(words) < GRAM:
-            found.add(self._digest("alone", words))
-        return found
+        return self._digests(_grams(words) | _alone(words))
 
-    def within(self, text: str) -> set[bytes]:
-        """Return all that a text in a file may have of others: those of its parts, too."""
-        words = _words(text)
-        found = self._grams(words) | self._tokens(words)
-        for marks in _ALONE:
-            for part in set(marks.split(text)):
-                words = _words(part) if len(part) < 1000 else []
-                if 1 < len(words) < GRAM:
-                    found.add(self._digest("alone", words))
-        return found
+    def within(self, texts: Iterable[str]) -> set[bytes]:
+        """Return all that texts in a file may have of others: those of their parts, too."""
+        said, parts = set[str](), set[str]()
+        for text in texts:
+            said |= _grams(_words(text))
+            for marks in _ALONE:
+                parts.update(part for part in marks.split(text) if len(part) <= _ALONE_SIGNS)
+        return self._digests(said.union(*(_alone(_words(part)) for part in parts)))
 
-    def _grams(self, words: list[str]) -> set[bytes]:
-        return {self._digest("gram", words[start:start + GRAM])
-                for start in range(len(words) - GRAM + 1)}
+    def _digests(self, said: Iterable[str]) -> set[bytes]:
+        return {hmac.digest(self._key, each.encode(), "sha256")[:_DIGEST_BYTES] for each in said}
 
-    def _tokens(self, words: list[str]) -> set[bytes]:
-        return {self._digest("token", [word]) for word in set(words)
-                if len(word) >= _TOKEN_SIGNS and any(map(str.isdigit, word))}
 
-    def _digest(self, label: str, words: list[str]) -> bytes:
-        said = f"{label} {' '.join(words)}".encode()
-        return hmac.digest(self._key, said, "sha256")[:_DIGEST_BYTES]
+def _grams(words: list[str]) -> set[str]:
+    """Return what tells a text wherever it stands: words in a row, and tokens."""
+    tokens = {f"token {word}" for word in set(words)
+              if len(word) >= _TOKEN_SIGNS and any(map(str.isdigit, word))}
+    return tokens | {
+        f"gram {' '.join(words[start:start + GRAM])}" for start in range(len(words) - GRAM + 1)}
+
+
+def _alone(words: list[str]) -> set[str]:
+    """Return what tells a text that is too short to be told by its words, where it is alone."""
+    return {f"alone {' '.join(words)}"} if 1 < len(words) < GRAM else set()
 
 
 class Trail:
@@ -254,12 +257,12 @@ def _search(
         places.setdefault((cell, place), set()).update(_texts(part))
     findings = []
     for (cell, place), texts in places.items():
-        readings = {reading for text in texts for reading in _readings(text)}
+        readings = _readings(texts)
         hits: dict[str, set[str]] = {}
-        for trail in trails:
-            for text in readings:
-                same = trail.fingerprints.within(text) & trail.known
-                hits.setdefault(TEXT, set()).update(digest.hex() for digest in same)
+        if trails:  # of one vault, and so under one key
+            same = trails[0].fingerprints.within(readings).intersection(
+                set[bytes]().union(*(trail.known for trail in trails)))
+            hits[TEXT] = {digest.hex() for digest in same}
         for text in readings:
             for kind, values in personal(text).items():
                 hits.setdefault(kind, set()).update(values)
@@ -285,13 +288,14 @@ def _texts(value: object) -> Iterator[str]:
             yield from node
             left += [part for name, part in node.items() if not _is_picture(name)]
         elif isinstance(node, list):
-            left += node
+            lines = [part for part in node if isinstance(part, str)]
+            yield "".join(lines)
+            if not all(line.endswith("\n") for line in lines[:-1]):
+                yield "\n".join(lines)
+            left += [part for part in node if not isinstance(part, str)]
             for name in {name for part in node if isinstance(part, dict) for name in part}:
                 yield "".join(
                     _joined(part[name]) for part in node if isinstance(part, dict) and name in part)
-            if all(isinstance(part, str) for part in node):
-                yield "".join(node)
-                yield " ".join(node)
 
 
 def _joined(value: object) -> str:
@@ -304,17 +308,17 @@ def _is_picture(name: str) -> bool:
     return name.startswith(("image/", "audio/", "video/")) and name != "image/svg+xml"
 
 
-def _readings(text: str, depth: int = _DEPTH) -> Iterator[str]:
-    """Yield a text, and what it is when it is read as one of the forms that files have it in."""
-    text = _INVISIBLE.sub("", text)
-    yield text
-    if not depth:
-        return
-    others = [decode(text) for mark, decode in _FORMS if mark in text]
-    for run in re.findall(r"[A-Za-z0-9+/_-]{24,}={0,2}", text):
-        others.append(_decoded(run))
-    for other in set(others) - {"", text}:
-        yield from _readings(other, depth - 1)
+def _readings(texts: Iterable[str]) -> set[str]:
+    """Return texts, and what they are when they are read as one of the forms that files have."""
+    found = new = {_INVISIBLE.sub("", text) for text in texts}
+    for _ in range(_DEPTH):
+        others = set[str]()
+        for text in new:
+            others.update(decode(text) for form, decode in _FORMS if form.search(text))
+            others.update(_decoded(run) for run in _RUN.findall(text))
+        new = {_INVISIBLE.sub("", text) for text in others} - found - {""}
+        found = found | new
+    return found
 
 
 def _unescaped(text: str) -> str:
@@ -343,15 +347,19 @@ def _decoded(run: str) -> str:
         return ""
 
 
-# By a sign that each form has.
-_FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("&", html.unescape), ("\\", _unescaped), ("%", unquote),
-    ("<", lambda text: html.unescape(re.sub(r"<[^<>]*>", "", text))),
-    ("<", lambda text: html.unescape(re.sub(r"<[^<>]*>", " ", text))),
+_RUN = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
+_TAG = re.compile(r"<[/!]?[A-Za-z][^<>]*>")
+_FORMS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
+    (re.compile(r"&#?\w+;"), html.unescape), (re.compile(r"\\"), _unescaped),
+    (re.compile("%[0-9a-fA-F]{2}"), unquote),
+    (_TAG, lambda text: html.unescape(_TAG.sub("", text))),
+    (_TAG, lambda text: html.unescape(_TAG.sub(" ", text))),
 )
 
 
 def _words(text: str) -> list[str]:
+    if text.isascii():  # the same, many times sooner
+        return re.findall(r"\w+", text.lower())
     return _WORD.findall(normalized(text))
 
 

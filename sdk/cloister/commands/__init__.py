@@ -24,6 +24,7 @@ _COMMANDS = {
     "eval": ("measure", "Eval", "eval_"),
     "export": ("make", "Export", "export"),
     "import": ("make", "Import", "import_"),
+    "lab": ("lab", "Lab", "lab"),
     "quantize": ("teach", "Quantize", "quantize"),
     "replay": ("use", "Replay", "replay"),
     "run": ("use", "Run", "run"),
