@@ -42,6 +42,7 @@ __all__ = ["MOST_ANSWERS", "PROMPT_BYTES", "Answer", "Grid", "Kept", "Plan", "Ro
 
 MOST_ANSWERS = 200_000  # of all tiers
 PROMPT_BYTES = 1 << 16  # of a prompt that is filled in, in UTF-8
+_LOOK_S = 0.02  # how often a wait looks whether it is to stop
 _DEATHS = 2  # of a tier's process in a row, and the tier is given up
 _RECORD_BYTES = 64 << 20
 _MOST_NAME = 256  # characters
@@ -311,10 +312,9 @@ class Grid:
 
     def _tier(self, name: str, bundle: str | Path, progress: Progress) -> Iterator[Answer]:
         worker = self._worker(bundle)
-        try:
-            worker.start()
-        except CloisterError as error:
-            raise _GivenUp(str(error)) from None
+        progress(name, 0, len(self.plan), "loading")
+        if not self._start(worker):
+            return
         with closing(worker):
             assert worker.loaded is not None
             model, left, total = worker.loaded.model_id, list[Place](), len(self.plan)
@@ -340,6 +340,36 @@ class Grid:
                 if deaths == _DEATHS:
                     raise _GivenUp("Its process died twice in a row; run the grid again.")
             progress(name, total, total)
+
+    def _start(self, worker: Worker) -> bool:
+        """Load a tier; False where the run was stopped before that.
+
+        Loading cannot be interrupted: it ends behind, and its process with it.
+        """
+        failures: list[BaseException] = []
+
+        def start() -> None:
+            try:
+                worker.start()
+            except BaseException as error:
+                failures.append(error)
+
+        def end() -> None:
+            loading.join()
+            worker.close()
+
+        loading = threading.Thread(target=start, daemon=True)
+        loading.start()
+        while loading.is_alive():
+            loading.join(_LOOK_S)
+            if self._stopped.is_set():
+                threading.Thread(target=end, daemon=True).start()
+                return False
+        if failures and isinstance(failures[0], CloisterError):
+            raise _GivenUp(str(failures[0]))
+        if failures:
+            raise failures[0]
+        return True
 
     def _kept_answer(self, name: str, place: Place, model: str) -> Answer | None:
         if self._kept is None:

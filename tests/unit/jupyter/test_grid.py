@@ -73,7 +73,7 @@ class FakeWorker:
     def __init__(self, say: Say, model: str = "0" * 64, fails: Exception | None = None) -> None:
         self.say, self.fails, self.asked = say, fails, list[str]()
         self.loaded = SimpleNamespace(model_id=model)
-        self.running = False
+        self.running, self.closed = False, 0
 
     def start(self) -> FakeWorker:
         if self.fails is not None:
@@ -82,7 +82,7 @@ class FakeWorker:
         return self
 
     def close(self) -> None:
-        self.running = False
+        self.running, self.closed = False, self.closed + 1
 
     def session(self, *, system: str | None = None) -> FakeChat:
         return FakeChat(self.say, self.asked)
@@ -117,7 +117,7 @@ def test_every_tier_is_asked_everything_and_one_runs_at_a_time() -> None:
         assert [name for name, worker in workers.items() if worker.running] == [answer.tier]
     assert [answer.text for answer in said.answers["pro"].values()] == [
         "say 0!", "say 1!", "say 2!"]
-    assert seen == [(name, n) for name in workers for n in range(4)]
+    assert seen == [(name, n) for name in workers for n in (0, 0, 1, 2, 3)]
     assert not said.stopped and not workers["pro"].running
     assert [row.differs for row in said.rows()] == [False] * 3
 
@@ -188,6 +188,22 @@ def test_stop_ends_the_run_within_a_token_and_what_is_not_whole_is_dropped(
     assert [(each.tier, each.place[1], each.kept) for each in answers] == [
         ("one", 0, True), ("one", 1, True), ("one", 2, False),
         ("two", 0, True), ("two", 1, True), ("two", 2, True)]  # of the same model
+
+
+def test_stop_while_a_tier_is_loaded_returns_at_once_and_its_process_ends_behind() -> None:
+    class Slow(FakeWorker):
+        def start(self) -> FakeWorker:
+            time.sleep(0.5)
+            return super().start()
+
+    worker = Slow(echo)
+    said = grid({"one": worker, "two": worker})
+    threading.Timer(0.1, said.stop).start()
+    begin = time.monotonic()
+    assert list(said.run()) == []
+    assert time.monotonic() - begin < 0.4 and said.stopped and not said.reasons
+    time.sleep(0.6)
+    assert not worker.running and worker.closed == 1
 
 
 def test_dropping_the_run_ends_the_process() -> None:
@@ -332,6 +348,13 @@ def test_no_repr_shows_a_text() -> None:
     answer = Answer(tier="one", place=(0, 0, None), text="secret")
     shown = repr((plan(), Plan(prompts=(Template("secret"),), system="secret"), answer))
     assert "secret" not in shown and "say" not in shown
+
+
+def test_nothing_here_brings_torch_into_the_kernel() -> None:
+    names = ("cases", "checks", "grid", "rates", "regression", "votes")
+    code = "\n".join(f"import cloister_jupyter.{name}" for name in names)
+    subprocess.run([sys.executable, "-c", f"{code}\nimport sys; assert 'torch' not in sys.modules"],
+                   env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
 
 
 @pytest.mark.slow
