@@ -11,7 +11,7 @@ import hashlib
 import sys
 import threading
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -315,31 +315,39 @@ class Grid:
         progress(name, 0, len(self.plan), "loading")
         if not self._start(worker):
             return
-        with closing(worker):
-            assert worker.loaded is not None
-            model, left, total = worker.loaded.model_id, list[Place](), len(self.plan)
-            for place in self.plan.places():
-                known = self.answers[name].get(place)
-                if known is not None and not known.error:
-                    continue
-                found = self._kept_answer(name, place, model)
-                if found is not None:
-                    yield self._heard(found)
-                else:
-                    left.append(place)
-            deaths = 0
-            for done, place in enumerate(left, start=total - len(left)):
-                progress(name, done, total)
-                answer = self._ask(worker, name, place)
-                if answer is None:
-                    return
-                if self._kept is not None and not answer.error:
-                    self._kept.put(self.plan.key(place, model), answer)
-                yield self._heard(answer)
-                deaths = deaths + 1 if answer.error == WorkerError.__name__ else 0
-                if deaths == _DEATHS:
-                    raise _GivenUp("Its process died twice in a row; run the grid again.")
-            progress(name, total, total)
+        try:
+            yield from self._asked(worker, name, progress)
+        finally:
+            if self._stopped.is_set():  # a process takes a second to end
+                threading.Thread(target=worker.close, daemon=True).start()
+            else:
+                worker.close()
+
+    def _asked(self, worker: Worker, name: str, progress: Progress) -> Iterator[Answer]:
+        assert worker.loaded is not None
+        model, left, total = worker.loaded.model_id, list[Place](), len(self.plan)
+        for place in self.plan.places():
+            known = self.answers[name].get(place)
+            if known is not None and not known.error:
+                continue
+            found = self._kept_answer(name, place, model)
+            if found is not None:
+                yield self._heard(found)
+            else:
+                left.append(place)
+        deaths = 0
+        for done, place in enumerate(left, start=total - len(left)):
+            progress(name, done, total)
+            answer = self._ask(worker, name, place)
+            if answer is None:
+                return
+            if self._kept is not None and not answer.error:
+                self._kept.put(self.plan.key(place, model), answer)
+            yield self._heard(answer)
+            deaths = deaths + 1 if answer.error == WorkerError.__name__ else 0
+            if deaths == _DEATHS:
+                raise _GivenUp("Its process died twice in a row; run the grid again.")
+        progress(name, total, total)
 
     def _start(self, worker: Worker) -> bool:
         """Load a tier; False where the run was stopped before that.

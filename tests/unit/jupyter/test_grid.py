@@ -381,3 +381,26 @@ def test_real_tiers_are_asked_and_go_on_from_what_is_kept(
         assert json.loads(answers[0].text)["name"] == "GetWeather" and answers[5].tokens > 5
         assert list(again.rates()) == ["nano-1", "nano-2", "gone"]
         assert (again.rates()["nano-2"].passed, again.verdict(0.9).settled) == (3, False)
+
+
+@pytest.mark.slow
+def test_a_real_answer_is_stopped_within_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked = Plan(
+        prompts=(Template("tell a story about {x}"),), cases=plan(9).cases, system="story",
+        sampling=Sampling(temperature=9.0), seeds=(1,), max_tokens=700)
+    said = Grid(asked, {"nano-1": reference.bundle_path("nano-1")})
+    called: list[float] = []
+
+    def stop() -> None:
+        called.append(time.monotonic())
+        said.stop()
+
+    run = said.run()
+    first = next(run)
+    threading.Timer(0.2, stop).start()  # an answer takes some seconds
+    for answer in run:
+        assert answer.finish
+    took_s = time.monotonic() - called[0]
+    assert first.tokens > 100 and said.stopped and len(said.rows()) < 9
+    assert took_s < 0.2
