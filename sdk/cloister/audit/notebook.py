@@ -47,6 +47,7 @@ _WORD = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]|[^\\s\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff]+")
+_LETTER = re.compile(r"\w")
 _INVISIBLE = re.compile(
     "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|\x1b\\[[0-9;]*[A-Za-z]")
 _ALONE = [re.compile(marks) for marks in (
@@ -91,7 +92,8 @@ class Fingerprints:
         return self._digests(said.union(*(_alone(_words(part)) for part in parts)))
 
     def _digests(self, said: Iterable[str]) -> set[bytes]:
-        return {hmac.digest(self._key, each.encode(), "sha256")[:_DIGEST_BYTES] for each in said}
+        return {hmac.digest(self._key, each.encode("utf-8", "replace"), "sha256")[:_DIGEST_BYTES]
+                for each in said}
 
 
 def _grams(words: list[str]) -> set[str]:
@@ -187,11 +189,11 @@ def personal(text: str) -> dict[str, set[str]]:
     """Return what has the form of personal data in a text, by its kind."""
     found: dict[str, set[str]] = {}
     for kind, pattern, right in _PERSONAL:
-        for match in pattern.finditer(text):
-            if right(match[0]):
-                found.setdefault(kind, set()).add(re.sub(r"[\s().-]", "", match[0].casefold()))
-        # What is a card is no phone as well.
-        text = pattern.sub(lambda match: "\n" if right(match[0]) else match[0], text)  # noqa: B023
+        values = {match[0] for match in pattern.finditer(text) if right(match[0])}
+        if values:
+            found[kind] = {re.sub(r"[\s().-]", "", value.casefold()) for value in values}
+        for value in values:  # a card is no phone as well
+            text = text.replace(value, "\n")
     return found
 
 
@@ -360,7 +362,8 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
 def _words(text: str) -> list[str]:
     if text.isascii():  # the same, many times sooner
         return re.findall(r"\w+", text.lower())
-    return _WORD.findall(normalized(text))
+    # What is all punctuation comes back as it was.
+    return [word for word in _WORD.findall(normalized(text)) if _LETTER.search(word)]
 
 
 def _luhn(text: str) -> bool:

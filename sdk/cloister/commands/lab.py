@@ -52,14 +52,17 @@ def lab(args: Lab) -> Record:
 
 def _cures(path: Path, report: Report) -> list[str]:
     """Return what takes away what was found, a sentence each."""
+    # As nbstripout 0.9 does: of metadata it takes the widgets, and what it is told to.
     own = {each.place for each in report.findings if each.file == path.name}
-    cures = []
-    if own - {"source", "attachments"}:
-        cures.append(
-            "Strip outputs, metadata and widget state with `nbstripout "
-            f"{shlex.quote(path.name)}`, and at every commit with `nbstripout --install`.")
+    name, cures = shlex.quote(path.name), []
+    if own & {"outputs", "widget state"}:
+        cures.append(f"Strip outputs and widget state with `nbstripout {name}`, and at every "
+                     "commit with `nbstripout --install`.")
+    if "metadata" in own:
+        cures.append("Strip a field of metadata with `nbstripout --extra-keys "
+                     f"'metadata.FIELD cell.metadata.FIELD' {name}`.")
     if own & {"source", "attachments"}:
-        cures.append("Delete what stands in the source by hand: nbstripout leaves it.")
+        cures.append("Delete what stands in source and attachments by hand: nbstripout leaves it.")
     if any(each.file != path.name for each in report.findings):
         cures.append("Delete the checkpoint, or save the notebook again when it is clean.")
     return cures
