@@ -4,12 +4,13 @@
 |---|---|
 | `exact` | is the text, but for outer spaces |
 | `contains` | has the text in it, or every text of a list |
-| `json` | is JSON with these fields (`a.b.0` is a place in it); none given: those of `expected` |
+| `json` | is JSON with these fields; `a.b.0` is a place in it |
 | `schema` | is JSON that a JSON Schema allows |
 | `regex` | has a match of a regular expression (Python's) |
 | `function` | makes a function of the caller's, known by a name, return True |
 
-A table says a check as JSON, `{"contains": "Paris"}`, or in short, `contains: Paris`. What an
+A table says a check as JSON, `{"contains": "Paris"}`, or in short, `contains: Paris`. One of the
+first three, or `regex`, may stand alone: it compares with what the case has as `expected`. What an
 expression or a function does to itself, it does to its own case: that one fails, and the run goes
 on. What an outcome says never holds the answer.
 """
@@ -41,8 +42,8 @@ _DEAD = "BrokenPipeError"
 _START_S = 60.0  # for a process to begin, on a busy machine
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 _TYPES: dict[str, tuple[type, ...]] = {
-    "exact": (str,), "contains": (str, list), "json": (dict, type(None)), "schema": (dict,),
-    "regex": (str,), "function": (str,)}
+    "exact": (str, type(None)), "contains": (str, list, type(None)), "json": (dict, type(None)),
+    "schema": (dict,), "regex": (str, type(None)), "function": (str,)}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Check:
     """A kind, and what it compares with."""
 
     kind: str
-    value: object = field(repr=False)
+    value: object = field(default=None, repr=False)  # None: what is expected of the case
 
 
 def parse(text: str, line: int = 1) -> Check:
@@ -72,13 +73,12 @@ def parse(text: str, line: int = 1) -> Check:
         SettingError: it is none; the line of its case is named.
     """
     short = re.fullmatch(r"\s*(\w+)\s*(?::\s*(.*))?", text, re.DOTALL)
-    record: object = None
-    if short is not None and short[1] in ("json", "schema"):
-        record = {short[1]: _json(short[2] or "null")}
-    elif short is not None:
-        record = {short[1]: short[2] or ""}
-    else:
+    if short is None:
         record = _json(text)
+    elif short[2] is None or short[1] not in ("json", "schema"):
+        record = {short[1]: short[2]}
+    else:
+        record = {short[1]: _json(short[2])}
     if isinstance(record, dict) and len(record) == 1:
         (kind, value), = record.items()
         if kind in KINDS and isinstance(value, _TYPES[kind]) and value != "" and (
@@ -129,21 +129,32 @@ class Judge:
         for case in cases:
             check = self.check_of(case)
             count += check is not None
-            if check is not None and (wrong := self._wrong(check, case, seen)):
+            if check is not None and (wrong := self._wrong(check, seen)):
                 raise SettingError(f"The check of line {case.line} {wrong}; correct it.")
         return count
 
     def check_of(self, case: Case) -> Check | None:
-        """Return how a case is judged; None where nothing is wanted of it.
+        """Return how a case is judged, and with what; None where nothing is wanted of it.
 
         Raises:
-            SettingError: see `parse`.
+            SettingError: see `parse`; or it compares with what is expected, and nothing is, or no
+                JSON object.
         """
-        if case.check is not None:
-            return parse(case.check, case.line)
-        if self._default is not None:
-            return self._default
-        return None if case.expected is None else Check("exact", case.expected)
+        if case.check is None and case.expected is None and (
+                self._default is None or self._default.value is None):
+            return None
+        check = parse(case.check, case.line) if case.check is not None else (
+            self._default or Check("exact"))
+        if check.value is not None:
+            return check
+        wanted: object = case.expected
+        if check.kind == "json":
+            wanted = _json(case.expected or "")
+        if not isinstance(wanted, str | dict):
+            kind = "a JSON object" if check.kind == "json" else "something"
+            raise SettingError(
+                f"The check of line {case.line} needs {kind} as what is expected; give it.")
+        return Check(check.kind, wanted)
 
     def judge(self, case: Case, answer: str) -> Outcome | None:
         """Judge an answer to a case; None where nothing is wanted of it.
@@ -161,7 +172,7 @@ class Judge:
             parts = value if isinstance(value, list) else [value]
             return _outcome(all(str(part) in answer for part in parts), "text missing")
         if kind == "json":
-            return _compare(answer, value, case)
+            return _compare(answer, value)
         if kind == "function":
             return self._call(str(value), answer, case)
         if kind == "schema" and (found := _json(_unfenced(answer))) is _BROKEN:
@@ -183,14 +194,11 @@ class Judge:
         except Exception as error:
             return Outcome(False, type(error).__name__)
 
-    def _wrong(self, check: Check, case: Case, seen: set[str]) -> str:
+    def _wrong(self, check: Check, seen: set[str]) -> str:
         """Return what is wrong with a check, in words; empty for nothing."""
         if check.kind == "function":
             known = check.value in self._functions
             return "" if known else "names a function that the lab was not given"
-        if check.kind == "json" and check.value is None:
-            wanted = _json(case.expected or "")
-            return "" if isinstance(wanted, dict) else "needs a JSON object as what is expected"
         key = json.dumps([check.kind, check.value], default=str)
         if check.kind not in ("schema", "regex") or key in seen:
             return ""
@@ -293,10 +301,10 @@ def _outcome(passed: bool, why: str) -> Outcome:
     return Outcome(passed, "" if passed else why)
 
 
-def _compare(answer: str, value: object, case: Case) -> Outcome:
-    wanted = _json(case.expected or "") if value is None else value
+def _compare(answer: str, wanted: object) -> Outcome:
     found = _json(_unfenced(answer))
-    if found is _BROKEN or not isinstance(wanted, dict):
+    assert isinstance(wanted, dict)
+    if found is _BROKEN:
         return Outcome(False, "no JSON")
     differ = tuple(name for name in wanted if not _same(wanted[name], _field(found, name)))
     return Outcome(not differ, f"{len(differ)} of {len(wanted)} fields differ" if differ else "",

@@ -243,6 +243,7 @@ class Grid:
         self._worker = worker or (lambda bundle: Worker(bundle, vault=False))
         self._stopped = threading.Event()
         self._chat: Chat | None = None
+        self._sizes: dict[str, int] = {}  # of bundles, in bytes
         if judge is not None:
             judge.prepare(plan.cases)
 
@@ -298,7 +299,9 @@ class Grid:
         that failed by the tier's fault, a context too short, does not pass.
         """
         rates, rows = {}, [row for row in self.rows() if row.prompt == prompt]
-        for name in sorted(self.tiers, key=lambda name: _size_bytes(self.tiers[name])):
+        if not self._sizes:
+            self._sizes = {name: _size_bytes(bundle) for name, bundle in self.tiers.items()}
+        for name in sorted(self.tiers, key=self._sizes.__getitem__):
             passed = [
                 all(each.outcome is not None and each.outcome.passed for each in row.answers[name])
                 for row in rows if name in row.answers

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, SettingError
 from cloister_jupyter.cases import Case
-from cloister_jupyter.checks import Judge, Outcome, parse
+from cloister_jupyter.checks import Check, Judge, Outcome, parse
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -72,6 +72,17 @@ def test_the_fields_that_differ_are_named_and_those_of_the_wanted_answer_are_the
     for answer in ("no", "[" * 100_000, "NaN", "[1]"):
         outcome = judge.judge(wanted, answer)
         assert outcome is not None and not outcome.passed
+
+
+def test_a_kind_alone_compares_with_what_is_expected() -> None:
+    with Judge(default=Check("contains")) as judge:
+        assert judge.judge(case(expected="Paris"), "in Paris") == Outcome(True)
+        assert judge.judge(case("exact", expected="Paris"), "in Paris") != Outcome(True)
+        assert judge.judge(case("regex", expected="^P"), "Paris") == Outcome(True)
+        assert judge.judge(case(), "Paris") is None
+        for check, wanted in (("regex", None), ("json", "[1]"), ("json", "x")):
+            with pytest.raises(SettingError, match="line 7 needs"):
+                judge.prepare([case(check, wanted)])
 
 
 @given(JSON)

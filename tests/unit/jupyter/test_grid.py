@@ -28,6 +28,7 @@ from cloister.errors import (
 )
 from cloister.message import Message
 from cloister.runtime.chat import Ask, Chat, Sampling, Stats, Token
+from cloister.runtime.client import Worker
 from cloister.settings import Settings
 from cloister.vault import local
 from cloister.vault.namespace import Kind, Namespace
@@ -381,6 +382,25 @@ def test_real_tiers_are_asked_and_go_on_from_what_is_kept(
         assert json.loads(answers[0].text)["name"] == "GetWeather" and answers[5].tokens > 5
         assert list(again.rates()) == ["nano-1", "nano-2", "gone"]
         assert (again.rates()["nano-2"].passed, again.verdict(0.9).settled) == (3, False)
+
+
+@pytest.mark.slow
+def test_a_real_process_that_is_killed_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made: list[Worker] = []
+
+    def worker(bundle: str | Path) -> Worker:
+        made.append(Worker(bundle, vault=False))
+        return made[-1]
+
+    said = Grid(Plan(prompts=(Template("say {x}"),), cases=plan(4).cases, max_tokens=20),
+                {"nano-1": reference.bundle_path("nano-1")}, worker=worker)
+    for answer in said.run():
+        if answer.place[1] == 1:
+            made[0].ready()._child.kill()
+    errors = [each.error for each in said.answers["nano-1"].values()]
+    assert len(errors) == 4 and len(made) == 1 and not said.reasons
+    assert [each for each in errors if each] in ([], ["WorkerError"])
 
 
 @pytest.mark.slow
