@@ -93,7 +93,8 @@ def parse(text: str, line: int = 1) -> Check:
 class Judge:
     """Judges answers; close it, or use it in a `with` statement: searches have their own process.
 
-    `functions` are those that checks name; each is given the answer and its case. `default` is the
+    `functions` are those that checks name; each is given the answer and its case, and runs here,
+    for as long as it takes. `default` is the
     check, or the function, for a case that has none of its own; without it the answer that is
     wanted decides.
     """

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloister.bundle import Bundle
-from cloister.errors import CloisterError, SettingError, VaultDamaged, WorkerError
+from cloister.errors import CloisterError, SettingError, WorkerError
 from cloister.progress import silent
-from cloister.records import Finite, Record, Sha256, Whole, decode
 from cloister.runtime.chat import Sampling
 from cloister.runtime.client import Worker
-from cloister.vault.namespace import Kind
 from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.checks import Outcome
+from cloister_jupyter.kept import TOOK, Answer, Place
 from cloister_jupyter.rates import Rate, verdict
 
 if TYPE_CHECKING:
@@ -34,21 +33,16 @@ if TYPE_CHECKING:
 
     from cloister.progress import Progress
     from cloister.runtime.chat import Chat
-    from cloister.vault.namespace import Namespace
     from cloister_jupyter.checks import Judge
+    from cloister_jupyter.kept import Kept
     from cloister_jupyter.rates import Verdict
 
-__all__ = ["MOST_ANSWERS", "PROMPT_BYTES", "Answer", "Grid", "Kept", "Plan", "Row", "fold"]
+__all__ = ["MOST_ANSWERS", "PROMPT_BYTES", "Grid", "Plan", "Row", "fold"]
 
-MOST_ANSWERS = 200_000  # of all tiers
+MOST_ANSWERS = 200_000  # of a tier
 PROMPT_BYTES = 1 << 16  # of a prompt that is filled in, in UTF-8
 _LOOK_S = 0.02  # how often a wait looks whether it is to stop
 _DEATHS = 2  # of a tier's process in a row, and the tier is given up
-_RECORD_BYTES = 64 << 20
-_MOST_NAME = 256  # characters
-
-Place = tuple[int, int, int | None]
-"""Prompt and case, counted from 0, and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,23 +105,6 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a tier answered at a place, and what that took. Its repr shows no text."""
-
-    tier: str
-    place: Place
-    text: str = field(repr=False)
-    finish: str = ""  # end, length or context; empty where it failed
-    error: str = ""  # the named error that it failed with
-    tokens: int = 0
-    ttft_s: float = 0.0
-    decode_tokens_per_s: float | None = None
-    peak_rss_bytes: int = 0  # of the tier's process
-    kept: bool = False  # it was there before this run
-    outcome: Outcome | None = None  # None: nothing was wanted of it
-
-
-@dataclass(frozen=True, kw_only=True)
 class Row:
     """What the tiers answered to a prompt filled with a case: of each, one answer a seed."""
 
@@ -145,75 +122,6 @@ class Row:
 def fold(answers: Sequence[Answer]) -> list[tuple[str, int]]:
     """Return the distinct answers with their counts, the commonest first, then as they came."""
     return Counter(each.text.strip() for each in answers if not each.error).most_common()
-
-
-class Kept:
-    """The answers of a grid in the vault, under a name; forgotten as one, with its key.
-
-    Raises (from its methods):
-        VaultError: see `Namespace`.
-    """
-
-    def __init__(self, space: Namespace, name: str) -> None:
-        """Take up what is kept under `name`.
-
-        Raises:
-            SettingError: the name is empty or too long.
-            VaultDamaged: what is kept is not what was written.
-        """
-        if not 0 < len(name) <= _MOST_NAME:
-            raise SettingError(f"A grid's name has 1 to {_MOST_NAME} characters; choose another.")
-        self._space = space
-        self._name = b"lab grid " + name.encode("utf-8", "surrogatepass")
-        found = [
-            decode(record, _Record, limit_bytes=_RECORD_BYTES, refuse=_other_release)
-            for record in space.records(Kind.HISTORY, self._name)]
-        self._answers = {record.key: record for record in found}
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
-    def get(self, key: str, tier: str, place: Place) -> Answer | None:
-        """Return the answer to the inputs of a key; None where there is none."""
-        record = self._answers.get(key)
-        if record is None:
-            return None
-        took = {name: getattr(record, name) for name in _KEPT}
-        return Answer(tier=tier, place=place, kept=True, **took)
-
-    def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer: on the disk before this returns."""
-        record = _Record(key=key, **{name: getattr(answer, name) for name in _KEPT})
-        self._space.append(Kind.HISTORY, self._name, [msgspec.json.encode(record)])
-        self._answers[key] = record
-
-    def forget(self) -> bool:
-        """Delete all answers and their key; False where there are none."""
-        self._answers.clear()
-        return self._space.forget(Kind.HISTORY, self._name)
-
-
-class _Record(Record, frozen=True):
-    """An answer as it is kept, with the hash of its inputs."""
-
-    key: Sha256
-    text: str
-    finish: str
-    tokens: Whole
-    ttft_s: Finite
-    decode_tokens_per_s: Finite | None
-    peak_rss_bytes: Whole
-
-    def __repr__(self) -> str:
-        return "_Record()"
-
-
-_KEPT = tuple(name for name in _Record.__struct_fields__ if name != "key")
-
-
-def _other_release(complaint: str) -> VaultDamaged:
-    return VaultDamaged(
-        f"What is kept of this grid was written by another release ({complaint}); forget it.")
 
 
 class Grid:
@@ -302,12 +210,32 @@ class Grid:
         if not self._sizes:
             self._sizes = {name: _size_bytes(bundle) for name, bundle in self.tiers.items()}
         for name in sorted(self.tiers, key=self._sizes.__getitem__):
-            passed = [
-                all(each.outcome is not None and each.outcome.passed for each in row.answers[name])
-                for row in rows if name in row.answers
-                and all(each.outcome is not None for each in row.answers[name])]
-            rates[name] = Rate(passed=sum(passed), n=len(passed))
+            passed = [_passed(row.answers.get(name, ())) for row in rows]
+            rates[name] = Rate(passed=passed.count(True), n=len(passed) - passed.count(None))
         return rates
+
+    def flips(self, before: str, after: str) -> tuple[list[Row], list[Row]]:
+        """Return the rows that only `before` passes, and those that only `after` does."""
+        broken, mended = [], []
+        for row in self.rows():
+            one, other = (_passed(row.answers.get(name, ())) for name in (before, after))
+            if (one, other) == (True, False):
+                broken.append(row)
+            elif (one, other) == (False, True):
+                mended.append(row)
+        return broken, mended
+
+    def table(self) -> list[dict[str, object]]:
+        """Return a record for each answer, for a file: it holds the texts."""
+        return [{
+            "tier": name, "prompt": place[0] + 1, "line": self.plan.cases[place[1]].line,
+            "seed": place[2], "asked": self.plan.prompt(place),
+            "expected": self.plan.cases[place[1]].expected, "answer": each.text,
+            "passed": each.outcome.passed if each.outcome else None,
+            "why": each.outcome.why if each.outcome else "", "error": each.error,
+            **{key: getattr(each, key) for key in TOOK},
+        } for name, said in self.answers.items() for place, each in sorted(
+            said.items(), key=lambda item: (item[0][:2], item[0][2] or 0))]
 
     def verdict(self, wanted: float, prompt: int = 0) -> Verdict:
         """Say which tier is the smallest that passes a share of the cases; see `rates.verdict`."""
@@ -429,6 +357,14 @@ class Grid:
             answer = replace(answer, outcome=outcome)
         self.answers[answer.tier][answer.place] = answer
         return answer
+
+
+def _passed(answers: Sequence[Answer]) -> bool | None:
+    """Tell whether the answers of every seed pass; None where one is not judged."""
+    outcomes = [each.outcome for each in answers]
+    if not outcomes or None in outcomes:
+        return None
+    return all(each is not None and each.passed for each in outcomes)
 
 
 class _GivenUp(Exception):

@@ -112,6 +112,9 @@ def _alone(words: list[str]) -> set[str]:
 class Trail:
     """The fingerprints of what passed through the lab, sealed in a namespace of the vault.
 
+    They stay when a conversation is forgotten, since its text may lie in a file all the same. They
+    go with the namespace's history when that is shredded.
+
     Raises:
         VaultError: see `Namespace`.
     """

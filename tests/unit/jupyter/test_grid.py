@@ -34,7 +34,8 @@ from cloister.vault import local
 from cloister.vault.namespace import Kind, Namespace
 from cloister_jupyter.cases import Case, Template, read_table
 from cloister_jupyter.checks import Judge
-from cloister_jupyter.grid import PROMPT_BYTES, Answer, Grid, Kept, Plan, fold
+from cloister_jupyter.grid import PROMPT_BYTES, Grid, Plan, fold
+from cloister_jupyter.kept import Answer, Kept
 
 Say = Callable[[str, Sampling], Iterator[str]]
 
@@ -223,7 +224,7 @@ def test_a_thousand_cases_that_were_killed_in_the_middle_go_on_from_what_is_kept
         import sys
         from tests.unit.jupyter.test_grid import FakeWorker, echo, grid, plan
         from cloister.vault.local import open_vault
-        from cloister_jupyter.grid import Kept
+        from cloister_jupyter.kept import Kept
         worker = FakeWorker(echo)
         with open_vault(create=True, notify=lambda notice: None) as vault:
             said = grid({"one": worker}, plan(1000), kept=Kept(vault.namespace(), "g"))
@@ -312,6 +313,22 @@ def test_only_whole_rows_that_differ_are_shown() -> None:
     list(said.run())
     assert [row.case for row in said.rows(differing=True)] == [1]
     assert len(said.rows()) == 3
+
+
+def test_two_bundles_are_compared_by_the_cases_that_flip_and_the_table_has_every_answer() -> None:
+    def only(good: str) -> Say:
+        return lambda prompt, sampling: iter((prompt, "!" if good in prompt else "?"))
+
+    said = grid({"old": FakeWorker(only("0")), "new": FakeWorker(only("1"))}, judge=Judge())
+    list(said.run())
+    broken, mended = said.flips("old", "new")
+    assert ([row.case for row in broken], [row.case for row in mended]) == ([0], [1])
+    assert said.flips("old", "none") == ([], [])
+    table = said.table()
+    assert [(each["tier"], each["line"], each["passed"]) for each in table][:4] == [
+        ("old", 2, True), ("old", 3, False), ("old", 4, False), ("new", 2, False)]
+    assert table[0]["asked"] == "say 0" and table[0]["answer"] == table[0]["expected"] == "say 0!"
+    assert len({tuple(each) for each in table}) == 1
 
 
 @pytest.mark.parametrize(("options", "message"), [

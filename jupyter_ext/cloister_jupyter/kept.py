@@ -1,0 +1,112 @@
+"""What a tier answered, and answers in the vault, for a grid that goes on another day."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloister.errors import SettingError, VaultDamaged
+from cloister.records import Finite, Record, Sha256, Whole, decode
+from cloister.vault.namespace import Kind
+
+if TYPE_CHECKING:
+    from cloister.vault.namespace import Namespace
+    from cloister_jupyter.checks import Outcome
+
+__all__ = ["TOOK", "Answer", "Kept", "Place"]
+
+_RECORD_BYTES = 64 << 20
+_MOST_NAME = 256  # characters
+
+Place = tuple[int, int, int | None]
+"""Prompt and case, counted from 0, and seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a tier answered at a place, and what that took. Its repr shows no text."""
+
+    tier: str
+    place: Place
+    text: str = field(repr=False)
+    finish: str = ""  # end, length or context; empty where it failed
+    error: str = ""  # the named error that it failed with
+    tokens: int = 0
+    ttft_s: float = 0.0
+    decode_tokens_per_s: float | None = None
+    peak_rss_bytes: int = 0  # of the tier's process
+    kept: bool = False  # it was there before this run
+    outcome: Outcome | None = None  # None: nothing was wanted of it
+
+
+class Kept:
+    """The answers of a grid in the vault, under a name; forgotten as one, with its key.
+
+    Raises (from its methods):
+        VaultError: see `Namespace`.
+    """
+
+    def __init__(self, space: Namespace, name: str) -> None:
+        """Take up what is kept under `name`.
+
+        Raises:
+            SettingError: the name is empty or too long.
+            VaultDamaged: what is kept is not what was written.
+        """
+        if not 0 < len(name) <= _MOST_NAME:
+            raise SettingError(f"A grid's name has 1 to {_MOST_NAME} characters; choose another.")
+        self._space = space
+        self._name = b"lab grid " + name.encode("utf-8", "surrogatepass")
+        found = [
+            decode(record, _Record, limit_bytes=_RECORD_BYTES, refuse=_other_release)
+            for record in space.records(Kind.HISTORY, self._name)]
+        self._answers = {record.key: record for record in found}
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str, tier: str, place: Place) -> Answer | None:
+        """Return the answer to the inputs of a key; None where there is none."""
+        record = self._answers.get(key)
+        if record is None:
+            return None
+        took = {name: getattr(record, name) for name in _KEPT}
+        return Answer(tier=tier, place=place, kept=True, **took)
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer: on the disk before this returns."""
+        record = _Record(key=key, **{name: getattr(answer, name) for name in _KEPT})
+        self._space.append(Kind.HISTORY, self._name, [msgspec.json.encode(record)])
+        self._answers[key] = record
+
+    def forget(self) -> bool:
+        """Delete all answers and their key; False where there are none."""
+        self._answers.clear()
+        return self._space.forget(Kind.HISTORY, self._name)
+
+
+class _Record(Record, frozen=True):
+    """An answer as it is kept, with the hash of its inputs."""
+
+    key: Sha256
+    text: str
+    finish: str
+    tokens: Whole
+    ttft_s: Finite
+    decode_tokens_per_s: Finite | None
+    peak_rss_bytes: Whole
+
+    def __repr__(self) -> str:
+        return "_Record()"
+
+
+TOOK = tuple(name for name in _Record.__struct_fields__ if name not in ("key", "text"))
+"""Fields of an answer that say what it took."""
+_KEPT = ("text", *TOOK)
+
+
+def _other_release(complaint: str) -> VaultDamaged:
+    return VaultDamaged(
+        f"What is kept of this grid was written by another release ({complaint}); forget it.")
