@@ -58,7 +58,8 @@ class Kept:
         if not 0 < len(name) <= _MOST_NAME:
             raise SettingError(f"A grid's name has 1 to {_MOST_NAME} characters; choose another.")
         self._space = space
-        self._name = b"lab grid " + name.encode("utf-8", "surrogatepass")
+        # No conversation is called so: FF is in no text's UTF-8.
+        self._name = b"\xfflab grid " + name.encode("utf-8", "surrogatepass")
         found = [
             decode(record, _Record, limit_bytes=_RECORD_BYTES, refuse=_other_release)
             for record in space.records(Kind.HISTORY, self._name)]

@@ -40,7 +40,7 @@ TEXT = "text from the lab"
 _DIGEST_BYTES = 8
 _TOKEN_SIGNS = 8
 _ALONE_SIGNS = 200
-_NAME = b"lab fingerprints"
+_NAME = b"\xfflab fingerprints"  # FF is in no text's UTF-8: no conversation is called so
 _DEPTH = 2  # of encodings in each other
 # Scripts that have no spaces between words: there each sign counts as one.
 _WORD = re.compile(

@@ -176,7 +176,7 @@ def test_fingerprints_are_kept_once_survive_the_vault_and_are_forgotten(vault: V
     trail = Trail(space, Kind.HISTORY)
     trail.record([SAID, SAID])
     trail.record([SAID])
-    assert len(space.records(Kind.HISTORY, b"lab fingerprints")) == 1
+    assert len(space.records(Kind.HISTORY, b"\xfflab fingerprints")) == 1
     assert Trail(space, Kind.HISTORY).known == trail.known != set()
     vault.rotate()
     assert Trail(space, Kind.HISTORY).fingerprints.of(SAID) == trail.known

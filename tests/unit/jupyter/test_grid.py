@@ -277,7 +277,7 @@ def test_what_failed_is_not_kept_and_what_is_kept_can_be_forgotten(space: Namesp
     for name in ("", "x" * 257):
         with pytest.raises(SettingError):
             Kept(space, name)
-    space.put(Kind.HISTORY, b"lab grid old", b'["another format"]')
+    space.put(Kind.HISTORY, b"\xfflab grid old", b'["another format"]')
     with pytest.raises(VaultDamaged, match="another release"):
         Kept(space, "old")
 
