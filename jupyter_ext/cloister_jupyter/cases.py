@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["CHECK", "EXPECTED", "MOST_CASES", "TABLE_BYTES", "Case", "Template", "load_table",
-           "read_table"]
+           "once", "read_table"]
 
 EXPECTED, CHECK = "expected", "check"
 MOST_CASES = 20_000
@@ -204,7 +204,7 @@ def _json_cases(text: str) -> Iterator[Case]:
         if not row.strip():
             continue
         try:
-            record = json.loads(row)
+            record = json.loads(row, object_pairs_hook=once)
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
@@ -215,6 +215,13 @@ def _json_cases(text: str) -> Iterator[Case]:
         for value in values.values():  # JSON can spell half a surrogate pair
             _check_unicode(value, f"Line {line} of the table")
         yield _case(line, values)
+
+
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of JSON; raise ValueError where a key is there twice: which one counts?"""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
 
 
 def _text(value: object) -> str:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cloister.errors import SettingError
+from cloister_jupyter.cases import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -94,9 +95,8 @@ class Judge:
     """Judges answers; close it, or use it in a `with` statement: searches have their own process.
 
     `functions` are those that checks name; each is given the answer and its case, and runs here,
-    for as long as it takes. `default` is the
-    check, or the function, for a case that has none of its own; without it the answer that is
-    wanted decides.
+    for as long as it takes. `default` is the check, or the function, for a case that has none of
+    its own; without it the answer that is wanted decides.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Judge:
             "regex": ("regex", check.value, ""), "schema": ("check", check.value, "")}[check.kind])
         if said == "ModuleNotFoundError":
             return "needs the package jsonschema"
-        what = "expression" if check.kind == "regex" else "schema"
+        what = "an expression" if check.kind == "regex" else "a schema"
         return "" if said in ("yes", "no") else f"has {what} that cannot be read ({said})"
 
 
@@ -286,8 +286,12 @@ _BROKEN = object()  # what no JSON is
 
 
 def _json(text: str) -> object:
+    """Read JSON; _BROKEN where it is none, or a key is there twice: which counts, nobody knows."""
+    def refuse(constant: str) -> object:  # NaN and its like, which are none of JSON's
+        raise ValueError(constant)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError):
         return _BROKEN
 

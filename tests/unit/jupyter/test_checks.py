@@ -69,7 +69,8 @@ def test_the_fields_that_differ_are_named_and_those_of_the_wanted_answer_are_the
     assert judge.judge(wanted, '{"c": {"d": 3}, "b": [2], "a": 1}') == Outcome(True)
     outcome = judge.judge(wanted, '{"a": 1, "b": [3], "c": {"d": 4}}')
     assert outcome is not None and outcome.fields == ("b", "c")
-    for answer in ("no", "[" * 100_000, "NaN", "[1]"):
+    for answer in ("no", "[" * 100_000, "NaN", "[1]", "1" * 5000,
+                   '{"a": 1, "b": [2], "c": {"d": 4, "d": 3}}'):
         outcome = judge.judge(wanted, answer)
         assert outcome is not None and not outcome.passed
 
