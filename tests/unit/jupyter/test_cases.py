@@ -107,7 +107,8 @@ def test_json_lines_hold_texts_numbers_and_objects() -> None:
     ('{"a": 1}\n{"a": \n', "Line 2 of the table is no JSON object"),
     ('{"a": 1}\n[1]\n', "Line 2 of the table is no JSON object"),
     ('{"a": 1}\n' + "[" * 100_000, "Line 2 of the table is no JSON object"),
-    ('{"a": 1, "a": 2}\n', "Line 1 of the table is no JSON object"), ('{"": 1}\n', "heading of column 1 in line 1"),
+    ('{"a": 1, "a": 2}\n', "Line 1 of the table is no JSON object"),
+    ('{"": 1}\n', "heading of column 1 in line 1"),
     ("a\n" + "x\n" * (MOST_CASES + 1), f"more than {MOST_CASES:,} cases"),
     ("a\n" + "x" * TABLE_BYTES, f"at most {TABLE_BYTES:,}"),
 ])
