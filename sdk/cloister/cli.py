@@ -54,15 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if parsed.debug:
             raise
-        _drop_output()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _say("The disk is full where the output goes; make room." if full else (
+        _fail(parsed, error, "The disk is full where the output goes; make room." if full else (
             f"The system refused something ({error.strerror}); --debug shows what."))
+        _drop_output()
         return 1
     except Exception as error:
         if parsed.debug:
             raise
-        _say(f"An unexpected error ({place_of(error)}); --debug shows more, report it.")
+        _fail(parsed, error,
+              f"An unexpected error ({place_of(error)}); --debug shows more, report it.")
         return 1
     return status
 
@@ -75,18 +76,26 @@ def _run(parsed: argparse.Namespace) -> int:
 
         result = commands.run(parsed)
         if parsed.json and result is not None:
-            print(json.dumps(result))  # noqa: T201
+            # null for what is no number: Python's NaN and Infinity are no JSON.
+            finite = json.loads(json.dumps(result), parse_constant=lambda _: None)
+            print(json.dumps(finite))  # noqa: T201
         return 1 if result is not None and result.get("ok") is False else 0
     except CloisterError as error:
         if parsed.debug:
             raise
-        if parsed.json:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))  # noqa: T201
-        _say(str(error))
+        _fail(parsed, error, str(error))
         return 1
-    except KeyboardInterrupt:
-        _say("stopped.")
+    except KeyboardInterrupt as error:
+        _fail(parsed, error, "stopped.")
         return 130
+
+
+def _fail(parsed: argparse.Namespace, error: BaseException, sentence: str) -> None:
+    if parsed.json:
+        with contextlib.suppress(OSError):  # where the output is what failed
+            print(json.dumps({"error": type(error).__name__, "message": sentence}),  # noqa: T201
+                  flush=True)
+    _say(sentence)
 
 
 def _say(sentence: str) -> None:

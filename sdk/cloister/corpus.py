@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloister.errors import DataError, OverlapError
+from cloister.errors import DataError, OverlapError, SettingError
 from cloister.example import Example, tool_call
 from cloister.formats import DataFile, Flaw, Split, is_data
 
@@ -29,9 +29,13 @@ TOLERATED = 0.05  # share of the records of a training set
 _NAMED = 5  # files or flaws in a sentence
 _WHY = {
     "malformed": 'it is in none of the formats, SNIPS, CLINC150, FairytaleQA, "messages", '
-                 '"conversations", "instruction" with "output", or "task", "input", "target"',
+                 '"conversations", "instruction" with "output", or "task", "input", "target"; or a '
+                 "message has no text, another role than system, user or assistant, or is a system "
+                 "message after the first",
     "empty": "a request or an answer is missing",
     "with tools": "calls of tools are not read",
+    "with reasoning": "reasoning is read only within an answer, as the model's template writes it",
+    "weighted": "an answer is learnt whole or not at all, with a weight of 1 or 0",
 }
 
 Purpose = tuple[Split, ...]
@@ -170,7 +174,10 @@ def load(
     Raises:
         DataError: see `select`; nothing to read, or more than `tolerated`, a share, had to be left
             out.
+        SettingError: `tolerated` is no share.
     """
+    if not 0 <= tolerated <= 1:
+        raise SettingError(f"tolerate is {tolerated}; it must lie between 0 and 1.")
     examples: dict[Example, None] = {}
     flaws = []
     selection = data if isinstance(data, Selection) else select(data, LEARN, split)
@@ -271,8 +278,8 @@ def _candidates(path: Path) -> tuple[list[str], dict[str, str]]:
         stem, dot, ending = name.partition(".")
         whole = f"{stem}_full{dot}{ending}"  # SNIPS has the same requests in both
         unpacked = name[:-3] if name.casefold().endswith(".gz") else name
-        if each.is_dir():
-            left_out[name] = "a folder"
+        if not each.is_file():  # a pipe would be waited for
+            left_out[name] = "a folder" if each.is_dir() else "no regular file"
         elif not is_data(name):
             left_out[name] = "no data file"
         elif whole in found:

@@ -84,14 +84,21 @@ def check_output(path: Path, *, kind: str, replace: bool) -> None:
     Raises:
         OutputExists: `path` is there and `replace` is false, or it is anything but such a
             directory: what is replaced is removed, so never a directory named by mistake.
+        OutputUnwritable: there is no directory that it would lie in.
     """
     if not os.path.lexists(path):
+        parent = path.resolve().parent
+        if not parent.is_dir():
+            raise OutputUnwritable(
+                f"Directory {parent.name} does not exist; create it or name another output.")
         return
     if not replace:
-        raise OutputExists(f"Output {path.name} exists already; name another or pass --force.")
+        raise OutputExists(
+            f"Output {path.name or path} exists already; name another or pass --force.")
     if path.is_symlink() or not _is_ours(path / MARKS[kind]):
         raise OutputExists(
-            f"Output {path.name} exists and is no {kind}, so it is not replaced; name another."
+            f"Output {path.name or path} exists and is no {kind}, so it is not replaced; name "
+            "another."
         )
 
 
@@ -112,10 +119,6 @@ def whole_directory(
     """
     check_output(path, kind=kind, replace=replace)
     parent = path.resolve().parent
-    if not parent.is_dir():
-        raise OutputUnwritable(
-            f"Directory {parent.name} does not exist; create it or name another output."
-        )
     with disk_errors(path.name):
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
         try:

@@ -7,11 +7,11 @@
 | FairytaleQA (Xu et al., ACL 2022) | `story` | records with `sections` |
 | chat | `chat` | records with `messages`: `role`, `content` |
 | ShareGPT | `chat` | records with `conversations`: `from`, `value` |
-| Alpaca | `chat` | records of `instruction`, `input`, `output` |
+| Alpaca, Dolly | `chat` | records of `instruction`, `input`, `output`; or `context`, `response` |
 | plain | any | records of `task`, `input`, `target` |
 
 Records are JSON lines, one list, or lists by name, in UTF-8, compressed by gzip or not. Each answer
-of a conversation is an example, unless its `weight` is 0 (as OpenAI has it). No torch.
+of a conversation is an example, unless it is marked as not to be learnt. No torch.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ __all__ = ["DataFile", "Flaw", "Split", "is_data", "split_of"]
 UNPACKED_BYTES = 256 << 20  # of a compressed file, at most
 _ENDING = re.compile(r"\.(jsonl|ndjson|json)(\.gz)?\Z", re.IGNORECASE)
 _GZIP = b"\x1f\x8b"
+# zip, Parquet, Arrow, bzip2, xz, Zstandard, 7z
+_BINARY = (b"PK\x03\x04", b"PAR1", b"ARROW1", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"7z\xbc\xaf")
 
 
 class Split(StrEnum):
@@ -60,6 +62,8 @@ _ROLES = {
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
 }
 _OF_TOOLS = ("tool", "function", "function_call", "observation")
+_LEARN = ("weight", "train", "training", "loss")  # of OpenAI, axolotl and ms-swift; false or 0: not
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class Flaw:
 
     file: str
     number: int  # of the line or record, from 1
-    kind: str  # "malformed", "empty", "blank" (a line), "with tools" or "duplicate"
+    kind: str  # "blank" (a line), "duplicate", or one that `corpus` gives the reason of
 
     def __str__(self) -> str:
         return f"{self.file}:{self.number} {self.kind}"
@@ -143,7 +147,7 @@ class DataFile:
             else:
                 return _rows(data)
         # Not splitlines: JSON may hold U+2028 and its like unescaped.
-        lines = text.rstrip().split("\n") if text.strip() else []
+        lines = re.split("\r\n?|\n", text.rstrip()) if text.strip() else []
         if lines and not self._lines and not _is_object(next(filter(str.strip, lines))):
             raise DataError(f"Data file {self.name} is not valid JSON; check it.")
         return [(None, line) for line in lines]
@@ -188,6 +192,10 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise DataError(
             f"Data file {name} cannot be read ({error.strerror}); check the path.") from None
+    if raw.startswith(_BINARY):
+        raise DataError(
+            f"Data file {name} is packed or in a binary format; unpack it, or convert it to JSON "
+            "lines.")
     encoding = json.detect_encoding(raw)
     if not encoding.startswith("utf-8"):
         raise DataError(
@@ -265,8 +273,8 @@ def _conversation(record: dict[str, object]) -> list[Example]:
     if not isinstance(rows, list):
         raise TypeError
     turns: list[Message] = []
-    if record.get("system"):
-        rows = [{"role": "system", "content": record["system"]}, *rows]
+    if system := record.get("system") or record.get("system_prompt"):
+        rows = [{"role": "system", "content": system}, *rows]
     examples = []
     for row in rows:
         name = (row["role"] if "role" in row else row["from"]).casefold()
@@ -275,12 +283,12 @@ def _conversation(record: dict[str, object]) -> list[Example]:
         turn = Message(
             role=_ROLES[name], content=_content(row["content" if "content" in row else "value"]))
         if turn.role == "system":
+            if turns == [turn] or not turn.content.strip():
+                continue
             if turns:
                 raise ValueError
-            if not turn.content.strip():
-                continue
         asked = any(earlier.role == "user" for earlier in turns)
-        if turn.role == "assistant" and asked and row.get("weight") != 0:
+        if turn.role == "assistant" and _is_learnt(row) and asked:
             examples.append(replace(_unanswered(turns), target=turn.content))
         turns.append(turn)
     if not examples:
@@ -288,6 +296,16 @@ def _conversation(record: dict[str, object]) -> list[Example]:
             raise _Unusable("empty")
         examples = [_unanswered(turns)]
     return examples
+
+
+def _is_learnt(row: dict[str, object]) -> bool:
+    """Return whether an answer is to be learnt; raise where more stands beside it than that."""
+    if any(row.get(name) for name in _REASONING):
+        raise _Unusable("with reasoning")
+    marks = [row[name] for name in _LEARN if row.get(name) is not None]
+    if row.get("train_detail") or any(mark not in (0, 1) for mark in marks):
+        raise _Unusable("weighted")
+    return all(marks)
 
 
 def _unanswered(turns: list[Message]) -> Example:
@@ -304,12 +322,14 @@ def _content(content: object) -> str:
 
 
 def _instruction(record: dict[str, object]) -> list[dict[str, object]]:
-    """Return the messages of an Alpaca record, with the `history` that LLaMA-Factory adds."""
-    request = (_unicode(record["instruction"]), _unicode(record.get("input") or ""))
+    """Return the messages of an Alpaca or Dolly record, with LLaMA-Factory's `history`."""
+    added = record.get("input") or record.get("context") or ""
+    request = (_unicode(record["instruction"]), _unicode(added))
+    answer = record["output" if "output" in record else "response"]
     earlier = record.get("history") or []
     if not isinstance(earlier, list):
         raise TypeError
-    pairs = [*earlier, ("\n\n".join(text for text in request if text.strip()), record["output"])]
+    pairs = [*earlier, ("\n\n".join(text for text in request if text.strip()), answer)]
     return [
         {"role": role, "content": text}
         for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]

@@ -103,14 +103,18 @@ def encode(
     """Return examples as ids, those apart that are longer than `context`.
 
     Raises:
-        TokenizerError: see `pair`.
+        TokenizerError: see `pair`; the example is named by its place.
     """
     encoded = Encoded(examples=[], pairs=[], too_long=[])
     for number, example in enumerate(examples, start=1):
-        ids = pair(tokenizer, example)
+        place = example.place or f"Example {number}"
+        try:
+            ids = pair(tokenizer, example)
+        except TokenizerError as error:
+            raise TokenizerError(f"{place}: {error}") from None
         length = len(ids[0]) + len(ids[1])
         if context is not None and length > context:
-            encoded.too_long.append((example.place or f"Example {number}", length))
+            encoded.too_long.append((place, length))
         else:
             encoded.examples.append(example)
             encoded.pairs.append(ids)

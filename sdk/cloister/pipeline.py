@@ -52,9 +52,9 @@ def export(
 ) -> Bundle:
     """Write the bundle of a quantized checkpoint; its `report` is what the program lost.
 
-    `prompts` are public ones (system, prompt), of which those with a clear winner at every step
-    become golden rows; without any, a few of the package. `gate` is given the finished bundle
-    before it takes its place, and refuses it by raising.
+    `prompts` are public ones (system, prompt), of which those that the context holds, with a clear
+    winner at every step, become golden rows; without any, a few of the package. `gate` is given
+    the finished bundle before it takes its place, and refuses it by raising.
 
     The unquantized checkpoint that the source was made from is read for the report where it lies
     beside the source.
@@ -84,9 +84,11 @@ def export(
         parts.prove_forward(program.forward, run)
         progress("golden")
         core = Core(program, name=metadata.name, context=shape.context, chunk=chunk)
+        laid_out = (
+            check.lay_out(tokenizer, system, prompt)
+            for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS))
         bundles.write_golden(directory, golden.rows(
-            (check.lay_out(tokenizer, system, prompt)
-             for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS)),
+            (ids for ids in laid_out if len(ids) < shape.context),
             functools.partial(_answer, core), metadata.eos,
         ))
         del core, program  # the gate loads one of its own

@@ -105,6 +105,28 @@ def test_a_refusal_as_json_is_an_object_too() -> None:
     assert json.loads(result.stdout)["error"] == "EmptyPrompt"
 
 
+def test_whatever_ends_a_command_its_json_is_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ending(result: object) -> Any:
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    for result, status, printed in (
+        ({"ratio": float("inf"), "error": float("nan")}, 0, {"ratio": None, "error": None}),
+        (RuntimeError("secret"), 1, {"error": "RuntimeError"}),
+        (OSError(5, "Input/output error"), 1, {"error": "OSError"}),
+        (KeyboardInterrupt(), 130, {"error": "KeyboardInterrupt", "message": "stopped."}),
+    ):
+        monkeypatch.setattr("cloister.commands.run", lambda _, result=result: ending(result))
+        monkeypatch.setattr("cloister.cli._drop_output", lambda: None)
+        assert main(["tiers", "--json"]) == status
+        record = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert record.items() >= printed.items()
+        assert "secret" not in str(record)
+
+
 def test_wrong_usage_exits_with_two() -> None:
     assert run("run").returncode == 2
     assert run("dance").returncode == 2

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ from cloister.corpus import (
     split,
     tool_call,
 )
-from cloister.errors import DataError, OverlapError
+from cloister.errors import DataError, OverlapError, SettingError
 from cloister.message import Message
 from cloister.settings import Settings
 
@@ -354,6 +355,11 @@ CONVERSATION = [
         {"role": role, "content": text} for role, text in (ASKED, ANSWERED, AGAIN, LAST)]},
     {"system": "be brief", "instruction": "bye", "input": "", "output": "farewell",
      "history": [["hi", "hello"]]},
+    {"system_prompt": "be brief", "instruction": "bye", "context": "", "response": "farewell",
+     "history": [["hi", "hello"]]},
+    {"system": "be brief", "messages": [
+        {"role": role, "content": text, "reasoning_content": None, "weight": 1}
+        for role, text in (SYSTEM, ASKED, ANSWERED, AGAIN, LAST)]},
 ])
 def test_each_answer_of_a_conversation_is_an_example_whatever_the_fields_are_called(
     tmp_path: Path, record: dict[str, object]
@@ -367,9 +373,11 @@ def test_each_answer_of_a_conversation_is_an_example_whatever_the_fields_are_cal
 def test_an_instruction_and_its_input_are_one_request(tmp_path: Path) -> None:
     path = records(tmp_path / "alpaca.jsonl",
                    {"instruction": "translate", "input": "chat", "output": "cat"},
-                   {"instruction": "greet", "output": "hello"})
+                   {"instruction": "greet", "output": "hello"},
+                   {"instruction": "sum up", "context": "a tale", "response": "short"})
     assert [each.messages for each in read(path)] == [
-        said(("user", "translate\n\nchat")), said(("user", "greet"))]
+        said(("user", "translate\n\nchat")), said(("user", "greet")),
+        said(("user", "sum up\n\na tale"))]
 
 
 def test_a_task_is_the_system_message_unless_it_is_empty() -> None:
@@ -378,9 +386,13 @@ def test_a_task_is_the_system_message_unless_it_is_empty() -> None:
     assert Example(task="", input="go", target="x").messages == said(("user", "go"))
 
 
-def test_an_answer_without_weight_is_read_and_not_taught(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", [
+    {"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}])
+def test_an_answer_without_weight_is_read_and_not_taught(
+    tmp_path: Path, mark: dict[str, object]
+) -> None:
     messages = [{"role": role, "content": text} for role, text in (ASKED, ANSWERED, AGAIN, LAST)]
-    messages[1] |= {"weight": 0}
+    messages[1] |= mark
     (example,) = read(records(tmp_path / "chat.jsonl", {"messages": messages}))
     assert example.messages == said(ASKED, ANSWERED, AGAIN)
 
@@ -409,6 +421,10 @@ USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "cont
     ({"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]}, "with tools"),
     ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "with tools"),
     ({"messages": [USER, {"role": "tool", "content": SECRET}, ASSISTANT]}, "with tools"),
+    ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "weighted"),
+    ({"messages": [USER, {**ASSISTANT, "weight": "0"}]}, "weighted"),
+    ({"messages": [USER, {**ASSISTANT, "train_detail": [{"train": False}]}]}, "weighted"),
+    ({"messages": [USER, {**ASSISTANT, "reasoning_content": SECRET}]}, "with reasoning"),
     ({"conversations": [{"from": "human"}, {"from": "gpt", "value": SECRET}]}, "malformed"),
     ({"instruction": SECRET}, "malformed"),
     ({"instruction": 1, "output": SECRET}, "malformed"),
@@ -477,6 +493,22 @@ def test_a_file_is_read_however_it_was_saved(tmp_path: Path, name: str, content:
     assert load(tmp_path / name).flaws == ()
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_lines_end_as_any_system_ends_them_and_count_alike(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(end.join([LINE, b"", b"{", LINE, b""]))
+    corpus = load(tmp_path / "a.jsonl", tolerated=1)
+    assert list(corpus.examples) == ONE
+    assert [str(flaw) for flaw in corpus.flaws] == [
+        "a.jsonl:2 blank", "a.jsonl:3 malformed", "a.jsonl:4 duplicate"]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_what_is_no_share_is_not_tolerated(tmp_path: Path, share: float) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINE)
+    with pytest.raises(SettingError, match="between 0 and 1"):
+        load(tmp_path / "a.jsonl", tolerated=share)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_json_lines_of_several_files_put_together_are_read_whole(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes((codecs.BOM_UTF8 + LINE + b"\r\n") * 2 + LINE)
@@ -491,6 +523,9 @@ def test_json_lines_of_several_files_put_together_are_read_whole(tmp_path: Path,
     (gzip.compress(LINE, mtime=0)[:-9], "no whole gzip file"),
     (gzip.compress(LINE, mtime=0)[:-8] + bytes(8), "no whole gzip file"),
     (b"\x1f\x8b", "no whole gzip file"),
+    (b"PK\x03\x04" + bytes(range(256)), "packed or in a binary format"),
+    (b"PAR1" + bytes(range(256)), "packed or in a binary format"),
+    (gzip.compress(b"BZh91AY&SY", mtime=0), "packed or in a binary format"),
     (b"", "holds no examples"),
     (b"\n\n", "holds no examples"),
     (b"[]", "holds no examples"),
@@ -529,15 +564,17 @@ def test_every_file_of_data_in_a_folder_is_read_and_the_rest_named(tmp_path: Pat
     path = folder(tmp_path / "data", "a.jsonl", "b.ndjson", "c.JSONL", "d.json", "d.json.GZ",
                   "notes.txt", ".hidden.jsonl")
     (path / "more").mkdir()
+    os.mkfifo(path / "pipe.jsonl")  # which would be waited for
     assert [each.input for each in read(path)] == ["a.jsonl", "b.ndjson", "c.JSONL", "d.json"]
     selection = select(path, MEASURE)
     assert selection.to_dict() == {
         "files": ["a.jsonl", "b.ndjson", "c.JSONL", "d.json"], "split": None,
         "left_out": {
-            "d.json.GZ": "also in d.json", "more": "a folder", "notes.txt": "no data file"}}
+            "d.json.GZ": "also in d.json", "more": "a folder", "notes.txt": "no data file",
+            "pipe.jsonl": "no regular file"}}
     assert str(selection) == (
         "a.jsonl, b.ndjson, c.JSONL, d.json; left out: d.json.GZ (also in d.json), more "
-        "(a folder), notes.txt (no data file)")
+        "(a folder), notes.txt (no data file), pipe.jsonl (no regular file)")
 
 
 def test_a_folder_of_folders_is_refused_by_their_names(tmp_path: Path) -> None:

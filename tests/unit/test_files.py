@@ -8,7 +8,7 @@ import pytest
 
 from cloister import files
 from cloister.errors import NotEnoughDisk, OutputExists, OutputUnwritable
-from cloister.files import whole_directory, whole_file
+from cloister.files import check_output, whole_directory, whole_file
 
 
 @pytest.fixture
@@ -83,3 +83,10 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path: Path, manifest: str | None)
         tmp_path / "x", kind="bundle", replace=True
     ):
         pass
+
+
+def test_an_output_that_nothing_could_hold_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for parent in ("absent", "file"):
+        with pytest.raises(OutputUnwritable, match=f"Directory {parent} does not exist"):
+            check_output(tmp_path / parent / "x", kind="bundle", replace=False)

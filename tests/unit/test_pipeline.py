@@ -87,15 +87,16 @@ def test_program_and_checkpoint_are_measured_against_the_parent_that_lies_beside
     assert eager["mean_kld"] > 10 * receipt["program_against_checkpoint"]["mean_kld"]
 
 
+@pytest.mark.parametrize(("context", "chunk"), [(24, 24), (4, 1)])
 def test_a_context_shorter_than_the_checks_conversations_is_exported(
-    quantized: Checkpoint, tmp_path: Path
+    quantized: Checkpoint, tmp_path: Path, context: int, chunk: int
 ) -> None:
-    source = changed(quantized, tmp_path / "short", context=24)
-    bundle = pipeline.export(str(source.path), str(tmp_path / "x.cloister"))
-    assert bundle.manifest.context == bundle.manifest.prefill_chunk == 24
+    source = changed(quantized, tmp_path / "short", context=context)
+    bundle = pipeline.export(str(source.path), str(tmp_path / "x.cloister"), chunk=chunk)
+    assert (bundle.manifest.context, bundle.manifest.prefill_chunk) == (context, chunk)
     assert isinstance(bundle.report, check.CheckReport)
     assert bundle.report.divergences.program_from_checkpoint.mean_kld < 1e-3
-    assert all(len(row.prompt) + len(row.tokens) <= 24 for row in bundle.golden())
+    assert all(len(row.prompt) + len(row.tokens) <= context for row in bundle.golden())
     pipeline.verify(bundle.path, Settings.from_environment())
 
 

@@ -89,7 +89,7 @@ class Quantize(TrainOptions):
     source: Path
     recipe: str
     qat: bool
-    calibrate: str | None  # "self", or a path
+    calibrate: str | None  # "self", "none", or a path
 
 
 def distill(options: Distill) -> Record | None:
@@ -126,6 +126,9 @@ def distill(options: Distill) -> Record | None:
                 answers, data["unlabelled"] = _answered(
                     options, teacher, {each.messages for each in learnt}, progress)
                 learnt += answers
+                console.print(
+                    f"Answered by the teacher: {len(answers)} of "
+                    f"{data['unlabelled']['requests']} unlabelled requests.", highlight=False)
             student = run.distill(
                 teacher, options.output, student=options.tier,
                 data=SELF if own else learnt, held_out=held_out, settings=settings,
@@ -157,7 +160,9 @@ def quantize(options: Quantize) -> Record | None:
     check_output(options.output, kind="checkpoint", replace=options.force)
     if options.data is not None and not options.qat:
         raise SettingError("To train on --data add --qat; to calibrate on it write --calibrate.")
-    on = None if options.calibrate in (None, "self") else Path(options.calibrate)
+    calibrate: str | list[Example] | None = (
+        None if options.calibrate == "none" else options.calibrate)
+    on = None if calibrate in (None, "self") else Path(str(calibrate))
     for path in filter(None, (options.data, on)):
         check_data(path)
     with _console(options) as console:
@@ -166,7 +171,6 @@ def quantize(options: Quantize) -> Record | None:
         from cloister.quantize.train import QatSettings
 
         read: Record = {}
-        calibrate: str | list[Example] | None = options.calibrate
         learnt = settings = None
         if on is not None:
             calibrate, read["calibrated_on"] = examples(options, on, console)
@@ -208,7 +212,7 @@ def _show_quantized(options: Quantize, report: QuantizeReport) -> None:
         ) for (kind, bits, group), (number, entries, size) in rows.items()],
     )
     if report.layers:
-        worst = max(layer.error for layer in report.layers)
+        worst = max(layer.error for layer in report.layers) or 1.0
         display.table(
             "Error of the hidden state behind each layer",
             ("layer", "", "square error"), [(

@@ -158,7 +158,8 @@ def distill(
         raise SettingError(
             "Recorded draws serve one process; run without torchrun, or without --draws.")
     if data == SELF:
-        data = _own(teacher, out, settings, parallel, progress)
+        own = _own(teacher, out, settings, parallel, progress)
+        data = encode(teacher, own, config.shape.context).examples  # nobody can shorten the others
     examples, measured_on = parted(
         data, held_out, tolerate=settings.tolerate, allow_overlap=settings.allow_overlap)
     name = str(student) if isinstance(student, Tier) else out.name

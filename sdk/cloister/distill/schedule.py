@@ -58,6 +58,8 @@ class Schedule:
                             ("dropout", 0)):
             if not getattr(self, name) >= least:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise SettingError(f"seed is {self.seed}; it must be a number of 64 bits.")
         for name in ("passes", "peak", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be above 0.")

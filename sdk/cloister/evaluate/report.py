@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import SettingError, VocabularyMismatch
+from cloister.errors import NonFiniteTensor, SettingError, VocabularyMismatch
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.evaluate.tasks import Score, check, correct, flips, resampled_error, scores
 from cloister.example import CHAT
@@ -90,6 +90,7 @@ def evaluate(
         DataError: a target is not what its task asks for (see `tasks.check`).
         VocabularyMismatch: the two models have different tokenizers.
         SettingError: there is nothing to evaluate, or a model names no end of an answer.
+        NonFiniteTensor: a model gives logits that are NaN or infinite.
     """
     if not examples:
         raise SettingError("There are no examples to evaluate; name other data.")
@@ -118,7 +119,7 @@ def evaluate(
     divergence = None
     if against is not None:
         def watched() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            both = zip(against.logits(pairs), subject.logits(pairs), strict=True)
+            both = zip(_logits(against, pairs), _logits(subject, pairs), strict=True)
             for done, logits in enumerate(both, start=1):
                 progress("divergence", done, len(pairs))
                 yield logits
@@ -152,12 +153,22 @@ def _answers(subject: Subject, pairs: Sequence[Pair], progress: Progress) -> lis
     return texts
 
 
+def _logits(subject: Subject, pairs: Sequence[Pair]) -> Iterator[torch.Tensor]:
+    for logits_NV in subject.logits(pairs):
+        if not logits_NV.isfinite().all():
+            raise NonFiniteTensor(
+                f"{subject.name} gives logits that are NaN or infinite; train or convert it again.")
+        yield logits_NV
+
+
 def _bits(
     subject: Subject, pairs: Sequence[Pair], examples: Sequence[Example], progress: Progress
 ) -> Score:
     """Return the bits that predicting a byte of the answers takes, their end token apart."""
     rows = []
-    for logits_NV, (_, answer), example in zip(subject.logits(pairs), pairs, examples, strict=True):
+    for logits_NV, (_, answer), example in zip(
+        _logits(subject, pairs), pairs, examples, strict=True
+    ):
         chosen = torch.tensor(answer[:-1])[:, None]
         log_p = logits_NV[:-1].double().log_softmax(-1).gather(-1, chosen)
         rows.append((-float(log_p.sum()) / math.log(2), len(example.target.encode())))

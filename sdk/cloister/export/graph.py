@@ -117,7 +117,8 @@ def trace(decoder: Decoder, attention: Attention, chunk: int) -> ExportedProgram
     `forward` differs in its last steps only; `lower.py` derives it, since tracing and converting
     it separately would take as long again.
     """
-    tokens = torch.zeros(1, min(2, chunk), dtype=torch.int64)
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
     start = torch.zeros(1, dtype=torch.int64)
-    dynamic = ({1: Dim("T", min=1, max=chunk)} if chunk > 1 else None, None)
+    # A length that is fixed at 1 gives a program whose attention is wrong (executorch 1.4.1).
+    dynamic = ({1: Dim("T", min=1, max=max(2, chunk))}, None)
     return export(_Score(decoder, attention), (tokens, start), dynamic_shapes=dynamic, strict=False)

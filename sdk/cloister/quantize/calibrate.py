@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from cloister.distill.parallel import read_plain
+from cloister.errors import NonFiniteTensor
 from cloister.model.cache import KVCache
 from cloister.model.checkpoint import expected_tensors
 from cloister.model.device import device
@@ -47,6 +48,7 @@ __all__ = ["Calibration", "Inputs", "LayerError", "smooth"]
 
 LARGEST = 4.0  # square of a row of inputs, against the median
 DRIFT_DAMPING = 0.05  # of the mean of the moments' diagonal, added to it where weights are moved
+BEYOND = 1e16  # of inputs and outputs: float32 does not hold the sums of their squares
 ROWS = 1024  # at a time where that keeps them in the processor's cache
 SMOOTHING = 0.3  # exponent of the activations' range, against 0.7 of the weights'
 # The inputs that matrices share, in the order in which a layer reads them.
@@ -70,6 +72,7 @@ class Calibration:
     def __init__(self, source: Checkpoint, recipe: Recipe, texts: Sequence[Sequence[int]]) -> None:
         """Calibrate on `texts`, ids; they are cut to the length of the shortest."""
         self._config, self._recipe = untied(source.metadata.config), recipe
+        self._name = source.path.name
         length = min(map(len, texts))
         self._tokens_BT = torch.tensor([list(ids[:length]) for ids in texts], device=device())
 
@@ -84,7 +87,11 @@ class Calibration:
 
     @torch.no_grad()
     def tensors(self, progress: Progress = silent) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the tensors of the quantized checkpoint, by name, in its order."""
+        """Yield the tensors of the quantized checkpoint, by name, in its order.
+
+        Raises:
+            NonFiniteTensor: what a layer computes, unrounded, is NaN or above BEYOND.
+        """
         layers = self._config.shape.layers
         for name in expected_tensors(self._config):
             if not name.startswith("layers."):
@@ -113,6 +120,11 @@ class Calibration:
         """Round a layer; return its tensors and both paths' outputs."""
         block, done, prefix = self.block(number), dict[str, torch.Tensor](), f"layers.{number}."
         out_BTD, inputs = self.exact(block, number, exact_BTD)
+        for x in (out_BTD, *inputs.values()):
+            if not torch.linalg.vector_norm(x, ord=torch.inf) < BEYOND:  # a NaN is none
+                raise NonFiniteTensor(
+                    f"Layer {number} of {self._name} computes NaN or numbers above {BEYOND:g}; "
+                    "train or convert it again.")
         smooth(block, inputs)
 
         def rounds(stage: str, names: Sequence[str]) -> Hook:
@@ -134,7 +146,8 @@ class Calibration:
         for stage, names in _STAGES:
             block.get_submodule(stage).register_forward_pre_hook(rounds(stage, names))
         got_BTD = self._run(block, number, rounded_BTD)
-        error_BT = (got_BTD - out_BTD).square().sum(-1) / out_BTD.square().sum(-1)
+        size_BT = out_BTD.square().sum(-1).clamp(min=torch.finfo(out_BTD.dtype).tiny)
+        error_BT = (got_BTD - out_BTD).square().sum(-1) / size_BT
         self.errors.append(LayerError(layer=number, error=float(error_BT.mean())))
         for name, parameter in block.named_parameters():
             if self._recipe.scheme_of(prefix + name) is None:

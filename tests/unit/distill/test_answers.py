@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from cloister.corpus import Example, read
 from cloister.distill import answers
 from cloister.distill.answers import answered, kept_samples, samples, user_begins
-from cloister.distill.examples import SELF
+from cloister.distill.examples import SELF, encode
 from cloister.distill.run import DistillReport, DistillSettings, distill
 from cloister.distill.schedule import Schedule
 from cloister.distill.teacher import FileStore
@@ -119,6 +120,18 @@ def test_a_student_learns_from_what_its_teacher_says_without_any_data(
     assert read(kept)
     assert isinstance(student.report, DistillReport)
     assert len(student.report.run.losses) == 2
+
+
+def test_what_a_teacher_says_at_too_great_a_length_is_left_out_whatever_its_share(
+    chatty: Checkpoint, tmp_path: Path
+) -> None:
+    lengths = [len(prompt) + len(answer) for prompt, answer in encode(
+        chatty, samples(chatty, 24, seed=0)).pairs]
+    shape = replace(chatty.metadata.config.shape, context=max(lengths) - 1)
+    settings = DistillSettings(
+        samples=24, schedule=Schedule(steps=1, tokens=256, micro=256, warmup=0), tolerate=0.0)
+    short = REQUESTS[:1]
+    distill(chatty, tmp_path / "s", student=shape, data=SELF, held_out=short, settings=settings)
 
 
 def test_what_is_kept_open_is_not_called_sealed(chatty: Checkpoint, tmp_path: Path) -> None:

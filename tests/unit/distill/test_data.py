@@ -3,13 +3,14 @@
 import itertools
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from cloister.corpus import Example
 from cloister.distill.data import IGNORE, Packed, batch, one_pass, schedule_rows
-from cloister.errors import ContextExceeded, DataError
+from cloister.errors import ContextExceeded, DataError, TokenizerError
 from cloister.model.config import ModelConfig
 from cloister.model.transformer import Decoder
 from cloister.pairs import Pair, encode, pairs
@@ -148,3 +149,17 @@ def test_long_examples_get_rows_of_twice_the_length_and_no_more() -> None:
 
 def test_no_text_is_in_a_batchs_repr() -> None:
     assert "tokens_BT" not in repr(batch(some(2, 8), 64, [[0, 1]]))
+
+
+def test_a_conversation_that_the_template_refuses_is_named_by_its_place(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{% for m in messages %}{% if m.content == 'no' %}"
+                        "{{ raise_exception('Roles must alternate') }}{% endif %}"
+                        "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}")
+    tokenizer = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", template)
+    examples = [Example(task="", input=text, target="b", place=f"a.jsonl:{number}")
+                for number, text in enumerate(("yes", "no"), start=1)]
+    with pytest.raises(TokenizerError, match=r"^a\.jsonl:2: .*Roles must alternate"):
+        encode(tokenizer, examples)

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from cloister.corpus import Example, tool_call
-from cloister.errors import ContextExceeded, DataError, SettingError, VocabularyMismatch
+from cloister.errors import (
+    ContextExceeded,
+    DataError,
+    NonFiniteTensor,
+    SettingError,
+    VocabularyMismatch,
+)
 from cloister.evaluate.report import evaluate
 from cloister.pairs import Pair
 from cloister.tokenizer import Tokenizer
@@ -150,3 +156,11 @@ def _pair(tokenizer: Tokenizer, example: Example) -> Pair:
     from cloister.pairs import pair
 
     return pair(tokenizer, example)
+
+
+def test_a_model_that_computes_no_numbers_is_refused_by_name(tokenizer: Tokenizer) -> None:
+    broken, fine = Fixed(tokenizer, seed=1), Fixed(tokenizer)
+    broken._table[:, 3] = math.nan
+    for subject, against in ((broken, None), (broken, fine), (fine, broken)):
+        with pytest.raises(NonFiniteTensor, match="fixed-1 gives logits that are NaN"):
+            evaluate(subject, [TALE], against=against)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ import torch
 from cloister import family
 from cloister.corpus import Example
 from cloister.distill.schedule import Schedule
-from cloister.errors import DataError
+from cloister.errors import DataError, NonFiniteTensor
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import Recipe
@@ -25,6 +25,9 @@ from cloister.quantize.texts import COUNT, calibration_texts, most
 from cloister.quantize.train import QatSettings
 from cloister.tiers import Shape
 from cloister_kernels.reference import dequantize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SHAPE = Shape(vocab_size=300, hidden_size=64, layers=2, heads=2, kv_heads=1, head_size=32,
               feed_forward=96, context=64, tied=True)
@@ -134,6 +137,42 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_is_written(
     with pytest.raises(DataError, match="the model's own texts"):
         quantize(source, tmp_path / "x", calibrate=few)
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+def edited(path: Path, tokenizer_dir: Path, change: Callable[[Decoder], object]) -> Checkpoint:
+    source = checkpoint(path / "before", tokenizer_dir)
+    decoder, tensors = source.load(), plan(source.metadata.config, None)
+    with torch.no_grad():
+        change(decoder)
+    with CheckpointWriter(
+        path / "edited", metadata=source.metadata, tensors=tensors,
+        tokenizer=source.tokenizer_path, template=source.template_path,
+    ) as writer:
+        for name in tensors:
+            writer.add(name, decoder.state_dict()[name])
+    return Checkpoint.open(path / "edited")
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-20])
+def test_a_model_that_says_nothing_is_calibrated_without_an_error(
+    tmp_path: Path, tokenizer_dir: Path, share: float
+) -> None:
+    source = edited(tmp_path, tokenizer_dir, lambda decoder: [
+        parameter.mul_(share) for parameter in decoder.parameters()])
+    calibration = Calibration(source, Recipe.parse("8da4w-g32"), [[1, 2, 3, 4]] * 4)
+    assert all(tensor.isfinite().all() for _, tensor in calibration.tensors())
+    assert [error.error for error in calibration.errors] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("size", [1e20, 1e38])
+def test_a_model_whose_layers_overflow_is_refused_by_name(
+    tmp_path: Path, tokenizer_dir: Path, size: float
+) -> None:
+    source = edited(
+        tmp_path, tokenizer_dir, lambda decoder: decoder.layers[1].mlp_norm.weight.fill_(size))
+    with pytest.raises(NonFiniteTensor, match="Layer 1 of edited computes"):
+        quantize(source, tmp_path / "x", calibrate="self")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.slow
