@@ -1,5 +1,6 @@
-"""Cloister in notebooks: a bundle's receipt as a table in the cell."""
+"""Cloister in notebooks: tiers side by side on a prompt, and a bundle's receipt as a table."""
 
+from cloister_jupyter.lab import PromptLab
 from cloister_jupyter.receipt import Receipt
 
-__all__ = ["Receipt"]
+__all__ = ["PromptLab", "Receipt"]

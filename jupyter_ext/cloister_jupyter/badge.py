@@ -1,0 +1,69 @@
+"""What holds for the privacy of a lab, by evidence: what its processes tried, what is kept where.
+
+Says what does not hold as plainly as what does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloister.errors import CloisterError
+from cloister.settings import Settings
+from cloister.vault.local import header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cloister.runtime.protocol import Welcome
+
+__all__ = ["Badge", "badge"]
+
+_SAYS = {
+    2: "no network (refused by the kernel)",
+    1: "no network for Python code only",
+    0: "network not refused",
+}
+
+
+class Badge(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="badge"):
+    """A line, and the evidence for it by groups of names and values."""
+
+    tier: int | None  # lowest of the processes; None: none was started yet
+    summary: str
+    groups: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> Badge:
+    """Return what holds, for workers without a vault that greeted with `welcomes`, by name."""
+    tier = min((welcome.guard_tier for welcome in welcomes.values()), default=None)
+    guard = "network: not known before the first run" if tier is None else (
+        f"guard tier {tier}: {_SAYS.get(tier, 'unknown')}")
+    workers = tuple(
+        (f"Model process of {name}", (
+            ("guard tier", f"{welcome.guard_tier}: {welcome.guard}"),
+            *welcome.evidence.items(),
+            *((f"memory: {what}", how) for what, how in welcome.memory.items()),
+        )) for name, welcome in welcomes.items())
+    return Badge(tier=tier, summary=f"{guard} · nothing kept", groups=(
+        ("What is kept", (
+            ("prompts and answers", "nothing: the model processes have no vault, and what was said "
+                                    "ends with this kernel"),
+            ("notebook file", "names of tiers only, no prompt and no answer"),
+            ("vault on this machine", f"{_vault(settings)}; this lab does not open it"),
+        )),
+        ("What is not guarded", (
+            ("this page, the Jupyter server and the notebook's kernel",
+             "prompts and answers pass through their memory; code in cells may use the network"),
+        )),
+        *workers,
+    ))
+
+
+def _vault(settings: Settings | None) -> str:
+    try:
+        known = header(settings or Settings.from_environment())
+    except CloisterError as error:
+        return f"cannot be read ({type(error).__name__})"
+    return "none" if known is None else f"there is one, its key held by: {known.provider}"

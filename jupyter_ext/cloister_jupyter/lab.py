@@ -1,0 +1,168 @@
+"""The prompt lab: one request to several tiers, side by side in a notebook cell.
+
+What is typed and answered travels in custom messages only, which no notebook file keeps; synced
+traits hold ids, names and bounds. The page is `static/lab.js`.
+
+From the page come `open` (tell me all), `run` and `stop`; it is sent `snapshot`, `badge`, `invalid`
+(a request that is refused) and the events of `runs`. No handler waits for anything, so that each
+may run on whatever thread the kernel reads messages on.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from anywidget import AnyWidget
+from traitlets import Dict, Int, List, Unicode
+
+from cloister import family
+from cloister.errors import CloisterError, SettingError, place_of
+from cloister.runtime.chat import Sampling
+from cloister.tiers import Tier
+from cloister_jupyter.badge import badge
+from cloister_jupyter.runs import LIMIT_BYTES, Delta, Over, Ready, Request, Runs, columns_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloister_jupyter.runs import Event
+
+__all__ = ["PromptLab"]
+
+_STATIC = Path(__file__).parent / "static"
+_TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
+
+_Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
+
+
+class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the page sends for a run."""
+
+    type: Literal["run"]
+    run: str
+    columns: tuple[str, ...]
+    prompt: str
+    system: str | None
+    sampling: dict[_Setting, int | float]
+    max_tokens: int | None
+
+    def __repr__(self) -> str:
+        return f"_Ask(run={self.run!r})"
+
+
+class PromptLab(AnyWidget):
+    """One request to several tiers: what each says, how fast, in how much memory, where they part.
+
+    `tiers` are of the shipped family, None for all of them; `bundles` are paths of others. Each has
+    a process of its own, without network and vault, which stays until `close` or the kernel's end.
+
+    Raises:
+        SettingError: there is no tier of that name, or nothing to ask.
+    """
+
+    _esm = _STATIC / "lab.js"
+    _css = _STATIC / "lab.css"
+    lab_id = Unicode().tag(sync=True)
+    columns = List(Dict()).tag(sync=True)  # ids and names
+    tasks = List(Unicode()).tag(sync=True)
+    limit_bytes = Int(LIMIT_BYTES).tag(sync=True)
+
+    def __init__(
+        self, tiers: Sequence[str] | None = None, bundles: Sequence[str | Path] = (),
+    ) -> None:
+        found = columns_of(tiers, bundles)
+        shipped = {family.bundle_path(tier) for tier in Tier}
+        super().__init__(
+            columns=[{"id": column.id, "name": column.name} for column in found],
+            tasks=list(_TASKS) if any(column.path in shipped for column in found) else [])
+        self._lock = threading.RLock()  # of the events, so that none overtakes a snapshot
+        self._events: list[Event] = []  # of the last run
+        self._runs = Runs(found, self._tell)
+        self.lab_id = self.model_id
+        self.on_msg(self._receive)
+        _read_control_channel()
+
+    def close(self) -> None:
+        """End the processes, and the widget."""
+        runs = getattr(self, "_runs", None)
+        if runs is not None:
+            runs.close()
+        super().close()
+
+    def _receive(self, _widget: object, content: Any, _buffers: object) -> None:
+        """Do what the page asks for, at once."""
+        run = content.get("run") if isinstance(content, dict) else None
+        try:
+            match content:
+                case {"type": "open"}:
+                    self._open()
+                case {"type": "stop"}:
+                    self._runs.stop(run)
+                case {"type": "run"}:
+                    self._runs.begin(_request(content))
+                case _:
+                    raise SettingError("The page sent what is no message; load it anew.")
+        except CloisterError as error:
+            self.send({"type": "invalid", "run": run, "message": str(error)})
+        except Exception as error:  # its words may quote what was typed
+            self.send({"type": "invalid", "run": run, "message": (
+                f"The lab failed unexpectedly ({place_of(error)}); report it.")})
+
+    def _open(self) -> None:
+        with self._lock:
+            request = self._runs.request
+            self.send({
+                "type": "snapshot",
+                "request": None if request is None else {
+                    "run": request.run, "columns": request.columns, "prompt": request.prompt,
+                    "system": request.system},
+                "events": [msgspec.to_builtins(event) for event in self._events]})
+            self._send_badge()
+
+    def _tell(self, event: Event) -> None:
+        with self._lock:
+            if event.seq == 0:
+                self._events.clear()
+            last = self._events[-1] if self._events else None
+            if isinstance(event, Delta) and isinstance(last, Delta) and (
+                    last.column == event.column):
+                self._events[-1] = msgspec.structs.replace(event, texts=last.texts + event.texts)
+            else:
+                self._events.append(event)
+            self.send(msgspec.to_builtins(event))
+            if isinstance(event, Ready | Over):
+                self._send_badge()
+
+    def _send_badge(self) -> None:
+        names = {column.id: column.name for column in self._runs.columns.values()}
+        self.send(msgspec.to_builtins(badge(
+            {names[id_]: welcome for id_, welcome in self._runs.welcomes.copy().items()})))
+
+
+def _request(content: dict[str, Any]) -> Request:
+    try:
+        ask = msgspec.convert(content, _Ask)
+    except msgspec.ValidationError:  # its words may quote what was typed
+        raise SettingError("A setting is not of its kind; correct the numbers.") from None
+    return Request(
+        run=ask.run, columns=ask.columns, prompt=ask.prompt, system=ask.system or None,
+        sampling=Sampling(**ask.sampling), max_tokens=ask.max_tokens)  # type: ignore[arg-type]
+
+
+def _read_control_channel() -> None:
+    """Let the kernel take messages of widgets on its control channel, too.
+
+    A busy cell holds up the shell channel, where pages send them, unless both the page and the
+    kernel have subshells (JupyterLab 4.4, ipykernel 7). The control channel has a thread of its
+    own in ipykernel 6 and later.
+    """
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    handlers, manager = (getattr(kernel, name, None) for name in (
+        "control_handlers", "comm_manager"))
+    if handlers is not None and manager is not None:
+        handlers.setdefault("comm_msg", manager.comm_msg)

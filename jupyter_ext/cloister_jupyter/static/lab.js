@@ -1,0 +1,541 @@
+// The prompt lab's page: a request on top, one column a tier below; see lab.py for the messages.
+//
+// Nothing is loaded from anywhere. What was typed or answered becomes text nodes only, never markup,
+// and leaves this page in custom messages only: no synced trait, no storage, no URL holds it.
+
+/** @typedef {{id: string, name: string}} Column */
+/**
+ * What is known of a column of the run at hand.
+ * @typedef {{
+ *   state: "waiting" | "loading" | "reading" | "answering" | "ended" | "refused" | "left out",
+ *   text: string, loadS: number | null, message: string, figures: any,
+ * }} Answer
+ */
+
+const SILENT_MS = 4000; // after which a kernel that says nothing is busy or gone
+const WORD = 24; // most characters that a mark covers
+
+const FINISH = {
+  end: "ended by itself", length: "cut at the most tokens", context: "context full",
+  stop: "stopped",
+};
+const SETTINGS = [
+  // name, label, step, least, most, placeholder
+  ["max_tokens", "Tokens at most", 1, 1, undefined, "no bound"],
+  ["temperature", "Temperature", "any", 0, undefined, "0 (greedy)"],
+  ["top_k", "Top k", 1, 0, undefined, "0 (all)"],
+  ["top_p", "Top p", "any", 0, 1, "1"],
+  ["min_p", "Min p", "any", 0, 1, "0"],
+  ["repetition_penalty", "Repetition penalty", "any", 0.01, 100, "1"],
+  ["seed", "Seed", 1, 0, Number.MAX_SAFE_INTEGER, "drawn"],
+];
+
+/**
+ * Make an element. Strings among the children become text nodes.
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes] `class`, listeners (`onclick`), properties, attributes
+ * @param {...(Node | string)} children
+ */
+function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (typeof value === "boolean") element.toggleAttribute(name, value);
+    else if (value !== undefined) element.setAttribute(name, String(value));
+  }
+  element.append(...children);
+  return element;
+}
+
+/**
+ * Return text as it can be shown: control characters and those that turn the direction of what
+ * follows are made visible, since an answer must not rearrange the page around it.
+ * @param {string} text
+ */
+function visible(text) {
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, (found) => {
+    const code = found.charCodeAt(0);
+    if (code < 0x20) return String.fromCharCode(0x2400 + code);
+    if (code === 0x7f) return "\u2421";
+    return `\u27e8U+${code.toString(16).toUpperCase().padStart(4, "0")}\u27e9`;
+  });
+}
+
+/**
+ * Return where two texts part, never within a character.
+ * @param {string} a
+ * @param {string} b
+ */
+function parting(a, b) {
+  const most = Math.min(a.length, b.length);
+  let at = 0;
+  while (at < most && a[at] === b[at]) at++;
+  if (at > 0 && /[\ud800-\udbff]/.test(a[at - 1])) at--;
+  return at;
+}
+
+/**
+ * Return the end of the word that stands at `from`.
+ * @param {string} text
+ * @param {number} from
+ */
+function wordEnd(text, from) {
+  let to = Math.min(text.length, from + 1);
+  while (to < text.length && to < from + WORD && !/\s/.test(text[to])) to++;
+  if (/[\ud800-\udbff]/.test(text[to - 1] ?? "")) to++;
+  return to;
+}
+
+/** @param {number} bytes */
+function inBytes(bytes) {
+  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+}
+
+/** @param {number} seconds */
+function inTime(seconds) {
+  return seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(2)} s`;
+}
+
+/** One view of a lab: its elements, and what it knows of the run at hand. */
+class Lab {
+  /** @param {{model: any, el: HTMLElement}} context */
+  constructor({ model, el }) {
+    this.model = model;
+    /** @type {Column[]} */
+    this.columns = model.get("columns");
+    this.uid = crypto.randomUUID();
+    this.run = ""; // id of the run that is shown
+    this.next = 0; // sequence number that comes next
+    this.running = false;
+    this.detached = false;
+    /** @type {Map<string, Answer>} */
+    this.answers = new Map();
+    /** @type {Map<string, {section: HTMLElement, state: HTMLElement, answer: HTMLElement, figures: HTMLElement}>} */
+    this.views = new Map();
+    this.build(el);
+    this.onMessage = (/** @type {any} */ message) => this.receive(message);
+    this.onLive = () => this.lookForKernel(true);
+    model.on("msg:custom", this.onMessage);
+    model.on("comm_live_update", this.onLive);
+    this.looking = setInterval(() => this.lookForKernel(false), 1000);
+    this.send({ type: "open" });
+  }
+
+  dispose() {
+    this.model.off("msg:custom", this.onMessage);
+    this.model.off("comm_live_update", this.onLive);
+    clearInterval(this.looking);
+    clearTimeout(this.silence);
+  }
+
+  // ---- elements
+
+  /** @param {HTMLElement} el */
+  build(el) {
+    this.runButton = h("button", { type: "button", class: "cl-run", onclick: () => this.begin() }, "Run");
+    this.stopButton = h("button", { type: "button", class: "cl-stop", disabled: true, onclick: () => this.stop() }, "Stop");
+    this.note = h("span", { class: "cl-note" });
+    this.announced = h("div", { class: "cl-hidden", role: "status" });
+    this.summary = h("summary", {}, "privacy: asking the kernel\u2026");
+    this.evidence = h("div", { class: "cl-evidence" });
+    this.alert = h("div", { class: "cl-alert", role: "alert", hidden: true });
+    this.prompt = this.textArea("prompt", 3, "A request, for every tier that is chosen");
+    this.system = this.textArea("system", 1, "none");
+    this.toggles = h("div", { class: "cl-toggles", role: "group", "aria-label": "Tiers" });
+    this.grid = h("div", { class: "cl-columns" });
+    for (const column of this.columns) this.addColumn(column);
+    this.jump = h("div", { class: "cl-jump", hidden: true },
+      h("button", { type: "button", onclick: () => this.jumpBy(-1), "aria-keyshortcuts": "[" }, "\u2190 difference"),
+      h("button", { type: "button", onclick: () => this.jumpBy(1), "aria-keyshortcuts": "]" }, "difference \u2192"),
+      this.differences = h("span", { class: "cl-note" }));
+    this.root = h("section", {
+      class: "cloister-lab", "aria-label": "Prompt lab", "data-lm-suppress-shortcuts": "true",
+      "data-jp-suppress-context-menu": "true",
+      onkeydown: (/** @type {KeyboardEvent} */ event) => this.onKey(event),
+    },
+      h("div", { class: "cl-toolbar", role: "toolbar", "aria-label": "Run and stop" },
+        this.runButton, this.stopButton, this.note,
+        h("details", { class: "cl-badge" }, this.summary, this.evidence)),
+      this.alert,
+      h("div", { class: "cl-request" },
+        h("label", { for: this.prompt.id }, "Prompt"), this.prompt,
+        h("label", { for: this.system.id }, "System prompt"),
+        h("div", { class: "cl-system" }, ...this.taskPicker(), this.system),
+        h("span", { class: "cl-label" }, "Tiers"), this.toggles),
+      this.sampling(), this.jump, this.grid, this.announced);
+    el.append(this.root);
+  }
+
+  /** @param {string} name @param {number} rows @param {string} placeholder */
+  textArea(name, rows, placeholder) {
+    return /** @type {HTMLTextAreaElement} */ (h("textarea", {
+      id: `${name}-${this.uid}`, rows, placeholder, spellcheck: "false", autocomplete: "off",
+      dir: "auto", oninput: () => this.say("") }));
+  }
+
+  /** The system prompts that the shipped family was made for. */
+  taskPicker() {
+    const tasks = this.model.get("tasks");
+    if (!tasks.length) return [];
+    const picker = /** @type {HTMLSelectElement} */ (h("select", {
+      "aria-label": "Task", class: "cl-task",
+      onchange: () => { this.system.value = picker.value; },
+    }, h("option", { value: "" }, "no task"), ...tasks.map((/** @type {string} */ task) => h("option", {}, task))));
+    this.system.addEventListener("input", () => {
+      picker.value = tasks.includes(this.system.value) ? this.system.value : "";
+    });
+    return [picker];
+  }
+
+  sampling() {
+    this.fields = new Map();
+    const rows = SETTINGS.map(([name, label, step, min, max, placeholder]) => {
+      const field = h("input", { type: "number", step, min, max, placeholder, id: `${name}-${this.uid}` });
+      if (name === "max_tokens") field.value = "256";
+      this.fields.set(name, field);
+      return h("div", { class: "cl-field" }, h("label", { for: field.id }, label), field);
+    });
+    return h("details", { class: "cl-sampling" }, h("summary", {}, "Sampling"),
+      h("div", { class: "cl-fields" }, ...rows));
+  }
+
+  /** @param {Column} column */
+  addColumn(column) {
+    const chosen = h("input", { type: "checkbox", value: column.id, checked: true,
+      onchange: () => { section.hidden = !chosen.checked && !this.answers.has(column.id); } });
+    this.toggles.append(h("label", { class: "cl-toggle" }, chosen, column.name));
+    const title = h("h3", { id: `t${column.id}-${this.uid}` }, column.name);
+    const state = h("span", { class: "cl-state" });
+    const answer = h("div", { class: "cl-answer", "aria-live": "off", tabindex: "0", dir: "auto",
+      role: "group", "aria-label": `Answer of ${column.name}` });
+    const figures = h("dl", { class: "cl-figures" });
+    const section = h("section", { class: "cl-column", "aria-labelledby": title.id },
+      h("header", {}, title, state), answer, figures);
+    this.grid.append(section);
+    this.views.set(column.id, { section, state, answer, figures });
+  }
+
+  // ---- what the user does
+
+  /** @param {KeyboardEvent} event */
+  onKey(event) {
+    const typing = event.target instanceof HTMLTextAreaElement || event.target instanceof HTMLInputElement;
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.begin();
+    else if (event.key === "Escape") this.stop();
+    else if (event.key === "]" && !typing) this.jumpBy(1);
+    else if (event.key === "[" && !typing) this.jumpBy(-1);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  begin() {
+    if (this.running || this.detached) return;
+    const prompt = this.prompt.value, most = this.model.get("limit_bytes");
+    for (const [name, text] of [["prompt", prompt], ["system prompt", this.system.value]]) {
+      const size = new TextEncoder().encode(text).length;
+      if (size > most) { // before it is sent: a server ends connections over large messages
+        return this.say(`The ${name} has ${size.toLocaleString("en")} bytes and the lab takes ${most.toLocaleString("en")}; shorten it.`);
+      }
+    }
+    const sampling = {};
+    for (const [name, field] of this.fields) {
+      if (!field.checkValidity()) {
+        field.closest("details").open = true;
+        field.reportValidity();
+        return;
+      }
+      if (field.value !== "" && name !== "max_tokens") sampling[name] = Number(field.value);
+    }
+    const most_tokens = this.fields.get("max_tokens").value;
+    const chosen = [...this.toggles.querySelectorAll("input:checked")].map((box) => box.value);
+    const run = crypto.randomUUID();
+    this.show(run, chosen);
+    this.expectAnswer();
+    this.send({ type: "run", run, columns: chosen, prompt, system: this.system.value || null, sampling,
+      max_tokens: most_tokens === "" ? null : Number(most_tokens) });
+  }
+
+  stop() {
+    if (!this.running) return;
+    this.note.textContent = "stopping\u2026";
+    this.expectAnswer();
+    this.send({ type: "stop", run: this.run });
+  }
+
+  /** Move the focus to the next mark, or to the one before. @param {number} step */
+  jumpBy(step) {
+    const marks = [...this.grid.querySelectorAll("mark")];
+    if (!marks.length) return;
+    const at = marks.indexOf(/** @type {HTMLElement} */ (document.activeElement));
+    const to = at < 0 ? (step > 0 ? 0 : marks.length - 1) : (at + step + marks.length) % marks.length;
+    marks[to].focus();
+    marks[to].scrollIntoView({ block: "nearest" });
+  }
+
+  // ---- the kernel
+
+  /** @param {any} content */
+  send(content) {
+    if (content.type === "stop") this.sendByControl(content);
+    this.model.send(content);
+  }
+
+  /**
+   * Send over the kernel's control channel, which no busy cell holds up; where the page reaches it.
+   * A stop names its run, so that it does no harm when the other way brings it once more.
+   * @param {any} content
+   */
+  sendByControl(content) {
+    const kernel = this.model.widget_manager?.kernel, id = this.model.get("lab_id");
+    if (!id || typeof kernel?.sendControlMessage !== "function") return;
+    kernel.sendControlMessage({
+      header: { msg_id: crypto.randomUUID(), msg_type: "comm_msg", session: kernel.clientId,
+        username: kernel.username ?? "", version: "5.3", date: new Date().toISOString() },
+      parent_header: {}, metadata: {}, channel: "control", buffers: [],
+      content: { comm_id: id, data: { method: "custom", content } },
+    }, false, true);
+  }
+
+  /** Tell of a kernel that does not answer: what was sent waits for it, or is lost. */
+  expectAnswer() {
+    clearTimeout(this.silence);
+    this.silence = setTimeout(() => {
+      if (!this.detached) this.say("The kernel does not answer: a cell may be running. If it was restarted, run this cell again.");
+    }, SILENT_MS);
+  }
+
+  /**
+   * See whether the kernel is gone; a restart tells the model, a shutdown does not.
+   * @param {boolean} told that the connection changed, which after a restart is final
+   */
+  lookForKernel(told) {
+    const manager = this.model.widget_manager;
+    if (!manager || !("kernel" in manager)) return; // another host, which does not tell
+    const kernel = manager.kernel;
+    const gone = !kernel || kernel.isDisposed || ["dead", "terminating", "restarting", "autorestarting"].includes(kernel.status);
+    if ((told || gone) && !this.detached) this.detach();
+  }
+
+  detach() {
+    this.detached = true;
+    this.root.classList.add("cl-detached");
+    this.end("");
+    this.runButton.disabled = true;
+    this.say("This lab is detached: its kernel is gone. Run this cell again for a new one; what is shown here stays until then.");
+    this.summary.textContent = "privacy: the kernel is gone, and its model processes with it";
+    this.evidence.replaceChildren();
+  }
+
+  /** @param {any} message */
+  receive(message) {
+    clearTimeout(this.silence);
+    if (message.type === "badge") return this.showBadge(message);
+    if (message.type === "snapshot") return this.restore(message);
+    if (message.type === "invalid") {
+      if (message.run !== this.run) return;
+      this.end("");
+      this.answers.clear();
+      this.grid.querySelectorAll(".cl-state").forEach((state) => state.replaceChildren());
+      return this.say(message.message);
+    }
+    if (message.run !== this.run || message.seq !== this.next) {
+      if (message.seq === 0 || message.seq > this.next) this.send({ type: "open" }); // one was missed
+      return;
+    }
+    this.next = message.seq + 1;
+    this.apply(message);
+  }
+
+  /** @param {any} message */
+  restore({ request, events }) {
+    if (!request || (this.running && request.run !== this.run && !events.length)) return;
+    if (!events.length || events[0].run !== request.run) return;
+    if (!this.prompt.value) {
+      this.prompt.value = request.prompt;
+      this.system.value = request.system ?? "";
+    }
+    this.show(request.run, request.columns);
+    for (const event of events) {
+      this.apply(event);
+      this.next = event.seq + 1;
+    }
+  }
+
+  // ---- what is shown
+
+  /** Clear the columns for a run. @param {string} run @param {string[]} chosen */
+  show(run, chosen) {
+    Object.assign(this, { run, next: 0, running: true });
+    this.say("");
+    this.answers.clear();
+    for (const [id, view] of this.views) {
+      const asked = chosen.includes(id);
+      view.section.hidden = !asked;
+      view.answer.replaceChildren();
+      view.figures.replaceChildren();
+      view.section.classList.remove("cl-refused");
+      if (asked) this.answers.set(id, { state: "waiting", text: "", loadS: null, message: "", figures: null });
+      view.state.textContent = asked ? "waits for its turn" : "";
+    }
+    this.jump.hidden = true;
+    this.runButton.disabled = true;
+    this.stopButton.disabled = false;
+    this.note.textContent = "running\u2026";
+    this.announce("Run started");
+  }
+
+  /** @param {any} event */
+  apply(event) {
+    const answer = this.answers.get(event.column), view = this.views.get(event.column);
+    if (event.type === "waits") this.note.textContent = "waits for another lab of this kernel\u2026";
+    if (event.type === "over") return this.over(event.stopped);
+    if (!answer || !view) return;
+    const name = this.nameOf(event.column);
+    if (event.type === "began") {
+      this.note.textContent = `running ${name}\u2026`;
+      this.setState(event.column, "loading", "loading");
+    } else if (event.type === "ready") {
+      answer.loadS = event.load_s;
+      this.setState(event.column, "reading", "reads the request");
+    } else if (event.type === "delta") {
+      const more = event.texts.join("");
+      answer.text += more;
+      view.answer.append(document.createTextNode(visible(more)));
+      view.answer.scrollTop = view.answer.scrollHeight;
+      this.setState(event.column, "answering", "answers");
+    } else if (event.type === "ended") {
+      answer.figures = event;
+      this.setState(event.column, "ended", FINISH[event.finish] ?? event.finish);
+      this.showFigures(event.column);
+      this.markDifferences();
+      this.announce(`${name} ${FINISH[event.finish] ?? event.finish}`);
+    } else if (event.type === "refused") {
+      answer.message = event.message;
+      this.setState(event.column, "refused", "error");
+      view.section.classList.add("cl-refused");
+      view.answer.append(h("p", { class: "cl-error" }, event.message));
+      this.announce(`${name}: ${event.message}`);
+    }
+  }
+
+  /** @param {string} id @param {Answer["state"]} state @param {string} words */
+  setState(id, state, words) {
+    const answer = this.answers.get(id), view = this.views.get(id);
+    if (!answer || !view) return;
+    answer.state = state;
+    view.state.textContent = words;
+  }
+
+  /** @param {boolean} stopped */
+  over(stopped) {
+    for (const [id, answer] of this.answers) {
+      if (!["ended", "refused"].includes(answer.state)) this.setState(id, "left out", "stopped before it answered");
+    }
+    this.end(stopped ? "stopped" : "done");
+    this.announce(stopped ? "Run stopped" : "Run done");
+    this.markDifferences();
+  }
+
+  /** @param {string} words */
+  end(words) {
+    this.running = false;
+    this.note.textContent = words;
+    this.stopButton.disabled = true;
+    this.runButton.disabled = this.detached;
+    clearTimeout(this.silence);
+  }
+
+  /** @param {string} id */
+  showFigures(id) {
+    const { figures, loadS } = /** @type {Answer} */ (this.answers.get(id));
+    const rows = [
+      ["first token", inTime(figures.ttft_s)],
+      ["tokens/s", figures.tokens_per_s === null ? "\u2013" : Math.round(figures.tokens_per_s).toLocaleString("en")],
+      ["tokens", `${figures.tokens} after ${figures.prompt_tokens}`],
+      ["peak memory", inBytes(figures.peak_rss_bytes)],
+      ["bundle", inBytes(figures.bundle_bytes)],
+      ["start", loadS === null ? "warm" : `cold, ${inTime(loadS)} to load`],
+    ];
+    this.views.get(id)?.figures.replaceChildren(
+      ...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  }
+
+  /**
+   * Mark where each answer parts from the highest tier's that ended; and in that one, where they do.
+   * A stopped answer is compared as far as it goes.
+   */
+  markDifferences() {
+    const ended = [...this.answers].filter(([, answer]) => answer.state === "ended");
+    if (ended.length < 2) return;
+    const [[firstId, first], ...others] = ended;
+    /** @type {Map<number, string[]>} */
+    const inFirst = new Map();
+    let same = 0;
+    for (const [id, answer] of others) {
+      const at = parting(first.text, answer.text);
+      const cut = answer.figures.finish !== "end" && at === answer.text.length;
+      if (at === Math.max(first.text.length, answer.text.length) || cut) {
+        same += 1;
+        this.showMarks(id, answer.text, []);
+        this.setState(id, "ended", `${FINISH[answer.figures.finish] ?? answer.figures.finish}; as ${this.nameOf(firstId)}`);
+        continue;
+      }
+      this.showMarks(id, answer.text, [[at, `${this.nameOf(id)} parts from ${this.nameOf(firstId)} here`]]);
+      inFirst.set(at, [...(inFirst.get(at) ?? []), this.nameOf(id)]);
+    }
+    this.showMarks(firstId, first.text, [...inFirst].sort((a, b) => a[0] - b[0])
+      .map(([at, names]) => [at, `${names.join(", ")} ${names.length > 1 ? "part" : "parts"} here`]));
+    this.jump.hidden = same === others.length;
+    this.differences.textContent = same === others.length ? "" :
+      `${others.length - same} of ${others.length} part from ${this.nameOf(firstId)}; [ and ] jump`;
+  }
+
+  /** @param {string} id @param {string} text @param {[number, string][]} marks in order */
+  showMarks(id, text, marks) {
+    const nodes = [];
+    let at = 0;
+    for (const [from, label] of marks) {
+      const begin = Math.max(at, from), to = Math.max(begin, wordEnd(text, from));
+      nodes.push(document.createTextNode(visible(text.slice(at, begin))));
+      nodes.push(h("mark", { tabindex: "-1", title: label, "aria-label": `${label}: ${visible(text.slice(begin, to)) || "the end"}`, role: "mark" },
+        visible(text.slice(begin, to)) || "\u23f9"));
+      at = to;
+    }
+    nodes.push(document.createTextNode(visible(text.slice(at))));
+    this.views.get(id)?.answer.replaceChildren(...nodes);
+  }
+
+  /** @param {{summary: string, tier: number | null, groups: [string, [string, string][]][]}} badge */
+  showBadge({ summary, tier, groups }) {
+    this.summary.textContent = summary;
+    this.summary.dataset.tier = String(tier ?? "unknown");
+    this.evidence.replaceChildren(...groups.map(([title, rows]) => h("div", {},
+      h("h4", {}, title),
+      h("dl", {}, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))));
+  }
+
+  /** @param {string} id */
+  nameOf(id) {
+    return this.columns.find((column) => column.id === id)?.name ?? id;
+  }
+
+  /** Show a sentence, or none. @param {string} words */
+  say(words) {
+    this.alert.hidden = !words;
+    this.alert.textContent = words;
+  }
+
+  /** @param {string} words */
+  announce(words) {
+    this.announced.textContent = words;
+  }
+}
+
+export default {
+  /** @param {{model: any, el: HTMLElement}} context */
+  render(context) {
+    const lab = new Lab(context);
+    return () => lab.dispose();
+  },
+};

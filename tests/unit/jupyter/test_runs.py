@@ -1,0 +1,250 @@
+"""One request goes to several bundles, one after the other, and is told as events in order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister import family
+from cloister.errors import EmptyPrompt, EngineBusy, InvalidText, PromptError, SettingError
+from cloister.runtime.chat import Sampling
+from cloister.runtime.client import Worker
+from cloister_jupyter.runs import (
+    LIMIT_BYTES,
+    Began,
+    Column,
+    Delta,
+    Ended,
+    Event,
+    Over,
+    Ready,
+    Refused,
+    Request,
+    Runs,
+    Waits,
+    columns_of,
+)
+
+NANO = family.bundle_path("nano-1")
+LONG: dict[str, Any] = {"max_tokens": 480, "sampling": Sampling(temperature=9.0, seed=1)}
+
+
+class Heard:
+    """What was told, and a way to wait for some of it."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: Event) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def of(self, kind: type[Any], column: str | None = None) -> list[Any]:
+        return [event for event in list(self.events) if isinstance(event, kind)
+                and (column is None or event.column == column)]
+
+    def wait(self, met: Callable[[], Any]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(met, 60)
+
+    def text(self, column: str) -> str:
+        return "".join(text for event in self.of(Delta, column) for text in event.texts)
+
+
+def columns(*paths: Path) -> list[Column]:
+    return [Column(id=str(index), name=f"c{index}", path=path) for index, path in enumerate(paths)]
+
+
+def asked(*ids: str, run: str = "r", **changes: Any) -> Request:
+    return Request(**{
+        "run": run, "columns": ids, "prompt": "wake me up at eight", "system": "call", **changes})
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def two(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    runs = Runs(columns(NANO, NANO), heard)
+    yield runs
+    runs.close()
+
+
+def test_columns_answer_one_after_the_other_each_with_its_figures(
+    two: Runs, heard: Heard
+) -> None:
+    two.begin(asked("0", "1"))
+    assert two.wait(60)
+    kinds = [type(event) for event in heard.events if not isinstance(event, Delta)]
+    assert kinds == [Began, Ready, Ended, Began, Ready, Ended, Over]
+    assert [event.seq for event in heard.events] == list(range(len(heard.events)))
+    with Worker(NANO, vault=False) as worker:
+        text = worker.session(system="call").ask("wake me up at eight").content
+    for id_ in "01":
+        assert heard.text(id_) == text
+        (ended,) = heard.of(Ended, id_)
+        assert ended.finish == "end" and ended.tokens > 2 and ended.prompt_tokens > 5
+        assert 0 < ended.ttft_s < 30 and ended.tokens_per_s > 1
+        assert ended.bundle_bytes == sum(file.stat().st_size for file in NANO.iterdir()
+                                         if file.name != "manifest.json")
+        assert ended.peak_rss_bytes > ended.bundle_bytes
+        assert heard.of(Ready, id_)[0].load_s > 0
+    assert set(two.welcomes) == {"0", "1"}
+
+
+def test_a_second_run_finds_the_processes_warm(two: Runs, heard: Heard) -> None:
+    for run in ("a", "b"):
+        two.begin(asked("0", run=run))
+        assert two.wait(60)
+    cold, warm = heard.of(Ready)
+    assert cold.load_s is not None and warm.load_s is None
+
+
+def test_stop_ends_the_answer_and_begins_no_other(two: Runs, heard: Heard) -> None:
+    two.begin(asked("0", "1", **LONG))
+    heard.wait(lambda: heard.of(Delta))
+    two.stop("another run")  # which a page that is late may still ask for
+    assert two.running
+    began = time.perf_counter()
+    two.stop("r")
+    assert two.wait(10)
+    assert time.perf_counter() - began < 2
+    (ended,) = heard.of(Ended)
+    assert ended.finish == "stop" and ended.column == "0" and 0 < ended.tokens < 480
+    assert heard.of(Began, "1") == []
+    assert heard.of(Over)[0].stopped
+    two.begin(asked("1"))
+    assert two.wait(60) and heard.of(Ended, "1")
+
+
+def test_stop_while_a_bundle_is_loaded_does_not_wait_for_it(two: Runs, heard: Heard) -> None:
+    two.begin(asked("0", "1"))
+    heard.wait(lambda: heard.of(Began))
+    two.stop()
+    assert two.wait(1)
+    assert heard.of(Ended) == [] and heard.of(Over)[0].stopped
+    two.begin(asked("0"))
+    assert two.wait(60) and heard.of(Ended)
+
+
+def test_tokens_go_out_in_batches(two: Runs, heard: Heard) -> None:
+    two.begin(asked("0", **LONG))
+    assert two.wait(60)
+    (ended,) = heard.of(Ended)
+    deltas = heard.of(Delta)
+    assert len(deltas) < ended.tokens / 2 or ended.tokens_per_s < 60
+    assert sum(len(event.texts) for event in deltas) <= ended.tokens
+
+
+def test_a_bundle_that_is_refused_is_its_own_columns_error(
+    heard: Heard, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.cloister").mkdir()
+    runs = Runs(columns(tmp_path / "none.cloister", tmp_path / "empty.cloister", NANO), heard)
+    runs.begin(asked("0", "1", "2"))
+    assert runs.wait(60)
+    runs.close()
+    assert [event.column for event in heard.of(Refused)] == ["0", "1"]
+    assert all(event.message.endswith(".") for event in heard.of(Refused))
+    assert heard.of(Ended, "2")
+
+
+def test_a_worker_that_dies_is_its_own_columns_error_and_is_begun_anew(
+    two: Runs, heard: Heard
+) -> None:
+    two.begin(asked("0", "1", **LONG))
+    heard.wait(lambda: heard.of(Delta, "0"))
+    two._workers["0"].ready()._child.kill()
+    heard.wait(lambda: heard.of(Delta, "1"))
+    two.stop()
+    assert two.wait(10)
+    (refused,) = heard.of(Refused)
+    assert refused.column == "0" and refused.kind == "WorkerError" and heard.text("0")
+    two.begin(asked("0", run="again"))
+    assert two.wait(60)
+    assert heard.of(Ended, "0")[0].finish == "end"
+    assert heard.of(Ready, "0")[1].load_s is not None  # cold again, and says so
+
+
+def test_a_prompt_over_the_context_is_refused_by_the_column_with_both_numbers(
+    two: Runs, heard: Heard
+) -> None:
+    two.begin(asked("0", prompt="word " * 3000))
+    assert two.wait(60)
+    (refused,) = heard.of(Refused)
+    assert refused.kind == "ContextExceeded" and "3,0" not in refused.message
+    assert sum(character.isdigit() for character in refused.message) >= 6
+
+
+def test_a_run_beside_a_run_is_refused_and_another_lab_waits_for_it(
+    two: Runs, heard: Heard
+) -> None:
+    other = Heard()
+    second = Runs(columns(NANO), other)
+    two.begin(asked("0", **LONG))
+    heard.wait(lambda: heard.of(Delta))
+    with pytest.raises(EngineBusy):
+        two.begin(asked("0"))
+    second.begin(asked("0"))
+    other.wait(lambda: other.of(Waits))
+    assert not other.of(Began)
+    two.stop()
+    assert two.wait(10) and second.wait(60)
+    assert other.of(Ended)
+    two.begin(asked("0", run="x", **LONG))
+    heard.wait(lambda: [event for event in heard.of(Delta) if event.run == "x"])
+    second.begin(asked("0", run="y"))
+    second.stop()
+    assert second.wait(5) and other.of(Over)[-1].stopped
+    second.close()
+
+
+def test_requests_out_of_bounds_are_refused_with_both_numbers_and_never_shown() -> None:
+    with pytest.raises(PromptError, match=r"100,000 bytes .* 65,536"):
+        asked("0", prompt="x" * 100_000)
+    with pytest.raises(PromptError, match="system prompt"):
+        asked("0", system="\u00e9" * (LIMIT_BYTES // 2 + 1))
+    with pytest.raises(EmptyPrompt):
+        asked("0", prompt="")
+    with pytest.raises(InvalidText):
+        asked("0", prompt="\ud800")
+    for bad in ({"max_tokens": 0}, {"max_tokens": True}, {"prompt": 5}):
+        with pytest.raises(SettingError):
+            asked("0", **bad)
+    with pytest.raises(SettingError):
+        asked()
+    with pytest.raises(SettingError):
+        Runs(columns(NANO), lambda event: None).begin(asked("7"))
+    request = asked("0", prompt="secret words", system="secret task")
+    assert "secret" not in repr(request)
+    assert "secret" not in repr(Delta(run="r", seq=0, column="0", texts=("secret",)))
+
+
+def test_columns_are_the_tiers_and_the_bundles_that_are_named(tmp_path: Path) -> None:
+    assert [column.name for column in columns_of()] == ["ultra", "pro", "nano-2", "nano-1"]
+    found = columns_of(["nano-1"], [tmp_path / "a" / "x.cloister", tmp_path / "b" / "x.cloister"])
+    assert [column.name for column in found] == ["nano-1", "a/x", "b/x"]
+    assert [column.id for column in found] == ["0", "1", "2"]
+    for bad in ((["nano-9"],), ([],), ("nano-1",)):
+        with pytest.raises(SettingError):
+            columns_of(*bad)
+
+
+def test_the_notebooks_process_needs_no_torch() -> None:
+    code = ("import sys, cloister_jupyter; cloister_jupyter.PromptLab(['nano-1']); "
+            "print([name for name in ('torch', 'executorch', 'transformers') "
+            "if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
