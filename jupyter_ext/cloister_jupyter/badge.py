@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Badge", "badge"]
 
+_Rows = tuple[tuple[str, str], ...]
 _SAYS = {
     2: "no network (refused by the kernel)",
     1: "no network for Python code only",
@@ -32,7 +33,7 @@ class Badge(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
 
     tier: int | None  # lowest of the processes; None: none was started yet
     summary: str
-    groups: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    groups: tuple[tuple[str, _Rows], ...]
 
 
 def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> Badge:
@@ -40,12 +41,9 @@ def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> 
     tier = min((welcome.guard_tier for welcome in welcomes.values()), default=None)
     guard = "network: not known before the first run" if tier is None else (
         f"guard tier {tier}: {_SAYS.get(tier, 'unknown')}")
-    workers = tuple(
-        (f"Model process of {name}", (
-            ("guard tier", f"{welcome.guard_tier}: {welcome.guard}"),
-            *welcome.evidence.items(),
-            *((f"memory: {what}", how) for what, how in welcome.memory.items()),
-        )) for name, welcome in welcomes.items())
+    alike: dict[_Rows, list[str]] = {}
+    for name, welcome in welcomes.items():
+        alike.setdefault(_evidence(welcome), []).append(name)
     return Badge(tier=tier, summary=f"{guard} · nothing kept", groups=(
         ("What is kept", (
             ("prompts and answers", "nothing: the model processes have no vault, and what was said "
@@ -55,10 +53,18 @@ def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> 
         )),
         ("What is not guarded", (
             ("this page, the Jupyter server and the notebook's kernel",
-             "prompts and answers pass through their memory; code in cells may use the network"),
+             "prompts and answers pass through their memory, and between them over this machine's "
+             "own connections; code in cells may use the network"),
         )),
-        *workers,
+        *((f"Model process{'es' * (len(names) > 1)} of {', '.join(names)}", rows)
+          for rows, names in alike.items()),
     ))
+
+
+def _evidence(welcome: Welcome) -> _Rows:
+    return (
+        ("guard tier", f"{welcome.guard_tier}: {welcome.guard}"), *welcome.evidence.items(),
+        *((f"memory: {what}", how) for what, how in welcome.memory.items()))
 
 
 def _vault(settings: Settings | None) -> str:

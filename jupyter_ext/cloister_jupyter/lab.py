@@ -11,12 +11,13 @@ may run on whatever thread the kernel reads messages on.
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from anywidget import AnyWidget
-from traitlets import Dict, Int, List, Unicode
+from traitlets import Bool, Dict, Int, List, Unicode
 
 from cloister import family
 from cloister.errors import CloisterError, SettingError, place_of
@@ -66,6 +67,7 @@ class PromptLab(AnyWidget):
     _esm = _STATIC / "lab.js"
     _css = _STATIC / "lab.css"
     lab_id = Unicode().tag(sync=True)
+    control = Bool(False).tag(sync=True)  # the kernel takes messages on its control channel
     columns = List(Dict()).tag(sync=True)  # ids and names
     tasks = List(Unicode()).tag(sync=True)
     limit_bytes = Int(LIMIT_BYTES).tag(sync=True)
@@ -82,8 +84,8 @@ class PromptLab(AnyWidget):
         self._events: list[Event] = []  # of the last run
         self._runs = Runs(found, self._tell)
         self.lab_id = self.model_id
-        self.on_msg(self._receive)
-        _read_control_channel()
+        self.on_msg(lambda _widget, content, _buffers: self.receive(content))
+        self.control = _ControlChannel.add(self)
 
     def close(self) -> None:
         """End the processes, and the widget."""
@@ -92,8 +94,8 @@ class PromptLab(AnyWidget):
             runs.close()
         super().close()
 
-    def _receive(self, _widget: object, content: Any, _buffers: object) -> None:
-        """Do what the page asks for, at once."""
+    def receive(self, content: Any) -> None:
+        """Do what the page asks for, at once; on any thread."""
         run = content.get("run") if isinstance(content, dict) else None
         try:
             match content:
@@ -152,17 +154,32 @@ def _request(content: dict[str, Any]) -> Request:
         sampling=Sampling(**ask.sampling), max_tokens=ask.max_tokens)  # type: ignore[arg-type]
 
 
-def _read_control_channel() -> None:
-    """Let the kernel take messages of widgets on its control channel, too.
+class _ControlChannel:
+    """Messages of pages to labs, taken from the kernel's control channel.
 
-    A busy cell holds up the shell channel, where pages send them, unless both the page and the
-    kernel have subshells (JupyterLab 4.4, ipykernel 7). The control channel has a thread of its
-    own in ipykernel 6 and later.
+    A busy cell holds up the shell channel, where pages send messages of widgets, unless both ends
+    have subshells (JupyterLab 4.4, ipykernel 7). The control channel has a thread of its own from
+    ipykernel 6 on.
     """
-    from IPython import get_ipython
 
-    kernel = getattr(get_ipython(), "kernel", None)
-    handlers, manager = (getattr(kernel, name, None) for name in (
-        "control_handlers", "comm_manager"))
-    if handlers is not None and manager is not None:
-        handlers.setdefault("comm_msg", manager.comm_msg)
+    MESSAGE = "cloister_lab"
+
+    def __init__(self) -> None:
+        self.labs: weakref.WeakValueDictionary[str, PromptLab] = weakref.WeakValueDictionary()
+
+    def __call__(self, _stream: object, _ident: object, message: dict[str, Any]) -> None:
+        content = message["content"]
+        lab = self.labs.get(str(content.get("lab")))
+        if lab is not None:
+            lab.receive(content.get("content"))
+
+    @classmethod
+    def add(cls, lab: PromptLab) -> bool:
+        """Take messages for `lab`; whether the kernel has such a channel."""
+        from IPython import get_ipython
+
+        handlers = getattr(getattr(get_ipython(), "kernel", None), "control_handlers", None)
+        if handlers is None:
+            return False
+        handlers.setdefault(cls.MESSAGE, cls()).labs[lab.lab_id] = lab
+        return True

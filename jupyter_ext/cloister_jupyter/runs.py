@@ -46,6 +46,7 @@ __all__ = [
 LIMIT_BYTES = 1 << 16  # of a prompt and of a system prompt, in UTF-8
 _BATCH_S = 0.04  # an eye sees no steps, and a fast tier sends few messages
 _LOOK_S = 0.01  # how often a wait looks whether it is to stop
+_WARM_S = 600.0  # after which processes that nobody asks give their memory back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +251,14 @@ class Runs:
 
     _turn = threading.Lock()  # two labs at once would slow each other, and spoil the figures
 
-    def __init__(self, columns: Sequence[Column], tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self, columns: Sequence[Column], tell: Callable[[Event], None], *,
+        warm_s: float = _WARM_S,
+    ) -> None:
+        """Tell of every run to `tell`; end processes that were not asked for `warm_s`."""
         self.columns = {column.id: column for column in columns}
-        self._tell = tell
+        self._tell, self._warm_s = tell, warm_s
+        self._idle: threading.Timer | None = None
         # Without a vault nothing can be kept, and local services are refused to the process, too.
         self._workers = {id_: Worker(column.path, vault=False)
                          for id_, column in self.columns.items()}
@@ -305,8 +311,28 @@ class Runs:
         """Stop, and end the processes."""
         self.stop()
         self.wait(10)
+        if self._idle is not None:
+            self._idle.cancel()
         for worker in self._workers.values():
             worker.close()
+
+    def _cool(self) -> None:
+        """End the processes, or later, where a run of this lab or of another is on."""
+        if self._turn.acquire(blocking=False):
+            try:
+                for worker in self._workers.values():
+                    worker.close()
+            finally:
+                self._turn.release()
+        else:
+            self._cool_later()
+
+    def _cool_later(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = threading.Timer(self._warm_s, self._cool)
+        self._idle.daemon = True
+        self._idle.start()
 
     def _serve(self, run: _Run) -> None:
         over = threading.Event()
@@ -328,6 +354,7 @@ class Runs:
         finally:
             over.set()
             sender.join()
+            self._cool_later()
             with self._lock:  # whoever hears of the end may begin the next run at once
                 self._run = None
                 run.tell(Over, stopped=run.stopping.is_set())

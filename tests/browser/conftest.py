@@ -68,7 +68,7 @@ class Notebook:
 
     page: Any
     path: Path
-    asked: list[str] = field(default_factory=list)  # addresses, of whatever the page loaded
+    received: list[int] = field(default_factory=list)  # sizes of messages from the kernel, bytes
 
     def command(self, name: str, **arguments: Any) -> Any:
         """Run one of JupyterLab's commands."""
@@ -176,14 +176,20 @@ def open_notebook(server: Server, browser: Any) -> Iterator[Callable[..., Notebo
         contexts.append(context)
         context.on("request", ask)
         page = context.new_page()
-        page.on("websocket", ask)
+        received: list[int] = []
+
+        def listen(socket: Any) -> None:
+            asked.append(socket.url)
+            socket.on("framereceived", lambda frame: received.append(len(frame)))
+
+        page.on("websocket", listen)
         page.set_default_timeout(60_000)
         page.goto(f"{server.url}/lab/tree/{name}?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         page.evaluate("""() => jupyterapp.shell.currentWidget.sessionContext.ready.then(
             () => jupyterapp.shell.currentWidget.sessionContext.session.kernel.info
         ).then(() => null)""")
-        return Notebook(page, path, asked)
+        return Notebook(page, path, received)
 
     yield opened
     for context in contexts:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.browser.conftest import LAB, Notebook, Server
 
+from cloister import family
+from cloister.audit.canary import Canary, search
+from cloister.bundle import Bundle
+from cloister.tokenizer import Tokenizer
+
 pytestmark = pytest.mark.slow
 
+MOST_MS = 200  # from the click to the end
 Open = Callable[..., Notebook]
 
 
@@ -49,3 +60,274 @@ def test_a_request_streams_into_a_column_a_tier_and_ends_with_figures(
     lab.get_by_role("button", name="Run").click()
     wait_for_end(lab)
     assert "warm" in column(lab, "nano-1").locator(".cl-figures").inner_text()
+
+
+def stop_when(lab: Any, name: str) -> None:
+    """Click Stop as soon as a column answers, and note in the page how long the end took."""
+    lab.evaluate("""(root, name) => {
+        const column = [...root.querySelectorAll('.cl-column')].find(
+            (each) => each.querySelector('h3').textContent === name);
+        const note = root.querySelector('.cl-toolbar > .cl-note');
+        let began = 0;
+        new MutationObserver((_, observer) => {
+            if (!began && column.querySelector('.cl-answer').textContent) {
+                began = performance.now();
+                root.querySelector('.cl-stop').click();
+            } else if (began && note.textContent === 'stopped') {
+                root.dataset.stoppedMs = performance.now() - began;
+                observer.disconnect();
+            }
+        }).observe(root, {subtree: true, childList: true, characterData: true});
+    }""", name)
+
+
+def stopped_ms(lab: Any) -> float:
+    wait_for_end(lab, "stopped")
+    return float(lab.get_attribute("data-stopped-ms"))
+
+
+def worker_seconds(server: Server) -> float:
+    """Processor time that the models' processes have taken."""
+    taken = 0.0
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "cloister.runtime.worker" in child.cmdline():
+                taken += sum(child.cpu_times()[:2])
+    return taken
+
+
+def long_answers(lab: Any) -> None:
+    """Ask for answers that only their length ends."""
+    choose(lab, task="story", prompt="once upon a time there was a king")
+    lab.locator(".cl-sampling summary").click()
+    lab.get_by_label("Temperature").fill("9")
+    lab.get_by_label("Tokens at most").fill("480")
+
+
+def test_stop_ends_the_second_column_at_once_and_the_processor_rests(
+    open_notebook: Open, server: Server
+) -> None:
+    notebook = open_notebook("stop.ipynb", LAB)
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    long_answers(lab)
+    stop_when(lab, "nano-1")
+    lab.get_by_role("button", name="Run").click()
+    took_ms = stopped_ms(lab)
+    print(f"stopped after {took_ms:.0f} ms")
+    assert "cut at" in column(lab, "nano-2").inner_text()
+    assert "stopped" in column(lab, "nano-1").inner_text()
+    before = worker_seconds(server)
+    time.sleep(1)
+    assert worker_seconds(server) - before < 0.1
+    assert took_ms < MOST_MS
+    notebook.received.clear()
+    lab.get_by_role("button", name="Run").click()
+    wait_for_end(lab)
+    tokens = 2 * 480
+    assert column(lab, "nano-1").locator("dd:has-text('480 after')").count() == 1
+    each = sum(notebook.received) / tokens
+    print(f"{1000 * each / 1e3:.1f} kB received for 1,000 tokens")
+    assert each < 100
+
+
+def test_a_page_that_is_loaded_anew_shows_the_run_again(open_notebook: Open) -> None:
+    notebook = open_notebook("reload.ipynb", LAB)
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    choose(lab)
+    lab.get_by_role("button", name="Run").click()
+    wait_for_end(lab)
+    answer = column(lab, "nano-1").locator(".cl-answer").inner_text()
+    notebook.command("docmanager:save")
+    notebook.page.reload()
+    lab = notebook.lab()
+    wait_for_end(lab)
+    assert column(lab, "nano-1").locator(".cl-answer").inner_text() == answer
+    assert lab.get_by_label("Prompt", exact=True).input_value() == "wake me up at eight"
+    lab.get_by_role("button", name="Run").click()
+    column(lab, "nano-1").locator("dd:text-is('warm')").wait_for()
+
+
+@pytest.mark.parametrize("way", ["control channel", "subshells"])
+def test_run_and_stop_work_while_a_cell_is_busy(open_notebook: Open, way: str) -> None:
+    busy = "import time\nend = time.time() + 10\nwhile time.time() < end:\n    pass"
+    as_elsewhere = "\nlab.control = False" * (way == "subshells") + "\nlab"
+    notebook = open_notebook(f"busy-{way.split()[0]}.ipynb", LAB + as_elsewhere, busy)
+    if way == "control channel":  # as with ipykernel 6, which has no subshells
+        notebook.page.evaluate(
+            "() => { jupyterapp.serviceManager.kernels.commsOverSubshells = 'disabled'; }")
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    choose(lab)
+    lab.get_by_role("button", name="Run").click()
+    wait_for_end(lab)
+    long_answers(lab)
+    notebook.run_cell(1, wait=False)
+    cell = notebook.page.locator(".jp-Cell").nth(1)
+    cell.locator(":scope:has-text('[*]')").wait_for()
+    stop_when(lab, "nano-1")
+    lab.get_by_role("button", name="Run").click()
+    took_ms = stopped_ms(lab)
+    print(f"stopped after {took_ms:.0f} ms beside a busy cell, by {way}")
+    assert "[*]" in cell.inner_text()
+    assert "stopped" in column(lab, "nano-1").inner_text()
+    assert took_ms < 2 * MOST_MS  # Python's threads take turns of 5 ms with the cell's
+
+
+def test_nothing_of_what_was_said_is_left_on_the_disk(open_notebook: Open, server: Server) -> None:
+    """What is typed into a cell is found in each place, what is typed into the lab in none."""
+    typed, control = Canary.new("lab"), Canary.new("cell")
+    notebook = open_notebook(
+        "canary.ipynb", LAB, f"import os\nword = {control.text!r}\n"
+        "os.write(2, word.encode())\nprint(word)")
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    choose(lab, task="redact", prompt=typed.text)
+    lab.get_by_role("button", name="Run").click()
+    wait_for_end(lab)
+    answers = [Canary("answer", column(lab, name).locator(".cl-answer").inner_text())
+               for name in ("nano-2", "nano-1")]
+    assert all(len(answer.text) > 12 for answer in answers)
+    notebook.run_cell(1)
+    notebook.command("docmanager:save")
+    notebook.command("docmanager:save")
+    notebook.kernel("kernel.shutdown()")  # IPython writes its history at the latest here
+    base = server.log.parent
+    tokenizer = Bundle.open(family.bundle_path("nano-1"))
+    model = Tokenizer.from_files(tokenizer.tokenizer_path, tokenizer.template_path)
+    places = ("canary.ipynb", "canary-checkpoint.ipynb", "history.sqlite", "server.log")
+    deadline = time.monotonic() + 20
+    while True:
+        found = {find.file.name for find in search(base, [control], model)}
+        if set(places) <= found or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert set(places) <= found
+    assert search(base, [typed, *answers], model) == []
+    state = json.loads(notebook.path.read_text())["metadata"]["widgets"]
+    assert "nano-2" in json.dumps(state)  # the widget's state was kept, with no word of it
+
+
+def test_two_labs_of_a_notebook_take_turns_and_do_not_mix(open_notebook: Open) -> None:
+    second = "other = PromptLab(['nano-1'])\nother"
+    notebook = open_notebook("two.ipynb", LAB, second)
+    notebook.run_cell(0)
+    notebook.run_cell(1)
+    first, other = notebook.lab(0), notebook.lab(1)
+    long_answers(first)
+    choose(other)
+    first.get_by_role("button", name="Run").click()
+    other.get_by_role("button", name="Run").click()
+    wait_for_end(other)
+    assert "ended by itself" in column(other, "nano-1").inner_text()
+    wait_for_end(first)
+    assert "cut at" in column(first, "nano-1").inner_text()
+
+
+@pytest.mark.parametrize("end", ["restart", "shutdown"])
+def test_a_lab_whose_kernel_is_gone_says_that_it_is_detached(
+    open_notebook: Open, end: str
+) -> None:
+    notebook = open_notebook(f"{end}.ipynb", LAB)
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    choose(lab)
+    lab.get_by_role("button", name="Run").click()
+    wait_for_end(lab)
+    notebook.kernel(f"kernel.{end}()")
+    lab.locator(".cl-alert:has-text('detached')").wait_for()
+    assert lab.get_by_role("button", name="Run").is_disabled()
+    assert "{" in column(lab, "nano-1").locator(".cl-answer").inner_text()
+    notebook.screenshot("detached")
+    if end == "shutdown":
+        return
+    notebook.run_cell(0)
+    fresh = notebook.page.locator(".cloister-lab:not(.cl-detached)")
+    fresh.wait_for()
+    choose(fresh)
+    fresh.get_by_role("button", name="Run").click()
+    wait_for_end(fresh)
+
+
+HOSTILE = (
+    "<img src=x onerror=\"document.title='hacked'\"> ![a](https://example.com/a.png) "
+    "<script>document.title='hacked'</script> \x1b[31m red \u202e reversed \u05e9\u05dc\u05d5\u05dd"
+)
+
+
+def test_an_answer_is_text_whatever_it_holds_and_a_long_prompt_is_refused(
+    open_notebook: Open
+) -> None:
+    snapshot = {
+        "type": "snapshot",
+        "request": {"run": "r", "columns": ["0", "1"], "prompt": "p", "system": None},
+        "events": [{"type": "delta", "run": "r", "seq": 0, "column": "0", "texts": [HOSTILE]},
+                   {"type": "over", "run": "r", "seq": 1, "stopped": True}]}
+    notebook = open_notebook("text.ipynb", LAB, f"lab.send({snapshot!r})")
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    notebook.run_cell(1)
+    answer = column(lab, "nano-2").locator(".cl-answer")
+    answer.locator(":scope:has-text('<img')").wait_for()
+    assert answer.locator("*").count() == 0
+    text = answer.inner_text()
+    assert "<script>" in text and "\u241b[31m" in text and "\u27e8U+202E\u27e9" in text
+    assert "\x1b" not in text and "\u202e" not in text
+    assert "hacked" not in notebook.page.title()
+    lab.get_by_label("Prompt", exact=True).fill("x" * 100_000)
+    lab.get_by_role("button", name="Run").click()
+    lab.locator(".cl-alert:has-text('100,000 bytes and the lab takes 65,536')").wait_for()
+
+
+def violations(notebook: Notebook) -> list[str]:
+    """What axe finds serious or critical in the lab, and where."""
+    notebook.page.evaluate(Path(os.environ["TEST_AXE"]).read_text())
+    result = notebook.page.evaluate("() => axe.run('.cloister-lab')")
+    return [f"{each['id']}: {node['html']} {node['failureSummary']}"
+            for each in result["violations"] if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]]
+
+
+@pytest.mark.skipif("TEST_AXE" not in os.environ, reason="TEST_AXE does not name an axe.min.js")
+def test_axe_finds_nothing_serious_in_either_theme_wide_or_narrow(open_notebook: Open) -> None:
+    notebook = open_notebook("axe.ipynb", LAB)
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    choose(lab)
+    lab.get_by_role("button", name="Run").click()
+    wait_for_end(lab)
+    lab.locator(".cl-badge summary").click()
+    lab.locator(".cl-sampling summary").click()
+    for theme in ("Light", "Dark"):
+        notebook.command("apputils:change-theme", theme=f"JupyterLab {theme}")
+        for name, width in (("wide", 1280), ("narrow", 640)):
+            notebook.page.set_viewport_size({"width": width, "height": 1100})
+            notebook.page.wait_for_timeout(500)
+            notebook.screenshot(f"{theme.lower()}-{name}")
+            assert violations(notebook) == []
+
+
+def test_the_whole_flow_goes_by_keyboard(open_notebook: Open) -> None:
+    notebook = open_notebook("keys.ipynb", LAB)
+    notebook.run_cell(0)
+    lab, keyboard = notebook.lab(), notebook.page.keyboard
+    lab.get_by_label("Prompt", exact=True).focus()
+    keyboard.type("wake me up at eight")
+    keyboard.press("Tab")
+    keyboard.press("ArrowDown")
+    assert lab.get_by_label("System prompt").input_value() == "call"
+    keyboard.press("Control+Enter")
+    wait_for_end(lab)
+    assert notebook.page.locator(".jp-Cell").count() == 1  # JupyterLab's own meaning of the keys
+    for key in ("]", "]", "["):
+        keyboard.press("Shift+Tab")
+        lab.locator(".cl-answer").first.focus()
+        keyboard.press(key)
+        focused = notebook.page.evaluate("() => document.activeElement.tagName")
+        assert focused == "MARK"
+    long_answers(lab)
+    lab.get_by_label("Prompt", exact=True).press("Meta+Enter")
+    column(lab, "nano-2").locator(".cl-state:text-is('answers')").wait_for()
+    keyboard.press("Escape")
+    wait_for_end(lab, "stopped")

@@ -219,6 +219,7 @@ class Lab {
 
   /** @param {KeyboardEvent} event */
   onKey(event) {
+    event.stopPropagation(); // the notebook around has meanings of its own for arrows and letters
     const typing = event.target instanceof HTMLTextAreaElement || event.target instanceof HTMLInputElement;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.begin();
     else if (event.key === "Escape") this.stop();
@@ -226,7 +227,6 @@ class Lab {
     else if (event.key === "[" && !typing) this.jumpBy(-1);
     else return;
     event.preventDefault();
-    event.stopPropagation();
   }
 
   begin() {
@@ -275,25 +275,22 @@ class Lab {
 
   // ---- the kernel
 
-  /** @param {any} content */
-  send(content) {
-    if (content.type === "stop") this.sendByControl(content);
-    this.model.send(content);
-  }
-
   /**
-   * Send over the kernel's control channel, which no busy cell holds up; where the page reaches it.
-   * A stop names its run, so that it does no harm when the other way brings it once more.
+   * Send over the kernel's control channel, which no busy cell holds up, where kernel and page have
+   * it; else as a message of the widget.
    * @param {any} content
    */
-  sendByControl(content) {
-    const kernel = this.model.widget_manager?.kernel, id = this.model.get("lab_id");
-    if (!id || typeof kernel?.sendControlMessage !== "function") return;
+  send(content) {
+    const kernel = this.model.widget_manager?.kernel;
+    if (!this.model.get("control") || typeof kernel?.sendControlMessage !== "function") {
+      this.model.send(content);
+      return;
+    }
     kernel.sendControlMessage({
-      header: { msg_id: crypto.randomUUID(), msg_type: "comm_msg", session: kernel.clientId,
+      header: { msg_id: crypto.randomUUID(), msg_type: "cloister_lab", session: kernel.clientId,
         username: kernel.username ?? "", version: "5.3", date: new Date().toISOString() },
       parent_header: {}, metadata: {}, channel: "control", buffers: [],
-      content: { comm_id: id, data: { method: "custom", content } },
+      content: { lab: this.model.get("lab_id"), content },
     }, false, true);
   }
 

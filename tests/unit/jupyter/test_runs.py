@@ -69,24 +69,39 @@ def asked(*ids: str, run: str = "r", **changes: Any) -> Request:
         "run": run, "columns": ids, "prompt": "wake me up at eight", "system": "call", **changes})
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Runs]:
+    """Two columns that the tests share: their processes take seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        runs = Runs(columns(NANO, NANO), lambda event: None)
+        yield runs
+        runs.close()
+
+
 @pytest.fixture
 def heard() -> Heard:
     return Heard()
 
 
 @pytest.fixture
-def two(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    runs = Runs(columns(NANO, NANO), heard)
-    yield runs
-    runs.close()
+def two(shared: Runs, heard: Heard) -> Runs:
+    shared._tell = heard
+    return shared
+
+
+@pytest.fixture
+def cold(two: Runs) -> Runs:
+    """The same, no process running."""
+    two.close()
+    return two
 
 
 def test_columns_answer_one_after_the_other_each_with_its_figures(
-    two: Runs, heard: Heard
+    cold: Runs, heard: Heard
 ) -> None:
-    two.begin(asked("0", "1"))
-    assert two.wait(60)
+    cold.begin(asked("0", "1"))
+    assert cold.wait(60)
     kinds = [type(event) for event in heard.events if not isinstance(event, Delta)]
     assert kinds == [Began, Ready, Ended, Began, Ready, Ended, Over]
     assert [event.seq for event in heard.events] == list(range(len(heard.events)))
@@ -101,15 +116,15 @@ def test_columns_answer_one_after_the_other_each_with_its_figures(
                                          if file.name != "manifest.json")
         assert ended.peak_rss_bytes > ended.bundle_bytes
         assert heard.of(Ready, id_)[0].load_s > 0
-    assert set(two.welcomes) == {"0", "1"}
+    assert set(cold.welcomes) == {"0", "1"}
 
 
-def test_a_second_run_finds_the_processes_warm(two: Runs, heard: Heard) -> None:
+def test_a_second_run_finds_the_processes_warm(cold: Runs, heard: Heard) -> None:
     for run in ("a", "b"):
-        two.begin(asked("0", run=run))
-        assert two.wait(60)
-    cold, warm = heard.of(Ready)
-    assert cold.load_s is not None and warm.load_s is None
+        cold.begin(asked("0", run=run))
+        assert cold.wait(60)
+    first, second = heard.of(Ready)
+    assert first.load_s is not None and second.load_s is None
 
 
 def test_stop_ends_the_answer_and_begins_no_other(two: Runs, heard: Heard) -> None:
@@ -129,14 +144,14 @@ def test_stop_ends_the_answer_and_begins_no_other(two: Runs, heard: Heard) -> No
     assert two.wait(60) and heard.of(Ended, "1")
 
 
-def test_stop_while_a_bundle_is_loaded_does_not_wait_for_it(two: Runs, heard: Heard) -> None:
-    two.begin(asked("0", "1"))
+def test_stop_while_a_bundle_is_loaded_does_not_wait_for_it(cold: Runs, heard: Heard) -> None:
+    cold.begin(asked("0", "1"))
     heard.wait(lambda: heard.of(Began))
-    two.stop()
-    assert two.wait(1)
+    cold.stop()
+    assert cold.wait(1)
     assert heard.of(Ended) == [] and heard.of(Over)[0].stopped
-    two.begin(asked("0"))
-    assert two.wait(60) and heard.of(Ended)
+    cold.begin(asked("0"))
+    assert cold.wait(60) and heard.of(Ended)
 
 
 def test_tokens_go_out_in_batches(two: Runs, heard: Heard) -> None:
@@ -175,7 +190,7 @@ def test_a_worker_that_dies_is_its_own_columns_error_and_is_begun_anew(
     two.begin(asked("0", run="again"))
     assert two.wait(60)
     assert heard.of(Ended, "0")[0].finish == "end"
-    assert heard.of(Ready, "0")[1].load_s is not None  # cold again, and says so
+    assert heard.of(Ready, "0")[-1].load_s is not None  # cold again, and says so
 
 
 def test_a_prompt_over_the_context_is_refused_by_the_column_with_both_numbers(
@@ -209,6 +224,19 @@ def test_a_run_beside_a_run_is_refused_and_another_lab_waits_for_it(
     second.stop()
     assert second.wait(5) and other.of(Over)[-1].stopped
     second.close()
+
+
+def test_processes_that_nobody_asks_give_their_memory_back(heard: Heard) -> None:
+    runs = Runs(columns(NANO), heard, warm_s=0.5)
+    for run in ("a", "b"):
+        runs.begin(asked("0", run=run))
+        assert runs.wait(60)
+        deadline = time.monotonic() + 20
+        while "not running" not in repr(runs._workers["0"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert all(ready.load_s is not None for ready in heard.of(Ready))
+    runs.close()
 
 
 def test_requests_out_of_bounds_are_refused_with_both_numbers_and_never_shown() -> None:
