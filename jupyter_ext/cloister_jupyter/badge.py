@@ -22,7 +22,7 @@ __all__ = ["Badge", "badge"]
 
 _Rows = tuple[tuple[str, str], ...]
 _SAYS = {
-    2: "no network (refused by the kernel)",
+    2: "no network (refused by the operating system)",
     1: "no network for Python code only",
     0: "network not refused",
 }
