@@ -48,7 +48,7 @@ def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> 
         ("What is kept", (
             ("prompts and answers", "nothing: the model processes have no vault, and what was said "
                                     "ends with this kernel"),
-            ("notebook file", "names of tiers only, no prompt and no answer"),
+            ("notebook file", "names of tiers and bundles only, no prompt and no answer"),
             ("vault on this machine", f"{_vault(settings)}; this lab does not open it"),
         )),
         ("What is not guarded", (

@@ -34,7 +34,7 @@ from cloister.tiers import Tier
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cloister.runtime.chat import Token
+    from cloister.runtime.chat import Stats, Token
     from cloister.runtime.client import WorkerSession
     from cloister.runtime.protocol import Welcome
 
@@ -198,7 +198,7 @@ class _Run:
     def __init__(self, request: Request, tell: Callable[[Event], None]) -> None:
         self.request, self._tell = request, tell
         self.stopping = threading.Event()
-        self._session: WorkerSession | None = None
+        self._answering: tuple[Worker, WorkerSession] | None = None
         self._lock = threading.RLock()  # of what follows, so that events go out in order
         self._seq = 0
         self._column, self._texts = "", list[str]()
@@ -225,25 +225,36 @@ class _Run:
             self._texts.append(token.text)
 
     def stop(self) -> None:
-        """End the answer that is being made, and begin no other; from any thread."""
+        """End the answer that is being made, and begin no other; from any thread.
+
+        Asked for again it ends the process, which may be deaf in a long call of its program.
+        """
+        again = self.stopping.is_set()
         self.stopping.set()
-        session = self._session
-        if session is not None:
+        answering = self._answering
+        if answering is None:
+            return
+        worker, session = answering
+        if again:
+            threading.Thread(target=worker.close, daemon=True).start()
+        else:
             session.stop()
 
-    def answer(self, column: Column, session: WorkerSession) -> None:
-        """Read an answer to its end."""
+    def answer(self, column: Column, worker: Worker) -> Stats:
+        """Read an answer to its end, and return what it took."""
         request = self.request
-        answer = session.stream(
-            request.prompt, max_tokens=request.max_tokens, sampling=request.sampling)
-        self._session = session
-        try:
-            if self.stopping.is_set():  # the wish came before there was what to stop
-                session.stop()
-            for token in answer:
-                self.add(column.id, token)
-        finally:
-            self._session = None
+        with contextlib.closing(worker.session(system=request.system)) as session:
+            answer = session.stream(
+                request.prompt, max_tokens=request.max_tokens, sampling=request.sampling)
+            self._answering = worker, session
+            try:
+                if self.stopping.is_set():  # the wish came before there was what to stop
+                    session.stop()
+                for token in answer:
+                    self.add(column.id, token)
+            finally:
+                self._answering = None
+            return session.stats
 
 
 class Runs:
@@ -388,9 +399,7 @@ class Runs:
         loaded, self.welcomes[column.id] = worker.loaded, worker.ready().welcome
         cold = loaded is not None and loaded is not before
         run.tell(Ready, column=column.id, load_s=loaded.load_s if cold and loaded else None)
-        with contextlib.closing(worker.session(system=run.request.system)) as session:
-            run.answer(column, session)
-            stats = session.stats
+        stats = run.answer(column, worker)
         run.tell(
             Ended, column=column.id, finish=stats.finish, prompt_tokens=stats.prompt_tokens,
             tokens=stats.tokens, ttft_s=stats.ttft_s, tokens_per_s=stats.decode_tokens_per_s,

@@ -8,7 +8,7 @@
  * What is known of a column of the run at hand.
  * @typedef {{
  *   state: "waiting" | "loading" | "reading" | "answering" | "ended" | "refused" | "left out",
- *   text: string, loadS: number | null, message: string, figures: any,
+ *   text: string, loadS: number | null, tokens: number, beganMs: number, figures: any,
  * }} Answer
  */
 
@@ -86,6 +86,11 @@ function wordEnd(text, from) {
   return to;
 }
 
+/** Return an id; also where a page that came over plain HTTP has no `crypto.randomUUID`. */
+function newId() {
+  return [...crypto.getRandomValues(new Uint32Array(4))].map((word) => word.toString(16).padStart(8, "0")).join("");
+}
+
 /** @param {number} bytes */
 function inBytes(bytes) {
   return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
@@ -103,7 +108,7 @@ class Lab {
     this.model = model;
     /** @type {Column[]} */
     this.columns = model.get("columns");
-    this.uid = crypto.randomUUID();
+    this.uid = newId();
     this.run = ""; // id of the run that is shown
     this.next = 0; // sequence number that comes next
     this.running = false;
@@ -118,7 +123,12 @@ class Lab {
     model.on("msg:custom", this.onMessage);
     model.on("comm_live_update", this.onLive);
     this.looking = setInterval(() => this.lookForKernel(false), 1000);
+    this.byControl = model.get("control");
     this.send({ type: "open" });
+    this.silence = setTimeout(() => { // what lies between may not know the control channel's message
+      this.byControl = false;
+      this.send({ type: "open" });
+    }, SILENT_MS);
   }
 
   dispose() {
@@ -249,7 +259,7 @@ class Lab {
     }
     const most_tokens = this.fields.get("max_tokens").value;
     const chosen = [...this.toggles.querySelectorAll("input:checked")].map((box) => box.value);
-    const run = crypto.randomUUID();
+    const run = newId();
     this.show(run, chosen);
     this.expectAnswer();
     this.send({ type: "run", run, columns: chosen, prompt, system: this.system.value || null, sampling,
@@ -258,7 +268,7 @@ class Lab {
 
   stop() {
     if (!this.running) return;
-    this.note.textContent = "stopping\u2026";
+    this.note.textContent = "stopping\u2026 (once more ends the model's process)";
     this.expectAnswer();
     this.send({ type: "stop", run: this.run });
   }
@@ -282,12 +292,12 @@ class Lab {
    */
   send(content) {
     const kernel = this.model.widget_manager?.kernel;
-    if (!this.model.get("control") || typeof kernel?.sendControlMessage !== "function") {
+    if (!this.byControl || typeof kernel?.sendControlMessage !== "function") {
       this.model.send(content);
       return;
     }
     kernel.sendControlMessage({
-      header: { msg_id: crypto.randomUUID(), msg_type: "cloister_lab", session: kernel.clientId,
+      header: { msg_id: newId(), msg_type: "cloister_lab", session: kernel.clientId,
         username: kernel.username ?? "", version: "5.3", date: new Date().toISOString() },
       parent_header: {}, metadata: {}, channel: "control", buffers: [],
       content: { lab: this.model.get("lab_id"), content },
@@ -346,8 +356,8 @@ class Lab {
 
   /** @param {any} message */
   restore({ request, events }) {
-    if (!request || (this.running && request.run !== this.run && !events.length)) return;
-    if (!events.length || events[0].run !== request.run) return;
+    if (!request || !events.length || events[0].run !== request.run) return; // nothing was run yet
+    if (this.running && request.run !== this.run && this.next === 0) return; // ours is on its way
     if (!this.prompt.value) {
       this.prompt.value = request.prompt;
       this.system.value = request.system ?? "";
@@ -372,7 +382,7 @@ class Lab {
       view.answer.replaceChildren();
       view.figures.replaceChildren();
       view.section.classList.remove("cl-refused");
-      if (asked) this.answers.set(id, { state: "waiting", text: "", loadS: null, message: "", figures: null });
+      if (asked) this.answers.set(id, { state: "waiting", text: "", loadS: null, tokens: 0, beganMs: 0, figures: null });
       view.state.textContent = asked ? "waits for its turn" : "";
     }
     this.jump.hidden = true;
@@ -396,11 +406,16 @@ class Lab {
       answer.loadS = event.load_s;
       this.setState(event.column, "reading", "reads the request");
     } else if (event.type === "delta") {
-      const more = event.texts.join("");
+      const more = event.texts.join(""), now = performance.now();
       answer.text += more;
+      answer.tokens += event.texts.length;
+      answer.beganMs ||= now;
+      const { scrollTop, clientHeight, scrollHeight } = view.answer;
       view.answer.append(document.createTextNode(visible(more)));
-      view.answer.scrollTop = view.answer.scrollHeight;
-      this.setState(event.column, "answering", "answers");
+      if (scrollTop + clientHeight > scrollHeight - 8) view.answer.scrollTop = scrollHeight; // follow, unless scrolled up
+      const tookS = (now - answer.beganMs) / 1000;
+      this.setState(event.column, "answering",
+        tookS > 0.3 ? `answers, ${Math.round(answer.tokens / tookS).toLocaleString("en")} tokens/s` : "answers");
     } else if (event.type === "ended") {
       answer.figures = event;
       this.setState(event.column, "ended", FINISH[event.finish] ?? event.finish);
@@ -408,7 +423,6 @@ class Lab {
       this.markDifferences();
       this.announce(`${name} ${FINISH[event.finish] ?? event.finish}`);
     } else if (event.type === "refused") {
-      answer.message = event.message;
       this.setState(event.column, "refused", "error");
       view.section.classList.add("cl-refused");
       view.answer.append(h("p", { class: "cl-error" }, event.message));

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -152,6 +154,19 @@ def test_stop_while_a_bundle_is_loaded_does_not_wait_for_it(cold: Runs, heard: H
     assert heard.of(Ended) == [] and heard.of(Over)[0].stopped
     cold.begin(asked("0"))
     assert cold.wait(60) and heard.of(Ended)
+
+
+def test_stop_asked_twice_ends_a_process_that_does_not_listen(two: Runs, heard: Heard) -> None:
+    two.begin(asked("0", "1", **LONG))
+    heard.wait(lambda: heard.of(Delta))
+    os.kill(two._workers["0"].ready().pid, signal.SIGSTOP)
+    two.stop()
+    assert not two.wait(0.5)
+    two.stop()
+    assert two.wait(20)
+    assert heard.of(Refused, "0") and not heard.of(Began, "1")
+    two.begin(asked("0"))
+    assert two.wait(60) and heard.of(Ended, "0")
 
 
 def test_tokens_go_out_in_batches(two: Runs, heard: Heard) -> None:
