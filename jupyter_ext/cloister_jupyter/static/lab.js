@@ -115,7 +115,7 @@ class Lab {
     this.detached = false;
     /** @type {Map<string, Answer>} */
     this.answers = new Map();
-    /** @type {Map<string, {section: HTMLElement, state: HTMLElement, answer: HTMLElement, figures: HTMLElement}>} */
+    /** @type {Map<string, {section: HTMLElement, state: HTMLElement, answer: HTMLElement, error: HTMLElement, figures: HTMLElement}>} */
     this.views = new Map();
     this.build(el);
     this.onMessage = (/** @type {any} */ message) => this.receive(message);
@@ -218,11 +218,12 @@ class Lab {
     const state = h("span", { class: "cl-state" });
     const answer = h("div", { class: "cl-answer", "aria-live": "off", tabindex: "0", dir: "auto",
       role: "group", "aria-label": `Answer of ${column.name}` });
+    const error = h("p", { class: "cl-error", hidden: true });
     const figures = h("dl", { class: "cl-figures" });
     const section = h("section", { class: "cl-column", "aria-labelledby": title.id },
-      h("header", {}, title, state), answer, figures);
+      h("header", {}, title, state), answer, error, figures);
     this.grid.append(section);
-    this.views.set(column.id, { section, state, answer, figures });
+    this.views.set(column.id, { section, state, answer, error, figures });
   }
 
   // ---- what the user does
@@ -381,7 +382,7 @@ class Lab {
       view.section.hidden = !asked;
       view.answer.replaceChildren();
       view.figures.replaceChildren();
-      view.section.classList.remove("cl-refused");
+      view.error.hidden = true;
       if (asked) this.answers.set(id, { state: "waiting", text: "", loadS: null, tokens: 0, beganMs: 0, figures: null });
       view.state.textContent = asked ? "waits for its turn" : "";
     }
@@ -424,8 +425,8 @@ class Lab {
       this.announce(`${name} ${FINISH[event.finish] ?? event.finish}`);
     } else if (event.type === "refused") {
       this.setState(event.column, "refused", "error");
-      view.section.classList.add("cl-refused");
-      view.answer.append(h("p", { class: "cl-error" }, event.message));
+      view.error.textContent = event.message;
+      view.error.hidden = false;
       this.announce(`${name}: ${event.message}`);
     }
   }
