@@ -1,7 +1,8 @@
 """The prompt lab: one request to several tiers, side by side in a notebook cell.
 
 What is typed and answered travels in custom messages only, which no notebook file keeps; synced
-traits hold ids, names and bounds. The page is `static/lab.js`.
+traits hold ids, names and bounds. The page is
+`static/lab.js`.
 
 From the page come `open` (tell me all), `run` and `stop`; it is sent `snapshot`, `badge`, `invalid`
 (a request that is refused) and the events of `runs`. No handler waits for anything, so that each
@@ -64,7 +65,7 @@ class PromptLab(AnyWidget):
         SettingError: there is no tier of that name, or nothing to ask.
     """
 
-    _esm = _STATIC / "lab.js"
+    _esm = "\n".join((_STATIC / name).read_text("utf-8") for name in ("text.js", "lab.js"))
     _css = _STATIC / "lab.css"
     lab_id = Unicode().tag(sync=True)
     control = Bool(False).tag(sync=True)  # the kernel takes messages on its control channel

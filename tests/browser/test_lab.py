@@ -316,6 +316,44 @@ def test_an_answer_is_text_whatever_it_holds_and_a_long_prompt_is_refused(
     lab.locator(".cl-alert:has-text('100,000 bytes and the lab takes 65,536')").wait_for()
 
 
+ENDED: dict[str, Any] = {
+    "type": "ended", "run": "r", "finish": "end", "prompt_tokens": 1, "tokens": 1, "ttft_s": 0.01,
+    "tokens_per_s": None, "peak_rss_bytes": 1, "bundle_bytes": 1}
+
+
+PARTINGS = (
+    ("on Monday \U0001f600 noon", "on Monday \U0001f601 noon", ["\U0001f600", "\U0001f601"]),
+    ("four seats", "four", [" seats", "\u23f9"]),  # the end is where they part
+    ("<b>one</b> two", "<i>one</i> two", ["b>one</b>", "i>one</i>"]),
+    ("the same", "the same", []),
+)
+
+
+def answers(higher: str, lower: str) -> dict[str, Any]:
+    """What the lab is sent of two answers."""
+    events: list[dict[str, Any]] = []
+    for id_, text in (("0", higher), ("1", lower)):
+        events += [
+            {"type": "delta", "run": "r", "seq": len(events), "column": id_, "texts": [text]},
+            {**ENDED, "seq": len(events) + 1, "column": id_}]
+    return {"type": "snapshot", "events": events, "request": {
+        "run": "r", "columns": ["0", "1"], "prompt": "p", "system": None}}
+
+
+def test_the_word_where_answers_part_is_marked_in_both(open_notebook: Open) -> None:
+    notebook = open_notebook("marks.ipynb", LAB, *(
+        f"lab.send({answers(higher, lower)!r})" for higher, lower, _ in PARTINGS))
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    for index, (higher, lower, marks) in enumerate(PARTINGS):
+        notebook.run_cell(1 + index)
+        answer = column(lab, "nano-1").locator(".cl-answer")
+        answer.locator(f":scope:has-text('{lower}')").wait_for()
+        assert lab.locator("mark").all_inner_texts() == marks
+        assert answer.inner_text().removesuffix("\u23f9") == lower
+        assert column(lab, "nano-2").locator(".cl-answer").inner_text() == higher
+
+
 def violations(notebook: Notebook) -> list[str]:
     """What axe finds serious or critical in the lab, and where."""
     notebook.page.evaluate(Path(os.environ["TEST_AXE"]).read_text())
