@@ -270,9 +270,7 @@ class Runs:
         self.columns = {column.id: column for column in columns}
         self._tell, self._warm_s = tell, warm_s
         self._idle: threading.Timer | None = None
-        # Without a vault nothing can be kept, and local services are refused to the process, too.
-        self._workers = {id_: Worker(column.path, vault=False)
-                         for id_, column in self.columns.items()}
+        self._workers = self._new_workers()
         self._lock = threading.RLock()  # of the run
         self._run: _Run | None = None
         self._thread: threading.Thread | None = None
@@ -327,16 +325,21 @@ class Runs:
         for worker in self._workers.values():
             worker.close()
 
+    def _new_workers(self) -> dict[str, Worker]:
+        """Make workers, whose processes start when they are first asked.
+
+        Without a vault nothing can be kept, and local services are refused to the process, too.
+        """
+        return {id_: Worker(column.path, vault=False) for id_, column in self.columns.items()}
+
     def _cool(self) -> None:
-        """End the processes, or later, where a run of this lab or of another is on."""
-        if self._turn.acquire(blocking=False):
-            try:
-                for worker in self._workers.values():
-                    worker.close()
-            finally:
-                self._turn.release()
-        else:
-            self._cool_later()
+        """End the processes, unless a run is on: its end will see to them."""
+        with self._lock:
+            if self._run is not None:
+                return
+            warm, self._workers = self._workers, self._new_workers()
+        for worker in warm.values():
+            worker.close()
 
     def _cool_later(self) -> None:
         if self._idle is not None:
@@ -365,9 +368,9 @@ class Runs:
         finally:
             over.set()
             sender.join()
-            self._cool_later()
             with self._lock:  # whoever hears of the end may begin the next run at once
                 self._run = None
+                self._cool_later()
                 run.tell(Over, stopped=run.stopping.is_set())
 
     def _take_turn(self, run: _Run) -> bool:
