@@ -13,22 +13,15 @@
  * }} Answer
  */
 
-const SILENT_MS = 4000; // after which a kernel that says nothing is busy or gone
+/**
+ * The elements of a column; `following` while its end is kept in sight.
+ * @typedef {{
+ *   section: HTMLElement, state: HTMLElement, answer: HTMLElement, error: HTMLElement,
+ *   figures: HTMLElement, following: boolean, frame: number,
+ * }} View
+ */
 
-const FINISH = {
-  end: "ended by itself", length: "cut at the most tokens", context: "context full",
-  stop: "stopped",
-};
-const SETTINGS = [
-  // name, label, step, least, most, placeholder
-  ["max_tokens", "Tokens at most", 1, 1, undefined, "no bound"],
-  ["temperature", "Temperature", "any", 0, undefined, "0 (greedy)"],
-  ["top_k", "Top k", 1, 0, undefined, "0 (all)"],
-  ["top_p", "Top p", "any", 0, 1, "1"],
-  ["min_p", "Min p", "any", 0, 1, "0"],
-  ["repetition_penalty", "Repetition penalty", "any", 0.01, 100, "1"],
-  ["seed", "Seed", 1, 0, Number.MAX_SAFE_INTEGER, "drawn"],
-];
+const SILENT_MS = 4000; // after which a kernel that says nothing is busy or gone
 
 /** One view of a lab: its elements, and what it knows of the run at hand. */
 class Lab {
@@ -44,7 +37,7 @@ class Lab {
     this.detached = false;
     /** @type {Map<string, Answer>} */
     this.answers = new Map();
-    /** @type {Map<string, {section: HTMLElement, state: HTMLElement, answer: HTMLElement, error: HTMLElement, figures: HTMLElement}>} */
+    /** @type {Map<string, View>} */
     this.views = new Map();
     this.build(el);
     this.onMessage = (/** @type {any} */ message) => this.receive(message);
@@ -152,7 +145,12 @@ class Lab {
     const section = h("section", { class: "cl-column", "aria-labelledby": title.id },
       h("header", {}, title, state), answer, error, figures);
     this.grid.append(section);
-    this.views.set(column.id, { section, state, answer, error, figures });
+    /** @type {View} */
+    const view = { section, state, answer, error, figures, following: true, frame: 0 };
+    answer.addEventListener("scroll", () => {
+      view.following = answer.scrollTop + answer.clientHeight > answer.scrollHeight - 8;
+    });
+    this.views.set(column.id, view);
   }
 
   // ---- what the user does
@@ -312,6 +310,7 @@ class Lab {
       view.answer.replaceChildren();
       view.figures.replaceChildren();
       view.error.hidden = true;
+      view.following = true;
       if (asked) this.answers.set(id, { state: "waiting", text: "", loadS: null, tokens: 0, beganMs: 0, figures: null });
       view.state.textContent = asked ? "waits for its turn" : "";
     }
@@ -340,9 +339,8 @@ class Lab {
       answer.text += more;
       answer.tokens += event.texts.length;
       answer.beganMs ||= now;
-      const { scrollTop, clientHeight, scrollHeight } = view.answer;
       view.answer.append(document.createTextNode(visible(more)));
-      if (scrollTop + clientHeight > scrollHeight - 8) view.answer.scrollTop = scrollHeight; // follow, unless scrolled up
+      this.follow(view);
       const tookS = (now - answer.beganMs) / 1000;
       this.setState(event.column, "answering",
         tookS > 0.3 ? `answers, ${Math.round(answer.tokens / tookS).toLocaleString("en")} tokens/s` : "answers");
@@ -358,6 +356,19 @@ class Lab {
       view.error.hidden = false;
       this.announce(`${name}: ${event.message}`);
     }
+  }
+
+  /**
+   * Show the end of an answer, unless the reader scrolled up; once a frame, when the page is laid
+   * out anyway.
+   * @param {View} view
+   */
+  follow(view) {
+    if (!view.following || view.frame) return;
+    view.frame = requestAnimationFrame(() => {
+      view.frame = 0;
+      view.answer.scrollTop = view.answer.scrollHeight;
+    });
   }
 
   /** @param {string} id @param {Answer["state"]} state @param {string} words */

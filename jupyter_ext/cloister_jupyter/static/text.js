@@ -2,6 +2,21 @@
 
 const WORD = 24; // most characters that a mark covers
 
+const FINISH = {
+  end: "ended by itself", length: "cut at the most tokens", context: "context full",
+  stop: "stopped",
+};
+const SETTINGS = [
+  // name, label, step, least, most, placeholder
+  ["max_tokens", "Tokens at most", 1, 1, undefined, "no bound"],
+  ["temperature", "Temperature", "any", 0, undefined, "0 (greedy)"],
+  ["top_k", "Top k", 1, 0, undefined, "0 (all)"],
+  ["top_p", "Top p", "any", 0, 1, "1"],
+  ["min_p", "Min p", "any", 0, 1, "0"],
+  ["repetition_penalty", "Repetition penalty", "any", 0.01, 100, "1"],
+  ["seed", "Seed", 1, 0, Number.MAX_SAFE_INTEGER, "drawn"],
+];
+
 /**
  * Make an element. Strings among the children become text nodes.
  * @param {string} tag
