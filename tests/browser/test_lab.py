@@ -44,7 +44,7 @@ def test_four_tiers_stream_into_a_column_each_and_end_with_figures(open_notebook
     lab = notebook.lab()
     assert lab.get_by_role("button", name="Run").is_enabled()
     assert lab.get_by_role("button", name="Stop").is_visible()
-    assert "not known" in lab.locator(".cl-badge summary").inner_text()
+    lab.locator(".cl-badge summary:has-text('not known')").wait_for()
     choose(lab, prompt="book a table for four at an italian restaurant in Denver")
     lab.get_by_label("Prompt", exact=True).press("Control+Enter")
     wait_for_end(lab)
