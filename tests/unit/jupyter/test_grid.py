@@ -169,7 +169,7 @@ def test_stop_ends_the_run_within_a_token_and_what_is_not_whole_is_dropped(
     space: Namespace
 ) -> None:
     def slow(prompt: str, sampling: Sampling) -> Iterator[str]:
-        for n in range(1000 if prompt == "say 2" else 1):
+        for n in range(5000 if prompt == "say 2" else 1):  # 10 s
             time.sleep(0.002)
             yield f"{n} "
 
@@ -182,7 +182,7 @@ def test_stop_ends_the_run_within_a_token_and_what_is_not_whole_is_dropped(
             stop = threading.Timer(0.1, said.stop)
             stop.start()
             begin = time.monotonic()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
     assert said.stopped and [each.place[1] for each in answers] == [0, 1]
     assert len(kept) == len(Kept(space, "g")) == 2
     again = grid({"one": FakeWorker(echo), "two": FakeWorker(echo)}, kept=Kept(space, "g"))
@@ -195,7 +195,7 @@ def test_stop_ends_the_run_within_a_token_and_what_is_not_whole_is_dropped(
 def test_stop_while_a_tier_is_loaded_returns_at_once_and_its_process_ends_behind() -> None:
     class Slow(FakeWorker):
         def start(self) -> FakeWorker:
-            time.sleep(0.5)
+            time.sleep(4)
             return super().start()
 
     worker = Slow(echo)
@@ -203,8 +203,9 @@ def test_stop_while_a_tier_is_loaded_returns_at_once_and_its_process_ends_behind
     threading.Timer(0.1, said.stop).start()
     begin = time.monotonic()
     assert list(said.run()) == []
-    assert time.monotonic() - begin < 0.4 and said.stopped and not said.reasons
-    time.sleep(0.6)
+    assert time.monotonic() - begin < 3 and said.stopped and not said.reasons
+    while not worker.closed and time.monotonic() - begin < 60:
+        time.sleep(0.1)
     assert not worker.running and worker.closed == 1
 
 
@@ -440,4 +441,4 @@ def test_a_real_answer_is_stopped_within_a_token(monkeypatch: pytest.MonkeyPatch
         assert answer.finish
     took_s = time.monotonic() - called[0]
     assert first.tokens > 100 and said.stopped and len(said.rows()) < 9
-    assert took_s < 0.2
+    assert took_s < 1  # 4 to 8 ms where nothing else runs
