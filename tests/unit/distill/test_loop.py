@@ -378,6 +378,12 @@ def test_the_rate_rises_holds_and_falls() -> None:
     assert rates[-1] == pytest.approx(2e-4, rel=0.2)
 
 
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(SettingError, match="seed"):
+        Schedule(seed=seed)
+
+
 def main() -> None:
     """A run in a process of its own: where, steps, optimizer, share of own answers."""
     given = sys.argv[1:]
