@@ -26,6 +26,7 @@ from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.checks import Outcome
 from cloister_jupyter.kept import TOOK, Answer, Place
 from cloister_jupyter.rates import Rate, verdict
+from cloister_jupyter.runs import LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,10 +38,9 @@ if TYPE_CHECKING:
     from cloister_jupyter.kept import Kept
     from cloister_jupyter.rates import Verdict
 
-__all__ = ["MOST_ANSWERS", "PROMPT_BYTES", "Grid", "Plan", "Row", "fold"]
+__all__ = ["MOST_ANSWERS", "Grid", "Plan", "Row", "fold"]
 
 MOST_ANSWERS = 200_000  # of a tier
-PROMPT_BYTES = 1 << 16  # of a prompt that is filled in, in UTF-8
 _LOOK_S = 0.02  # how often a wait looks whether it is to stop
 _DEATHS = 2  # of a tier's process in a row, and the tier is given up
 
@@ -78,10 +78,10 @@ class Plan:
             replace(self.sampling, seed=seed)
         for place in self.places():
             size = len(self.prompt(place).encode())
-            if size > PROMPT_BYTES:
+            if size > LIMIT_BYTES:
                 raise SettingError(
                     f"The prompt of line {self.cases[place[1]].line} has {size:,} bytes and a "
-                    f"tier is asked {PROMPT_BYTES:,} at most; shorten it.")
+                    f"tier is asked {LIMIT_BYTES:,} at most; shorten it.")
 
     def __len__(self) -> int:
         return len(self.prompts) * len(self.cases) * len(self.seeds)
@@ -374,6 +374,6 @@ class _GivenUp(Exception):
 def _size_bytes(bundle: str | Path) -> int:
     """Return the size of a bundle's files; of one that cannot be read, more than any other's."""
     try:
-        return sum(entry.size for entry in Bundle.open(bundle).manifest.files.values())
+        return Bundle.open(bundle).manifest.size_bytes
     except CloisterError:
         return sys.maxsize

@@ -36,7 +36,7 @@ class Receipt:
             ("weights", f"{manifest.shape.parameters:,}, embedding and head apart"),
             ("recipe", manifest.recipe),
             ("context", f"{manifest.context:,} tokens"),
-            ("bundle", f"{sum(entry.size for entry in manifest.files.values()):,} bytes"),
+            ("bundle", f"{manifest.size_bytes:,} bytes"),
             ("model id", bundle.model_id(manifest.programs[0])),
         ]
         if isinstance(lost, dict):

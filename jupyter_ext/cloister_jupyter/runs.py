@@ -394,7 +394,7 @@ class Runs:
 
     def _ask_or_raise(self, run: _Run, column: Column) -> None:
         run.tell(Began, column=column.id)
-        size = sum(entry.size for entry in Bundle.open(column.path).manifest.files.values())
+        size = Bundle.open(column.path).manifest.size_bytes
         worker = self._workers[column.id]
         before = worker.loaded
         if not self._start(worker, run):

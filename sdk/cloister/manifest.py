@@ -109,6 +109,11 @@ class Manifest(Record, frozen=True):
             "its programs are not the .pte files that it lists",
         )
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of every file of the bundle but this one."""
+        return sum(entry.size for entry in self.files.values())
+
     def to_json(self) -> str:
         """The text of `manifest.json`; the same manifest always gives the same text."""
         return records.to_json(self)

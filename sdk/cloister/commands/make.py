@@ -148,7 +148,7 @@ def exported(bundle: Bundle) -> Record:
     manifest = bundle.manifest
     return {
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
-        "size_bytes": sum(entry.size for entry in manifest.files.values()),
+        "size_bytes": manifest.size_bytes,
         **bundle.report.to_dict(),
         "phone_tokenizer": bundle.receipt()["phone_tokenizer"],
     }

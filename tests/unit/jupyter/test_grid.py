@@ -34,8 +34,9 @@ from cloister.vault import local
 from cloister.vault.namespace import Kind, Namespace
 from cloister_jupyter.cases import Case, Template, read_table
 from cloister_jupyter.checks import Judge
-from cloister_jupyter.grid import PROMPT_BYTES, Grid, Plan, fold
+from cloister_jupyter.grid import Grid, Plan, fold
 from cloister_jupyter.kept import Answer, Kept
+from cloister_jupyter.runs import LIMIT_BYTES
 
 Say = Callable[[str, Sampling], Iterator[str]]
 
@@ -336,7 +337,7 @@ def test_two_bundles_are_compared_by_the_cases_that_flip_and_the_table_has_every
     ({"prompts": ()}, "at least"), ({"cases": ()}, "at least"), ({"seeds": ()}, "at least"),
     ({"seeds": (1, 2)}, "temperature 0"),
     ({"seeds": (1, 1), "sampling": Sampling(temperature=1.0)}, "twice"), ({"seeds": (-1,)}, "seed"),
-    ({"cases": (Case(line=4, values={"x": "y" * 70_000}),)}, f"line 4 .* {PROMPT_BYTES:,}"),
+    ({"cases": (Case(line=4, values={"x": "y" * 70_000}),)}, f"line 4 .* {LIMIT_BYTES:,}"),
     ({"seeds": tuple(range(300_000)), "sampling": Sampling(temperature=1.0)}, "300,000"),
 ])
 def test_a_plan_that_cannot_be_asked_is_refused(options: dict[str, Any], message: str) -> None:
