@@ -115,6 +115,17 @@ def stop_when(lab: Any, name: str) -> None:
     }""", name)
 
 
+def answered(open_notebook: Open, name: str) -> tuple[Notebook, Any]:
+    """Open a notebook whose lab has asked, and been answered."""
+    notebook = open_notebook(name, LAB)
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    choose(lab)
+    lab.get_by_role("button", name="Run").click()
+    wait_for_end(lab)
+    return notebook, lab
+
+
 def stopped_ms(lab: Any) -> float:
     wait_for_end(lab, "stopped")
     return float(lab.get_attribute("data-stopped-ms"))
@@ -170,12 +181,7 @@ def test_stop_ends_the_second_column_at_once_and_the_processor_rests(
 
 
 def test_a_page_that_is_loaded_anew_shows_the_run_again(open_notebook: Open) -> None:
-    notebook = open_notebook("reload.ipynb", LAB)
-    notebook.run_cell(0)
-    lab = notebook.lab()
-    choose(lab)
-    lab.get_by_role("button", name="Run").click()
-    wait_for_end(lab)
+    notebook, lab = answered(open_notebook, "reload.ipynb")
     answer = column(lab, "nano-1").locator(".cl-answer").inner_text()
     notebook.command("docmanager:save")
     notebook.page.reload()
@@ -367,12 +373,7 @@ def violations(notebook: Notebook) -> list[str]:
 
 @pytest.mark.skipif("TEST_AXE" not in os.environ, reason="TEST_AXE does not name an axe.min.js")
 def test_axe_finds_nothing_serious_in_either_theme_wide_or_narrow(open_notebook: Open) -> None:
-    notebook = open_notebook("axe.ipynb", LAB)
-    notebook.run_cell(0)
-    lab = notebook.lab()
-    choose(lab)
-    lab.get_by_role("button", name="Run").click()
-    wait_for_end(lab)
+    notebook, lab = answered(open_notebook, "axe.ipynb")
     lab.locator(".cl-badge summary").click()
     lab.locator(".cl-sampling summary").click()
     for theme in ("Light", "Dark", "Dark High Contrast"):
