@@ -5,8 +5,9 @@ traits hold ids, names and bounds. The page is
 `static/lab.js`.
 
 From the page come `open` (tell me all), `run` and `stop`; it is sent `snapshot`, `badge`, `invalid`
-(a request that is refused) and the events of `runs`. No handler waits for anything, so that each
-may run on whatever thread the kernel reads messages on.
+(a request that is refused) and the events of `runs`. What the other tabs say to each other has the
+name of its panel and a dot before it. No handler waits for anything, so that each may run on
+whatever thread the kernel reads messages on.
 """
 
 from __future__ import annotations
@@ -21,19 +22,25 @@ from anywidget import AnyWidget
 from traitlets import Bool, Dict, Int, List, Unicode
 
 from cloister import family
+from cloister.audit.notebook import Trail
 from cloister.errors import CloisterError, SettingError, place_of
 from cloister.runtime.chat import Sampling
 from cloister.tiers import Tier
+from cloister.vault.namespace import Kind
 from cloister_jupyter.badge import badge
 from cloister_jupyter.runs import LIMIT_BYTES, Delta, Over, Ready, Request, Runs, columns_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from cloister.vault.namespace import Namespace
+    from cloister.vault.store import Vault
+    from cloister_jupyter.panels import Panel
     from cloister_jupyter.runs import Event
 
 __all__ = ["PromptLab"]
 
+_PANELS: tuple[type[Panel], ...] = ()
 _STATIC = Path(__file__).parent / "static"
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
 
@@ -60,13 +67,16 @@ class PromptLab(AnyWidget):
 
     `tiers` are of the shipped family, None for all of them; `bundles` are paths of others. Each has
     a process of its own, without network and vault, which stays until `close` or the kernel's end.
+    What is kept is sealed in the namespace `namespace` of `vault`; without one nothing is.
 
     Raises:
         SettingError: there is no tier of that name, or nothing to ask.
     """
 
-    _esm = "\n".join((_STATIC / name).read_text("utf-8") for name in ("text.js", "lab.js"))
-    _css = _STATIC / "lab.css"
+    _esm = "\n".join((_STATIC / name).read_text("utf-8") for name in (
+        "text.js", *(f"{panel.name}.js" for panel in _PANELS), "lab.js"))
+    _css = "\n".join((_STATIC / name).read_text("utf-8") for name in (
+        "lab.css", *(f"{panel.name}.css" for panel in _PANELS)))
     lab_id = Unicode().tag(sync=True)
     control = Bool(False).tag(sync=True)  # the kernel takes messages on its control channel
     columns = List(Dict()).tag(sync=True)  # ids and names
@@ -74,9 +84,13 @@ class PromptLab(AnyWidget):
     limit_bytes = Int(LIMIT_BYTES).tag(sync=True)
 
     def __init__(
-        self, tiers: Sequence[str] | None = None, bundles: Sequence[str | Path] = (),
+        self, tiers: Sequence[str] | None = None, bundles: Sequence[str | Path] = (), *,
+        vault: Vault | None = None, namespace: str = "default",
     ) -> None:
         found = columns_of(tiers, bundles)
+        self.bundles = found
+        self.space: Namespace | None = None if vault is None else vault.namespace(namespace)
+        self._trail = None if self.space is None else Trail(self.space, Kind.HISTORY)
         shipped = {family.bundle_path(tier) for tier in Tier}
         super().__init__(
             columns=[{"id": column.id, "name": column.name} for column in found],
@@ -84,21 +98,35 @@ class PromptLab(AnyWidget):
         self._lock = threading.RLock()  # of the events, so that none overtakes a snapshot
         self._events: list[Event] = []  # of the last run
         self._runs = Runs(found, self._tell)
+        self._panels = {panel.name: panel(self) for panel in _PANELS}
         self.lab_id = self.model_id
         self.on_msg(lambda _widget, content, _buffers: self.receive(content))
         self.control = _ControlChannel.add(self)
 
     def close(self) -> None:
         """End the processes, and the widget."""
-        runs = getattr(self, "_runs", None)
-        if runs is not None:
-            runs.close()
+        for part in (*getattr(self, "_panels", {}).values(), getattr(self, "_runs", None)):
+            if part is not None:
+                part.close()
         super().close()
+
+    def record(self, texts: Iterable[str]) -> None:
+        """Keep fingerprints of texts, where there is a vault, for `cloister lab check`.
+
+        Raises:
+            VaultError: see `Trail`.
+        """
+        if self._trail is not None:
+            self._trail.record(texts)
 
     def receive(self, content: Any) -> None:
         """Do what the page asks for, at once; on any thread."""
         run = content.get("run") if isinstance(content, dict) else None
+        panel = self._panel(content)
         try:
+            if panel is not None:
+                panel.receive(content)
+                return
             match content:
                 case {"type": "open"}:
                     self._open()
@@ -109,10 +137,20 @@ class PromptLab(AnyWidget):
                 case _:
                     raise SettingError("The page sent what is no message; load it anew.")
         except CloisterError as error:
-            self.send({"type": "invalid", "run": run, "message": str(error)})
+            self._refuse(panel, run, str(error))
         except Exception as error:  # its words may quote what was typed
-            self.send({"type": "invalid", "run": run, "message": (
-                f"The lab failed unexpectedly ({place_of(error)}); report it.")})
+            self._refuse(
+                panel, run, f"The lab failed unexpectedly ({place_of(error)}); report it.")
+
+    def _panel(self, content: Any) -> Panel | None:
+        kind = content.get("type") if isinstance(content, dict) else None
+        return self._panels.get(kind.partition(".")[0]) if isinstance(kind, str) else None
+
+    def _refuse(self, panel: Panel | None, run: object, message: str) -> None:
+        if panel is not None:
+            panel.send("invalid", message=message)
+        else:
+            self.send({"type": "invalid", "run": run, "message": message})
 
     def _open(self) -> None:
         with self._lock:
@@ -124,6 +162,8 @@ class PromptLab(AnyWidget):
                     "system": request.system},
                 "events": [msgspec.to_builtins(event) for event in self._events]})
             self._send_badge()
+        for panel in self._panels.values():
+            panel.open()
 
     def _tell(self, event: Event) -> None:
         with self._lock:

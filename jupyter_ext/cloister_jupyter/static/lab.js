@@ -1,5 +1,5 @@
 // The prompt lab's page: a request on top, one column a tier below; see lab.py for the messages.
-// One module with text.js, which stands before it.
+// One module with text.js and the panels' files, which stand before it.
 //
 // Nothing is loaded from anywhere. What was typed or answered becomes text nodes only, never markup,
 // and leaves this page in custom messages only: no synced trait, no storage, no URL holds it.
@@ -80,6 +80,14 @@ class Lab {
       h("button", { type: "button", onclick: () => this.jumpBy(-1), "aria-keyshortcuts": "[" }, "\u2190 difference"),
       h("button", { type: "button", onclick: () => this.jumpBy(1), "aria-keyshortcuts": "]" }, "difference \u2192"),
       this.differences = h("span", { class: "cl-note" }));
+    this.panels = PANELS.map((Panel) => ({ name: Panel.panel, title: Panel.title, panel: new Panel(this) }));
+    this.main = h("div", {},
+      h("div", { class: "cl-request" },
+        h("label", { for: this.prompt.id }, "Prompt"), this.prompt,
+        h("label", { for: this.system.id }, "System prompt"),
+        h("div", { class: "cl-system" }, ...this.taskPicker(), this.system),
+        h("span", { class: "cl-label" }, "Tiers"), this.toggles),
+      this.sampling(), this.jump, this.grid);
     this.root = h("section", {
       class: "cloister-lab", "aria-label": "Prompt lab", "data-lm-suppress-shortcuts": "true",
       "data-jp-suppress-context-menu": "true",
@@ -88,14 +96,46 @@ class Lab {
       h("div", { class: "cl-toolbar", role: "toolbar", "aria-label": "Run and stop" },
         this.runButton, this.stopButton, this.note,
         h("details", { class: "cl-badge" }, this.summary, this.evidence)),
-      this.alert,
-      h("div", { class: "cl-request" },
-        h("label", { for: this.prompt.id }, "Prompt"), this.prompt,
-        h("label", { for: this.system.id }, "System prompt"),
-        h("div", { class: "cl-system" }, ...this.taskPicker(), this.system),
-        h("span", { class: "cl-label" }, "Tiers"), this.toggles),
-      this.sampling(), this.jump, this.grid, this.announced);
+      this.alert, ...this.tabs(), this.announced);
     el.append(this.root);
+  }
+
+  /** The tabs and what they show; a lab without panels has none. */
+  tabs() {
+    const parts = [{ name: "run", title: "One request", element: this.main },
+      ...this.panels.map(({ name, title, panel }) => ({ name, title, element: panel.element }))];
+    if (parts.length === 1) return [this.main];
+    /** @type {any} */
+    this.shownPanel = null; // none: one request
+    const tabs = parts.map(({ name, title }) => h("button", {
+      type: "button", role: "tab", id: `tab-${name}-${this.uid}`, "aria-controls": `panel-${name}-${this.uid}`,
+      onclick: () => choose(name) }, title));
+    const choose = (/** @type {string} */ name) => parts.forEach((part, index) => {
+      const chosen = part.name === name;
+      tabs[index].setAttribute("aria-selected", String(chosen));
+      tabs[index].tabIndex = chosen ? 0 : -1;
+      part.element.hidden = !chosen;
+      if (chosen) {
+        this.shownPanel = this.panels[index - 1]?.panel ?? null;
+        this.runButton.hidden = this.stopButton.hidden = this.note.hidden = this.shownPanel !== null;
+        this.shownPanel?.shown?.();
+      }
+    });
+    parts.forEach(({ name, element }, index) => {
+      element.id = `panel-${name}-${this.uid}`;
+      element.setAttribute("role", "tabpanel");
+      element.setAttribute("aria-labelledby", tabs[index].id);
+    });
+    const list = h("div", { class: "cl-tabs", role: "tablist", "aria-label": "Parts of the lab",
+      onkeydown: (/** @type {KeyboardEvent} */ event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        const to = (tabs.indexOf(/** @type {HTMLElement} */ (document.activeElement)) + step + tabs.length) % tabs.length;
+        choose(parts[to].name);
+        tabs[to].focus();
+      } }, ...tabs);
+    choose("run");
+    return [list, ...parts.map(({ element }) => element)];
   }
 
   /** @param {string} name @param {number} rows @param {string} placeholder */
@@ -159,8 +199,9 @@ class Lab {
   onKey(event) {
     event.stopPropagation(); // the notebook around has meanings of its own for arrows and letters
     const typing = event.target instanceof HTMLTextAreaElement || event.target instanceof HTMLInputElement;
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.begin();
-    else if (event.key === "Escape") this.stop();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.shownPanel ? this.shownPanel.run?.() : this.begin();
+    else if (event.key === "Escape") this.shownPanel ? this.shownPanel.stop?.() : this.stop();
+    else if (this.shownPanel) return;
     else if (event.key === "]" && !typing) this.jumpBy(1);
     else if (event.key === "[" && !typing) this.jumpBy(-1);
     else return;
@@ -265,6 +306,8 @@ class Lab {
   /** @param {any} message */
   receive(message) {
     clearTimeout(this.silence);
+    const panel = this.panels.find(({ name }) => message.type.startsWith(`${name}.`));
+    if (panel) return panel.panel.receive(message);
     if (message.type === "badge") return this.showBadge(message);
     if (message.type === "snapshot") return this.restore(message);
     if (message.type === "invalid") {

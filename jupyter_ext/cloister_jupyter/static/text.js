@@ -1,5 +1,12 @@
 // Elements, and texts as people read them; shared by the pages of this package.
 
+/**
+ * Classes of the parts of the lab that have a tab: static `panel` (the name before the dot in the
+ * types of its messages) and `title`; a constructor that is given the lab and makes `element`;
+ * `receive(message)`; and where there is a need `shown()`, `run()` and `stop()`.
+ * @type {any[]}
+ */
+const PANELS = [];
 const WORD = 24; // most characters that a mark covers
 
 const FINISH = {

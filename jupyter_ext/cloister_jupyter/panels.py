@@ -1,0 +1,41 @@
+"""A part of the lab under a tab of its own, with its messages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from cloister_jupyter.lab import PromptLab
+
+__all__ = ["Panel"]
+
+
+class Panel(ABC):
+    """What the kernel has for a tab; `static/NAME.js` is what the page has.
+
+    No method may wait for anything: messages come on the kernel's own threads.
+    """
+
+    name: ClassVar[str]  # before the dot in the types of its messages
+
+    def __init__(self, lab: PromptLab) -> None:
+        self.lab = lab
+
+    @abstractmethod
+    def receive(self, content: dict[str, Any]) -> None:
+        """Do what the page asks for.
+
+        Raises:
+            CloisterError: it cannot be done; the page is told by a message `NAME.invalid`.
+        """
+
+    def open(self) -> None:  # noqa: B027  # a panel may have nothing to tell
+        """Tell all to a page that opened."""
+
+    def close(self) -> None:  # noqa: B027  # nor to let go of
+        """Let go of what it holds; the lab is closed."""
+
+    def send(self, kind: str, **values: object) -> None:
+        """Send a message to the pages."""
+        self.lab.send({"type": f"{self.name}.{kind}", **values})
