@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from cloister_jupyter.lab import PromptLab
+    from collections.abc import Iterable
 
-__all__ = ["Panel"]
+    from cloister.vault.namespace import Namespace
+    from cloister_jupyter.runs import Column
+
+__all__ = ["Lab", "Panel"]
+
+
+class Lab(Protocol):
+    """What a panel uses of the lab that it belongs to."""
+
+    bundles: tuple[Column, ...]
+    space: Namespace | None  # None: nothing is kept
+
+    def record(self, texts: Iterable[str]) -> None:
+        """Keep fingerprints of texts before they are shown."""
+
+    def send(self, content: dict[str, Any]) -> None:
+        """Send a message to the pages."""
 
 
 class Panel(ABC):
@@ -19,7 +35,7 @@ class Panel(ABC):
 
     name: ClassVar[str]  # before the dot in the types of its messages
 
-    def __init__(self, lab: PromptLab) -> None:
+    def __init__(self, lab: Lab) -> None:
         self.lab = lab
 
     @abstractmethod
