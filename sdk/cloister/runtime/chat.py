@@ -122,6 +122,7 @@ class Ask:
     max_tokens: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     top: int = 0
+    after: int | None = None  # messages that it follows; those behind go when its answer is kept
     schema: Mapping[str, object] | None = field(default=None, repr=False)
     grammar: str | None = field(default=None, repr=False)
     choices: Sequence[str] | None = field(default=None, repr=False)
@@ -130,7 +131,7 @@ class Ask:
     def __post_init__(self) -> None:
         if not self.messages:
             raise EmptyPrompt("There is no message to answer; give at least one.")
-        for name, least in (("max_tokens", 1), ("top", 0)):
+        for name, least in (("max_tokens", 1), ("top", 0), ("after", 0)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise SettingError(f"{name} is {value}; it must be at least {least}.")
@@ -287,6 +288,15 @@ class Chat(ABC):
         """End the running answer within one token; what was generated stays."""
 
     @abstractmethod
+    def forget(self) -> None:
+        """Delete what was said, and what is kept of it; the system prompt stays.
+
+        Raises:
+            EngineBusy: another thread reads an answer of it.
+            VaultError: the vault cannot be written.
+        """
+
+    @abstractmethod
     def _answer(self, ask: Ask) -> Begin:
         """Refuse what can be refused, before anything has changed, and return what begins."""
 
@@ -321,7 +331,11 @@ class Chat(ABC):
             grammar=grammar, choices=choices, tools=tools))
 
     def answer(self, ask: Ask) -> Iterator[Token]:
-        """Answer `ask` token by token; see `stream`."""
+        """Answer `ask` token by token; see `stream`.
+
+        With `ask.after` the conversation goes back to its first messages, the system prompt
+        counted: an answer is made again, or an earlier question asked otherwise.
+        """
         _close_all(self._turns)
         begin = self._answer(ask)
         with uninterrupted():  # what has begun has a turn that ends it

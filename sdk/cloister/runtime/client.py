@@ -17,7 +17,7 @@ from cloister.runtime import protocol
 from cloister.runtime.chat import Chat, Stats, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "WorkerSession"]
 
 _E = TypeVar("_E", bound="Event")
+Asked = protocol.Load | protocol.Unlock | protocol.Begin | protocol.Forget | protocol.Record
+"""What is answered with one event."""
 _GRACE_S = 30  # for a cancelled request, which a long call of the program may hold up
 
 
@@ -104,6 +106,12 @@ class Worker:
         return WorkerSession(self, protocol.Begin(
             id=0, chat=0, system=system, namespace=namespace, name=name, cached=cached, kv=kv))
 
+    def record(self, texts: Iterable[str], *, namespace: str = "default") -> None:
+        """Keep fingerprints of texts in the vault, so that `cloister lab check` finds them."""
+        process = self.ready(vault=True)
+        process.call(protocol.Record(
+            id=process.next_id(), texts=tuple(texts), namespace=namespace), protocol.Recorded)
+
     @property
     def guard_tier(self) -> int:
         """What refuses the network to the process (see `cloister.guard`)."""
@@ -170,6 +178,14 @@ class WorkerSession(Chat):
             with contextlib.suppress(WorkerError):
                 process.send(protocol.Cancel(id=self._request))
 
+    def forget(self) -> None:
+        """Delete what was said, and what is kept of it; see `Chat.forget`."""
+        super().close()
+        process = self._begun()
+        begun = process.call(
+            protocol.Forget(id=process.next_id(), chat=self._chat), protocol.Begun)
+        self._messages, self.restored_tokens = list(begun.messages), begun.restored_tokens
+
     def close(self) -> None:
         """Keep what is unfinished, and let go of the conversation."""
         super().close()
@@ -200,6 +216,7 @@ class WorkerSession(Chat):
         process = self._begun()
         id_ = process.next_id()
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        count = len(self._messages)
         ends: list[Event | None] = []  # how the request ended; None where the process did
 
         def tokens() -> Generator[Token]:
@@ -223,8 +240,10 @@ class WorkerSession(Chat):
             if isinstance(end, protocol.Answered | protocol.Failed) and end.stats is not None:
                 self.stats = end.stats
             if isinstance(end, protocol.Answered | protocol.Failed):
-                self._messages += end.kept
-            elif text := "".join(token.text for token in said):  # the next process is told
+                if end.kept:
+                    self._messages[ask.after if ask.after is not None else count:] = end.kept
+            elif ask.after in (None, count) and (text := "".join(token.text for token in said)):
+                # The next process is told. Of one that went back only the vault knows how far.
                 self._messages += [*ask.messages, Message(role="assistant", content=text)]
 
         def begin() -> tuple[Generator[Token], Callable[[list[Token]], None]]:
@@ -300,8 +319,7 @@ class _Process:
             raise self.gone() from None
 
     def ask(
-        self, request: protocol.Load | protocol.Unlock | protocol.Begin | protocol.Question,
-        events: queue.SimpleQueue[Event | None],
+        self, request: Asked | protocol.Question, events: queue.SimpleQueue[Event | None],
     ) -> None:
         """Send a request, whose events go to `events`, and None where the process ends."""
         with self._lock:
@@ -315,7 +333,7 @@ class _Process:
             events.put(None)
 
     def call(
-        self, request: protocol.Load | protocol.Unlock | protocol.Begin, kind: type[_E],
+        self, request: Asked, kind: type[_E],
     ) -> _E:
         """Send a request, and return the one event that answers it."""
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()

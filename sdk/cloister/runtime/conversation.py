@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cloister.runtime.core import Position
     from cloister.runtime.prefix import PrefixCache
-    from cloister.vault.namespace import Namespace
+    from cloister.vault.namespace import Identity, Namespace
 
 __all__ = ["Conversation", "forget"]
 
@@ -79,40 +79,65 @@ class Conversation:
         if len(messages) > both:
             self.add(messages[both:])
 
-    def add(self, messages: Iterable[Message], positions: Sequence[Position] = ()) -> None:
+    def check(self) -> None:
+        """Raise SessionMismatch where another process went on with it, or deleted it."""
+        if self._identity != self._space.identity(Kind.HISTORY, self._name) or (
+                self._records != len(self._space.numbers(Kind.HISTORY, self._name))):
+            raise _gone_on()
+
+    def add(
+        self, messages: Iterable[Message], positions: Sequence[Position] = (), *,
+        after: int | None = None,
+    ) -> None:
         """Keep what was said since, and the state of the engine after `positions`.
 
-        What was said is on the disk before this returns; the state is a cache.
+        What was said is on the disk before this returns; the state is a cache. What was said behind
+        the first `after` messages is deleted, with its key and its state.
 
         Raises:
             SessionMismatch: another process went on with it, or deleted it; nothing is kept.
             NotEnoughDisk, VaultError: see `Namespace.append`.
         """
-        messages = list(messages)
+        before = self.messages[:after]
+        again = len(before) < len(self.messages)
+        said = [*before, *messages]
         rows: list[dict[str, object]] = []
-        if not self._records:
+        if again or not self._records:
             rows.append({"model": self._prefixes.engine.model_id, "system": self.system})
-        rows += [_row(message) for message in messages]
+        rows += [_row(message) for message in (said if again else said[len(before):])]
+        names = [name.hex() for name in self._prefixes.names(positions, self._name)]
+        blocks, known = set(names[:-1]), self._cached_names
+        gone = known - blocks if again else set()
         # Names before what they name: what is kept can always be forgotten.
-        names = {
-            name.hex() for name in self._prefixes.names(positions, self._name)
-        } - self._cached_names
-        if names:
-            rows.append({"kept": sorted(names)})
+        new = set(names) - (set() if again else known)
+        if new:
+            rows.append({"kept": sorted(new)})
         records = [json.dumps(row).encode() for row in rows]
-        identity = self._space.append(
-            Kind.HISTORY, self._name, records, after=self._records, to=self._identity)
+        identity = self._write(records, [bytes.fromhex(name) for name in gone], again=again)
         if identity is None:
-            raise SessionMismatch(
-                "Another process went on with this session, or deleted it; open it again, or name "
-                "another session."
-            )
-        self._records += len(records)
-        self.messages = [*self.messages, *messages]
-        self._cached_names |= names
-        self._identity = identity
+            raise _gone_on()
+        self._records = len(records) + (0 if again else self._records)
+        self.messages, self._identity = said, identity
+        self._cached_names = new if again else known | new
         if positions:  # otherwise nothing was read, and what is kept stays
             self._prefixes.keep(positions, self._name, identity)
+
+    def forget(self) -> None:
+        """Delete it and all KV state that it left; it begins anew, after its system prompt."""
+        _forget(self._space, self._name)
+        self.messages, self._cached_names = [], set()
+        self._records, self._identity = 0, None
+
+    def _write(
+        self, records: list[bytes], gone: list[bytes], *, again: bool
+    ) -> Identity | None:
+        if not again:
+            return self._space.append(
+                Kind.HISTORY, self._name, records, after=self._records, to=self._identity)
+        assert self._identity is not None, "it has messages"
+        return self._space.rewrite(
+            Kind.HISTORY, self._name, records, after=self._records, to=self._identity,
+            without=[(Kind.PREFIX, name) for name in gone])
 
 
 def forget(space: Namespace, name: str) -> bool:
@@ -124,9 +149,19 @@ def forget(space: Namespace, name: str) -> bool:
         SettingError: the name is empty or too long.
         VaultError: the vault cannot be written.
     """
-    return space.forget(Kind.HISTORY, _encoded(name), also=lambda records: [
+    return _forget(space, _encoded(name))
+
+
+def _forget(space: Namespace, name: bytes) -> bool:
+    return space.forget(Kind.HISTORY, name, also=lambda records: [
         (Kind.PREFIX, bytes.fromhex(kept))
         for record in records for kept in json.loads(record).get("kept", ())])
+
+
+def _gone_on() -> SessionMismatch:
+    return SessionMismatch(
+        "Another process went on with this session, or deleted it; open it again, or name another "
+        "session.")
 
 
 def _encoded(name: str) -> bytes:

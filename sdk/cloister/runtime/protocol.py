@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LIMIT_BYTES", "VERSION", "Answered", "Begin", "Begun", "Cancel", "End", "Ended", "Event",
-    "Failed", "Hello", "Load", "Loaded", "Produced", "Question", "Request", "Unlock", "Unlocked",
-    "Welcome", "check", "decode_event", "decode_request", "encode", "id_of", "read_line",
+    "Failed", "Forget", "Hello", "Load", "Loaded", "Produced", "Question", "Record", "Recorded",
+    "Request", "Unlock", "Unlocked", "Welcome", "check", "decode_event", "decode_request", "encode",
+    "id_of", "read_line",
 ]
 
 _T = TypeVar("_T")
-VERSION = 2
+VERSION = 3
 LIMIT_BYTES = 16 << 20  # of a line
 _MALFORMED = "A message between worker and client is malformed; update both ends."
 
@@ -94,6 +95,21 @@ class End(_Wire, frozen=True):
     chat: int
 
 
+class Forget(_Wire, frozen=True):
+    """Delete what was said in a conversation, and is kept of it; answered with `Begun`."""
+
+    id: int
+    chat: int
+
+
+class Record(_Wire, frozen=True):
+    """Keep fingerprints of texts, by which they are found in notebooks (`cloister lab check`)."""
+
+    id: int
+    texts: tuple[str, ...]
+    namespace: str = "default"
+
+
 class Welcome(_Wire, frozen=True):
     """The worker's first word: how it guards itself, before it has read anything else."""
 
@@ -140,7 +156,7 @@ class Produced(_Wire, frozen=True):
 
 
 class Answered(_Wire, frozen=True):
-    """An answer is over; `kept` is what the conversation has more now."""
+    """An answer is over; `kept` is what the conversation has now behind what was gone on from."""
 
     id: int
     stats: Stats
@@ -149,6 +165,12 @@ class Answered(_Wire, frozen=True):
 
 class Ended(_Wire, frozen=True):
     """A conversation was let go of."""
+
+    id: int
+
+
+class Recorded(_Wire, frozen=True):
+    """Texts have their fingerprints in the vault."""
 
     id: int
 
@@ -163,8 +185,8 @@ class Failed(_Wire, frozen=True):
     stats: Stats | None = None  # of an answer
 
 
-Request = Hello | Load | Unlock | Begin | Question | Cancel | End
-Event = Welcome | Loaded | Unlocked | Begun | Produced | Answered | Ended | Failed
+Request = Hello | Load | Unlock | Begin | Question | Cancel | End | Forget | Record
+Event = Welcome | Loaded | Unlocked | Begun | Produced | Answered | Ended | Recorded | Failed
 
 _ID = re.compile(rb'\{"type":"[a-z]+","id":(\d{1,18})[,}]')
 _ENCODER = msgspec.json.Encoder()

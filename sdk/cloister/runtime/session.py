@@ -88,6 +88,13 @@ class Session(Chat):
         """End the running answer within one token; what was generated stays."""
         self._stop.set()
 
+    def forget(self) -> None:
+        """Delete what was said, and what is kept of it; see `Chat.forget`."""
+        super().close()
+        if self._conversation is not None:
+            self._conversation.forget()
+        self._said = []
+
     def _keep_in(
         self, vault: Vault, namespace: str, name: str | None, system: str | None, kv: str
     ) -> None:
@@ -111,7 +118,15 @@ class Session(Chat):
         vocabulary = engine.bundle.manifest.shape.vocab_size
         if ask.top > vocabulary:
             raise SettingError(f"top is {ask.top}; it must be from 0 to {vocabulary}.")
-        ids = engine.tokenizer.encode_chat([*self.messages, *ask.messages], tools=ask.tools)
+        said, least = self.messages, len(self._system)
+        if ask.after is not None and not least <= ask.after <= len(said):
+            raise SettingError(
+                f"after is {ask.after}; it must be from {least} to the {len(said)} messages of the "
+                "conversation.")
+        if self._conversation is not None:
+            self._conversation.check()
+        ids = engine.tokenizer.encode_chat(
+            [*said[:ask.after], *ask.messages], tools=ask.tools)
         if len(ids) >= engine.context:
             raise ContextExceeded(
                 f"The prompt has {len(ids)} tokens and the context holds {engine.context}, one of "
@@ -146,10 +161,11 @@ class Session(Chat):
             return
         calls = tool_calls(text) if ask.tools is not None else ()
         turn = [*ask.messages, Message(role="assistant", content=text, tool_calls=calls)]
+        after = None if ask.after is None else ask.after - len(self._system)
         if self._conversation is not None:
-            self._conversation.add(turn, positions)
+            self._conversation.add(turn, positions, after=after)
             return
-        self._said += turn
+        self._said = [*self._said[:after], *turn]
         if self._prefixes is not None:
             self._prefixes.keep(positions)
 

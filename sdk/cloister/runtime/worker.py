@@ -21,12 +21,14 @@ import time
 from typing import TYPE_CHECKING
 
 from cloister import guard
+from cloister.audit.notebook import Trail
 from cloister.errors import CloisterError, ProtocolError, WorkerError, place_of
 from cloister.runtime import protocol
 from cloister.runtime.chat import Stats
 from cloister.runtime.memory import peak_bytes
 from cloister.settings import share_processor
 from cloister.vault import hygiene
+from cloister.vault.namespace import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,6 +53,7 @@ class Service:
         self._engine: Engine | None = None
         self._vault: Vault | None = None
         self._sessions: dict[int, Session] = {}
+        self._trails: dict[str, Trail] = {}  # by namespace
         self._lock = threading.Lock()  # of the two below
         self._running: tuple[int, Session] | None = None
         self._stopping = False  # the running question, or all once the other end is gone
@@ -118,6 +121,12 @@ class Service:
                     self._sessions[request.chat].close()
                     del self._sessions[request.chat]
                 return protocol.Ended(id=request.id)
+            case protocol.Forget():
+                session = self._session(request.chat)
+                session.forget()
+                return _begun(request.id, session)
+            case protocol.Record():
+                return self._record(request)
             case _:
                 raise ProtocolError("The worker was greeted twice; update both ends.")
 
@@ -161,9 +170,21 @@ class Service:
         session = self._sessions[request.chat] = Session(
             self._engine, system=request.system, messages=request.messages, vault=self._vault,
             namespace=request.namespace, name=request.name, cached=request.cached, kv=request.kv)
-        return protocol.Begun(
-            id=request.id, messages=tuple(session.messages),
-            restored_tokens=session.restored_tokens)
+        return _begun(request.id, session)
+
+    def _record(self, request: protocol.Record) -> Event:
+        if self._vault is None:
+            raise WorkerError("No vault is open; open it first.")
+        if request.namespace not in self._trails:
+            space = self._vault.namespace(request.namespace)
+            self._trails[request.namespace] = Trail(space, Kind.HISTORY)
+        self._trails[request.namespace].record(request.texts)
+        return protocol.Recorded(id=request.id)
+
+    def _session(self, chat: int) -> Session:
+        if chat not in self._sessions:
+            raise ProtocolError("The worker does not know that conversation; begin it first.")
+        return self._sessions[chat]
 
     def _ask(self, request: protocol.Question) -> Event | None:
         session = self._sessions.get(request.chat)
@@ -175,9 +196,13 @@ class Service:
             self._stopping = self._over
             if session is not None:
                 self._running = request.id, session
-        if session is None:
-            raise ProtocolError("The worker does not know that conversation; begin it first.")
-        count = len(session.messages)
+        session = self._session(request.chat)
+        before, after = session.messages, request.ask.after
+
+        def kept() -> tuple[Message, ...]:
+            said = session.messages
+            return () if said == before else tuple(said[len(before[:after]):])
+
         try:
             tokens = session.answer(request.ask)
             with self._lock:
@@ -187,12 +212,17 @@ class Service:
                 self._send(protocol.Produced(id=request.id, token=token))
         except Exception as error:
             return failed(
-                request.id, error, kept=session.messages[count:], stats=session.stats)
+                request.id, error, kept=kept(), stats=session.stats)
         finally:
             with self._lock:
                 self._running = None
         return protocol.Answered(
-            id=request.id, stats=session.stats, kept=tuple(session.messages[count:]))
+            id=request.id, stats=session.stats, kept=kept())
+
+
+def _begun(id_: int, session: Session) -> protocol.Begun:
+    return protocol.Begun(
+        id=id_, messages=tuple(session.messages), restored_tokens=session.restored_tokens)
 
 
 def failed(

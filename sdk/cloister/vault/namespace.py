@@ -81,6 +81,27 @@ class Namespace:
             self._write(change, kind, name, contents, number)
             return self.identity(kind, name)
 
+    def rewrite(
+        self, kind: Kind, name: bytes, contents: Iterable[bytes], *, after: int, to: Identity,
+        without: Iterable[tuple[Kind, bytes]] = (),
+    ) -> Identity | None:
+        """Write an object anew under a new key, so that nobody can unseal what it was before.
+
+        `without` are objects that go at the same moment. Returns which object it is now; None, and
+        nothing is written, where `append` would write nothing.
+        """
+        tag = self._tag(kind, name)
+        with self.vault.change(durable=True) as change:
+            if len(self.numbers(kind, name)) != after or self.identity(kind, name) != to:
+                return None
+            for each in without:
+                self._remove(change, self._tag(*each))
+            self._remove(change, tag)
+            self._write(change, kind, name, contents, 0)
+            identity = self.identity(kind, name)
+        self.vault.db.truncate()
+        return identity
+
     def get(self, kind: Kind, name: bytes, *, number: int = 0) -> bytes | None:
         """Return a record of an object; None where there is none."""
         found = self._read(kind, name, f"AND number = {int(number)}")

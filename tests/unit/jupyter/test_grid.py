@@ -55,6 +55,9 @@ class FakeChat(Chat):
     def stop(self) -> None:
         self._stop.set()
 
+    def forget(self) -> None:
+        raise NotImplementedError
+
     def _answer(self, ask: Ask) -> Any:
         self._asked.append(ask.messages[-1].content)
         self.stats = Stats()

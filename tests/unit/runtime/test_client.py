@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from cloister import reference
+from cloister import open_vault, reference
+from cloister.audit.notebook import Trail
 from cloister.errors import (
     AnswerIncomplete,
     BundleError,
@@ -31,8 +32,9 @@ from cloister.errors import (
 )
 from cloister.message import Message
 from cloister.runtime import protocol
-from cloister.runtime.chat import Sampling, Token
+from cloister.runtime.chat import Ask, Sampling, Token
 from cloister.runtime.client import Worker, WorkerSession
+from cloister.vault.namespace import Kind
 
 LONG: dict[str, Any] = {"max_tokens": 700, "sampling": Sampling(temperature=9.0, seed=1)}
 NANO = reference.bundle_path("nano-1")
@@ -262,6 +264,38 @@ def test_a_worker_that_died_is_named_and_the_next_question_begins_another_with_i
     assert kept.messages[4].content == read
     assert texts(other) == ["play folk", "play ska"]
     assert worker.session(name="died").messages == kept.messages
+
+
+def test_an_answer_is_made_again_and_a_conversation_forgotten(worker: Worker) -> None:
+    session = worker.session(name="again", system="call")
+    session.ask("play jazz", max_tokens=4)
+    session.ask("play folk", max_tokens=4)
+    list(session.answer(Ask.of("play ska", max_tokens=4, after=3)))
+    assert texts(session) == ["play jazz", "play ska"]
+    assert worker.session(name="again").messages == session.messages
+    said = session.messages
+    stream = session.answer(Ask.of("play blues", after=1, **LONG))
+    next(stream)
+    child(worker).kill()
+    with pytest.raises(WorkerError):
+        list(stream)
+    assert session.messages == said  # until there is another answer
+    session.ask("play soul", max_tokens=4)
+    assert texts(session) == ["play jazz", "play ska", "play soul"]
+    session.forget()
+    assert session.messages == worker.session(name="again", system="call").messages == said[:1]
+    session.ask("play jazz", max_tokens=4)
+    assert session.messages[:3] == said[:3]
+
+
+def test_texts_are_found_by_the_fingerprints_that_a_worker_records(worker: Worker) -> None:
+    text = "the seven lighthouses of the zanzibar ferry company"
+    worker.record([text], namespace="lab")
+    with open_vault() as vault:
+        trail = Trail(vault.namespace("lab"), Kind.HISTORY)
+        assert trail.fingerprints.of(text) and trail.fingerprints.of(text) <= trail.known
+    with pytest.raises(SettingError, match="without a vault"):
+        Worker(NANO, vault=False).record([text])
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.unit.runtime.conftest import FakeEngine
 
 from cloister.errors import NotEnoughDisk, SessionMismatch, SettingError
 from cloister.message import Message, ToolCall
-from cloister.runtime.chat import Sampling
+from cloister.runtime.chat import Ask, Sampling
 from cloister.runtime.conversation import Conversation, forget
 from cloister.runtime.core import MediaPosition, Position
 from cloister.runtime.prefix import BLOCK, Precision, PrefixCache
@@ -251,6 +251,57 @@ def test_what_is_forgotten_leaves_no_state_behind(fresh: Fresh, space: Namespace
     assert forget(space, "other")
     assert space.sizes() == {}
     assert not list((space.vault.directory / "segments").iterdir())
+
+
+def segments(space: Namespace) -> int:
+    return len(list((space.vault.directory / "segments").iterdir()))
+
+
+def test_what_a_conversation_goes_back_behind_is_gone_from_the_vault_with_its_state(
+    fresh: Fresh, space: Namespace
+) -> None:
+    straight = session(fresh(), space, name="straight")
+    ask(straight, "the fox")
+    alone = segments(space)
+    ask(straight, "what about the dog")
+    expected = straight.messages
+    kept = space.sizes()[Kind.HISTORY][1]
+    assert forget(space, "straight")
+
+    one = session(fresh(), space)
+    ask(one, "the fox")
+    ask(one, LONG)
+    assert segments(space) > alone
+    identity = space.identity(Kind.HISTORY, b"work")
+    for _ in one.answer(Ask.of("what about the dog", max_tokens=6, after=3)):
+        assert one.messages[3].content == LONG  # until the other answer is there
+    assert one.messages == expected == session(fresh(), space).messages
+    assert space.identity(Kind.HISTORY, b"work") != identity  # under another key
+    assert (segments(space), space.sizes()[Kind.HISTORY][1]) == (alone, kept)
+    engine = fresh()
+    assert session(engine, space).restored_tokens == len(one.engine.cached)
+    ask(one, "jumps")
+    two = session(fresh(), space)
+    two.forget()
+    assert space.sizes() == {} and two.messages == one.messages[:1]
+    with pytest.raises(SessionMismatch, match="Another process"):
+        one.answer(Ask.of("the dog", after=3))
+    ask(two, "the fox")
+    assert session(fresh(), space).messages == two.messages
+
+
+def test_a_conversation_that_another_process_went_on_with_is_not_gone_back_in(
+    fresh: Fresh, space: Namespace
+) -> None:
+    one = Conversation(PrefixCache(fresh(), space), "work", system=None)
+    said = [Message(role=role, content=role) for role in ("user", "assistant")]
+    one.add(said)
+    other = Conversation(PrefixCache(fresh(), space), "work", system=None)
+    other.add(said)
+    with pytest.raises(SessionMismatch, match="Another process"):
+        one.add(said, after=0)
+    again = Conversation(PrefixCache(fresh(), space), "work", system=None)
+    assert again.messages == other.messages == [*said, *said]
 
 
 def test_what_another_process_said_or_forgot_is_not_written_over(

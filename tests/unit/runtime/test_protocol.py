@@ -22,7 +22,7 @@ TALK = (
         ToolCall(name="f", arguments={"a": [1, 2.5, None, True, {"b": "c"}]}),)),
     Message(role="tool", content="[]", name="f"))
 ASK = Ask(
-    messages=TALK, max_tokens=5, top=3,
+    messages=TALK, max_tokens=5, top=3, after=2,
     sampling=Sampling(temperature=0.7, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.3,
                       seed=2**62),
     tools=({"name": "f", "parameters": {"type": "object"}},))
@@ -39,6 +39,7 @@ REQUESTS: list[Any] = [
           ("schema", {"enum": [1, None, "a"]}), ("grammar", 'start: "a"'),
           ("choices", ["a", "b"]))),
     protocol.Cancel(id=5), protocol.End(id=6, chat=4),
+    protocol.Forget(id=7, chat=4), protocol.Record(id=8, texts=(SECRET,), namespace="me"),
 ]
 EVENTS: list[Any] = [
     protocol.Welcome(version=2, guard_tier=1, guard="seccomp", evidence={"b": "c"},
@@ -50,7 +51,7 @@ EVENTS: list[Any] = [
     protocol.Produced(id=5, token=Token(1, SECRET, -0.25, ((1, -0.25), (2, -3.0)))),
     protocol.Answered(
         id=5, stats=Stats(tokens=3, finish="end", ttft_s=0.1, decode_s=0.2), kept=TALK[1:3]),
-    protocol.Ended(id=6),
+    protocol.Ended(id=6), protocol.Recorded(id=8),
     protocol.Failed(id=None, kind="SettingError", message="no"),
     protocol.Failed(id=5, kind="EngineBusy", message="no", kept=TALK[1:3]),
 ]

@@ -130,6 +130,27 @@ def test_the_answer_ends_at_the_limit_or_at_a_full_context(engine: FakeEngine) -
     assert long.stats.prompt_tokens + len(tokens) <= engine.context
 
 
+def test_a_conversation_that_went_back_goes_on_as_if_the_rest_had_never_been(
+    bundle: Bundle
+) -> None:
+    straight, back = (Session(FakeEngine(bundle.path), system="call") for _ in range(2))
+    for session in (straight, back):
+        session.ask("the fox", max_tokens=3)
+    back.ask("jumps", max_tokens=3)
+    expected = straight.ask("over", max_tokens=3)
+    for ask in (Ask.of("over", max_tokens=3, after=3), Ask.of("over", max_tokens=3, after=3)):
+        assert "".join(token.text for token in back.answer(ask)) == expected.content
+        assert back.messages == straight.messages
+    for after in (0, 6):
+        with pytest.raises(SettingError, match="from 1 to the 5 messages"):
+            back.answer(Ask.of("lazy", after=after))
+    with pytest.raises(ContextExceeded):
+        back.answer(Ask.of("lazy " * 100, after=1))
+    assert back.messages == straight.messages
+    back.forget()
+    assert back.messages == straight.messages[:1]
+
+
 def test_asking_gives_the_whole_answer_as_a_message(engine: FakeEngine) -> None:
     session = Session(engine, system="call")
     message = session.ask("the fox", max_tokens=6)

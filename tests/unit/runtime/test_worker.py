@@ -76,7 +76,9 @@ def test_a_question_is_answered_with_tokens_and_what_is_kept_of_them(served: Ser
     (protocol.Begin(id=5, chat=1, name="work"), "WorkerError", "No vault is open"),
     (protocol.Begin(id=5, chat=1, cached=True), "WorkerError", "No vault is open"),
     (protocol.Load(id=5, bundle="nowhere.cloister"), "BundleError", "nowhere"),
-], ids=range(5))
+    (protocol.Forget(id=5, chat=7), "ProtocolError", "does not know that conversation"),
+    (protocol.Record(id=5, texts=("a",)), "WorkerError", "No vault is open"),
+], ids=range(7))
 def test_what_cannot_be_done_is_an_error_of_its_own_kind(
     served: Served, request_: Any, kind: str, match: str
 ) -> None:
@@ -90,6 +92,23 @@ def test_without_a_bundle_no_conversation_begins() -> None:
     events: list[Any] = []
     Service(events.append).handle(protocol.Begin(id=1, chat=1))
     assert (events[0].kind, "No bundle is loaded" in events[0].message) == ("WorkerError", True)
+
+
+def test_a_question_that_goes_back_is_told_as_what_stands_in_place_of_the_rest(
+    served: Served
+) -> None:
+    served(protocol.Begin(id=1, chat=1, system="call"))
+    first = served(question(2, max_tokens=4)).kept
+    served(question(3, "jumps", max_tokens=4))
+    again = served(question(4, "over", max_tokens=4, after=3))
+    assert [message.content for message in again.kept[:1]] == ["over"]
+    session = served.service._sessions[1]
+    assert session.messages[1:] == [*first, *again.kept]
+    assert served(question(5, "over", max_tokens=4, after=3)).kept == ()  # the same once more
+    assert session.messages[1:] == [*first, *again.kept]
+    refused = served(question(6, after=0))
+    assert (refused.kind, refused.kept) == ("SettingError", ())
+    assert served(protocol.Forget(id=7, chat=1)).messages == tuple(session.messages[:1])
 
 
 @pytest.mark.parametrize("when", ["while it is read", "before it is begun"])
