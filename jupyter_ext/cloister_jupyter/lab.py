@@ -13,13 +13,10 @@ whatever thread the kernel reads messages on.
 from __future__ import annotations
 
 import threading
-import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from anywidget import AnyWidget
-from traitlets import Bool, Dict, Int, List, Unicode
+from traitlets import Dict, Int, List, Unicode
 
 from cloister import family
 from cloister.audit.notebook import Trail
@@ -28,10 +25,12 @@ from cloister.runtime.chat import Sampling
 from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter.badge import badge
+from cloister_jupyter.channel import Page, script, style
 from cloister_jupyter.runs import LIMIT_BYTES, Delta, Over, Ready, Request, Runs, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from cloister.vault.namespace import Namespace
     from cloister.vault.store import Vault
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["PromptLab"]
 
 _PANELS: tuple[type[Panel], ...] = ()
-_STATIC = Path(__file__).parent / "static"
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
 
 _Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
@@ -62,7 +60,7 @@ class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return f"_Ask(run={self.run!r})"
 
 
-class PromptLab(AnyWidget):
+class PromptLab(Page):
     """One request to several tiers: what each says, how fast, in how much memory, where they part.
 
     `tiers` are of the shipped family, None for all of them; `bundles` are paths of others. Each has
@@ -73,12 +71,8 @@ class PromptLab(AnyWidget):
         SettingError: there is no tier of that name, or nothing to ask.
     """
 
-    _esm = "\n".join((_STATIC / name).read_text("utf-8") for name in (
-        "text.js", *(f"{panel.name}.js" for panel in _PANELS), "lab.js"))
-    _css = "\n".join((_STATIC / name).read_text("utf-8") for name in (
-        "lab.css", *(f"{panel.name}.css" for panel in _PANELS)))
-    lab_id = Unicode().tag(sync=True)
-    control = Bool(False).tag(sync=True)  # the kernel takes messages on its control channel
+    _esm = script(*(panel.name for panel in _PANELS), "lab")
+    _css = style("lab", *(panel.name for panel in _PANELS))
     columns = List(Dict()).tag(sync=True)  # ids and names
     tasks = List(Unicode()).tag(sync=True)
     limit_bytes = Int(LIMIT_BYTES).tag(sync=True)
@@ -99,9 +93,7 @@ class PromptLab(AnyWidget):
         self._events: list[Event] = []  # of the last run
         self._runs = Runs(found, self._tell)
         self._panels = {panel.name: panel(self) for panel in _PANELS}
-        self.lab_id = self.model_id
-        self.on_msg(lambda _widget, content, _buffers: self.receive(content))
-        self.control = _ControlChannel.add(self)
+        self.listen()
 
     def close(self) -> None:
         """End the processes, and the widget."""
@@ -193,34 +185,3 @@ def _request(content: dict[str, Any]) -> Request:
     return Request(
         run=ask.run, columns=ask.columns, prompt=ask.prompt, system=ask.system or None,
         sampling=Sampling(**ask.sampling), max_tokens=ask.max_tokens)  # type: ignore[arg-type]
-
-
-class _ControlChannel:
-    """Messages of pages to labs, taken from the kernel's control channel.
-
-    A busy cell holds up the shell channel, where pages send messages of widgets, unless both ends
-    have subshells (JupyterLab 4.4, ipykernel 7). The control channel has a thread of its own from
-    ipykernel 6 on.
-    """
-
-    MESSAGE = "cloister_lab"
-
-    def __init__(self) -> None:
-        self.labs: weakref.WeakValueDictionary[str, PromptLab] = weakref.WeakValueDictionary()
-
-    def __call__(self, _stream: object, _ident: object, message: dict[str, Any]) -> None:
-        content = message["content"]
-        lab = self.labs.get(str(content.get("lab")))
-        if lab is not None:
-            lab.receive(content.get("content"))
-
-    @classmethod
-    def add(cls, lab: PromptLab) -> bool:
-        """Take messages for `lab`; whether the kernel has such a channel."""
-        from IPython import get_ipython
-
-        handlers = getattr(getattr(get_ipython(), "kernel", None), "control_handlers", None)
-        if handlers is None:
-            return False
-        handlers.setdefault(cls.MESSAGE, cls()).labs[lab.lab_id] = lab
-        return True

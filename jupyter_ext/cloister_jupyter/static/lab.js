@@ -21,8 +21,6 @@
  * }} View
  */
 
-const SILENT_MS = 4000; // after which a kernel that says nothing is busy or gone
-
 /** One view of a lab: its elements, and what it knows of the run at hand. */
 class Lab {
   /** @param {{model: any, el: HTMLElement}} context */
@@ -34,30 +32,21 @@ class Lab {
     this.run = ""; // id of the run that is shown
     this.next = 0; // sequence number that comes next
     this.running = false;
-    this.detached = false;
     /** @type {Map<string, Answer>} */
     this.answers = new Map();
     /** @type {Map<string, View>} */
     this.views = new Map();
     this.build(el);
-    this.onMessage = (/** @type {any} */ message) => this.receive(message);
-    this.onLive = () => this.lookForKernel(true);
-    model.on("msg:custom", this.onMessage);
-    model.on("comm_live_update", this.onLive);
-    this.looking = setInterval(() => this.lookForKernel(false), 1000);
-    this.byControl = model.get("control");
-    this.send({ type: "open" });
-    this.silence = setTimeout(() => { // what lies between may not know the control channel's message
-      this.byControl = false;
-      this.send({ type: "open" });
-    }, SILENT_MS);
+    this.thing = "lab";
+    this.link = new Link(model, this);
   }
 
   dispose() {
-    this.model.off("msg:custom", this.onMessage);
-    this.model.off("comm_live_update", this.onLive);
-    clearInterval(this.looking);
-    clearTimeout(this.silence);
+    this.link.dispose();
+  }
+
+  get detached() {
+    return this.link?.detached ?? false;
   }
 
   // ---- elements
@@ -68,8 +57,8 @@ class Lab {
     this.stopButton = h("button", { type: "button", class: "cl-stop", disabled: true, onclick: () => this.stop() }, "Stop");
     this.note = h("span", { class: "cl-note" });
     this.announced = h("div", { class: "cl-hidden", role: "status" });
-    this.summary = h("summary", {}, "privacy: asking the kernel\u2026");
-    this.evidence = h("div", { class: "cl-evidence" });
+    this.badge = new Badge();
+    this.sampling = new Sampling();
     this.alert = h("div", { class: "cl-alert", role: "alert", hidden: true });
     this.prompt = this.textArea("prompt", 3, "A request, for every tier that is chosen");
     this.system = this.textArea("system", 1, "none");
@@ -87,7 +76,7 @@ class Lab {
         h("label", { for: this.system.id }, "System prompt"),
         h("div", { class: "cl-system" }, ...this.taskPicker(), this.system),
         h("span", { class: "cl-label" }, "Tiers"), this.toggles),
-      this.sampling(), this.jump, this.grid);
+      this.sampling.element, this.jump, this.grid);
     this.root = h("section", {
       class: "cloister-lab", "aria-label": "Prompt lab", "data-lm-suppress-shortcuts": "true",
       "data-jp-suppress-context-menu": "true",
@@ -95,7 +84,7 @@ class Lab {
     },
       h("div", { class: "cl-toolbar", role: "toolbar", "aria-label": "Run and stop" },
         this.runButton, this.stopButton, this.note,
-        h("details", { class: "cl-badge" }, this.summary, this.evidence)),
+        this.badge.element),
       this.alert, ...this.tabs(), this.announced);
     el.append(this.root);
   }
@@ -159,18 +148,6 @@ class Lab {
     return [picker];
   }
 
-  sampling() {
-    this.fields = new Map();
-    const rows = SETTINGS.map(([name, label, step, min, max, placeholder]) => {
-      const field = h("input", { type: "number", step, min, max, placeholder, id: `${name}-${this.uid}` });
-      if (name === "max_tokens") field.value = "256";
-      this.fields.set(name, field);
-      return h("div", { class: "cl-field" }, h("label", { for: field.id }, label), field);
-    });
-    return h("details", { class: "cl-sampling" }, h("summary", {}, "Sampling"),
-      h("div", { class: "cl-fields" }, ...rows));
-  }
-
   /** @param {Column} column */
   addColumn(column) {
     const chosen = h("input", { type: "checkbox", value: column.id, checked: true,
@@ -211,35 +188,20 @@ class Lab {
   begin() {
     if (this.running || this.detached) return;
     const prompt = this.prompt.value, most = this.model.get("limit_bytes");
-    for (const [name, text] of [["prompt", prompt], ["system prompt", this.system.value]]) {
-      const size = new TextEncoder().encode(text).length;
-      if (size > most) { // before it is sent: a server ends connections over large messages
-        return this.say(`The ${name} has ${size.toLocaleString("en")} bytes and the lab takes ${most.toLocaleString("en")}; shorten it.`);
-      }
-    }
-    const sampling = {};
-    for (const [name, field] of this.fields) {
-      if (!field.checkValidity()) {
-        field.closest("details").open = true;
-        field.reportValidity();
-        return;
-      }
-      if (field.value !== "" && name !== "max_tokens") sampling[name] = Number(field.value);
-    }
-    const most_tokens = this.fields.get("max_tokens").value;
+    const refused = tooLong("prompt", prompt, most) || tooLong("system prompt", this.system.value, most);
+    if (refused) return this.say(refused);
+    const settings = this.sampling.values();
+    if (!settings) return;
     const chosen = [...this.toggles.querySelectorAll("input:checked")].map((box) => box.value);
     const run = newId();
     this.show(run, chosen);
-    this.expectAnswer();
-    this.send({ type: "run", run, columns: chosen, prompt, system: this.system.value || null, sampling,
-      max_tokens: most_tokens === "" ? null : Number(most_tokens) });
+    this.link.ask({ type: "run", run, columns: chosen, prompt, system: this.system.value || null, ...settings });
   }
 
   stop() {
     if (!this.running) return;
     this.note.textContent = "stopping\u2026 (once more ends the model's process)";
-    this.expectAnswer();
-    this.send({ type: "stop", run: this.run });
+    this.link.ask({ type: "stop", run: this.run });
   }
 
   /** Move the focus to the next mark, or to the one before. @param {number} step */
@@ -254,61 +216,23 @@ class Lab {
 
   // ---- the kernel
 
-  /**
-   * Send over the kernel's control channel, which no busy cell holds up, where kernel and page have
-   * it; else as a message of the widget.
-   * @param {any} content
-   */
+  /** @param {any} content */
   send(content) {
-    const kernel = this.model.widget_manager?.kernel;
-    if (!this.byControl || typeof kernel?.sendControlMessage !== "function") {
-      this.model.send(content);
-      return;
-    }
-    kernel.sendControlMessage({
-      header: { msg_id: newId(), msg_type: "cloister_lab", session: kernel.clientId,
-        username: kernel.username ?? "", version: "5.3", date: new Date().toISOString() },
-      parent_header: {}, metadata: {}, channel: "control", buffers: [],
-      content: { lab: this.model.get("lab_id"), content },
-    }, false, true);
-  }
-
-  /** Tell of a kernel that does not answer: what was sent waits for it, or is lost. */
-  expectAnswer() {
-    clearTimeout(this.silence);
-    this.silence = setTimeout(() => {
-      if (!this.detached) this.say("The kernel does not answer: a cell may be running. If it was restarted, run this cell again.");
-    }, SILENT_MS);
-  }
-
-  /**
-   * See whether the kernel is gone; a restart tells the model, a shutdown does not.
-   * @param {boolean} told that the connection changed, which after a restart is final
-   */
-  lookForKernel(told) {
-    const manager = this.model.widget_manager;
-    if (!manager || !("kernel" in manager)) return; // another host, which does not tell
-    const kernel = manager.kernel;
-    const gone = !kernel || kernel.isDisposed || ["dead", "terminating", "restarting", "autorestarting"].includes(kernel.status);
-    if ((told || gone) && !this.detached) this.detach();
+    this.link.send(content);
   }
 
   detach() {
-    this.detached = true;
     this.root.classList.add("cl-detached");
     this.end("");
     this.runButton.disabled = true;
-    this.say("This lab is detached: its kernel is gone. Run this cell again for a new one; what is shown here stays until then.");
-    this.summary.textContent = "privacy: the kernel is gone, and its model processes with it";
-    this.evidence.replaceChildren();
+    this.badge.detach();
   }
 
   /** @param {any} message */
   receive(message) {
-    clearTimeout(this.silence);
     const panel = this.panels.find(({ name }) => message.type.startsWith(`${name}.`));
     if (panel) return panel.panel.receive(message);
-    if (message.type === "badge") return this.showBadge(message);
+    if (message.type === "badge") return this.badge.show(message);
     if (message.type === "snapshot") return this.restore(message);
     if (message.type === "invalid") {
       if (message.run !== this.run) return;
@@ -438,7 +362,7 @@ class Lab {
     this.note.textContent = words;
     this.stopButton.disabled = true;
     this.runButton.disabled = this.detached;
-    clearTimeout(this.silence);
+    this.link.settle();
   }
 
   /** @param {string} id */
@@ -499,15 +423,6 @@ class Lab {
     }
     nodes.push(document.createTextNode(visible(text.slice(at))));
     this.views.get(id)?.answer.replaceChildren(...nodes);
-  }
-
-  /** @param {{summary: string, tier: number | null, groups: [string, [string, string][]][]}} badge */
-  showBadge({ summary, tier, groups }) {
-    this.summary.textContent = summary;
-    this.summary.dataset.tier = String(tier ?? "unknown");
-    this.evidence.replaceChildren(...groups.map(([title, rows]) => h("div", {},
-      h("h4", {}, title),
-      h("dl", {}, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))));
   }
 
   /** @param {string} id */
