@@ -34,6 +34,7 @@ from cloister.model.checkpoint import Checkpoint
 from cloister.model.imports import import_model
 from cloister.model.transformer import Decoder
 from cloister.quantize.apply import quantize
+from cloister.runtime.chat import Ask
 from cloister.runtime.program import load
 from cloister.settings import Settings
 from cloister.tokenizer import Tokenizer
@@ -110,6 +111,17 @@ def _answer(engine: Engine, question: str) -> tuple[float, str, str]:
     tokens = list(Session(engine).stream(question, max_tokens=60, top=2))
     lead = min(token.top[0][1] - token.top[1][1] for token in tokens)
     return lead, question, "".join(token.text for token in tokens)
+
+
+def test_an_answer_is_scored_as_it_was_given(exported: Exported) -> None:
+    engine = Engine(exported.bundle.path)
+    for question in QUESTIONS[:3]:
+        said = list(Session(engine).stream(question, max_tokens=60, top=5))
+        scored = list(Session(engine).answer(Ask.of(
+            question, top=5, forced=tuple(token.id for token in said), max_tokens=len(said))))
+        assert [token.id for token in scored] == [token.id for token in said]
+        assert [token.logprob for token in scored] == pytest.approx(
+            [token.logprob for token in said], abs=0.02)  # the rounding of longer calls
 
 
 def test_executorchs_own_runner_gives_our_greedy_text(exported: Exported, tmp_path: Path) -> None:

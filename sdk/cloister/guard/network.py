@@ -105,7 +105,8 @@ def enforce(keep: Collection[int] = (), *, files: bool = False) -> Guard:
                    "of Python does, which code in C can pass by.")
     return Guard(
         tier=2, evidence=evidence,
-        reason="The kernel refuses this process and its children every socket but local ones.")
+        reason="The operating system refuses this process and its children every socket but local "
+               "ones.")
 
 
 def close_inherited(keep: Collection[int] = (), *, files: bool = False) -> int:

@@ -77,6 +77,7 @@ class Token:
     text: str = field(repr=False)  # may be empty while a character is unfinished
     logprob: float  # nats, under the model's own distribution
     top: tuple[tuple[int, float], ...] = field(default=(), repr=False)  # likeliest, with logprobs
+    rank: int = 0  # 1 = the likeliest; 0 where no likeliest ones were asked for
 
 
 @dataclass
@@ -85,33 +86,42 @@ class Stats:
 
     prompt_tokens: int = 0
     restored_tokens: int = 0  # of the prompt, out of the vault
-    tokens: int = 0  # generated, the end token included
+    tokens: int = 0  # of the answer, the end token included
+    forced_tokens: int = 0  # of these, given by the question and not chosen
     finish: str = ""  # end, length, context, stop
-    ttft_s: float = 0.0  # to the first token
-    decode_s: float = 0.0  # from the first token to the last
+    ttft_s: float = 0.0  # to the first token that was chosen
+    decode_s: float = 0.0  # from that one to the last
     peak_rss_bytes: int = 0  # of the process that holds the model
 
     def begin(self) -> None:
         """Start the clock, unless it runs already."""
         self._began_s = getattr(self, "_began_s", time.perf_counter())
 
-    def count(self) -> None:
-        """Count a token that came now."""
+    def count(self, *, forced: bool = False) -> None:
+        """Count a token that came now; one that was given has no part in the speed."""
         taken_s = time.perf_counter() - self._began_s
         self.tokens += 1
-        if self.tokens == 1:
+        if forced:
+            self.forced_tokens += 1
+            return
+        if self.tokens - self.forced_tokens == 1:
             self.ttft_s = taken_s
         self.decode_s = taken_s - self.ttft_s
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """Speed after the first token; None for fewer than two tokens."""
-        return (self.tokens - 1) / self.decode_s if self.tokens > 1 and self.decode_s else None
+        """Speed after the first token that was chosen; None for fewer than two of them."""
+        chosen = self.tokens - self.forced_tokens
+        return (chosen - 1) / self.decode_s if chosen > 1 and self.decode_s else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """A question, and how it is to be answered; see `stream`.
+
+    The answer begins with the token ids `forced`, and goes on from there: a branch of an answer.
+    They count among `max_tokens`. Where they fill these, nothing is chosen: what comes is how
+    likely each of them was, that is, the score of an answer that another model gave.
 
     Raises:
         SettingError: a value outside its bound, or more than one constraint.
@@ -123,6 +133,7 @@ class Ask:
     sampling: Sampling = field(default_factory=Sampling)
     top: int = 0
     after: int | None = None  # messages that it follows; those behind go when its answer is kept
+    forced: tuple[int, ...] = field(default=(), repr=False)  # they invert to text
     schema: Mapping[str, object] | None = field(default=None, repr=False)
     grammar: str | None = field(default=None, repr=False)
     choices: Sequence[str] | None = field(default=None, repr=False)
@@ -135,6 +146,13 @@ class Ask:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise SettingError(f"{name} is {value}; it must be at least {least}.")
+        if not all(type(id_) is int and id_ >= 0 for id_ in self.forced):
+            raise SettingError("forced holds what is no token id; give whole numbers from 0 on.")
+        if self.max_tokens is not None and len(self.forced) > self.max_tokens:
+            raise SettingError(
+                f"forced has {len(self.forced)} tokens and max_tokens is {self.max_tokens}; raise "
+                "max_tokens."
+            )
         if sum(part is not None for part in self.constraints) > 1:
             raise SettingError(
                 "An answer follows one constraint; give a schema, a grammar, choices or tools."

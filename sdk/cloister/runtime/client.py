@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from cloister.guard import Attempt
     from cloister.runtime.chat import Ask, Begin
     from cloister.runtime.protocol import Event, Request
 
 __all__ = ["Worker", "WorkerSession"]
 
 _E = TypeVar("_E", bound="Event")
-Asked = protocol.Load | protocol.Unlock | protocol.Begin | protocol.Forget | protocol.Record
-"""What is answered with one event."""
+_Call = (protocol.Load | protocol.Unlock | protocol.Begin | protocol.Forget | protocol.Record
+         | protocol.Probe)
 _GRACE_S = 30  # for a cancelled request, which a long call of the program may hold up
 
 
@@ -113,9 +114,26 @@ class Worker:
             id=process.next_id(), texts=tuple(texts), namespace=namespace), protocol.Recorded)
 
     @property
+    def running(self) -> bool:
+        """Whether the process runs."""
+        process = self._process
+        return process is not None and not process.ended
+
+    @property
+    def welcome(self) -> protocol.Welcome:
+        """How the process guards itself, by its own word; it is started where it does not run."""
+        return self.ready().welcome
+
+    @property
     def guard_tier(self) -> int:
         """What refuses the network to the process (see `cloister.guard`)."""
-        return self.ready().welcome.guard_tier
+        return self.welcome.guard_tier
+
+    def probe(self) -> tuple[Attempt, ...]:
+        """Let the process try to reach out, after what it is answering, and tell how that went."""
+        process = self.ready()
+        return process.call(
+            protocol.Probe(id=process.next_id()), protocol.Probed).attempts
 
     def ready(self, *, vault: bool = False) -> _Process:
         """Return the running process, its bundle loaded and, where asked for, its vault open."""
@@ -319,7 +337,7 @@ class _Process:
             raise self.gone() from None
 
     def ask(
-        self, request: Asked | protocol.Question, events: queue.SimpleQueue[Event | None],
+        self, request: _Call | protocol.Question, events: queue.SimpleQueue[Event | None],
     ) -> None:
         """Send a request, whose events go to `events`, and None where the process ends."""
         with self._lock:
@@ -332,9 +350,7 @@ class _Process:
         if self.dead.is_set():
             events.put(None)
 
-    def call(
-        self, request: Asked, kind: type[_E],
-    ) -> _E:
+    def call(self, request: _Call, kind: type[_E]) -> _E:
         """Send a request, and return the one event that answers it."""
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.ask(request, events)
@@ -379,7 +395,8 @@ class _Process:
         return WorkerError(
             "The worker process ended without an answer"
             + (f" (exit status {code})" if code is not None else "")
-            + "; ask again, or run the command with --debug to see why."
+            + "; ask again. To see why, run the command with --debug, or make the Worker with "
+            "debug=True."
         )
 
     def close(self) -> None:

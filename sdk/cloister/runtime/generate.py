@@ -41,6 +41,7 @@ class Decoding:
     top: int = 0  # likeliest tokens to tell with each
     constraint: Constraint | None = None
     drafter: Drafter | None = None
+    forced: Sequence[int] = ()  # tokens that the answer begins with
 
 
 def generate(
@@ -57,12 +58,13 @@ def generate(
     The engine is claimed from the first token on until the generator ends or is closed, unless
     `owner` has claimed it. `stopped` is asked before each call of the program, of which a long
     prompt takes several. With a drafter the tokens are those that would have come without it, up to
-    the rounding of longer calls.
+    the rounding of longer calls; forced tokens that would have come anyway change as little.
 
     Raises:
         EmptyPrompt, ContextExceeded, UnsupportedMedia: see `Core.extend`.
         EngineBusy: another unfinished stream, or another thread, has the engine.
         AnswerIncomplete: the limit or the context's end came before the constraint was met.
+        ConstraintError: it does not allow what is forced.
     """
     stats = Stats() if stats is None else stats
     stats.finish = "stop"
@@ -99,7 +101,7 @@ def _generate(
         for choice in _choices(core, positions, seen, decoding):
             positions.append(choice.id)
             seen.append(choice.id)
-            stats.count()
+            stats.count(forced=len(seen) <= len(decoding.forced))
             if choice.id in decoding.end:
                 stats.finish = "end"
             elif constraint is not None and constraint.finished:
@@ -118,19 +120,23 @@ def _generate(
 def _choices(
     core: Core, positions: list[Position], seen: list[int], decoding: Decoding
 ) -> Iterator[Choice]:
-    """Choose the next token, and further ones as far as a draft is right."""
-    constraint, draft = decoding.constraint, list[int]()
-    if decoding.drafter is not None:
-        room = core.context - len(positions) - 1
-        draft = list(decoding.drafter.propose(positions))[:max(0, room)]
+    """Choose the next token, and further ones as far as a draft is right; forced ones are."""
+    constraint, forced = decoding.constraint, decoding.forced[len(seen):]
+    draft = list(forced[:core.chunk - 1])
+    if draft and core.common(positions) < len(positions) - 1:
+        core.extend(positions[:-1])  # of the prompt no logits are wanted
+    if not forced and decoding.drafter is not None:
+        draft = list(decoding.drafter.propose(positions))
+    draft = draft[:max(0, core.context - len(positions) - 1)]
     if draft:
         core.truncate(len(positions) - 1)
         rows = core.extend([*positions, *draft], Rows.ALL)[-len(draft) - 1:]
     else:
         rows = core.extend(positions)
-    for logits_V, guess in zip(rows, [*draft, None], strict=True):
+    for number, (logits_V, guess) in enumerate(zip(rows, [*draft, None], strict=True)):
         choice = decoding.sampler.choose(
-            logits_V, seen, top=decoding.top, constraint=constraint)
+            logits_V, seen, top=decoding.top, constraint=constraint,
+            forced=forced[number] if number < len(forced) else None)
         if constraint is not None and choice.id not in decoding.end:
             constraint.accept(choice.id)
         yield choice

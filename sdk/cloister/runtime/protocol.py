@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from cloister.errors import CloisterError, ProtocolError
-from cloister.message import Message  # noqa: TC001  # msgspec reads the annotations
+from cloister.guard import Attempt  # noqa: TC001  # msgspec reads the annotations
+from cloister.message import Message  # noqa: TC001
 from cloister.runtime.chat import Ask, Stats, Token  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LIMIT_BYTES", "VERSION", "Answered", "Begin", "Begun", "Cancel", "End", "Ended", "Event",
-    "Failed", "Forget", "Hello", "Load", "Loaded", "Produced", "Question", "Record", "Recorded",
-    "Request", "Unlock", "Unlocked", "Welcome", "check", "decode_event", "decode_request", "encode",
-    "id_of", "read_line",
+    "Failed", "Forget", "Hello", "Load", "Loaded", "Probe", "Probed", "Produced", "Question",
+    "Record", "Recorded", "Request", "Unlock", "Unlocked", "Welcome", "check", "decode_event",
+    "decode_request", "encode", "id_of", "read_line",
 ]
 
 _T = TypeVar("_T")
@@ -110,6 +111,12 @@ class Record(_Wire, frozen=True):
     namespace: str = "default"
 
 
+class Probe(_Wire, frozen=True):
+    """Try now to reach out of the process."""
+
+    id: int
+
+
 class Welcome(_Wire, frozen=True):
     """The worker's first word: how it guards itself, before it has read anything else."""
 
@@ -175,6 +182,13 @@ class Recorded(_Wire, frozen=True):
     id: int
 
 
+class Probed(_Wire, frozen=True):
+    """What was tried, and how each attempt went."""
+
+    id: int
+    attempts: tuple[Attempt, ...]
+
+
 class Failed(_Wire, frozen=True):
     """A request failed with an error of ours; what was answered before is kept all the same."""
 
@@ -185,8 +199,9 @@ class Failed(_Wire, frozen=True):
     stats: Stats | None = None  # of an answer
 
 
-Request = Hello | Load | Unlock | Begin | Question | Cancel | End | Forget | Record
-Event = Welcome | Loaded | Unlocked | Begun | Produced | Answered | Ended | Recorded | Failed
+Request = Hello | Load | Unlock | Begin | Question | Cancel | End | Forget | Record | Probe
+Event = (Welcome | Loaded | Unlocked | Begun | Produced | Answered | Ended | Recorded | Probed
+         | Failed)
 
 _ID = re.compile(rb'\{"type":"[a-z]+","id":(\d{1,18})[,}]')
 _ENCODER = msgspec.json.Encoder()

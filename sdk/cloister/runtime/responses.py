@@ -46,8 +46,8 @@ class ResponseCache:
             return None
         kept = json.loads(record)
         return [
-            Token(id_, text, logprob, tuple((other, value) for other, value in top))
-            for id_, text, logprob, top in kept["tokens"]
+            Token(id_, text, logprob, tuple((other, value) for other, value in top), rank)
+            for id_, text, logprob, top, rank in kept["tokens"]
         ], kept["finish"]
 
     def put(
@@ -62,7 +62,7 @@ class ResponseCache:
         if name is None:
             return
         record = json.dumps({"tokens": [
-            (token.id, token.text, token.logprob, token.top) for token in tokens
+            (token.id, token.text, token.logprob, token.top, token.rank) for token in tokens
         ], "finish": finish}).encode()
         with suppress(NotEnoughDisk):
             self.space.put(Kind.RESPONSES, name, record)
@@ -74,5 +74,5 @@ class ResponseCache:
             return None
         # The order of a schema's properties is the order of the answer's.
         settings = msgspec.json.encode(
-            [ask.sampling, ask.max_tokens, ask.top, ask.constraints])
+            [ask.sampling, ask.max_tokens, ask.top, ask.forced, ask.constraints])
         return context("response", self._model, settings, b"".join(map(encoded, positions)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from cloister.errors import IncompatibleProgram, SettingError
+from cloister.errors import ConstraintError, IncompatibleProgram, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ class Choice:
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]  # most likely ids with their log-probabilities
+    rank: int  # 1 = the most likely; 0 where `top` is empty
 
 
 class Constraint(Protocol):
@@ -64,15 +65,17 @@ class Sampler:
 
     def choose(
         self, logits_V: torch.Tensor, seen: Sequence[int], *, top: int = 0,
-        constraint: Constraint | None = None,
+        constraint: Constraint | None = None, forced: int | None = None,
     ) -> Choice:
         """Choose the next token after those `seen`, and tell the `top` most likely ones.
 
         Only tokens that `constraint` allows are chosen; log-probabilities are the model's own,
-        without it.
+        without it. With `forced` that token is told in place of the one that is chosen: what is
+        drawn later is what would have been drawn.
 
         Raises:
             SettingError: `top` is not between 0 and the vocabulary.
+            ConstraintError: `constraint` does not allow `forced`.
             IncompatibleProgram: the best logit is no finite number.
         """
         if not 0 <= top <= logits_V.numel():
@@ -88,10 +91,16 @@ class Sampler:
         # Greedily, what is best of all is best of what is allowed; a draw has to be from the mask.
         if constraint is not None and (id_ < 0 or not constraint.permits(id_)):
             id_ = self._choose(torch.where(constraint.allowed(), logits_V, -torch.inf), seen)
+        if forced is not None:
+            if constraint is not None and not constraint.permits(forced):
+                raise ConstraintError(
+                    "The forced beginning breaks the constraint; leave one of them out.")
+            id_ = forced
         best = logprobs.topk(top)
         return Choice(
             id_, float(logprobs[id_]),
             tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)),
+            _rank(logits_V, id_, best.indices) if top else 0,
         )
 
     def _choose(self, logits_V: torch.Tensor, seen: Sequence[int]) -> int:
@@ -116,3 +125,11 @@ class Sampler:
         keep &= probabilities >= s.min_p * probabilities[0]
         drawn = torch.multinomial(probabilities * keep, 1, generator=self._rng)
         return int(ids[drawn])
+
+
+def _rank(logits_V: torch.Tensor, id_: int, best: torch.Tensor) -> int:
+    """Count the tokens that greedy decoding would prefer, and the token itself."""
+    if id_ == int(best[0]):
+        return 1
+    own = logits_V[id_]
+    return 1 + int((logits_V > own).sum()) + int((logits_V[:id_] == own).sum())

@@ -125,6 +125,9 @@ class Session(Chat):
                 "conversation.")
         if self._conversation is not None:
             self._conversation.check()
+        if max(ask.forced, default=0) >= vocabulary:
+            raise SettingError(
+                f"forced holds {max(ask.forced)}; this bundle's token ids are below {vocabulary}.")
         ids = engine.tokenizer.encode_chat(
             [*said[:ask.after], *ask.messages], tools=ask.tools)
         if len(ids) >= engine.context:
@@ -189,7 +192,7 @@ class Session(Chat):
         end = engine.bundle.manifest.eos
         decoding = Decoding(
             sampler=Sampler(ask.sampling), end=end, limit=ask.max_tokens, top=ask.top,
-            constraint=constraint)
+            constraint=constraint, forced=ask.forced)
         if self._prefixes is not None:
             stats.restored_tokens = self._prefixes.fetch(ids)
         text, answer = engine.tokenizer.stream(answer=True), list[Token]()
@@ -199,7 +202,7 @@ class Session(Chat):
             piece = "" if choice.id in end else text.push(choice.id)
             if stats.finish != "stop":
                 piece += text.end()
-            token = Token(choice.id, piece, choice.logprob, choice.top)
+            token = Token(choice.id, piece, choice.logprob, choice.top, choice.rank)
             answer.append(token)
             # One that its constraint was not met by is not to be given again.
             whole = stats.finish == "end" or (stats.finish != "stop" and constraint is None)

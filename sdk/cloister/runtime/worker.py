@@ -127,6 +127,8 @@ class Service:
                 return _begun(request.id, session)
             case protocol.Record():
                 return self._record(request)
+            case protocol.Probe():
+                return protocol.Probed(id=request.id, attempts=guard.probe())
             case _:
                 raise ProtocolError("The worker was greeted twice; update both ends.")
 

@@ -248,12 +248,25 @@ def test_a_descriptor_that_a_helper_passes_is_refused_once_local_services_are(
     assert received(beacon) == b""
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_probe_says_of_each_way_whether_it_was_refused(beacon: Beacon, guarded: bool) -> None:
+    found = json.loads(attempt(beacon, """
+guard()
+from cloister.guard import probe
+print(json.dumps([(each.refused, each.how) for each in probe()]))
+""", guarded=guarded))
+    *network, local = found
+    assert [refused for refused, _ in network] == [guarded] * 5
+    assert all(how.startswith("refused (" if guarded else "NOT refused (") for _, how in network)
+    assert not local[0]  # until `Guard.narrow`
+
+
 def test_what_is_in_force_is_told_and_libraries_are_told_to_stay_offline(beacon: Beacon) -> None:
     program = "made = guard(); print(json.dumps([made.tier, made.reason, made.evidence]))\n" \
               "assert os.environ['HF_HUB_OFFLINE'] == '1'"
     tier, reason, evidence = json.loads(attempt(beacon, program, guarded=True))
     assert tier == 2
-    assert "kernel" in reason
+    assert "operating system" in reason
     assert evidence["IPv4"] == evidence["io_uring"] == "refused"
     assert evidence["inherited descriptors"].endswith("closed")
 

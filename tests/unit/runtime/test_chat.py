@@ -192,6 +192,9 @@ def test_an_answer_cannot_be_closed_from_within_itself(engine: FakeEngine) -> No
     ({"max_tokens": 0}, SettingError, "max_tokens is 0"),
     ({"max_tokens": "5"}, SettingError, "max_tokens is 5"),
     ({"top": -1}, SettingError, "top is -1"),
+    ({"forced": (-1,)}, SettingError, "no token id"),
+    ({"forced": (1, 2.0)}, SettingError, "no token id"),
+    ({"forced": (1, 2, 3), "max_tokens": 2}, SettingError, "3 tokens and max_tokens is 2"),
     ({"schema": {}, "tools": []}, SettingError, "one constraint"),
     ({"grammar": "", "choices": []}, SettingError, "one constraint"),
     ({"messages": ()}, EmptyPrompt, "no message"),
@@ -209,3 +212,5 @@ def test_a_question_is_a_text_a_message_or_several() -> None:
     assert Ask.of("x", max_tokens=None, sampling=None) == Ask.of("x", sampling=Sampling())
     assert Ask.of("x", choices=["a"]).constraints == (None, None, ["a"], None)
     assert Stats(tokens=3, decode_s=0.5).decode_tokens_per_s == 4
+    assert Stats(tokens=3, forced_tokens=2, decode_s=0.5).decode_tokens_per_s is None
+    assert "77" not in repr(Ask.of("x", forced=(77,)))

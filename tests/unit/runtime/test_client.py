@@ -504,6 +504,39 @@ def test_a_worker_without_a_vault_is_refused_local_services_and_keeps_nothing() 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tier", ["nano-1", "pro"])
+def test_the_scores_of_an_answer_under_its_own_model_are_those_that_it_was_given_with(
+    tier: str
+) -> None:
+    """Up to the rounding of longer calls."""
+    with Worker(reference.bundle_path(tier), threads=1, vault=False) as worker:
+        for prompt in ("play some jazz", "wake me up at eight"):
+            said = list(worker.session(system="call").stream(prompt, top=5))
+            session = worker.session(system="call")
+            scored = list(session.answer(Ask.of(
+                prompt, top=5, forced=tuple(token.id for token in said), max_tokens=len(said))))
+            assert [(token.id, token.text, token.rank) for token in scored] == [
+                (token.id, token.text, 1) for token in said]
+            assert [token.logprob for token in scored] == pytest.approx(
+                [token.logprob for token in said], abs=2e-3)
+            assert session.stats.forced_tokens == len(said) == session.stats.tokens
+        session = worker.session()
+        running = session.answer(Ask.of("hi", forced=(5,) * 200, max_tokens=200))
+        next(running)
+        session.stop()
+        assert len(list(running)) < 199 and session.stats.finish == "stop"
+
+
+def test_a_process_tries_to_reach_out_and_tells_that_it_was_refused() -> None:
+    with Worker(vault=False) as worker:
+        attempts = worker.probe()
+        assert len(attempts) == 6
+        assert [each.name for each in attempts if not each.refused] == []
+        assert all(each.how.startswith("refused") for each in attempts)
+        assert worker.welcome.guard_tier == 2 and worker.running
+    assert not worker.running
+
+
 def test_a_worker_that_is_dropped_leaves_no_process_behind() -> None:
     worker = Worker(NANO, threads=1).start()
     process = child(worker)

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from cloister.errors import AnswerIncomplete, ContextExceeded, EmptyPrompt, UnsupportedMedia
+from cloister.errors import (
+    AnswerIncomplete,
+    ConstraintError,
+    ContextExceeded,
+    EmptyPrompt,
+    UnsupportedMedia,
+)
 from cloister.runtime.chat import Sampling, Stats
 from cloister.runtime.core import Core, MediaPosition, Position
 from cloister.runtime.generate import Decoding, Drafter, generate, score
@@ -193,6 +199,58 @@ def test_right_drafts_save_calls_of_the_program(core: Core, program: FakeProgram
     assert len(program.calls) <= 2 + 24 / 6 + 1
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("count", [1, 6, 7, 8, 9, 20, 43])
+def test_a_forced_beginning_that_would_have_come_anyway_changes_nothing(
+    sampling: Sampling, count: int
+) -> None:
+    def told(**options: Any) -> tuple[list[Choice], Stats]:
+        stats = Stats()
+        found = list(generate(fresh(), PROMPT, decoding(sampling, top=5, **options), stats=stats))
+        return found, stats
+
+    free, plain = told()
+    bound, stats = told(forced=tuple(choice.id for choice in free[:count]))
+    assert bound == free
+    assert (stats.tokens, stats.finish, stats.forced_tokens) == (
+        plain.tokens, plain.finish, count)
+
+
+def test_another_beginning_is_gone_on_from_and_counted_apart(core: Core) -> None:
+    stats, wanted = Stats(), greedy([*PROMPT, 5, 6], 3)
+    assert ids(core, forced=(5, 6), limit=5, stats=stats) == [5, 6, *wanted]
+    assert (stats.tokens, stats.forced_tokens) == (5, 2)
+    assert stats.decode_tokens_per_s == 2 / stats.decode_s
+    assert ids(core, forced=(5, 6), limit=2, stats=(scored := Stats())) == [5, 6]
+    assert (scored.finish, scored.ttft_s, scored.decode_tokens_per_s) == ("length", 0, None)
+
+
+def test_a_forced_answer_is_told_how_likely_each_of_its_tokens_was(core: Core) -> None:
+    forced = [299, *range(40, 60)]
+    rows = torch.cat(list(score(fresh(), [*PROMPT, *forced], len(PROMPT) - 1)))[:-1]
+    found = list(generate(core, PROMPT, decoding(top=5, forced=forced, limit=len(forced))))
+    assert [choice.id for choice in found] == forced
+    for choice, row in zip(found, rows, strict=True):
+        assert choice.logprob == float(row.log_softmax(-1)[choice.id])
+        assert [id_ for id_, _ in choice.top] == row.topk(5).indices.tolist()
+        assert choice.rank == 1 + row.argsort(descending=True).tolist().index(choice.id)
+
+
+def test_a_forced_answer_ends_at_its_end_token_at_the_contexts_end_and_when_stopped(
+    core: Core
+) -> None:
+    stats = Stats()
+    assert ids(core, forced=(5, 6, 7), end=(6,), stats=stats) == [5, 6]
+    assert stats.finish == "end"
+    room = CONTEXT - len(PROMPT)
+    assert ids(core, forced=[5] * 99, stats=stats) == [5] * room
+    assert stats.finish == "context"
+    stats = Stats()
+    list(generate(
+        core, PROMPT, decoding(forced=[5] * 40), stopped=lambda: stats.tokens > 9, stats=stats))
+    assert (stats.tokens, stats.finish) == (10, "stop")
+
+
 class Digits:
     """Even ids alone, and nothing after some of them."""
 
@@ -245,6 +303,13 @@ def test_log_probabilities_under_a_constraint_are_the_models_own(core: Core) -> 
     free, bound = first(), first(constraint=Digits(3))
     assert bound.top == free.top
     assert bound.logprob == dict(free.top)[bound.id]
+
+
+def test_a_forced_beginning_that_a_constraint_does_not_allow_is_refused(core: Core) -> None:
+    found = ids(core, constraint=Digits(4), forced=(8, 6))
+    assert found[:2] == [8, 6] and len(found) == 4
+    with pytest.raises(ConstraintError, match="leave one of them out"):
+        ids(core, constraint=Digits(4), forced=(8, 7))
 
 
 @pytest.mark.parametrize(("options", "finish"), [({"limit": 4}, "length"), ({}, "context")])

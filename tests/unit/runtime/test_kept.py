@@ -14,7 +14,7 @@ from tests.unit.runtime.conftest import FakeEngine
 
 from cloister.errors import NotEnoughDisk, SessionMismatch, SettingError
 from cloister.message import Message, ToolCall
-from cloister.runtime.chat import Ask, Sampling
+from cloister.runtime.chat import Ask, Sampling, Token
 from cloister.runtime.conversation import Conversation, forget
 from cloister.runtime.core import MediaPosition, Position
 from cloister.runtime.prefix import BLOCK, Precision, PrefixCache
@@ -486,6 +486,18 @@ def test_an_answer_is_given_again_for_the_same_request_only(
     assert answer("the fox", {"enum": [False]}, temperature=1.0, seed=1)[1]
     answer("the fox", temperature=1.0)
     assert answer("the fox", temperature=1.0)[1]  # what is drawn without a seed is not repeated
+
+
+def test_a_branch_is_another_answer_than_the_first_and_given_again_with_all_of_its_tokens(
+    fresh: Fresh, space: Namespace
+) -> None:
+    def told(forced: tuple[int, ...]) -> list[Token]:
+        return list(cached(fresh(), space).answer(
+            Ask.of("the dog", max_tokens=6, top=2, forced=forced)))
+
+    first, branch = told(()), told((5,))
+    assert branch[0].id == 5 != first[0].id
+    assert (told(()), told((5,))) == (first, branch)
 
 
 def test_an_answer_that_was_cut_off_is_not_given_again(fresh: Fresh, space: Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cloister.errors import ProtocolError
+from cloister.guard import Attempt
 from cloister.message import Message, ToolCall
 from cloister.runtime import protocol
 from cloister.runtime.chat import Ask, Sampling, Stats, Token
@@ -22,7 +23,7 @@ TALK = (
         ToolCall(name="f", arguments={"a": [1, 2.5, None, True, {"b": "c"}]}),)),
     Message(role="tool", content="[]", name="f"))
 ASK = Ask(
-    messages=TALK, max_tokens=5, top=3, after=2,
+    messages=TALK, max_tokens=5, top=3, after=2, forced=(7, 0, 299),
     sampling=Sampling(temperature=0.7, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.3,
                       seed=2**62),
     tools=({"name": "f", "parameters": {"type": "object"}},))
@@ -38,7 +39,7 @@ REQUESTS: list[Any] = [
       for constraint, value in (
           ("schema", {"enum": [1, None, "a"]}), ("grammar", 'start: "a"'),
           ("choices", ["a", "b"]))),
-    protocol.Cancel(id=5), protocol.End(id=6, chat=4),
+    protocol.Cancel(id=5), protocol.End(id=6, chat=4), protocol.Probe(id=9),
     protocol.Forget(id=7, chat=4), protocol.Record(id=8, texts=(SECRET,), namespace="me"),
 ]
 EVENTS: list[Any] = [
@@ -48,10 +49,11 @@ EVENTS: list[Any] = [
         id=1, model_id="0" * 64, backend="xnnpack", context=64, load_s=0.5, peak_rss_bytes=1),
     protocol.Unlocked(id=2, provider="keyfile", notice=None, memory={}),
     protocol.Begun(id=3, messages=TALK, restored_tokens=7),
-    protocol.Produced(id=5, token=Token(1, SECRET, -0.25, ((1, -0.25), (2, -3.0)))),
+    protocol.Produced(id=5, token=Token(1, SECRET, -0.25, ((1, -0.25), (2, -3.0)), 1)),
     protocol.Answered(
         id=5, stats=Stats(tokens=3, finish="end", ttft_s=0.1, decode_s=0.2), kept=TALK[1:3]),
     protocol.Ended(id=6), protocol.Recorded(id=8),
+    protocol.Probed(id=9, attempts=(Attempt(name="a way", refused=True, how="refused"),)),
     protocol.Failed(id=None, kind="SettingError", message="no"),
     protocol.Failed(id=5, kind="EngineBusy", message="no", kept=TALK[1:3]),
 ]

@@ -188,6 +188,20 @@ def test_what_cannot_be_asked_is_refused_at_once_and_nothing_changes(
     assert answer(Session(engine), "the dog", 2)  # and the engine is free
 
 
+def test_a_branch_goes_on_from_a_forced_beginning_and_is_what_is_kept(engine: FakeEngine) -> None:
+    plain = list(Session(engine).stream("the fox", max_tokens=6, top=5))
+    other = plain[2].top[1][0]
+    session = Session(engine)
+    branch = list(session.answer(Ask.of(
+        "the fox", max_tokens=6, top=5, forced=(plain[0].id, plain[1].id, other))))
+    assert [token.id for token in branch[:3]] == [plain[0].id, plain[1].id, other]
+    assert branch[:2] == plain[:2] and branch[2].rank == 2
+    assert session.stats.forced_tokens == 3 and session.stats.tokens == len(branch)
+    assert session.messages[-1].content == "".join(token.text for token in branch)
+    with pytest.raises(SettingError, match="below 300"):
+        session.answer(Ask.of("x", forced=(300,)))
+
+
 ALTERNATING = """{% for m in messages %}
 {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}
 {{ m.content }}{% endfor %}"""
