@@ -7,13 +7,11 @@ thread and from the one that sends tokens in batches. No torch, no vault: nothin
 
 from __future__ import annotations
 
-import contextlib
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from cloister import family
 from cloister.bundle import Bundle
@@ -27,26 +25,41 @@ from cloister.errors import (
     SettingError,
     place_of,
 )
-from cloister.runtime.chat import Sampling
+from cloister.runtime.chat import Ask, Sampling, Token
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
+from cloister_jupyter.answers import Answer, Run
+from cloister_jupyter.events import (
+    Began,
+    Branched,
+    Delta,
+    Ended,
+    Event,
+    Over,
+    Ready,
+    Refused,
+    Resumed,
+    Scored,
+    Unscored,
+    Waits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cloister.runtime.chat import Stats, Token
-    from cloister.runtime.client import WorkerSession
+    from cloister.guard import Attempt
     from cloister.runtime.protocol import Welcome
 
 __all__ = [
-    "LIMIT_BYTES", "Began", "Column", "Delta", "Ended", "Event", "Over", "Ready", "Refused",
-    "Request", "Runs", "Waits", "columns_of",
+    "LIMIT_BYTES", "Began", "Branched", "Column", "Delta", "Ended", "Event", "Over", "Probed",
+    "Ready", "Refused", "Request", "Resumed", "Runs", "Scored", "Unscored", "Waits", "columns_of",
 ]
 
 LIMIT_BYTES = 1 << 16  # of a prompt and of a system prompt, in UTF-8
 _BATCH_S = 0.04  # an eye sees no steps, and a fast tier sends few messages
 _LOOK_S = 0.01  # how often a wait looks whether it is to stop
 _WARM_S = 600.0  # after which processes that nobody asks give their memory back
+_LIKELIEST = 5  # tokens that are kept beside each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,134 +140,20 @@ class Request:
                 type(self.max_tokens) is not int or self.max_tokens < 1):
             raise SettingError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
 
-
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
-    """`seq` counts the events of a run from 0, so that a reader sees a gap."""
-
-    run: str
-    seq: int
-
-    def __repr__(self) -> str:  # without what was answered
-        return f"{type(self).__name__}(run={self.run!r}, seq={self.seq})"
+    def ask(self, *, forced: tuple[int, ...] = (), max_tokens: int | None = None) -> Ask:
+        """Return the question, whose answer begins with the tokens `forced`."""
+        return Ask.of(
+            self.prompt, forced=forced, sampling=self.sampling, top=_LIKELIEST,
+            max_tokens=self.max_tokens if max_tokens is None else max_tokens)
 
 
-class Waits(_Event, frozen=True):
-    """Another lab of this kernel is running; one at a time, or both would measure each other."""
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """What processes found when they tried to reach out."""
 
-
-class Began(_Event, frozen=True):
-    """A column is next: its process starts where it does not run, and its bundle is loaded."""
-
-    column: str
-
-
-class Ready(_Event, frozen=True):
-    """A column's bundle is loaded, and reads the request."""
-
-    column: str
-    load_s: float | None  # None: it was loaded before (warm)
-
-
-class Delta(_Event, frozen=True):
-    """More of an answer: the texts of the tokens that came since the last time."""
-
-    column: str
-    texts: tuple[str, ...]
-
-
-class Ended(_Event, frozen=True):
-    """A column's answer is over; what it took."""
-
-    column: str
-    finish: str  # end, length, context, stop
-    prompt_tokens: int
-    tokens: int
-    ttft_s: float
-    tokens_per_s: float | None
-    peak_rss_bytes: int  # of its own process
-    bundle_bytes: int
-
-
-class Refused(_Event, frozen=True):
-    """A column cannot answer, or not to the end; the others go on."""
-
-    column: str
-    kind: str  # of error
-    message: str
-
-
-class Over(_Event, frozen=True):
-    """Nothing more comes."""
-
-    stopped: bool
-
-
-Event = Waits | Began | Ready | Delta | Ended | Refused | Over
-
-
-class _Run:
-    """A request being answered: what is told of it, and the wish to stop."""
-
-    def __init__(self, request: Request, tell: Callable[[Event], None]) -> None:
-        self.request, self._tell = request, tell
-        self.stopping = threading.Event()
-        self._answering: tuple[Worker, WorkerSession] | None = None
-        self._lock = threading.RLock()  # of what follows, so that events go out in order
-        self._seq = 0
-        self._column, self._texts = "", list[str]()
-
-    def tell(self, kind: type[Event], /, **values: object) -> None:
-        """Send an event, after the tokens that came before it."""
-        with self._lock:
-            self.flush()
-            event = kind(run=self.request.run, seq=self._seq, **values)  # type: ignore[arg-type]
-            self._seq += 1
-            self._tell(event)
-
-    def flush(self) -> None:
-        """Send the tokens that wait."""
-        with self._lock:
-            if self._texts:
-                texts, self._texts = tuple(self._texts), []
-                self.tell(Delta, column=self._column, texts=texts)
-
-    def add(self, column: str, token: Token) -> None:
-        """Let a token wait for the next batch."""
-        with self._lock:
-            self._column = column
-            self._texts.append(token.text)
-
-    def stop(self) -> None:
-        """End the answer that is being made, and begin no other; from any thread.
-
-        Asked for again it ends the process, which may be deaf in a long call of its program.
-        """
-        again = self.stopping.is_set()
-        self.stopping.set()
-        answering = self._answering
-        if answering is None:
-            return
-        worker, session = answering
-        if again:
-            threading.Thread(target=worker.close, daemon=True).start()
-        else:
-            session.stop()
-
-    def answer(self, column: Column, worker: Worker) -> Stats:
-        """Read an answer to its end, and return what it took."""
-        request = self.request
-        with contextlib.closing(worker.session(system=request.system)) as session:
-            answer = session.stream(
-                request.prompt, max_tokens=request.max_tokens, sampling=request.sampling)
-            self._answering = worker, session
-            try:
-                if self.stopping.is_set():  # the wish came before there was what to stop
-                    session.stop()
-                for token in answer:
-                    self.add(column.id, token)
-            finally:
-                self._answering = None
-            return session.stats
+    at: str  # time of day
+    attempts: dict[str, tuple[Attempt, ...]]  # by name of the process
+    failed: tuple[str, ...] = ()  # sentences of those that could not try
 
 
 class Runs:
@@ -272,9 +171,10 @@ class Runs:
         self._idle: threading.Timer | None = None
         self._workers = self._new_workers()
         self._lock = threading.RLock()  # of the run
-        self._run: _Run | None = None
+        self._run: Run | None = None
+        self.last: Run | None = None  # the one that goes on, or went on last
         self._thread: threading.Thread | None = None
-        self.request: Request | None = None  # of the last run
+        self._scored: set[str] = set()  # columns whose process has read given tokens
         self.welcomes: dict[str, Welcome] = {}
         """How each process that was started guards itself, by column."""
 
@@ -286,6 +186,11 @@ class Runs:
         """Whether a run is going on."""
         return self._run is not None
 
+    @property
+    def request(self) -> Request | None:
+        """What the last run asks."""
+        return None if self.last is None else self.last.request
+
     def begin(self, request: Request) -> None:
         """Begin to answer, on a thread of its own.
 
@@ -295,13 +200,71 @@ class Runs:
         """
         if not set(request.columns) <= set(self.columns):
             raise SettingError("The request names a tier that this lab has not; choose another.")
-        with self._lock:
-            if self._run is not None:
-                raise EngineBusy("A run is going on; stop it first.")
-            run = self._run = _Run(request, self._tell)
-            self.request = request
-        self._thread = threading.Thread(target=self._serve, args=(run,), daemon=True)
-        self._thread.start()
+        self._go(Run(request, self._tell), self._answer_all)
+
+    def score(self, run: str) -> None:
+        """Tell how likely the tokens of the last run are, of lower columns by the highest's model.
+
+        Raises:
+            EngineBusy: a run is going on.
+            SettingError: there is no such run any more.
+        """
+        self._go(self._again(run), self._score_all)
+
+    def branch(self, run: str, parent: str, at: int, id_: int) -> None:
+        """Go on from an answer of the last run with the token `id_` in place of its number `at`.
+
+        Raises:
+            EngineBusy: a run is going on.
+            SettingError: there is no such run any more, or no such token.
+        """
+        last = self._again(run)
+        answer = last.answers.get(parent)
+        if answer is None or not 0 <= at < len(answer.tokens) or id_ < 0:
+            raise SettingError("There is no such token to leave the answer at; choose another.")
+        forced = (*(token.id for token in answer.tokens[:at]), id_)
+
+        def work(run: Run) -> None:
+            run.tell(Resumed, scores=False)
+            number = sum(other.startswith(f"{answer.column}.") for other in run.answers)
+            branch = f"{answer.column}.{number}"
+            run.tell(Branched, column=branch, parent=parent, at=at)
+            self._ask(run, branch, forced)
+
+        self._go(last, work)
+
+    def likeliest(self, run: str, column: str, start: int, stop: int) -> list[
+            tuple[Token, Token | None]]:
+        """Tokens of an answer as they were given, and as the highest column's model scores them.
+
+        Raises:
+            SettingError: there is no such run any more, or no such answer.
+        """
+        answer = self._again(run).answers.get(column)
+        if answer is None:
+            raise SettingError("That answer is no longer there; run it again.")
+        scores = answer.scores[:stop]
+        return [(token, scores[number] if number < len(scores) else None)
+                for number, token in enumerate(answer.tokens[:stop])][max(0, start):]
+
+    def probe(self, told: Callable[[Probed], None]) -> None:
+        """Let each running process try to reach out, on a thread; where none runs, a bare one."""
+        running = {self.columns[id_].name: worker for id_, worker in self._workers.items()
+                   if worker.running}
+
+        def work() -> None:
+            bare = Worker(vault=False)
+            attempts: dict[str, tuple[Attempt, ...]] = {}
+            failed: list[str] = []
+            for name, worker in (running or {"one that was started for this": bare}).items():
+                try:
+                    attempts[name] = worker.probe()
+                except CloisterError as error:
+                    failed.append(f"{name}: {error}")
+            bare.close()
+            told(Probed(at=time.strftime("%H:%M:%S"), attempts=attempts, failed=tuple(failed)))
+
+        threading.Thread(target=work, daemon=True).start()
 
     def stop(self, run: str | None = None) -> None:
         """End the run within a token; only the one called `run`, where one is named."""
@@ -348,7 +311,21 @@ class Runs:
         self._idle.daemon = True
         self._idle.start()
 
-    def _serve(self, run: _Run) -> None:
+    def _again(self, run: str) -> Run:
+        if self.last is None or self.last.request.run != run:
+            raise SettingError("Those answers are no longer there; run the request again.")
+        return self.last
+
+    def _go(self, run: Run, work: Callable[[Run], None]) -> None:
+        with self._lock:
+            if self._run is not None:
+                raise EngineBusy("A run is going on; stop it first.")
+            self._run = self.last = run
+            run.stopping.clear()
+        self._thread = threading.Thread(target=self._serve, args=(run, work), daemon=True)
+        self._thread.start()
+
+    def _serve(self, run: Run, work: Callable[[Run], None]) -> None:
         over = threading.Event()
 
         def send_batches() -> None:
@@ -360,9 +337,7 @@ class Runs:
         try:
             if self._take_turn(run):
                 try:
-                    for id_ in run.request.columns:
-                        if not run.stopping.is_set():
-                            self._ask(run, self.columns[id_])
+                    work(run)
                 finally:
                     self._turn.release()
         finally:
@@ -373,7 +348,7 @@ class Runs:
                 self._cool_later()
                 run.tell(Over, stopped=run.stopping.is_set())
 
-    def _take_turn(self, run: _Run) -> bool:
+    def _take_turn(self, run: Run) -> bool:
         """Wait until no other lab of this process runs; False where stopped before that."""
         if self._turn.acquire(blocking=False):
             return True
@@ -383,38 +358,75 @@ class Runs:
                 return True
         return False
 
-    def _ask(self, run: _Run, column: Column) -> None:
-        try:
-            self._ask_or_raise(run, column)
-        except CloisterError as error:
-            run.tell(Refused, column=column.id, kind=type(error).__name__, message=str(error))
-        except Exception as error:  # its words may quote what was asked
-            run.tell(Refused, column=column.id, kind="WorkerError", message=(
-                f"The lab failed unexpectedly ({place_of(error)}); report it."))
+    def _answer_all(self, run: Run) -> None:
+        for id_ in run.request.columns:
+            if not run.stopping.is_set():
+                self._ask(run, id_)
 
-    def _ask_or_raise(self, run: _Run, column: Column) -> None:
-        run.tell(Began, column=column.id)
+    def _ask(self, run: Run, id_: str, forced: tuple[int, ...] = ()) -> None:
+        """Let a column answer; `id_` is its own, or a branch's."""
+        answer = run.answers[id_] = Answer(id_.partition(".")[0])
+        _told(lambda: self._ask_or_raise(run, id_, self.columns[answer.column], forced),
+              lambda kind, message: run.tell(Refused, column=id_, kind=kind, message=message))
+
+    def _ask_or_raise(
+        self, run: Run, id_: str, column: Column, forced: tuple[int, ...]
+    ) -> None:
+        run.tell(Began, column=id_)
         size = Bundle.open(column.path).manifest.size_bytes
         worker = self._workers[column.id]
         before = worker.loaded
-        if not self._start(worker, run):
+        if not self._start(column, run):
             return
-        loaded, self.welcomes[column.id] = worker.loaded, worker.ready().welcome
+        loaded = worker.loaded
         cold = loaded is not None and loaded is not before
-        run.tell(Ready, column=column.id, load_s=loaded.load_s if cold and loaded else None)
-        stats = run.answer(column, worker)
+        if forced:
+            self._scored.add(column.id)
+        run.tell(Ready, column=id_, load_s=loaded.load_s if cold and loaded else None)
+        stats = run.read(
+            worker, run.request.ask(forced=forced), lambda token: run.add(id_, token))
         run.tell(
-            Ended, column=column.id, finish=stats.finish, prompt_tokens=stats.prompt_tokens,
-            tokens=stats.tokens, ttft_s=stats.ttft_s, tokens_per_s=stats.decode_tokens_per_s,
-            peak_rss_bytes=stats.peak_rss_bytes, bundle_bytes=size)
+            Ended, column=id_, finish=stats.finish, prompt_tokens=stats.prompt_tokens,
+            tokens=stats.tokens, forced_tokens=stats.forced_tokens, ttft_s=stats.ttft_s,
+            tokens_per_s=stats.decode_tokens_per_s, peak_rss_bytes=stats.peak_rss_bytes,
+            scored=column.id in self._scored, bundle_bytes=size)
 
-    def _start(self, worker: Worker, run: _Run) -> bool:
-        """Start a worker, its bundle loaded; False where the run was stopped before that.
+    def _score_all(self, run: Run) -> None:
+        run.tell(Resumed, scores=True)
+        for id_, answer in run.answers.items():
+            run.tell_scores(id_, answer.column, answer.told, answer.tokens[answer.told:])
+            answer.told = len(answer.tokens)
+        by = run.reference
+        for id_, answer in run.answers.items():
+            whole = len(answer.scores) == len(answer.tokens)
+            if by is not None and not (whole or answer.column == by or run.stopping.is_set()):
+                self._score(run, id_, self.columns[by])
+
+    def _score(self, run: Run, id_: str, by: Column) -> None:
+        own = self.columns[run.answers[id_].column]
+
+        def unscored(_kind: str, message: str) -> None:
+            run.tell(Unscored, column=id_, by=by.id, message=message)
+
+        def score() -> None:
+            if _tokenizer(own) != _tokenizer(by):
+                unscored("", f"{by.name} has another tokenizer than {own.name} and cannot score "
+                         f"its tokens; the figures are {own.name}'s own.")
+            elif self._start(by, run):
+                self._scored.add(by.id)
+                run.score(id_, self._workers[by.id], by.id)
+
+        _told(score, unscored)
+
+    def _start(self, column: Column, run: Run) -> bool:
+        """Start a column's worker, its bundle loaded; False where the run was stopped before that.
 
         A bundle that is being loaded cannot be interrupted: it goes on behind, and is warm for the
         next run. Where memory is short the other workers give theirs first.
         """
         failures: list[BaseException] = []
+        worker = self._workers[column.id]
+        before = worker.loaded
 
         def start() -> None:
             try:
@@ -436,4 +448,21 @@ class Runs:
                 return False
         if failures:
             raise failures[0]
+        if worker.loaded is not before:
+            self._scored.discard(column.id)
+        self.welcomes[column.id] = worker.welcome
         return True
+
+
+def _told(work: Callable[[], None], tell: Callable[[str, str], None]) -> None:
+    """Work, and tell of an error by its kind and words; of one that is not ours by its place."""
+    try:
+        work()
+    except CloisterError as error:
+        tell(type(error).__name__, str(error))
+    except Exception as error:  # its words may quote what was asked
+        tell("WorkerError", f"The lab failed unexpectedly ({place_of(error)}); report it.")
+
+
+def _tokenizer(column: Column) -> str:
+    return Bundle.open(column.path).manifest.files["tokenizer.json"].sha256
