@@ -24,6 +24,7 @@ from cloister.runtime.engine import Engine
 from cloister.runtime.generate import Decoding, generate
 from cloister.runtime.program import load
 from cloister.runtime.sampling import Sampler
+from cloister.settings import processor
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def _finish(
     origin = source.metadata.origin
     bundles.write_receipt(directory, {
         **report.to_dict(),
+        "measured_on": processor(),
         "weights": {
             "checkpoint": source.identity, "recipe": source.metadata.recipe,
             "origin": None if origin is None else origin.to_dict(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
 
-__all__ = ["Settings", "model_folders", "processors", "share_processor", "under_torchrun"]
+__all__ = ["Settings", "model_folders", "processor", "processors", "share_processor",
+           "under_torchrun"]
 
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -60,6 +62,16 @@ def model_folders() -> dict[str, Path]:
         "LM Studio": home / ".lmstudio" / "models",
         "LM Studio, before 0.3": home / ".cache" / "lm-studio" / "models",
     }
+
+
+def processor() -> str:
+    """Return the name of this machine's kind of processor."""
+    try:  # Linux names it there alone, and not on every architecture
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, (*names, platform.processor(), platform.machine())), "unknown")
 
 
 def processors() -> int:

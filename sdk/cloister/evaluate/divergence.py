@@ -6,7 +6,7 @@ Shapes: T positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,12 @@ class Divergence:
     ppl_ratio: float | None  # perplexity on the true tokens, candidate over reference
     ppl_ratio_se: float | None
     relative_error: float  # norm of the logit difference over the norm of the reference's logits
+    histogram: dict[str, int] = field(default_factory=dict)  # positions by their power of ten
 
     def to_dict(self) -> dict[str, float | int]:
-        """Return the measured figures, JSON-ready."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Return the measured figures, JSON-ready, without the histogram."""
+        return {name: value for name, value in vars(self).items()
+                if value is not None and name != "histogram"}
 
 
 def compare(
@@ -76,7 +78,7 @@ def compare(
         median_kld=quantiles[0], p99_kld=quantiles[1], p999_kld=quantiles[2],
         max_kld=float(kld.max()), top1=float(top1.mean()), top1_se=_error(top1, text_of),
         ppl_ratio=ratio, ppl_ratio_se=ratio_se,
-        relative_error=(difference / norm) ** 0.5 if norm else 0.0,
+        relative_error=(difference / norm) ** 0.5 if norm else 0.0, histogram=_histogram(kld),
     )
 
 
@@ -88,6 +90,14 @@ def _parts(
             rows = slice(at, at + _ROWS)
             yield (text, reference[rows].to(device()), candidate[rows].to(device()),
                    None if truth is None else truth[rows].to(device()))
+
+
+def _histogram(kld: torch.Tensor) -> dict[str, int]:
+    edges = [10.0 ** power for power in range(-8, 1)]
+    names = [f"below {edges[0]:g}", *(f"{edge:g} to {10 * edge:g}" for edge in edges[:-1]),
+             f"{edges[-1]:g} and above"]
+    bins = torch.bucketize(kld, torch.tensor(edges, dtype=kld.dtype), right=True)
+    return dict(zip(names, bins.bincount(minlength=len(names)).tolist(), strict=True))
 
 
 def _error(values: torch.Tensor, text_of: torch.Tensor) -> float:

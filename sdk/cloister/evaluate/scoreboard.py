@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["check_picture", "ratios", "write_picture"]
+__all__ = ["check_picture", "is_score", "ratios", "write_picture"]
 
 # What is divided; divergences are not scores, and have no meaning as shares of another's.
 HIGHER_IS_BETTER = ("exact", "frame_exact", "intent_accuracy", "oos_recall", "slot_f1")
 LOWER_IS_BETTER = ("bits_per_byte",)
 KINDS = (".png", ".svg")
+
+
+def is_score(name: str) -> bool:
+    """Tell whether the metric called `name`, or `TASK.NAME`, is a score that can be divided."""
+    return name.rpartition(".")[2] in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 
 
 def ratios(metrics: Mapping[str, Mapping[str, float]], base: str) -> dict[str, dict[str, float]]:
@@ -25,10 +30,9 @@ def ratios(metrics: Mapping[str, Mapping[str, float]], base: str) -> dict[str, d
     for model, scores in metrics.items():
         divided[model] = {}
         for name, value in scores.items():
-            score = name.rpartition(".")[2]
-            lower = score in LOWER_IS_BETTER
-            if not lower and score not in HIGHER_IS_BETTER:
+            if not is_score(name):
                 continue
+            lower = name.rpartition(".")[2] in LOWER_IS_BETTER
             reference = metrics[base].get(name)
             above, below = (reference, value) if lower else (value, reference)
             if above is not None and below:

@@ -61,6 +61,10 @@ class Divergence(Protocol):
     def top1(self) -> float:
         """Share of positions with the same most likely token."""
 
+    @property
+    def histogram(self) -> Mapping[str, int]:
+        """Number of positions in each range of divergence."""
+
     def to_dict(self) -> Mapping[str, float | int]:
         """JSON-ready."""
 
@@ -190,7 +194,9 @@ class CheckReport:
             against |= {"program": found.program_from_parent.to_dict(),
                         "checkpoint": found.checkpoint_from_parent.to_dict()}
         return {
-            "program_against_checkpoint": found.program_from_checkpoint.to_dict(),
+            "program_against_checkpoint": {
+                **found.program_from_checkpoint.to_dict(),
+                "histogram": dict(found.program_from_checkpoint.histogram)},
             "parts_against_checkpoint": {
                 "parts": self.parts, "bound": BOUND, "worst": asdict(self.worst),
                 "constants_bytes": self.constants_bytes},

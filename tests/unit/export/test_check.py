@@ -111,7 +111,10 @@ def test_without_the_parent_figures_are_recorded_and_the_reason() -> None:
             parts=9, worst=Gap("head", 1e-6), constants_bytes=5, divergences=found, parent=parent,
         ).to_dict()
         assert record["against_parent"] == {"parent": parent, "reason": reason}
-        assert record["program_against_checkpoint"] == found.program_from_checkpoint.to_dict()
+        between = found.program_from_checkpoint
+        assert record["program_against_checkpoint"] == {
+            **between.to_dict(), "histogram": between.histogram}
+        assert sum(between.histogram.values()) == between.to_dict()["n"] == 200
 
 
 def test_a_large_model_is_measured_on_fewer_tokens() -> None:
