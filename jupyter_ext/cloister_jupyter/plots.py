@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from cloister.summary import html_table
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Table", "bars", "dots", "figure", "html_table"]
+__all__ = ["Table", "bars", "dots", "figure"]
 
 _WIDTH, _LABEL, _VALUE, _ROW, _CHAR = 520, 190, 70, 18, 5.7  # units of an SVG, about pixels
 _FILLS = (  # of a kind: colour, how much of it, and the dashes of its outline
@@ -36,27 +38,13 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def html_table(table: Table) -> str:
-    """Return a table for people and screen readers."""
-    def cells(row: Sequence[str]) -> str:
-        first, *rest = (escape(cell) for cell in row)
-        return f'<th scope="row" style="text-align:left">{first}</th>' + "".join(
-            f'<td style="text-align:left">{cell}</td>' for cell in rest)
-
-    head = "".join(
-        f'<th scope="col" style="text-align:left">{escape(cell)}</th>'
-        for cell in table.head)
-    body = "\n".join(f"<tr>{cells(row)}</tr>" for row in table.rows)
-    return (f"<table><caption>{escape(table.caption)}</caption>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-
-
 def figure(drawing: str, table: Table, legend: str = "") -> str:
     """Return a drawing under its title, with its numbers folded away."""
+    numbers = html_table(table.caption, table.rows, table.head)
     return (
         f'<figure style="margin:0 0 12px;min-width:0;max-width:{_WIDTH + 60}px">'
         f"<figcaption><strong>{escape(table.caption)}</strong>{legend}</figcaption>\n{drawing}\n"
-        f"<details><summary>The numbers</summary>{html_table(table)}</details></figure>")
+        f"<details><summary>The numbers</summary>{numbers}</details></figure>")
 
 
 def bars(

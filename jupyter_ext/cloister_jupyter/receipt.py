@@ -12,9 +12,10 @@ from cloister import family
 from cloister.bundle import Bundle
 from cloister.errors import CloisterError
 from cloister.evaluate.scoreboard import is_score, ratios
+from cloister.summary import html_table
 from cloister.tiers import Tier
 from cloister_jupyter.figures import KINDS, divergence, facts, scores, sizes
-from cloister_jupyter.plots import Table, bars, dots, figure, html_table
+from cloister_jupyter.plots import Table, bars, dots, figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,12 +67,11 @@ class ReceiptView:
     def html(self) -> str:
         """Return the view as a fragment of HTML."""
         names = tuple(self._bundles)
-        table = Table(caption=f"Receipt of {' and '.join(names)}",
-                      head=("", *names), rows=self.rows())
+        table = html_table(f"Receipt of {' and '.join(names)}", self.rows(), ("", *names))
         return (
             '<div style="display:grid;gap:8px 24px;align-items:start;'
             'grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr))">'
-            f"<div>{html_table(table)}</div>\n{self._sizes()}\n{self._divergence()}\n"
+            f"<div>{table}</div>\n{self._sizes()}\n{self._divergence()}\n"
             f"{self._scores()}\n</div>")
 
     def _sizes(self) -> str:

@@ -31,6 +31,7 @@ from cloister.errors import (
 from cloister.files import is_regular, whole_directory, whole_file
 from cloister.manifest import LIMIT_BYTES, FileEntry, Manifest, ProgramEntry
 from cloister.records import Finite, Record, Whole
+from cloister.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ class Golden(Record, frozen=True):
     margin: Finite  # smallest gap between the two best logits, over all steps
 
 
-class Bundle:
+class Bundle(Summary):
     """An opened bundle: its manifest read, its small files hashed.
 
     Raises (from `open` and the methods):
@@ -71,6 +72,24 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest, report: Report | None = None) -> None:
         self.path, self.manifest = path, manifest
         self.report = report  # what the export measured; None where it was opened from disk
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.path.name!r})"
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Return what the manifest says."""
+        said = self.manifest
+        yield from (
+            ("bundle", self.path.name), ("tier or model", said.name), ("recipe", said.recipe),
+            ("size", f"{said.size_bytes:,} bytes"),
+            ("weights", f"{said.shape.parameters:,}, embedding and head apart"),
+            ("context", f"{said.context:,} tokens"))
+        for entry in said.programs:
+            yield f"program for {entry.backend}", (
+                f"{entry.weight_bytes:,} bytes, and {entry.kv_bytes + entry.arena_bytes:,} of KV "
+                "buffers and activations")
+        yield "ExecuTorch", said.executorch
+        yield "checkpoint", said.parent
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:

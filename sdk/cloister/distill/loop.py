@@ -68,6 +68,12 @@ class Run:
     seconds: float = 0.0
     tokens: int = 0  # positions that were no padding
 
+    def in_words(self) -> str:
+        """Return steps, tokens, time and the last loss, in words."""
+        loss = f", last loss {self.losses[-1]:.4g}" if self.losses else ""
+        return (f"{len(self.losses):,} steps on {self.tokens:,} tokens in {self.seconds:,.1f} s"
+                f"{loss}")
+
 
 def train(
     student: Decoder | Sharded,

@@ -44,6 +44,7 @@ from cloister.model.device import multiplies_bfloat16
 from cloister.model.transformer import initial_weights
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
+from cloister.summary import Summary
 from cloister.tiers import Scale, Shape, Tier, ladder
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class DistillSettings(TrainSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillReport:
+class DistillReport(Summary):
     """The result of a distillation; cross-entropies are nats a token of held-out answers."""
 
     identity: str  # of the student
@@ -107,6 +108,15 @@ class DistillReport:
     before: float
     after: float
     too_long: tuple[str, ...] = ()  # places of the examples that the context does not hold
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Return the student's size, what training took and what it brought."""
+        yield from (
+            ("weights", f"{self.shape.parameters:,}"), ("training", self.run.in_words()),
+            ("cross-entropy of the teacher", f"{self.teacher:.4f} nats a token, held out"),
+            ("of the student before", f"{self.before:.4f}"), ("and after", f"{self.after:.4f}"),
+            ("examples left out", f"{len(self.too_long):,}, longer than the context"),
+            ("checkpoint", self.identity))
 
     def to_dict(self) -> dict[str, object]:
         """Return the report, JSON-ready."""

@@ -14,6 +14,7 @@ from cloister.evaluate.tasks import Score, check, correct, flips, resampled_erro
 from cloister.example import CHAT
 from cloister.pairs import pairs as to_ids
 from cloister.progress import silent
+from cloister.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ _TEXTS = ("story", CHAT)  # tasks with no one right answer: how well the text is
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Summary):
     """Scores by task, and divergence from another model where one was given."""
 
     model: str
@@ -54,6 +55,16 @@ class Report:
                 name.removesuffix("_se"): value
                 for name, value in self.divergence.to_dict().items() if name.endswith("_se")}
         return errors | ({"flips": self.flips.error} if self.flips else {})
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Return every value with its standard error."""
+        yield "model", self.model
+        if self.against is not None:
+            yield "against", self.against
+        yield "examples", f"{self.n:,}"
+        errors = self.errors
+        for name, value in self.metrics.items():
+            yield name, f"{value:.4g}" + (f" ± {errors[name]:.2g}" if name in errors else "")
 
     def to_dict(self) -> dict[str, object]:
         """Return the report, JSON-ready."""

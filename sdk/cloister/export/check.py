@@ -22,6 +22,7 @@ from cloister.errors import ExportMismatch
 from cloister.example import Example
 from cloister.export.parts import BOUND, ZeroHistory
 from cloister.pairs import request
+from cloister.summary import Summary
 
 if TYPE_CHECKING:
     from cloister.export.parts import Gap
@@ -173,7 +174,7 @@ def measure(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckReport:
+class CheckReport(Summary):
     """What an export found of a program: its proof, and what it lost."""
 
     parts: int  # that were compared
@@ -181,6 +182,16 @@ class CheckReport:
     constants_bytes: int  # of tensors that are the checkpoint's
     divergences: Divergences
     parent: str | None  # identity of the unquantized parent, where the checkpoint names it
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Return the proof, and the divergences."""
+        yield "parts compared", f"{self.parts:,}; the worst is {self.worst.part}"
+        yield "its distance, and the bound", f"{self.worst.size:.2g}, {BOUND:.2g}"
+        yield "weights of the checkpoint", f"{self.constants_bytes:,} bytes"
+        for name, found in vars(self.divergences).items():
+            if found is not None:
+                yield name.replace("_", " "), (
+                    f"{found.mean_kld:.2g} nats a token, {found.top1:.2%} the same likeliest token")
 
     def to_dict(self) -> dict[str, object]:
         """Return the program's part of the receipt, JSON-ready."""

@@ -27,6 +27,7 @@ from cloister.model.recipe import Recipe
 from cloister.model.shards import read_json, shards
 from cloister.model.transformer import Decoder
 from cloister.records import Whole  # noqa: TC001
+from cloister.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,13 +120,29 @@ def plan(config: ModelConfig, recipe: str | None, dtype: torch.dtype = torch.flo
     return result
 
 
-class Checkpoint:
+class Checkpoint(Summary):
     """A checkpoint on disk, its headers read and checked, its weights not read yet."""
 
     report: Report | None = None  # of the stage that made it, unless opened from disk
 
     def __init__(self, path: Path, metadata: Metadata, where: Mapping[str, Path]) -> None:
         self.path, self.metadata, self._where = path, metadata, where
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.path.name!r})"
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Return the shape, the recipe, and the report of the stage that made it, if any."""
+        shape, origin = self.metadata.config.shape, self.metadata.origin
+        yield from (
+            ("checkpoint", self.path.name), ("tier or model", self.metadata.name),
+            ("weights", f"{shape.parameters:,}, {shape.layers} layers of {shape.hidden_size}"),
+            ("context", f"{shape.context:,} tokens"),
+            ("recipe", self.metadata.recipe or "not quantized"))
+        if origin is not None:
+            yield "imported from", origin.format
+        if isinstance(self.report, Summary):
+            yield from self.report.summary()
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:

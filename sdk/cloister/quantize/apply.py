@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
 from pathlib import Path
@@ -24,6 +25,7 @@ from cloister.quantize.qat import check_groups, untied
 from cloister.quantize.rounding import stored_tensors
 from cloister.quantize.texts import COUNT, LENGTH, calibration_texts
 from cloister.quantize.train import QatSettings, train_quantized
+from cloister.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,7 +57,7 @@ class Coverage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeReport:
+class QuantizeReport(Summary):
     """The quantization of every tensor; none is left out."""
 
     identity: str  # of the quantized checkpoint
@@ -79,6 +81,20 @@ class QuantizeReport:
     def bits_per_parameter(self) -> float:
         """Mean over all weights, scales included."""
         return 8 * self.size_bytes / self.parameters
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Return the sizes, and what training or calibration took."""
+        yield from (
+            ("recipe", self.recipe), ("weights", f"{self.parameters:,}"),
+            ("size", f"{self.size_bytes:,} bytes"),
+            ("bits a weight", f"{self.bits_per_parameter:.2f}, scales included"))
+        for bits, count in sorted(Counter(row.bits for row in self.rows).items()):
+            yield f"tensors in {bits} bits", f"{count:,}"
+        if self.run is not None:
+            yield "training", self.run.in_words()
+        if self.layers:
+            yield "calibrated layers", f"{len(self.layers):,}"
+        yield "checkpoint", self.identity
 
     def to_dict(self) -> dict[str, object]:
         """Return the report, JSON-ready."""

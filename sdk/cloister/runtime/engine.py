@@ -15,10 +15,11 @@ from cloister.errors import SnapshotError
 from cloister.runtime import memory, program
 from cloister.runtime.core import Core, Rows
 from cloister.settings import Settings
+from cloister.summary import Summary
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from cloister.manifest import ProgramEntry
@@ -35,7 +36,7 @@ class _Load(Protocol):
     def __call__(self, path: Path, layers: int, *, threads: int | None) -> Program: ...
 
 
-class Engine(Core):
+class Engine(Core, Summary):
     """A loaded bundle.
 
     The KV buffers belong to the engine: sessions that take turns on it each find what the other
@@ -79,6 +80,13 @@ class Engine(Core):
 
     def __repr__(self) -> str:
         return f"Engine({self.bundle.path.name!r})"
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Return what is loaded, and how much of the context is in use."""
+        yield from self.bundle.summary()
+        yield "backend in use", self.backend
+        yield "model id", self.model_id
+        yield "KV buffers hold", f"{len(self.cached):,} tokens"
 
     @property
     def backend(self) -> str:

@@ -374,7 +374,7 @@ def test_no_repr_shows_a_text() -> None:
 
 
 def test_nothing_here_brings_torch_into_the_kernel() -> None:
-    names = ("cases", "checks", "grid", "rates", "regression", "votes")
+    names = ("cases", "checks", "grid", "rates", "receipt", "regression", "votes")
     code = "\n".join(f"import cloister_jupyter.{name}" for name in names)
     subprocess.run([sys.executable, "-c", f"{code}\nimport sys; assert 'torch' not in sys.modules"],
                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
