@@ -27,6 +27,7 @@ from cloister.vault.namespace import Kind
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, script, style
 from cloister_jupyter.runs import LIMIT_BYTES, Delta, Over, Ready, Request, Runs, columns_of
+from cloister_jupyter.votes_panel import VotesPanel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PromptLab"]
 
-_PANELS: tuple[type[Panel], ...] = ()
+_PANELS: tuple[type[Panel], ...] = (VotesPanel,)
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
 
 _Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
