@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cloister.runtime.protocol import Welcome
 
-__all__ = ["Badge", "badge"]
+__all__ = ["Badge", "badge", "evidence"]
 
 _Rows = tuple[tuple[str, str], ...]
 _SAYS = {
@@ -43,7 +43,7 @@ def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> 
         f"guard tier {tier}: {_SAYS.get(tier, 'unknown')}")
     alike: dict[_Rows, list[str]] = {}
     for name, welcome in welcomes.items():
-        alike.setdefault(_evidence(welcome), []).append(name)
+        alike.setdefault(evidence(welcome), []).append(name)
     return Badge(tier=tier, summary=f"{guard} · nothing kept", groups=(
         ("What is kept", (
             ("prompts and answers", "nothing: the model processes have no vault, and what was said "
@@ -61,7 +61,8 @@ def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> 
     ))
 
 
-def _evidence(welcome: Welcome) -> _Rows:
+def evidence(welcome: Welcome) -> _Rows:
+    """Return what a process said of how it guards itself, by names and values."""
     return (
         ("guard tier", f"{welcome.guard_tier}: {welcome.guard}"), *welcome.evidence.items(),
         *((f"memory: {what}", how) for what, how in welcome.memory.items()))

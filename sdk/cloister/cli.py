@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import guard
+from cloister.commands.start import explained
 from cloister.errors import CloisterError, InvalidText, place_of
 from cloister.formats import Split
 from cloister.settings import share_processor, under_torchrun
@@ -29,14 +30,17 @@ _CLOSED = 128 + 13  # as the shell says of a program that SIGPIPE ended
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, 1 with one sentence on a named error, 2 on wrong usage."""
     parser = _parser()
-    parsed = parser.parse_args(arguments)
+    words, jupyter = _for_jupyter(list(sys.argv[1:] if arguments is None else arguments))
+    parsed = parser.parse_args(words)
+    parsed.jupyter = jupyter
     if parsed.command == "import" and parsed.output is None and not parsed.list:
         parser.error("import needs -o OUT")
     if arguments is None:  # a whole process
         share_processor()
         if not parsed.debug:  # whose crash must leave no text
             hygiene.keep_out_of_dumps()
-        if not under_torchrun():  # whose processes talk to each other over the network
+        # Processes of torchrun talk to each other over the network, a page to its server.
+        if not (under_torchrun() or getattr(parsed, "action", "") == "start"):
             guard.enforce(files=True)
         for name in ("stdin", "stdout", "stderr"):
             if getattr(sys, name) is None:  # closed by who started us
@@ -258,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     _vault(add("vault", "what is kept of you: under which key, how much, and how to be rid of it"),
            common)
 
-    _lab(add("lab", "the prompt lab in notebooks: what its files hold"), common)
+    _lab(add("lab", "JupyterLab with the prompt lab and private defaults, or a leak check"), common)
 
     bench = add("bench", "speed and memory against the limits of this machine")
     which = bench.add_mutually_exclusive_group(required=True)
@@ -304,6 +308,15 @@ def _vault(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> 
 
 def _lab(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    begin = actions.add_parser(
+        "start", prog="cloister lab", description=explained(), parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="cloister lab [-h] [--port N] [--no-browser] [DIR] [-- JUPYTER'S ARGUMENTS]")
+    begin.add_argument("directory", type=Path, metavar="DIR", nargs="?", default=Path(),
+                       help="the folder that it shows (default: the current one)")
+    begin.add_argument("--port", type=_port, metavar="N", help="(default: Jupyter's, 8888)")
+    begin.add_argument("--no-browser", dest="browser", action="store_false",
+                       help="print the address, and open no browser")
     text = ("search a notebook and its checkpoint for texts that passed through the lab, and for "
             "personal data; 1 where something is found")
     check = actions.add_parser("check", help=text, description=text, parents=[common])
@@ -313,6 +326,21 @@ def _lab(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> No
 def _namespace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", default="default", metavar="NAME",
                         help="whose it is (default: %(default)s)")
+
+
+def _for_jupyter(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the arguments with `cloister lab` in full, and those after its `--`."""
+    if words[:1] != ["lab"] or words[1:2] == ["check"]:
+        return words, ()
+    end = words.index("--") if "--" in words else len(words)
+    return ["lab", "start", *words[1:end]], tuple(words[end + 1:])
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{number} is not from 0 to 65535")
+    return number
 
 
 def _positive(text: str) -> int:

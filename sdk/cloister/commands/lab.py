@@ -1,53 +1,73 @@
-"""`cloister lab`: what the prompt lab leaves in notebooks."""
+"""`cloister lab`: JupyterLab with the lab in it, and what the lab leaves in notebooks."""
 
 from __future__ import annotations
 
 import shlex
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from cloister import display
 from cloister.audit import notebook
 from cloister.commands.options import Options, Record
+from cloister.commands.start import start
 from cloister.commands.vault import asking
 from cloister.settings import Settings
 from cloister.vault import local
 from cloister.vault.namespace import Kind
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from argparse import Namespace
 
     from cloister.audit.notebook import Report
+    from cloister.vault.store import Vault
 
-__all__ = ["Lab", "lab"]
+__all__ = ["Lab", "checked", "lab"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lab(Options):
-    """What to do for the lab."""
+    """What to do for the lab; each action has some of these."""
 
     action: str
-    notebook: Path
+    notebook: Path | None = None
+    directory: Path | None = None
+    port: int | None = None
+    browser: bool = True
+    jupyter: tuple[str, ...] = ()  # more arguments
+
+    @classmethod
+    def of(cls, parsed: Namespace) -> Self:
+        """Take the options out of parsed arguments, those that the action has."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in vars(parsed).items() if name in names})
 
 
 def lab(args: Lab) -> Record:
     """Run one of the lab's commands; its record is not `ok` where something was found."""
+    if args.notebook is None:
+        start(args.directory or Path(), port=args.port, browser=args.browser, more=args.jupyter)
     with ExitStack() as stack:
-        trails = []
+        vault = None
         # Without a vault the lab has kept nothing, and nothing is made for a search.
-        known = local.header(Settings.from_environment()) is not None
-        if known:
+        if local.header(Settings.from_environment()) is not None:
             vault = stack.enter_context(local.open_vault(asking()))
-            trails = [notebook.Trail(space, Kind.HISTORY) for space in vault.namespaces()]
-        report = notebook.check(args.notebook, trails)
-        fingerprints = sum(len(trail.known) for trail in trails)
-    cures = _cures(args.notebook, report)
+        report, record = checked(args.notebook, vault)
     if not args.json:
-        _show(report, cures, fingerprints if known else None)
-    return {
-        "ok": not report.findings, "notebook": args.notebook.name,
-        "fingerprints": fingerprints if known else None, **report.to_dict(), "cures": cures}
+        _show(report, record["cures"], record["fingerprints"])
+    return record
+
+
+def checked(path: Path, vault: Vault | None) -> tuple[Report, Record]:
+    """Search a notebook for what the vault has fingerprints of, and for personal data."""
+    trails = [] if vault is None else [
+        notebook.Trail(space, Kind.HISTORY) for space in vault.namespaces()]
+    report = notebook.check(path, trails)
+    return report, {
+        "ok": not report.findings, "notebook": path.name, "fingerprints": (
+            None if vault is None else sum(len(trail.known) for trail in trails)),
+        **report.to_dict(), "cures": _cures(path, report)}
 
 
 def _cures(path: Path, report: Report) -> list[str]:

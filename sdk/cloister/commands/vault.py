@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cloister.audit.canary import Find
 
-__all__ = ["Vault", "asking", "vault"]
+__all__ = ["FORGOTTEN", "Vault", "asking", "vault"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ _NO_ROLLBACK = "an older copy of the whole vault cannot be told from the newest"
 _RESIDUE = (
     "The disk may hold the old blocks until they are reused, and a backup keeps what it copied, "
 )
-_FORGOTTEN = _RESIDUE + (
+FORGOTTEN = _RESIDUE + (
     "which the vault's key still opens: `cloister vault shred` and `rotate` take that key away."
 )
 _SHREDDED = _RESIDUE + (
@@ -157,8 +157,8 @@ def _forget(args: Vault) -> Record:
         raise VaultError(
             "There is no conversation of that name in that namespace; see --namespace.")
     if not args.json:
-        display.show(f"It is gone, and its key with it. {_FORGOTTEN}")
-    return {"forgotten": True, "residue": _FORGOTTEN}
+        display.show(f"It is gone, and its key with it. {FORGOTTEN}")
+    return {"forgotten": True, "residue": FORGOTTEN}
 
 
 def _shred(args: Vault) -> Record:

@@ -1,12 +1,13 @@
 """A conversation that is kept: what was said under a name, and the KV state to go on from.
 
-Record 0 of the object says with which model and system prompt it was begun; each other record is a
-message, or the names of cached objects that stand for it and must go when it goes.
+Record 0 of the object says its name and with which model and system prompt it was begun; each other
+record is a message, or the names of cached objects that stand for it and must go when it goes.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cloister.errors import SessionMismatch, SettingError
@@ -20,9 +21,19 @@ if TYPE_CHECKING:
     from cloister.runtime.prefix import PrefixCache
     from cloister.vault.namespace import Identity, Namespace
 
-__all__ = ["Conversation", "forget"]
+__all__ = ["Conversation", "Listed", "export", "forget", "listed"]
 
 _MOST = 256  # characters of a name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A conversation in a list of all. Its repr shows no text."""
+
+    id: str  # in hexadecimal; says nothing of the name
+    name: str = field(repr=False)
+    hours: int  # since it was gone on with
+    size_bytes: int  # on disk, without the KV state
 
 
 class Conversation:
@@ -103,7 +114,9 @@ class Conversation:
         said = [*before, *messages]
         rows: list[dict[str, object]] = []
         if again or not self._records:
-            rows.append({"model": self._prefixes.engine.model_id, "system": self.system})
+            rows.append({
+                "model": self._prefixes.engine.model_id, "system": self.system,
+                "name": self._name.decode("utf-8", "surrogatepass")})
         rows += [_row(message) for message in (said if again else said[len(before):])]
         names = [name.hex() for name in self._prefixes.names(positions, self._name)]
         blocks, known = set(names[:-1]), self._cached_names
@@ -162,6 +175,39 @@ def _gone_on() -> SessionMismatch:
     return SessionMismatch(
         "Another process went on with this session, or deleted it; open it again, or name another "
         "session.")
+
+
+def listed(space: Namespace) -> list[Listed]:
+    """Return the conversations of a namespace, the newest first.
+
+    Raises:
+        VaultError: the vault cannot be read.
+    """
+    found = []
+    for entry in space.entries(Kind.HISTORY):
+        try:
+            row = json.loads(entry.first or b"")
+        except ValueError:  # what the lab keeps
+            continue
+        if isinstance(row, dict) and "model" in row and isinstance(row.get("name"), str):
+            found.append(Listed(id=entry.tag.hex(), name=row["name"], hours=entry.hours,
+                                size_bytes=entry.size_bytes))
+    return found
+
+
+def export(space: Namespace, name: str) -> dict[str, Any]:
+    """Return what was said in a conversation, ready for JSON.
+
+    Raises:
+        SettingError: there is none of that name.
+        VaultError: the vault cannot be read.
+    """
+    rows = _records(space, _encoded(name))
+    if not rows:
+        raise SettingError("There is no such conversation any more; look again.")
+    return {
+        "name": name, "model": rows[0]["model"], "system": rows[0]["system"],
+        "messages": [row for row in rows if "role" in row]}
 
 
 def _encoded(name: str) -> bytes:

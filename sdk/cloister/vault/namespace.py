@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from cloister.vault.seal import Buffer, Field
     from cloister.vault.storage import Change, Storage
 
-__all__ = ["Identity", "Kind", "Namespace"]
+__all__ = ["Entry", "Identity", "Kind", "Namespace"]
 
 Identity = tuple[bytes, bytes]
 """Of an object: its tag and its wrapped key, which one that is made anew does not have."""
@@ -41,6 +42,16 @@ class Kind(IntEnum):
     def durable(self) -> bool:
         """Tell whether a write must outlive a power cut; caches need not."""
         return self is Kind.HISTORY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An object in a list of all. Its repr shows no text."""
+
+    tag: bytes
+    hours: int  # since it was written
+    size_bytes: int  # on disk
+    first: bytes | None = field(repr=False)  # record 0; None where there is none
 
 
 class Namespace:
@@ -110,6 +121,20 @@ class Namespace:
     def records(self, kind: Kind, name: bytes) -> list[bytes]:
         """Return all records of an object, in order."""
         return self._read(kind, name, "ORDER BY number")
+
+    def entries(self, kind: Kind) -> list[Entry]:
+        """Return all objects of a kind, what was written last first; none counts as used for that.
+        """
+        now, found = _hour(), []
+        for tag, hour, size in self.vault.db.rows(
+            f"SELECT tag, CAST(hour AS INTEGER), {_BYTES} FROM objects "
+            "WHERE namespace = ? AND kind = ? ORDER BY hour DESC, used DESC", self.tag, kind,
+        ):
+            first = self._records(kind, tag, "AND number = 0")
+            found.append(Entry(
+                tag=tag, hours=max(0, now - hour), size_bytes=size,
+                first=first[0] if first else None))
+        return found
 
     def numbers(self, kind: Kind, name: bytes) -> list[int]:
         """Return the number of each record of an object."""
@@ -265,8 +290,13 @@ class Namespace:
         return keys.unlock(keys.object_wrapping(self.tag, kind, epoch, tag, data), wrapped)
 
     def _read(self, kind: Kind, name: bytes, which: str) -> list[bytes]:
-        vault, tag = self.vault, self._tag(kind, name)
+        tag = self._tag(kind, name)
+        found = self._records(kind, tag, which)
+        if found:
+            self.vault.used.add(tag)
+        return found
 
+    def _records(self, kind: Kind, tag: bytes, which: str) -> list[bytes]:
         def read(rows: list[Row]) -> list[bytes]:
             epoch, wrapped, data = rows[0][:3]
             key, found = self._object_key(kind, epoch, tag, wrapped, data), []
@@ -279,7 +309,6 @@ class Namespace:
                         f"Record {number} of an object of kind {kind.name.lower()} is not what was "
                         "written; forget that object, or put back a copy of the vault."
                     ) from None
-            vault.used.add(tag)
             return found
 
         return self._with_rows(
