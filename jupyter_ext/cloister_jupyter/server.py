@@ -119,7 +119,8 @@ class _Handler(APIHandler):
     def set_cors_headers(self) -> None:
         """Let no other page read the answer."""
 
-    def options(self, *_args: str, **_given: str) -> NoReturn:
+    @web.authenticated
+    def options(self, *_args: str, **_given: str) -> NoReturn:  # type: ignore[override]
         """Refuse: no other page may ask."""
         raise web.HTTPError(405)
 

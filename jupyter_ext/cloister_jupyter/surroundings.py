@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from jupyterlab_server.config import get_federated_extensions
+from traitlets.utils.importstring import import_item
 
 from cloister_jupyter.badge import evidence
 from cloister_jupyter.kernels import PrivateKernelManager
@@ -114,8 +115,8 @@ def _lab(app: ServerApp) -> list[Fact]:
 
 
 def _kernels(app: ServerApp) -> list[Fact]:
-    made: Any = app.kernel_manager.kernel_manager_factory
-    private = isinstance(made, type) and issubclass(made, PrivateKernelManager)
+    private = issubclass(
+        import_item(app.kernel_manager.kernel_manager_class), PrivateKernelManager)
     return [Fact(name="kernels", good=None, value=(
         "IPython's history stays in memory; kernels are reached over Unix sockets where paths are "
         "short enough" if private else

@@ -32,6 +32,12 @@ export function inBytes(bytes: number): string {
   return `${size.toFixed(size < 10 ? 1 : 0)} ${unit}`;
 }
 
+/** Return a number in thousands and so on. */
+export function inCount(count: number): string {
+  const [size, unit] = count < 1e9 ? [count / 1e6, 'M'] : [count / 1e9, 'B'];
+  return `${size.toPrecision(3)} ${unit}`;
+}
+
 /** Return how long ago, from whole hours. */
 export function inAge(hours: number): string {
   if (hours < 1) {

@@ -71,8 +71,9 @@ function activate(
   document.head.append(h('style', {}, STYLE));
 
   const button = h('button', { class: 'cx-badge', type: 'button', onclick: () => void commands.execute(OPEN) }, 'Cloister');
-  const panel = new Panel(({ good, summary }) => {
-    button.textContent = good ? 'Cloister: private' : 'Cloister: look';
+  const panel = new Panel(({ groups, summary }) => {
+    const bad = groups.flatMap(({ facts }) => facts).filter(({ good }) => good === false).length;
+    button.textContent = bad ? `Cloister: ${bad} to look at` : 'Cloister: guarded';
     button.title = summary;
   });
   panel.title.icon = icon;
@@ -85,7 +86,8 @@ function activate(
   /** Run what a command does, and show the sentence of what fails. */
   const add = (id: string, label: string, execute: (args: { cwd?: string }) => Promise<void>, isEnabled?: () => boolean) => {
     commands.addCommand(id, {
-      label, icon: id === NEW ? icon : undefined, isEnabled,
+      label: ({ cwd }) => cwd === undefined ? label : 'Prompt Lab', // on a card of the launcher
+      icon: id === NEW ? icon : undefined, isEnabled,
       execute: args => execute(args).catch((error: Error) => showErrorMessage('Cloister', error.message))
     });
     palette?.addItem({ command: id, category: 'Cloister' });
@@ -109,7 +111,7 @@ function activate(
       await panel.forget(conversation);
     }
   });
-  launcher?.add({ command: NEW, category: 'Notebook', rank: 10 });
+  launcher?.add({ command: NEW, category: 'Cloister', rank: 10 });
 }
 
 const plugin: JupyterFrontEndPlugin<void> = {

@@ -1,7 +1,7 @@
 import { Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
 import { Widget } from '@lumino/widgets';
 
-import { h, inAge, inBytes, visible } from './elements';
+import { h, inAge, inBytes, inCount, visible } from './elements';
 import { ask, type Audit, type Conversation, type Kept, type Ladder, type Vault } from './server';
 
 /** Beside the notebooks: what holds for privacy, which tiers fit, what the vault keeps. */
@@ -25,8 +25,8 @@ export class Panel extends Widget {
       h('header', {}, h('h2', {}, 'Cloister'), this._button('Refresh', () => this.refresh())),
       this._note,
       section('Privacy', this._privacy),
-      section('Tiers on this machine', this._tiers),
-      section('Vault', this._vault)
+      section('Vault', this._vault),
+      section('Tiers on this machine', this._tiers)
     );
   }
 
@@ -80,8 +80,8 @@ export class Panel extends Widget {
     const audit = await ask<Audit>('audit');
     this._told(audit);
     const marks = { true: ['✓', 'holds'], false: ['!', 'look at this'], null: ['·', 'for your information'] } as const;
-    const group = ({ name, facts }: Audit['groups'][number], index: number) =>
-      h('details', { open: index === 0 }, h('summary', {}, name), h('dl', {}, ...facts.flatMap(fact => {
+    const group = ({ name, facts }: Audit['groups'][number]) =>
+      h('details', { open: facts.some(({ good }) => good === false) }, h('summary', {}, name), h('dl', {}, ...facts.flatMap(fact => {
         const [sign, words] = marks[`${fact.good}`];
         return [
           h('dt', {}, h('span', { class: 'cx-mark', role: 'img', 'aria-label': words, 'data-good': `${fact.good}` }, sign), fact.name),
@@ -99,7 +99,7 @@ export class Panel extends Widget {
         h('caption', {}, size === 'full' ? 'Full size' : 'The shipped family'),
         h('thead', {}, h('tr', {}, ...['tier', '4-bit size', 'memory', 'fits'].map(name => h('th', { scope: 'col' }, name)))),
         h('tbody', {}, ...tiers.map(tier => h('tr', {},
-          h('th', { scope: 'row' }, tier.tier, h('small', {}, ` ${(tier.parameters / 1e6).toPrecision(3)} M`)),
+          h('th', { scope: 'row' }, tier.tier, h('small', {}, ` ${inCount(tier.parameters)}`)),
           h('td', {}, inBytes(tier.four_bit_bytes)), h('td', {}, inBytes(tier.memory_bytes)),
           h('td', {}, tier.fits_this_machine ? 'yes' : 'no'))))))
     );
@@ -112,7 +112,7 @@ export class Panel extends Widget {
       this._vault.replaceChildren(h('p', {}, 'There is none here. Make one with ', h('code', {}, 'cloister vault init'), '.'));
       return;
     }
-    const key = h('p', {}, `Key: ${vault.provider}. ${vault.protects}.`);
+    const key = h('p', {}, `Key provider: ${vault.provider}; ${vault.protects}.`);
     if (vault.state === 'locked') {
       this._vault.replaceChildren(key, this._unlocking());
       return;
