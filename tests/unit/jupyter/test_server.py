@@ -1,0 +1,381 @@
+"""What the Jupyter server answers of ours, and to whom: a server as `cloister lab` starts it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+from tests.conftest import NO_KEY_STORE
+
+from cloister.runtime import conversation
+from cloister.settings import Settings
+from cloister.vault import local
+from cloister.vault.keys import Provider
+from cloister.vault.namespace import Kind, Namespace
+from cloister.vault.store import Vault
+
+pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+
+from cloister_jupyter.keeper import Keeper
+from cloister_jupyter.surroundings import closed_to_others
+
+pytestmark = pytest.mark.slow
+
+CONNECT = socket.socket.connect  # before each test is refused the network: this one is loopback
+TOKEN = "the-token-of-the-tests"
+PASSPHRASE = "Tonquedec-Quiberon"
+SAID, NAME = "a word in confidence about Rothéneuf", "plans for Pontrieux"
+VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# The user's own extension, which notes the routes of ours that the server has.
+ROUTES = """
+import json, os
+def _jupyter_server_extension_points():
+    return [{"module": "routes"}]
+def _load_jupyter_server_extension(app):
+    def rules(router):
+        for rule in router.rules:
+            yield from rules(rule.target) if hasattr(rule.target, "rules") else [rule]
+    def note():
+        with open(os.environ["ROUTES"] + ".part", "w") as file:
+            json.dump([rule.matcher.regex.pattern for rule in rules(app.web_app.default_router)
+                       if rule.target.__module__.startswith("cloister_jupyter")], file)
+        os.rename(os.environ["ROUTES"] + ".part", os.environ["ROUTES"])
+    app.io_loop.add_callback(note)
+"""
+
+
+def keep(space: Namespace, name: str, said: str) -> None:
+    space.append(Kind.HISTORY, name.encode(), [json.dumps(row).encode() for row in (
+        {"model": "0" * 64, "system": "call", "name": name}, {"role": "user", "content": said})])
+
+
+@dataclass
+class Server:
+    """A running server, and how to ask it."""
+
+    base: Path
+    port: int
+    process: subprocess.Popen[bytes]
+    routes: list[str] = field(default_factory=list)
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> Path:
+        return self.base / "files"
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(home=self.base / "cloister", data=None)
+
+    def ask(
+        self, verb: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, Any], http.client.HTTPResponse]:
+        """Ask, and return status, answer and all of it; header names have _ in place of -."""
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        line.sock = socket.socket()
+        CONNECT(line.sock, ("127.0.0.1", self.port))
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body)
+        line.request(verb, path, data, {
+            "Content-Type": "application/json",
+            **{name.replace("_", "-"): value for name, value in headers.items()}})
+        response = line.getresponse()
+        text = response.read()
+        line.close()
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = {}
+        return response.status, answer if isinstance(answer, dict) else {}, response
+
+    def post(self, name: str, **body: Any) -> tuple[int, dict[str, Any]]:
+        return self.ask("POST", f"/cloister/api/{name}", body, **self.token)[:2]
+
+    @property
+    def token(self) -> dict[str, str]:
+        return {"Authorization": f"token {TOKEN}"}
+
+    @property
+    def cookie(self) -> dict[str, str]:
+        return {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
+
+    def log_in(self) -> None:
+        """Take the cookies that a browser is given."""
+        response = self.ask("GET", f"/lab?token={TOKEN}")[2]
+        for line in response.headers.get_all("Set-Cookie") or ():
+            name, value = line.split(";")[0].split("=", 1)
+            self.cookies[name] = value
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@contextmanager
+def started(base: Path) -> Iterator[Server]:
+    for name in ("files", "config/jupyter_server_config.d", "data", "runtime", "ipython", "home"):
+        (base / name).mkdir(parents=True)
+    (base / "routes.py").write_text(ROUTES)
+    (base / "config/jupyter_server_config.d/routes.json").write_text(
+        json.dumps({"ServerApp": {"jpserver_extensions": {"routes": True}}}))
+    settings = Settings(home=base / "cloister", data=None)
+    holder = replace(local.keyholder(settings), passphrase=lambda: PASSPHRASE)
+    with Vault.create(settings.vault, holder, Provider.PASSPHRASE) as vault:
+        keep(vault.namespace(), NAME, SAID)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("CLOISTER_")},
+        **NO_KEY_STORE, "CLOISTER_HOME": str(settings.home), "HOME": str(base / "home"),
+        "JUPYTER_CONFIG_DIR": str(base / "config"), "JUPYTER_DATA_DIR": str(base / "data"),
+        "JUPYTER_RUNTIME_DIR": str(base / "runtime"), "IPYTHONDIR": str(base / "ipython"),
+        "ROUTES": str(base / "routes.json"), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(base), *sys.path))),
+    }
+    terminal, stdin = pty.openpty()  # Jupyter takes Ctrl-C for its own at a terminal alone
+    with (base / "log").open("wb") as log:
+        process = subprocess.Popen([
+            sys.executable, "-m", "cloister.cli", "lab", "--no-browser", "--port", str(port),
+            str(base / "files"), "--", "--allow-root", "--ServerApp.port_retries=0",
+            f"--IdentityProvider.token={TOKEN}",
+        ], env=environment, stdin=stdin, stdout=log, stderr=log, cwd=base)
+    os.close(stdin)
+    deadline = time.monotonic() + 90
+    while not (base / "routes.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, (base / "log").read_text()
+        time.sleep(0.1)
+    found = Server(base, port, process)
+    found.routes = [pattern.rstrip("$") for pattern in json.loads(
+        (base / "routes.json").read_text())]
+    yield found
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    os.close(terminal)
+
+
+def answered(status: int) -> bool:
+    return status < 400
+
+
+def test_no_route_answers_without_the_token_or_to_another_page_or_by_a_verb_that_it_has_not(
+    server: Server
+) -> None:
+    assert len(server.routes) >= 9
+    server.log_in()
+    xsrf = {"X_XSRFToken": server.cookies["_xsrf"]}
+    other = {"Origin": "http://evil.example"}
+    strangers: dict[str, tuple[str, dict[str, str]]] = {
+        "no token": ("", {}),
+        "wrong token": ("", {"Authorization": "token wrong"}),
+        "wrong token in the address": ("?token=wrong", {}),
+        "another origin with the token": ("", {**server.token, **other}),
+        "another port with the token": (
+            "", {**server.token, "Origin": f"http://127.0.0.1:{server.port + 1}"}),
+        "another page with the cookie": ("", {**server.cookie, **xsrf, **other}),
+        "another page's picture": ("", {**server.cookie, "Sec_Fetch_Site": "cross-site"}),
+        "another name for this machine": ("", {**server.token, "Host": "evil.example"}),
+        "cookie and another's XSRF token": ("", {**server.cookie, "X_XSRFToken": "2|a|b|1"}),
+        "cookie alone": ("", server.cookie),
+    }
+    tried, heard = 0, []
+    for route in server.routes:
+        for verb in VERBS:
+            for who, (query, headers) in strangers.items():
+                if verb == "GET" and who in ("cookie alone", "cookie and another's XSRF token"):
+                    continue  # what changes nothing needs no XSRF token; the page asks so
+                body = {} if verb in ("POST", "PUT", "PATCH") else None
+                status, answer, _ = server.ask(verb, route + query, body, **headers)
+                tried += 1
+                if answered(status) or set(answer) - {"message"}:
+                    heard.append((route, verb, who, status))
+    assert not heard and tried > 500
+    # With the token each has one verb, and a changing one is never GET.
+    allowed = {}
+    for route in server.routes:
+        for verb in VERBS:
+            status, answer, _ = server.ask(
+                verb, route, b"" if verb == "POST" else None, **server.token)
+            if status == 400 or answered(status):
+                allowed.setdefault(route, []).append(verb)
+    reads = {"audit", "tiers", "vault"}
+    for route in server.routes:
+        name = route.removeprefix("/cloister/api/")
+        assert allowed[route] == (["GET"] if name in reads else ["POST"]), route
+    # The controls: the same questions of the page itself.
+    for name in reads:
+        assert answered(server.ask("GET", f"/cloister/api/{name}", **server.token)[0])
+        assert answered(server.ask("GET", f"/cloister/api/{name}", **server.cookie)[0])
+    assert answered(server.ask(
+        "POST", "/cloister/api/vault/lock", {}, **server.cookie, **xsrf,
+        Origin=f"http://127.0.0.1:{server.port}", Sec_Fetch_Site="same-origin")[0])
+
+
+@pytest.mark.parametrize(("body", "kind", "status"), [
+    (b"{", "application/json", 400), (b"\xff", "application/json", 400),
+    (b"[]", "application/json", 400), (b"null", "application/json", 400),
+    (b"[" * 20_000, "application/json", 400), (b'{"passphrase": 1}', "application/json", 400),
+    (b'{"passphrase": ""}', "application/json", 400), (b"{}", "application/json", 400),
+    (b'{"passphrase": "a", "more": 1}', "application/json", 400),
+    (b'{"passphrase": "%s"}' % (b"a" * 5000), "application/json", 400),
+    (b'{"passphrase": "%s"}' % (b"a" * 70_000), "application/json", 413),
+    (b'{"passphrase": "a"}', "text/plain", 415),
+    (b"passphrase=a", "application/x-www-form-urlencoded", 415),
+])
+def test_what_is_no_right_body_is_refused_in_a_sentence(
+    server: Server, body: bytes, kind: str, status: int
+) -> None:
+    found, answer, response = server.ask(
+        "POST", "/cloister/api/vault/unlock", body, Content_Type=kind, **server.token)
+    assert found == status and answer["message"].endswith(".")
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_the_vault_is_opened_by_its_passphrase_listed_exported_forgotten_and_locked(
+    server: Server
+) -> None:
+    state = server.ask("GET", "/cloister/api/vault", **server.token)[1]
+    assert state["state"] == "locked" and state["asks"] and NAME not in json.dumps(state)
+    for name, body in (("list", {}), ("forget", {"id": "a"}),
+                       ("export", {"id": "a", "file": "a.json"})):
+        status, answer = server.post(f"vault/{name}", **body)
+        assert status == 400 and "locked" in answer["message"]
+    status, answer = server.post("vault/unlock", passphrase="Tonquedec-Quimper")
+    assert (status, answer["error"]) == (400, "WrongPassphrase")
+    assert server.post("vault/unlock", passphrase=PASSPHRASE)[0] == 200
+    [kept] = server.post("vault/list")[1]["conversations"]
+    assert (kept["name"], kept["namespace"], kept["hours"]) == (NAME, "default", 0)
+    for place in ("../out.json", "/../out.json", "a\0b", "none/../../out.json", "gone/out.json"):
+        status, answer = server.post("vault/export", id=kept["id"], file=place)
+        assert status == 400 and answer["message"].endswith("."), place
+    assert not (server.base / "out.json").exists()
+    assert server.post("vault/export", id=kept["id"], file="out.json")[0] == 200
+    out = server.files / "out.json"
+    assert json.loads(out.read_text())["messages"] == [{"role": "user", "content": SAID}]
+    assert out.stat().st_mode & 0o077 == 0
+    assert server.post("vault/export", id=kept["id"], file="out.json")[1]["error"] == "OutputExists"
+    assert "residue" in server.post("vault/forget", id=kept["id"])[1]
+    assert server.post("vault/forget", id=kept["id"])[0] == 400
+    assert server.post("vault/list")[1]["conversations"] == []
+    assert server.post("vault/lock")[0] == 200
+    assert server.post("vault/list")[0] == 400
+    log = (server.base / "log").read_text("utf-8", "replace")
+    for secret in (PASSPHRASE, NAME, SAID, "Tonquedec-Quimper", kept["id"], "out.json"):
+        assert secret not in log and quote(secret) not in log
+    assert "/cloister/api/vault/unlock" in log  # the control: it does note what is asked
+
+
+def test_a_notebook_is_searched_for_what_the_vault_has_fingerprints_of(server: Server) -> None:
+    (server.files / "leak.ipynb").write_text(json.dumps({
+        "nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{
+            "cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None,
+            "source": "mail = 'someone@example.org'"}]}))
+    assert server.post("vault/unlock", passphrase=PASSPHRASE)[0] == 200
+    status, found = server.post("check", path="leak.ipynb")
+    assert (status, found["ok"], found["fingerprints"]) == (200, False, 0)
+    assert [each["kind"] for each in found["findings"]] == ["email"]
+    assert "someone" not in json.dumps(found)
+    assert server.post("check", path="none.ipynb")[1]["error"] == "DataError"
+    server.post("vault/lock")
+
+
+def test_the_audit_says_how_this_server_is_set_up(server: Server) -> None:
+    found = server.ask("GET", "/cloister/api/audit", **server.token)[1]
+    facts = {fact["name"]: fact for group in found["groups"] for fact in group["facts"]}
+    for name in ("reachable", "token", "news", "updates", "extension manager"):
+        assert facts[name]["good"] is True, name
+    assert facts["other extensions"]["value"].startswith("routes:")
+    assert "in memory" in facts["kernels"]["value"]
+    assert facts["IPv4"]["value"] in ("refused", "open")
+
+
+def test_tiers_are_those_that_the_command_prints(server: Server) -> None:
+    ladders = server.ask("GET", "/cloister/api/tiers", **server.token)[1]["ladders"]
+    assert [ladder["size"] for ladder in ladders] == ["reference", "full"]
+    assert [tier["tier"] for tier in ladders[1]["tiers"]] == ["ultra", "pro", "nano-2", "nano-1"]
+
+
+def test_a_kernel_has_no_port_and_no_history_file_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    with started(tmp_path) as server:
+        status, kernel, _ = server.ask("POST", "/api/kernels", {}, **server.token)
+        assert status == 201
+        sockets = server.base / "runtime" / f"kernel-{kernel['id']}-ipc-5"
+        assert json.loads((server.base / "runtime" / f"kernel-{kernel['id']}.json").read_text())[
+            "transport"] == ("ipc" if len(str(sockets)) <= 103 else "tcp")
+        [running] = [child for child in psutil.Process(server.process.pid).children()
+                     if any(kernel["id"] in word for word in child.cmdline())]
+        assert running.cmdline()[-1] == "--HistoryManager.hist_file=:memory:"
+        assert running.environ()["JUPYTER_WIDGETS_ECHO"] == "0"
+        assert running.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+        assert not running.is_running()
+        assert not list((server.base / "runtime").glob("kernel-*"))
+        assert not list(server.base.rglob("history.sqlite"))
+        assert not (server.base / "config" / "jupyter_server_config.json").exists()
+
+
+@pytest.mark.parametrize(("ip", "certificate", "asks", "closed"), [
+    ("127.0.0.1", "", True, True), ("localhost", "", True, True), ("::1", "", True, True),
+    ("0.0.0.0", "", True, False), ("", "", True, False), ("::", "", True, False),
+    ("0.0.0.0", "cert.pem", True, True), ("127.0.0.1", "", False, False),
+])
+def test_a_vault_is_opened_only_where_nobody_else_can_read_or_ask(
+    ip: str, certificate: str, asks: bool, closed: bool
+) -> None:
+    app: Any = SimpleNamespace(ip=ip, sock="", certfile=certificate, identity_provider=(
+        SimpleNamespace(auth_enabled=asks)))
+    assert closed_to_others(app) is closed
+
+
+def test_a_vault_locks_itself_when_nobody_asks_and_goes_on_by_itself_where_nobody_is_asked(
+) -> None:
+    with local.open_vault(create=True, notify=lambda notice: None) as vault:
+        keep(vault.namespace(), NAME, SAID)
+        keep(vault.namespace("other"), "x", SAID)
+    keeper = Keeper(idle_s=0.3)
+    try:
+        assert {each["namespace"] for each in keeper.ask("list")["conversations"]} == {
+            "default", "other"}
+        child = keeper._child
+        assert child is not None
+        child.wait(30)
+        assert len(keeper.ask("list")["conversations"]) == 2
+        assert keeper.state() == {
+            "state": "open", "asks": False, "provider": "keyfile",
+            "protects": Provider.KEYFILE.protects}
+    finally:
+        keeper.close()
+
+
+def test_a_list_shows_conversations_alone_and_uses_none() -> None:
+    with local.open_vault(create=True, notify=lambda notice: None) as vault:
+        space = vault.namespace()
+        keep(space, "one", SAID)
+        space.append(Kind.HISTORY, b"\xfflab fingerprints", [b"\0" * 8])
+        space.append(Kind.HISTORY, b"\xfflab grid a", [b'{"key": "a"}'])
+        writes = vault.generation
+        [listed] = conversation.listed(space)
+        assert listed.name == "one" and "one" not in repr(listed)
+        assert not vault.used
+    with local.open_vault() as vault:
+        assert vault.generation == writes
+        assert conversation.export(vault.namespace(), "one")["messages"][0]["content"] == SAID
