@@ -9,7 +9,7 @@ export class Panel extends Widget {
   private readonly _note = h('p', { class: 'cx-note', role: 'status' });
   private readonly _privacy = h('div');
   private readonly _tiers = h('div');
-  private readonly _vault = h('div');
+  private readonly _vault = h('div', { tabindex: '-1' });
   private _kept: Conversation[] = [];
 
   /** @param told of each audit */
@@ -80,8 +80,9 @@ export class Panel extends Widget {
     const audit = await ask<Audit>('audit');
     this._told(audit);
     const marks = { true: ['✓', 'holds'], false: ['!', 'look at this'], null: ['·', 'for your information'] } as const;
-    const group = ({ name, facts }: Audit['groups'][number]) =>
-      h('details', { open: facts.some(({ good }) => good === false) }, h('summary', {}, name), h('dl', {}, ...facts.flatMap(fact => {
+    const opened = [...this._privacy.querySelectorAll('details')].map(({ open }) => open);
+    const group = ({ name, facts }: Audit['groups'][number], index: number) =>
+      h('details', { open: opened[index] ?? facts.some(({ good }) => good === false) }, h('summary', {}, name), h('dl', {}, ...facts.flatMap(fact => {
         const [sign, words] = marks[`${fact.good}`];
         return [
           h('dt', {}, h('span', { class: 'cx-mark', role: 'img', 'aria-label': words, 'data-good': `${fact.good}` }, sign), fact.name),
@@ -106,20 +107,26 @@ export class Panel extends Widget {
   }
 
   private async _showVault(): Promise<void> {
+    const parts = await this._vaultParts();
+    const focused = this._vault.contains(document.activeElement);
+    this._vault.replaceChildren(...parts);
+    if (focused) { // what had the focus is gone
+      this._vault.focus();
+    }
+  }
+
+  private async _vaultParts(): Promise<Node[]> {
     const vault = await ask<Vault>('vault');
     this._kept = [];
     if (vault.state === 'none') {
-      this._vault.replaceChildren(h('p', {}, 'There is none here. Make one with ', h('code', {}, 'cloister vault init'), '.'));
-      return;
+      return [h('p', {}, 'There is none here. Make one with ', h('code', {}, 'cloister vault init'), '.')];
     }
-    const key = h('p', {}, `Key provider: ${vault.provider}; ${vault.protects}.`);
+    const parts: Node[] = [h('p', {}, `Key provider: ${vault.provider}; ${vault.protects}.`)];
     if (vault.state === 'locked') {
-      this._vault.replaceChildren(key, this._unlocking());
-      return;
+      return [...parts, this._unlocking()];
     }
     const kept = await ask<Kept>('vault/list', {});
     this._kept = kept.conversations;
-    const parts: Node[] = [key];
     if (vault.asks) {
       parts.push(this._button('Lock', async () => {
         await ask('vault/lock', {});
@@ -132,7 +139,7 @@ export class Panel extends Widget {
     if (kept.others.objects) {
       parts.push(h('p', {}, `And ${kept.others.objects} other objects (grids, caches, fingerprints), ${inBytes(kept.others.bytes)}.`));
     }
-    this._vault.replaceChildren(...parts);
+    return parts;
   }
 
   private _entry(conversation: Conversation): HTMLElement {

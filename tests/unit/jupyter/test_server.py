@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import pty
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +16,12 @@ from urllib.parse import quote
 
 import psutil
 import pytest
-from tests.conftest import NO_KEY_STORE
+from tests.lab_server import TOKEN, LabServer, keep, settings_of, started
 
 from cloister.runtime import conversation
-from cloister.settings import Settings
 from cloister.vault import local
 from cloister.vault.keys import Provider
-from cloister.vault.namespace import Kind, Namespace
+from cloister.vault.namespace import Kind
 from cloister.vault.store import Vault
 
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
@@ -38,7 +32,6 @@ from cloister_jupyter.surroundings import closed_to_others
 pytestmark = pytest.mark.slow
 
 CONNECT = socket.socket.connect  # before each test is refused the network: this one is loopback
-TOKEN = "the-token-of-the-tests"
 PASSPHRASE = "Tonquedec-Quiberon"
 SAID, NAME = "a word in confidence about Rothéneuf", "plans for Pontrieux"
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -60,36 +53,21 @@ def _load_jupyter_server_extension(app):
 """
 
 
-def keep(space: Namespace, name: str, said: str) -> None:
-    space.append(Kind.HISTORY, name.encode(), [json.dumps(row).encode() for row in (
-        {"model": "0" * 64, "system": "call", "name": name}, {"role": "user", "content": said})])
-
-
 @dataclass
 class Server:
     """A running server, and how to ask it."""
 
-    base: Path
-    port: int
-    process: subprocess.Popen[bytes]
+    running: LabServer
     routes: list[str] = field(default_factory=list)
     cookies: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def files(self) -> Path:
-        return self.base / "files"
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(home=self.base / "cloister", data=None)
 
     def ask(
         self, verb: str, path: str, body: Any = None, **headers: str
     ) -> tuple[int, dict[str, Any], http.client.HTTPResponse]:
         """Ask, and return status, answer and all of it; header names have _ in place of -."""
-        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        line = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=60)
         line.sock = socket.socket()
-        CONNECT(line.sock, ("127.0.0.1", self.port))
+        CONNECT(line.sock, ("127.0.0.1", self.running.port))
         data = body if isinstance(body, bytes) or body is None else json.dumps(body)
         line.request(verb, path, data, {
             "Content-Type": "application/json",
@@ -124,52 +102,22 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
-@contextmanager
-def started(base: Path) -> Iterator[Server]:
-    for name in ("files", "config/jupyter_server_config.d", "data", "runtime", "ipython", "home"):
-        (base / name).mkdir(parents=True)
+    base = tmp_path_factory.mktemp("server")
     (base / "routes.py").write_text(ROUTES)
+    (base / "config/jupyter_server_config.d").mkdir(parents=True)
     (base / "config/jupyter_server_config.d/routes.json").write_text(
         json.dumps({"ServerApp": {"jpserver_extensions": {"routes": True}}}))
-    settings = Settings(home=base / "cloister", data=None)
-    holder = replace(local.keyholder(settings), passphrase=lambda: PASSPHRASE)
-    with Vault.create(settings.vault, holder, Provider.PASSPHRASE) as vault:
+    settings = settings_of(base, PASSPHRASE)
+    with Vault.create(settings.vault, local.keyholder(settings)) as vault:
         keep(vault.namespace(), NAME, SAID)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("CLOISTER_")},
-        **NO_KEY_STORE, "CLOISTER_HOME": str(settings.home), "HOME": str(base / "home"),
-        "JUPYTER_CONFIG_DIR": str(base / "config"), "JUPYTER_DATA_DIR": str(base / "data"),
-        "JUPYTER_RUNTIME_DIR": str(base / "runtime"), "IPYTHONDIR": str(base / "ipython"),
-        "ROUTES": str(base / "routes.json"), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(base), *sys.path))),
-    }
-    terminal, stdin = pty.openpty()  # Jupyter takes Ctrl-C for its own at a terminal alone
-    with (base / "log").open("wb") as log:
-        process = subprocess.Popen([
-            sys.executable, "-m", "cloister.cli", "lab", "--no-browser", "--port", str(port),
-            str(base / "files"), "--", "--allow-root", "--ServerApp.port_retries=0",
-            f"--IdentityProvider.token={TOKEN}",
-        ], env=environment, stdin=stdin, stdout=log, stderr=log, cwd=base)
-    os.close(stdin)
-    deadline = time.monotonic() + 90
-    while not (base / "routes.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, (base / "log").read_text()
-        time.sleep(0.1)
-    found = Server(base, port, process)
-    found.routes = [pattern.rstrip("$") for pattern in json.loads(
-        (base / "routes.json").read_text())]
-    yield found
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    os.close(terminal)
+    routes = base / "routes.json"
+    with started(base, ROUTES=str(routes)) as running:
+        deadline = time.monotonic() + 30
+        while not routes.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield Server(running, [
+            pattern.rstrip("$") for pattern in json.loads(routes.read_text())])
 
 
 def answered(status: int) -> bool:
@@ -189,7 +137,7 @@ def test_no_route_answers_without_the_token_or_to_another_page_or_by_a_verb_that
         "wrong token in the address": ("?token=wrong", {}),
         "another origin with the token": ("", {**server.token, **other}),
         "another port with the token": (
-            "", {**server.token, "Origin": f"http://127.0.0.1:{server.port + 1}"}),
+            "", {**server.token, "Origin": f"http://127.0.0.1:{server.running.port + 1}"}),
         "another page with the cookie": ("", {**server.cookie, **xsrf, **other}),
         "another page's picture": ("", {**server.cookie, "Sec_Fetch_Site": "cross-site"}),
         "another name for this machine": ("", {**server.token, "Host": "evil.example"}),
@@ -226,7 +174,7 @@ def test_no_route_answers_without_the_token_or_to_another_page_or_by_a_verb_that
         assert answered(server.ask("GET", f"/cloister/api/{name}", **server.cookie)[0])
     assert answered(server.ask(
         "POST", "/cloister/api/vault/lock", {}, **server.cookie, **xsrf,
-        Origin=f"http://127.0.0.1:{server.port}", Sec_Fetch_Site="same-origin")[0])
+        Origin=f"http://127.0.0.1:{server.running.port}", Sec_Fetch_Site="same-origin")[0])
 
 
 @pytest.mark.parametrize(("body", "kind", "status"), [
@@ -266,9 +214,9 @@ def test_the_vault_is_opened_by_its_passphrase_listed_exported_forgotten_and_loc
     for place in ("../out.json", "/../out.json", "a\0b", "none/../../out.json", "gone/out.json"):
         status, answer = server.post("vault/export", id=kept["id"], file=place)
         assert status == 400 and answer["message"].endswith("."), place
-    assert not (server.base / "out.json").exists()
+    assert not (server.running.base / "out.json").exists()
     assert server.post("vault/export", id=kept["id"], file="out.json")[0] == 200
-    out = server.files / "out.json"
+    out = server.running.files / "out.json"
     assert json.loads(out.read_text())["messages"] == [{"role": "user", "content": SAID}]
     assert out.stat().st_mode & 0o077 == 0
     assert server.post("vault/export", id=kept["id"], file="out.json")[1]["error"] == "OutputExists"
@@ -277,14 +225,14 @@ def test_the_vault_is_opened_by_its_passphrase_listed_exported_forgotten_and_loc
     assert server.post("vault/list")[1]["conversations"] == []
     assert server.post("vault/lock")[0] == 200
     assert server.post("vault/list")[0] == 400
-    log = (server.base / "log").read_text("utf-8", "replace")
+    log = server.running.log
     for secret in (PASSPHRASE, NAME, SAID, "Tonquedec-Quimper", kept["id"], "out.json"):
         assert secret not in log and quote(secret) not in log
     assert "/cloister/api/vault/unlock" in log  # the control: it does note what is asked
 
 
 def test_a_notebook_is_searched_for_what_the_vault_has_fingerprints_of(server: Server) -> None:
-    (server.files / "leak.ipynb").write_text(json.dumps({
+    (server.running.files / "leak.ipynb").write_text(json.dumps({
         "nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{
             "cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None,
             "source": "mail = 'someone@example.org'"}]}))
@@ -314,23 +262,24 @@ def test_tiers_are_those_that_the_command_prints(server: Server) -> None:
 
 
 def test_a_kernel_has_no_port_and_no_history_file_and_ctrl_c_ends_it(tmp_path: Path) -> None:
-    with started(tmp_path) as server:
+    with started(tmp_path) as running:
+        server = Server(running)
         status, kernel, _ = server.ask("POST", "/api/kernels", {}, **server.token)
         assert status == 201
-        sockets = server.base / "runtime" / f"kernel-{kernel['id']}-ipc-5"
-        assert json.loads((server.base / "runtime" / f"kernel-{kernel['id']}.json").read_text())[
+        sockets = running.base / "runtime" / f"kernel-{kernel['id']}-ipc-5"
+        assert json.loads((running.base / "runtime" / f"kernel-{kernel['id']}.json").read_text())[
             "transport"] == ("ipc" if len(str(sockets)) <= 103 else "tcp")
-        [running] = [child for child in psutil.Process(server.process.pid).children()
-                     if any(kernel["id"] in word for word in child.cmdline())]
-        assert running.cmdline()[-1] == "--HistoryManager.hist_file=:memory:"
-        assert running.environ()["JUPYTER_WIDGETS_ECHO"] == "0"
-        assert running.rlimit(psutil.RLIMIT_CORE) == (0, 0)
-        server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(60) == 0
-        assert not running.is_running()
-        assert not list((server.base / "runtime").glob("kernel-*"))
-        assert not list(server.base.rglob("history.sqlite"))
-        assert not (server.base / "config" / "jupyter_server_config.json").exists()
+        [begun] = [child for child in psutil.Process(running.process.pid).children()
+                   if any(kernel["id"] in word for word in child.cmdline())]
+        assert begun.cmdline()[-1] == "--HistoryManager.hist_file=:memory:"
+        assert begun.environ()["JUPYTER_WIDGETS_ECHO"] == "0"
+        assert begun.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(60) == 0
+        assert not begun.is_running()
+        assert not list((running.base / "runtime").glob("kernel-*"))
+        assert not list(running.base.rglob("history.sqlite"))
+        assert not (running.base / "config" / "jupyter_server_config.json").exists()
 
 
 @pytest.mark.parametrize(("ip", "certificate", "asks", "closed"), [
