@@ -36,20 +36,26 @@ class Badge(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
     groups: tuple[tuple[str, _Rows], ...]
 
 
-def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> Badge:
-    """Return what holds, for workers without a vault that greeted with `welcomes`, by name."""
+def badge(
+    welcomes: Mapping[str, Welcome], settings: Settings | None = None, *, kept: str = "",
+) -> Badge:
+    """Return what holds, for workers without a vault that greeted with `welcomes`, by name.
+
+    `kept` says what the lab itself keeps of prompts and answers; empty: it has no vault.
+    """
     tier = min((welcome.guard_tier for welcome in welcomes.values()), default=None)
     guard = "network: not known before the first run" if tier is None else (
         f"guard tier {tier}: {_SAYS.get(tier, 'unknown')}")
     alike: dict[_Rows, list[str]] = {}
     for name, welcome in welcomes.items():
         alike.setdefault(evidence(welcome), []).append(name)
-    return Badge(tier=tier, summary=f"{guard} · nothing kept", groups=(
+    return Badge(tier=tier, summary=f"{guard} · {_short(kept)}", groups=(
         ("What is kept", (
-            ("prompts and answers", "nothing: the model processes have no vault, and what was said "
-                                    "ends with this kernel"),
+            ("prompts and answers", kept or "nothing: the model processes have no vault, and what "
+                                            "was said ends with this kernel"),
             ("notebook file", "names of tiers and bundles only, no prompt and no answer"),
-            ("vault on this machine", f"{_vault(settings)}; this lab does not open it"),
+            ("vault on this machine", f"{_vault(settings)}; this lab " + (
+                "writes to one, its processes do not" if kept else "does not open it")),
         )),
         ("What is not guarded", (
             ("this page, the Jupyter server and the notebook's kernel",
@@ -59,6 +65,10 @@ def badge(welcomes: Mapping[str, Welcome], settings: Settings | None = None) -> 
         *((f"Model process{'es' * (len(names) > 1)} of {', '.join(names)}", rows)
           for rows, names in alike.items()),
     ))
+
+
+def _short(kept: str) -> str:
+    return "nothing kept" if not kept else f"kept: {kept.partition(',')[0]}"
 
 
 def evidence(welcome: Welcome) -> _Rows:

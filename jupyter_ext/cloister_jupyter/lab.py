@@ -26,7 +26,18 @@ from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, script, style
-from cloister_jupyter.runs import LIMIT_BYTES, Delta, Over, Ready, Request, Runs, columns_of
+from cloister_jupyter.history_panel import HistoryPanel
+from cloister_jupyter.runs import (
+    LIMIT_BYTES,
+    Delta,
+    Ended,
+    Over,
+    Ready,
+    Refused,
+    Request,
+    Runs,
+    columns_of,
+)
 from cloister_jupyter.votes_panel import VotesPanel
 
 if TYPE_CHECKING:
@@ -40,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PromptLab"]
 
-_PANELS: tuple[type[Panel], ...] = (VotesPanel,)
+_PANELS: tuple[type[Panel], ...] = (VotesPanel, HistoryPanel)
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
 
 _Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
@@ -85,7 +96,8 @@ class PromptLab(Page):
         found = columns_of(tiers, bundles)
         self.bundles = found
         self.space: Namespace | None = None if vault is None else vault.namespace(namespace)
-        self._trail = None if self.space is None else Trail(self.space, Kind.HISTORY)
+        self._trail: Trail | None = None  # opened when there is what to record
+        self._recording = threading.Lock()
         shipped = {family.bundle_path(tier) for tier in Tier}
         super().__init__(
             columns=[{"id": column.id, "name": column.name} for column in found],
@@ -109,7 +121,10 @@ class PromptLab(Page):
         Raises:
             VaultError: see `Trail`.
         """
-        if self._trail is not None:
+        if self.space is None:
+            return
+        with self._recording:
+            self._trail = self._trail or Trail(self.space, Kind.HISTORY)
             self._trail.record(texts)
 
     def receive(self, content: Any) -> None:
@@ -154,7 +169,7 @@ class PromptLab(Page):
                     "run": request.run, "columns": request.columns, "prompt": request.prompt,
                     "system": request.system},
                 "events": [msgspec.to_builtins(event) for event in self._events]})
-            self._send_badge()
+            self.send_badge()
         for panel in self._panels.values():
             panel.open()
 
@@ -168,14 +183,44 @@ class PromptLab(Page):
                 self._events[-1] = msgspec.structs.replace(event, texts=last.texts + event.texts)
             else:
                 self._events.append(event)
+            self._record(event)
             self.send(msgspec.to_builtins(event))
             if isinstance(event, Ready | Over):
-                self._send_badge()
+                self.send_badge()
+            if isinstance(event, Over) and self._runs.request is not None:
+                for panel in self._panels.values():
+                    panel.over(self._runs.request, tuple(self._events))
 
-    def _send_badge(self) -> None:
+    def _record(self, event: Event) -> None:
+        """Record the request before a tier is asked, and an answer before its end is shown.
+
+        Where that fails the run goes on, and the page is told.
+        """
+        request, texts = self._runs.request, list[str]()
+        if event.seq == 0 and request is not None:
+            texts = [request.prompt, request.system or ""]
+        elif isinstance(event, Ended | Refused):
+            texts = ["".join(text for each in self._events if isinstance(each, Delta)
+                             and each.column == event.column for text in each.texts)]
+        if not any(texts):
+            return
+        try:
+            self.record(texts)
+        except Exception as error:
+            self._history.problem(error, "cloister lab check will not find all of this run.")
+
+    @property
+    def _history(self) -> HistoryPanel:
+        panel = self._panels[HistoryPanel.name]
+        assert isinstance(panel, HistoryPanel)
+        return panel
+
+    def send_badge(self) -> None:
+        """Tell the pages what holds for privacy, as far as it is known."""
         names = {column.id: column.name for column in self._runs.columns.values()}
         self.send(msgspec.to_builtins(badge(
-            {names[id_]: welcome for id_, welcome in self._runs.welcomes.copy().items()})))
+            {names[id_]: welcome for id_, welcome in self._runs.welcomes.copy().items()},
+            kept="" if self.space is None else self._history.kept)))
 
 
 def _request(content: dict[str, Any]) -> Request:

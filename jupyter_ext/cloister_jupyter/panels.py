@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cloister.vault.namespace import Namespace
-    from cloister_jupyter.runs import Column
+    from cloister_jupyter.runs import Column, Event, Request
 
 __all__ = ["Lab", "Panel"]
 
@@ -25,6 +25,9 @@ class Lab(Protocol):
 
     def send(self, content: dict[str, Any]) -> None:
         """Send a message to the pages."""
+
+    def send_badge(self) -> None:
+        """Tell the pages anew what holds for privacy."""
 
 
 class Panel(ABC):
@@ -48,6 +51,13 @@ class Panel(ABC):
 
     def open(self) -> None:  # noqa: B027  # a panel may have nothing to tell
         """Tell all to a page that opened."""
+
+    def over(self, request: Request, events: Sequence[Event]) -> None:  # noqa: B027
+        """Hear of a run of the lab that is over, by all that was told of it."""
+
+    def results(self) -> list[dict[str, object]]:
+        """Return the rows that this panel has for a file: with their texts, and none without."""
+        return []
 
     def close(self) -> None:  # noqa: B027  # nor to let go of
         """Let go of what it holds; the lab is closed."""
