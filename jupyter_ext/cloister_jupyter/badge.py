@@ -68,7 +68,7 @@ def badge(
 
 
 def _short(kept: str) -> str:
-    return "nothing kept" if not kept else f"kept: {kept.partition(',')[0]}"
+    return "nothing kept" if not kept else f"kept: {kept.partition(' in ')[0]}"
 
 
 def evidence(welcome: Welcome) -> _Rows:

@@ -31,6 +31,7 @@
     │   └── NotEnoughDisk
     ├── OutputExists                the place to write to is taken
     ├── OutputUnwritable            the place to write to cannot be written
+    ├── RedactionFailed             a file that would hold what was to be replaced in it
     ├── EngineBusy                  an engine asked from two threads, or by two unfinished streams
     ├── ReplayError                 a replay file that is malformed or gives other tokens
     ├── SnapshotError               KV state that is malformed or belongs to another model
@@ -90,6 +91,7 @@ __all__ = [
     "PromptError",
     "ProtocolError",
     "QuantizationError",
+    "RedactionFailed",
     "ReplayError",
     "ResourceError",
     "SessionMismatch",
@@ -241,6 +243,10 @@ class OutputExists(CloisterError):
 
 class OutputUnwritable(CloisterError):
     """The place to write to cannot be written."""
+
+
+class RedactionFailed(CloisterError):
+    """A file that would hold what was to be replaced in it."""
 
 
 class EngineBusy(CloisterError):

@@ -167,8 +167,11 @@ def _allow_core_files() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
 
-def forms(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:
-    """Return the byte strings that a file with `text` has, by how it was written."""
+def forms(text: str, tokenizer: Tokenizer | None = None) -> dict[str, list[bytes]]:
+    """Return the byte strings that a file with `text` has, by how it was written.
+
+    Without a `tokenizer` that is not as token ids.
+    """
     plain = text.encode()
     encoded = {
         "UTF-8": [plain], "UTF-16": [text.encode("utf-16-le"), text.encode("utf-16-be")],
@@ -177,6 +180,8 @@ def forms(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:
         "base64": [base64.b64encode(bytes(n) + plain)[4:-4] for n in range(3)],
         "hexadecimal": [plain.hex().encode()],
     }
+    if tokenizer is None:
+        return encoded
     ids = tokenizer.encode(text)[1:-1]  # the outer ones may join with what is around
     middle = len(ids) // 2
     window = ids[max(0, middle - _WINDOW // 2):middle + _WINDOW // 2]
@@ -188,12 +193,17 @@ def forms(text: str, tokenizer: Tokenizer) -> dict[str, list[bytes]]:
 
 
 def search(
-    directory: Path, canaries: Sequence[Canary], tokenizer: Tokenizer
+    directory: Path, canaries: Sequence[Canary], tokenizer: Tokenizer | None = None, *,
+    least_bytes: int = 1,
 ) -> list[Find]:
-    """Find every canary in every file below `directory`, its names included."""
+    """Find every canary in every file below `directory`, its names included.
+
+    A form of fewer than `least_bytes` is not looked for: it may stand there by chance.
+    """
     patterns = [
         (canary.way, form, pattern) for canary in canaries
         for form, found in forms(canary.text, tokenizer).items() for pattern in found
+        if len(pattern) >= least_bytes
     ]
     finds = {
         Find(way, form, file.relative_to(directory)) for file, content in _files(directory)
