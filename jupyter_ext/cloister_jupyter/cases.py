@@ -14,23 +14,25 @@ import io
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cloister.errors import DataError, InvalidText, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["CHECK", "EXPECTED", "MOST_CASES", "TABLE_BYTES", "Case", "Template", "load_table",
-           "once", "read_table"]
+__all__ = ["CHECK", "EXPECTED", "MOST_CASES", "TABLE_BYTES", "Case", "Table", "Template", "blocks",
+           "decode_table", "load_table", "once", "read_table", "seeds"]
 
 EXPECTED, CHECK = "expected", "check"
 MOST_CASES = 20_000
 TABLE_BYTES = 16 << 20
 _NAME = re.compile(r"[^\W\d][\w .-]{0,63}")
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}\r\n]*)\}|[{}]")
+_BLOCKS = re.compile(r"^---+[ \t]*(?:\r?\n|$)", re.MULTILINE)
+_MOST_SEEDS = 1000
 _DELIMITERS = ",;\t"
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # as Excel saves "Unicode text"
 
@@ -97,6 +99,98 @@ class Template:
             plain + (case.values[name] if name is not None else "") for plain, name in self._parts)
 
 
+def blocks(text: str) -> tuple[Template, ...]:
+    """Return the templates of a text, which lines of three dashes or more stand between.
+
+    Raises:
+        SettingError, InvalidText: see `Template`.
+    """
+    found = [each.removesuffix("\n").removesuffix("\r") for each in _BLOCKS.split(text)]
+    return tuple(Template(each) for each in found if each.strip())
+
+
+def seeds(text: str) -> tuple[int | None, ...]:
+    """Return the seeds of a text such as "1-4 9"; one that is drawn where there is none.
+
+    Raises:
+        SettingError: it is no list of whole numbers, or too long.
+    """
+    found: list[int | None] = []
+    for part in re.split(r"[\s,;]+", text.strip()) if text.strip() else ():
+        ends = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part, re.ASCII)
+        if ends is None:
+            raise SettingError("Seeds are whole numbers, such as 1-4 or 7, 9; correct them.")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first or last - first + len(found) >= _MOST_SEEDS:
+            raise SettingError(f"Seeds are 1 to {_MOST_SEEDS:,}, counted up; take others.")
+        found += range(first, last + 1)
+    return tuple(found) or (None,)
+
+
+class Table:
+    """Cases that are edited cell by cell; its last columns are `expected` and `check`.
+
+    Its repr shows its size alone. It stays as it was where an edit is refused.
+    """
+
+    def __init__(self, cases: Sequence[Case] = (), variables: Sequence[str] = ()) -> None:
+        """Take cases; or for variables alone, an empty one."""
+        names = dict.fromkeys(name for case in cases for name in case.values)
+        self.columns = (*dict.fromkeys((*variables, *names)), EXPECTED, CHECK)
+        self.cases = list(cases)
+        if variables and not cases:
+            self.insert(0)
+
+    def __repr__(self) -> str:
+        return f"Table({len(self.cases)} cases)"
+
+    def cell(self, row: int, column: int) -> str:
+        """Return what stands in a cell; empty where it has no value."""
+        case, name = self.cases[row], self.columns[column]
+        if column < len(self.columns) - 2:
+            return case.values.get(name, "")
+        return (case.expected if name == EXPECTED else case.check) or ""
+
+    def edit(self, row: int, column: int, text: str) -> None:
+        """Put a text into a cell.
+
+        Raises:
+            InvalidText: it is not Unicode.
+            DataError: the table would be too large.
+        """
+        _check_unicode(text, "The cell")
+        if (size := len(text.encode())) > TABLE_BYTES:
+            raise _too_large(size)
+        case, name = self.cases[row], self.columns[column]
+        if column < len(self.columns) - 2:
+            self.cases[row] = replace(case, values={**case.values, name: text})
+        elif name == EXPECTED:
+            self.cases[row] = replace(case, expected=text if text.strip() else None)
+        else:
+            self.cases[row] = replace(case, check=text if text.strip() else None)
+
+    def insert(self, row: int) -> None:
+        """Put an empty case before a row.
+
+        Raises:
+            DataError: there are MOST_CASES.
+        """
+        if len(self.cases) >= MOST_CASES:
+            raise DataError(f"A table has at most {MOST_CASES:,} cases; take one out first.")
+        line = max((case.line for case in self.cases), default=1) + 1
+        self.cases.insert(row, Case(line=line, values=dict.fromkeys(self.columns[:-2], "")))
+
+    def remove(self, row: int) -> None:
+        """Take a case out."""
+        del self.cases[row]
+
+    def to_json(self) -> str:
+        """Return the JSON lines that are read as these cases."""
+        return "".join(json.dumps({
+            **case.values, EXPECTED: case.expected, CHECK: case.check,
+        }, ensure_ascii=False) + "\n" for case in self.cases)
+
+
 def load_table(path: Path) -> tuple[Case, ...]:
     """Read the table in a file; see `read_table`.
 
@@ -106,13 +200,18 @@ def load_table(path: Path) -> tuple[Case, ...]:
     try:
         if path.stat().st_size > TABLE_BYTES:
             raise _too_large(path.stat().st_size)
-        raw = path.read_bytes()
-        return read_table(raw.decode(_MARKS.get(raw[:2], "utf-8")))
-    except UnicodeDecodeError:
-        raise DataError(f"Table {path.name} is not UTF-8; save it as CSV UTF-8.") from None
+        return decode_table(path.read_bytes(), path.name)
     except OSError as error:
         raise DataError(
             f"Table {path.name} cannot be read ({error.strerror}); check the path.") from None
+
+
+def decode_table(raw: bytes, name: str = "in the file") -> tuple[Case, ...]:
+    """Read the table in the bytes of a file; see `load_table`."""
+    try:
+        return read_table(raw.decode(_MARKS.get(raw[:2], "utf-8")))
+    except UnicodeDecodeError:
+        raise DataError(f"Table {name} is not UTF-8; save it as CSV UTF-8.") from None
 
 
 def read_table(text: str) -> tuple[Case, ...]:

@@ -12,7 +12,9 @@
 A table says a check as JSON, `{"contains": "Paris"}`, or in short, `contains: Paris`. One of the
 first three, or `regex`, may stand alone: it compares with what the case has as `expected`. What an
 expression or a function does to itself, it does to its own case: that one fails, and the run goes
-on. What an outcome says never holds the answer.
+on. A search that takes too long is killed. A function cannot be: its case fails, it goes on behind,
+and until it returns it is not called again, and its other cases fail. What an outcome says never
+holds the answer.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ if TYPE_CHECKING:
 
     from cloister_jupyter.cases import Case
 
-__all__ = ["KINDS", "LIMIT_S", "Check", "Judge", "Outcome", "parse"]
+__all__ = ["FUNCTION_LIMIT_S", "KINDS", "LIMIT_S", "Check", "Judge", "Outcome", "parse"]
 
 KINDS = ("exact", "contains", "json", "schema", "regex", "function")
 LIMIT_S = 1.0  # for one search
+FUNCTION_LIMIT_S = 10.0  # for one call
 _DEAD = "BrokenPipeError"
 _START_S = 60.0  # for a process to begin, on a busy machine
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
@@ -67,11 +70,11 @@ class Check:
     value: object = field(default=None, repr=False)  # None: what is expected of the case
 
 
-def parse(text: str, line: int = 1) -> Check:
+def parse(text: str, line: int | None = None) -> Check:
     """Read a check as a table says it.
 
     Raises:
-        SettingError: it is none; the line of its case is named.
+        SettingError: it is none; the line of its case is named, unless it is the default check.
     """
     short = re.fullmatch(r"\s*(\w+)\s*(?::\s*(.*))?", text, re.DOTALL)
     if short is None:
@@ -86,28 +89,33 @@ def parse(text: str, line: int = 1) -> Check:
             not isinstance(value, list) or all(isinstance(part, str) for part in value)
         ):
             return Check(kind, value)
+    which = "default check" if line is None else f"check of line {line}"
     raise SettingError(
-        f"The check of line {line} is none that is known; write one such as contains: Paris, or "
+        f"The {which} is none that is known; write one such as contains: Paris, or "
         f'{{"regex": "^[0-9]+$"}}, of the kinds {", ".join(KINDS)}.')
 
 
 class Judge:
     """Judges answers; close it, or use it in a `with` statement: searches have their own process.
 
-    `functions` are those that checks name; each is given the answer and its case, and runs here,
-    for as long as it takes. `default` is the check, or the function, for a case that has none of
-    its own; without it the answer that is wanted decides.
+    `functions` are those that checks name; each is given the answer and its case, and runs in a
+    thread of this process, for `function_limit_s` at most (see the module). `default` is the check,
+    or the function, for a case that has none of its own; without it the answer that is wanted
+    decides.
     """
 
     def __init__(
         self, *, functions: Mapping[str, Callable[[str, Case], bool]] | None = None,
         default: Check | Callable[[str, Case], bool] | None = None, limit_s: float = LIMIT_S,
+        function_limit_s: float = FUNCTION_LIMIT_S,
     ) -> None:
         self._functions = dict(functions or {})
         if callable(default):
             self._functions[""] = default
             default = Check("function", "")
         self._default, self._search = default, _Search(limit_s)
+        self._function_limit_s = function_limit_s
+        self._calls: dict[str, threading.Thread] = {}  # the last one of each function
 
     def __enter__(self) -> Self:
         return self
@@ -183,17 +191,25 @@ class Judge:
         return Outcome(said == "yes", {"yes": "", "no": "no match"}.get(said, said))
 
     def _call(self, name: str, answer: str, case: Case) -> Outcome:
-        try:
-            said = self._functions[name](answer, case)
-        except KeyboardInterrupt:  # the user's, who stops the run
-            raise
-        except BaseException as error:  # SystemExit, too: whatever it does, it does to its case
-            return Outcome(False, type(error).__name__)
-        try:  # numpy's booleans are none of Python's
-            return Outcome(bool(said)) if type(said).__name__ in ("bool", "bool_") else Outcome(
-                False, f"the function returned {type(said).__name__}, not True or False")
-        except Exception as error:
-            return Outcome(False, type(error).__name__)
+        """Call a function, and wait for it; KeyboardInterrupt is the user's, who stops the run."""
+        before = self._calls.get(name)
+        if before is not None and before.is_alive():
+            return Outcome(False, "TimeoutError of an earlier case")
+        said: list[Outcome | BaseException] = []
+
+        def call() -> None:
+            try:
+                said.append(_judged(self._functions[name](answer, case)))
+            except BaseException as error:  # SystemExit, too: whatever it does, it does to its case
+                said.append(error)
+
+        calling = self._calls[name] = threading.Thread(target=call, daemon=True)
+        calling.start()
+        calling.join(self._function_limit_s)
+        outcome = said[0] if said else TimeoutError()
+        if isinstance(outcome, KeyboardInterrupt):
+            raise outcome
+        return outcome if isinstance(outcome, Outcome) else Outcome(False, type(outcome).__name__)
 
     def _wrong(self, check: Check, seen: set[str]) -> str:
         """Return what is wrong with a check, in words; empty for nothing."""
@@ -300,6 +316,13 @@ def _unfenced(answer: str) -> str:
     """Return an answer without the fence that models put around JSON."""
     found = _FENCE.fullmatch(answer.strip())
     return found[1] if found else answer
+
+
+def _judged(said: object) -> Outcome:
+    """Make an outcome of what a function returned; numpy's booleans are none of Python's."""
+    if type(said).__name__ in ("bool", "bool_"):
+        return Outcome(bool(said))
+    return Outcome(False, f"the function returned {type(said).__name__}, not True or False")
 
 
 def _outcome(passed: bool, why: str) -> Outcome:

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,7 @@ from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.checks import Outcome
 from cloister_jupyter.kept import TOOK, Answer, Place
 from cloister_jupyter.rates import Rate, verdict
-from cloister_jupyter.runs import LIMIT_BYTES
+from cloister_jupyter.runs import LIMIT_BYTES, TURN, start, take_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,10 +38,9 @@ if TYPE_CHECKING:
     from cloister_jupyter.kept import Kept
     from cloister_jupyter.rates import Verdict
 
-__all__ = ["MOST_ANSWERS", "Grid", "Plan", "Row", "fold"]
+__all__ = ["MOST_ANSWERS", "Flips", "Grid", "Plan", "Row", "fold"]
 
 MOST_ANSWERS = 200_000  # of a tier
-_LOOK_S = 0.02  # how often a wait looks whether it is to stop
 _DEATHS = 2  # of a tier's process in a row, and the tier is given up
 
 
@@ -118,6 +117,26 @@ class Row:
         sets = {frozenset(text for text, _ in fold(each)) for each in self.answers.values()}
         return len(sets) > 1
 
+    def passed(self, name: str) -> bool | None:
+        """Tell whether every answer of a tier passes; None where one is not judged."""
+        outcomes = [each.outcome for each in self.answers.get(name, ())]
+        if not outcomes or None in outcomes:
+            return None
+        return all(each is not None and each.passed for each in outcomes)
+
+    @property
+    def fails(self) -> bool:
+        """Whether a tier's answer does not pass."""
+        return any(self.passed(name) is False for name in self.answers)
+
+
+class Flips(NamedTuple):
+    """Rows that one tier passes and another does not, of `n` that both were judged on."""
+
+    broken: list[Row]
+    mended: list[Row]
+    n: int
+
 
 def fold(answers: Sequence[Answer]) -> list[tuple[str, int]]:
     """Return the distinct answers with their counts, the commonest first, then as they came."""
@@ -127,8 +146,9 @@ def fold(answers: Sequence[Answer]) -> list[tuple[str, int]]:
 class Grid:
     """A plan, asked of tiers. `stop` may be called from any thread, the rest from one at a time.
 
-    Each tier has its own process, and only while it is asked. `judge` judges the answers, `kept`
-    keeps them, and `record` is given all texts before it goes anywhere (see
+    Each tier has its own process, and only while it is asked. From the first answer of a run to its
+    end nobody else of this Python process is asked (see `runs.TURN`). `judge` judges the answers,
+    `kept` keeps them, and `record` is given all texts before it goes anywhere (see
     `cloister.audit.notebook`).
     """
 
@@ -149,14 +169,17 @@ class Grid:
         self.answers: dict[str, dict[Place, Answer]] = {name: {} for name in tiers}
         self._judge, self._kept, self._record = judge, kept, record
         self._worker = worker or (lambda bundle: Worker(bundle, vault=False))
-        self._stopped = threading.Event()
+        self._stopped, self._over = threading.Event(), False
         self._chat: Chat | None = None
         self._sizes: dict[str, int] = {}  # of bundles, in bytes
         if judge is not None:
             judge.prepare(plan.cases)
 
     def stop(self) -> None:
-        """End the run within a token; the answer that is not whole is dropped."""
+        """End the run within a token; the answer that is not whole is dropped.
+
+        Before the first run: it ends at once.
+        """
         self._stopped.set()
         if (chat := self._chat) is not None:
             chat.stop()
@@ -174,31 +197,46 @@ class Grid:
         Raises:
             NotEnoughDisk, VaultError: an answer cannot be kept.
         """
-        self._stopped.clear()
+        if self._over:
+            self._stopped.clear()
+        self._over = True
         self.reasons.clear()
         self._record([self.plan.system or "", *map(self.plan.prompt, self.plan.places())])
-        for name, bundle in self.tiers.items():
-            if self._stopped.is_set():
-                return
-            try:
-                yield from self._tier(name, bundle, progress)
-            except _GivenUp as error:
-                self.reasons[name] = str(error)
+        if TURN.locked():
+            progress(next(iter(self.tiers)), 0, len(self.plan), "waits")
+        if not take_turn(self._stopped):
+            return
+        try:
+            for name, bundle in self.tiers.items():
+                if self._stopped.is_set():
+                    return
+                try:
+                    yield from self._tier(name, bundle, progress)
+                except _GivenUp as error:
+                    self.reasons[name] = str(error)
+        finally:
+            TURN.release()
 
-    def rows(self, *, differing: bool = False) -> list[Row]:
-        """Return what was answered so far, or only where tiers differ: whole rows only."""
-        found, seeds = [], self.plan.seeds
-        for prompt, case, seed in self.plan.places():
-            if seed != seeds[0]:
-                continue
-            answers = {
-                name: [said[prompt, case, each] for each in seeds if (prompt, case, each) in said]
-                for name, said in self.answers.items()}
-            row = Row(prompt=prompt, case=case, answers={
-                name: each for name, each in answers.items() if len(each) == len(seeds)})
-            if row.answers and (row.differs or not differing):
-                found.append(row)
-        return found
+    def row(self, prompt: int, case: int) -> Row:
+        """Return what was answered at a place so far: of each tier every seed's answer, or none."""
+        seeds, answers = self.plan.seeds, {}
+        for name, said in self.answers.items():
+            found = [said[prompt, case, seed] for seed in seeds if (prompt, case, seed) in said]
+            if len(found) == len(seeds):
+                answers[name] = found
+        return Row(prompt=prompt, case=case, answers=answers)
+
+    def rows(
+        self, *, prompt: int | None = None, differing: bool = False, failing: bool = False,
+    ) -> list[Row]:
+        """Return what was answered so far, of one prompt or of all.
+
+        Or of that only where tiers differ, or one fails.
+        """
+        prompts = range(len(self.plan.prompts)) if prompt is None else (prompt,)
+        found = (self.row(each, case) for each in prompts for case in range(len(self.plan.cases)))
+        return [row for row in found if row.answers and (row.differs or not differing)
+                and (row.fails or not failing)]
 
     def rates(self, prompt: int = 0) -> dict[str, Rate]:
         """Return each tier's pass rate, the smallest bundle first.
@@ -206,24 +244,25 @@ class Grid:
         A case passes where every seed's answer does, and is counted when all are there. An answer
         that failed by the tier's fault, a context too short, does not pass.
         """
-        rates, rows = {}, [row for row in self.rows() if row.prompt == prompt]
+        rates, rows = {}, self.rows(prompt=prompt)
         if not self._sizes:
             self._sizes = {name: _size_bytes(bundle) for name, bundle in self.tiers.items()}
         for name in sorted(self.tiers, key=self._sizes.__getitem__):
-            passed = [_passed(row.answers.get(name, ())) for row in rows]
+            passed = [row.passed(name) for row in rows]
             rates[name] = Rate(passed=passed.count(True), n=len(passed) - passed.count(None))
         return rates
 
-    def flips(self, before: str, after: str) -> tuple[list[Row], list[Row]]:
+    def flips(self, before: str, after: str, prompt: int | None = None) -> Flips:
         """Return the rows that only `before` passes, and those that only `after` does."""
-        broken, mended = [], []
-        for row in self.rows():
-            one, other = (_passed(row.answers.get(name, ())) for name in (before, after))
+        broken, mended, n = [], [], 0
+        for row in self.rows(prompt=prompt):
+            one, other = row.passed(before), row.passed(after)
+            n += one is not None and other is not None
             if (one, other) == (True, False):
                 broken.append(row)
             elif (one, other) == (False, True):
                 mended.append(row)
-        return broken, mended
+        return Flips(broken=broken, mended=mended, n=n)
 
     def table(self) -> list[dict[str, object]]:
         """Return a record for each answer, for a file: it holds the texts."""
@@ -235,7 +274,7 @@ class Grid:
             "why": each.outcome.why if each.outcome else "", "error": each.error,
             **{key: getattr(each, key) for key in TOOK},
         } for name, said in self.answers.items() for place, each in sorted(
-            said.items(), key=lambda item: (item[0][:2], item[0][2] or 0))]
+            said.copy().items(), key=lambda item: (item[0][:2], item[0][2] or 0))]
 
     def verdict(self, wanted: float, prompt: int = 0) -> Verdict:
         """Say which tier is the smallest that passes a share of the cases; see `rates.verdict`."""
@@ -244,13 +283,16 @@ class Grid:
     def _tier(self, name: str, bundle: str | Path, progress: Progress) -> Iterator[Answer]:
         worker = self._worker(bundle)
         progress(name, 0, len(self.plan), "loading")
-        if not self._start(worker):
-            return
         try:
-            yield from self._asked(worker, name, progress)
+            loading = start(worker, self._stopped)
+        except CloisterError as error:
+            raise _GivenUp(str(error)) from None
+        try:
+            if loading is None:
+                yield from self._asked(worker, name, progress)
         finally:
-            if self._stopped.is_set():  # a process takes a second to end
-                threading.Thread(target=worker.close, daemon=True).start()
+            if self._stopped.is_set():  # to load goes on behind, and a process takes time to end
+                threading.Thread(target=_end, args=(worker, loading), daemon=True).start()
             else:
                 worker.close()
 
@@ -279,36 +321,6 @@ class Grid:
             if deaths == _DEATHS:
                 raise _GivenUp("Its process died twice in a row; run the grid again.")
         progress(name, total, total)
-
-    def _start(self, worker: Worker) -> bool:
-        """Load a tier; False where the run was stopped before that.
-
-        Loading cannot be interrupted: it ends behind, and its process with it.
-        """
-        failures: list[BaseException] = []
-
-        def start() -> None:
-            try:
-                worker.start()
-            except BaseException as error:
-                failures.append(error)
-
-        def end() -> None:
-            loading.join()
-            worker.close()
-
-        loading = threading.Thread(target=start, daemon=True)
-        loading.start()
-        while loading.is_alive():
-            loading.join(_LOOK_S)
-            if self._stopped.is_set():
-                threading.Thread(target=end, daemon=True).start()
-                return False
-        if failures and isinstance(failures[0], CloisterError):
-            raise _GivenUp(str(failures[0]))
-        if failures:
-            raise failures[0]
-        return True
 
     def _kept_answer(self, name: str, place: Place, model: str) -> Answer | None:
         if self._kept is None:
@@ -359,12 +371,10 @@ class Grid:
         return answer
 
 
-def _passed(answers: Sequence[Answer]) -> bool | None:
-    """Tell whether the answers of every seed pass; None where one is not judged."""
-    outcomes = [each.outcome for each in answers]
-    if not outcomes or None in outcomes:
-        return None
-    return all(each is not None and each.passed for each in outcomes)
+def _end(worker: Worker, loading: threading.Thread | None) -> None:
+    if loading is not None:
+        loading.join()
+    worker.close()
 
 
 class _GivenUp(Exception):

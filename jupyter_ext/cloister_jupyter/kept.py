@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cloister.vault.namespace import Namespace
     from cloister_jupyter.checks import Outcome
 
-__all__ = ["TOOK", "Answer", "Kept", "Place"]
+__all__ = ["TOOK", "Answer", "Kept", "Place", "other_release"]
 
 _RECORD_BYTES = 64 << 20
 _MOST_NAME = 256  # characters
@@ -44,11 +44,14 @@ class Answer:
 class Kept:
     """The answers of a grid in the vault, under a name; forgotten as one, with its key.
 
+    Beside them stands how the grid was asked, as its user wrote it. Without a vault all is kept in
+    memory, as long as this object.
+
     Raises (from its methods):
         VaultError: see `Namespace`.
     """
 
-    def __init__(self, space: Namespace, name: str) -> None:
+    def __init__(self, space: Namespace | None, name: str) -> None:
         """Take up what is kept under `name`.
 
         Raises:
@@ -60,9 +63,10 @@ class Kept:
         self._space = space
         # No conversation is called so: FF is in no text's UTF-8.
         self._name = b"\xfflab grid " + name.encode("utf-8", "surrogatepass")
+        self._form_name = b"\xfflab grid's form " + self._name
         found = [
-            decode(record, _Record, limit_bytes=_RECORD_BYTES, refuse=_other_release)
-            for record in space.records(Kind.HISTORY, self._name)]
+            decode(record, _Record, limit_bytes=_RECORD_BYTES, refuse=other_release)
+            for record in (space.records(Kind.HISTORY, self._name) if space is not None else ())]
         self._answers = {record.key: record for record in found}
 
     def __len__(self) -> int:
@@ -79,12 +83,27 @@ class Kept:
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer: on the disk before this returns."""
         record = _Record(key=key, **{name: getattr(answer, name) for name in _KEPT})
-        self._space.append(Kind.HISTORY, self._name, [msgspec.json.encode(record)])
+        if self._space is not None:
+            self._space.append(Kind.HISTORY, self._name, [msgspec.json.encode(record)])
         self._answers[key] = record
 
+    def put_form(self, form: bytes) -> None:
+        """Keep how the grid is asked."""
+        if self._space is not None:
+            self._space.put(Kind.HISTORY, self._form_name, form)
+
+    def form(self) -> bytes | None:
+        """Return how the grid was asked; None where that is not kept."""
+        return None if self._space is None else self._space.get(Kind.HISTORY, self._form_name)
+
     def forget(self) -> bool:
-        """Delete all answers and their key; False where there are none."""
+        """Delete all answers, how they were asked for, and their keys; False where there are none.
+        """
+        some = bool(self._answers)
         self._answers.clear()
+        if self._space is None:
+            return some
+        self._space.forget(Kind.HISTORY, self._form_name)
         return self._space.forget(Kind.HISTORY, self._name)
 
 
@@ -108,6 +127,7 @@ TOOK = tuple(name for name in _Record.__struct_fields__ if name not in ("key", "
 _KEPT = ("text", *TOOK)
 
 
-def _other_release(complaint: str) -> VaultDamaged:
+def other_release(complaint: str) -> VaultDamaged:
+    """Return the error that what is kept cannot be read."""
     return VaultDamaged(
         f"What is kept of this grid was written by another release ({complaint}); forget it.")

@@ -26,6 +26,7 @@ from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, script, style
+from cloister_jupyter.grid_panel import GridPanel
 from cloister_jupyter.history_panel import HistoryPanel
 from cloister_jupyter.runs import (
     LIMIT_BYTES,
@@ -41,17 +42,18 @@ from cloister_jupyter.runs import (
 from cloister_jupyter.votes_panel import VotesPanel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from cloister.vault.namespace import Namespace
     from cloister.vault.store import Vault
+    from cloister_jupyter.cases import Case
     from cloister_jupyter.panels import Panel
     from cloister_jupyter.runs import Event
 
 __all__ = ["PromptLab"]
 
-_PANELS: tuple[type[Panel], ...] = (VotesPanel, HistoryPanel)
+_PANELS: tuple[type[Panel], ...] = (GridPanel, VotesPanel, HistoryPanel)
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
 
 _Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
@@ -78,12 +80,13 @@ class PromptLab(Page):
     `tiers` are of the shipped family, None for all of them; `bundles` are paths of others. Each has
     a process of its own, without network and vault, which stays until `close` or the kernel's end.
     What is kept is sealed in the namespace `namespace` of `vault`; without one nothing is.
+    `functions` are what checks of a grid's cases may name; see `cloister_jupyter.checks.Judge`.
 
     Raises:
         SettingError: there is no tier of that name, or nothing to ask.
     """
 
-    _esm = script(*(panel.name for panel in _PANELS), "lab")
+    _esm = script(*(part for panel in _PANELS for part in (*panel.parts, panel.name)), "lab")
     _css = style("lab", *(panel.name for panel in _PANELS))
     columns = List(Dict()).tag(sync=True)  # ids and names
     tasks = List(Unicode()).tag(sync=True)
@@ -92,9 +95,11 @@ class PromptLab(Page):
     def __init__(
         self, tiers: Sequence[str] | None = None, bundles: Sequence[str | Path] = (), *,
         vault: Vault | None = None, namespace: str = "default",
+        functions: Mapping[str, Callable[[str, Case], bool]] | None = None,
     ) -> None:
         found = columns_of(tiers, bundles)
         self.bundles = found
+        self.functions = dict(functions or {})
         self.space: Namespace | None = None if vault is None else vault.namespace(namespace)
         self._trail: Trail | None = None  # opened when there is what to record
         self._recording = threading.Lock()

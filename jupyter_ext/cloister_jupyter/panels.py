@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from cloister.vault.namespace import Namespace
+    from cloister_jupyter.cases import Case
     from cloister_jupyter.runs import Column, Event, Request
 
 __all__ = ["Lab", "Panel"]
@@ -18,6 +19,7 @@ class Lab(Protocol):
     """What a panel uses of the lab that it belongs to."""
 
     bundles: tuple[Column, ...]
+    functions: dict[str, Callable[[str, Case], bool]]  # the user's own checks, by their names
     space: Namespace | None  # None: nothing is kept
 
     def record(self, texts: Iterable[str]) -> None:
@@ -37,6 +39,7 @@ class Panel(ABC):
     """
 
     name: ClassVar[str]  # before the dot in the types of its messages
+    parts: ClassVar[tuple[str, ...]] = ()  # scripts that `static/NAME.js` needs before it
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from cloister.errors import SettingError
@@ -11,7 +12,7 @@ from cloister.errors import SettingError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MOST", "Rate", "Verdict", "verdict", "wilson"]
+__all__ = ["MOST", "Rate", "Verdict", "compared", "sign_test", "verdict", "wilson"]
 
 MOST = 100_000  # cases more that are counted up to
 _Z = 1.959964  # of a two-sided interval of 95 %
@@ -122,6 +123,29 @@ def verdict(rates: Mapping[str, Rate], wanted: float) -> Verdict:
     if smaller:
         text += f" Whether a smaller one does is open: {_untold(smaller[0], rates, wanted)}"
     return Verdict(tier=passing, settled=not smaller, text=text)
+
+
+def sign_test(one: int, other: int) -> float:
+    """Return how often chance splits so many at least as unevenly (McNemar's test, exact)."""
+    n, term, tail = one + other, 1, 0
+    for k in range(min(one, other) + 1):
+        tail += term
+        term = term * (n - k) // (k + 1)
+    return min(1.0, float(Fraction(2 * tail, 2**n)))
+
+
+def compared(before: str, after: str, broken: int, mended: int, n: int) -> str:
+    """Say whether `after` is better than `before`, of `n` cases that both were judged on."""
+    if not broken + mended:
+        return f"{before} and {after} pass the same ones of {n:,} cases." if n else (
+            f"No case was judged of both {before} and {after}; give cases a check.")
+    chance = sign_test(broken, mended)
+    percent = "under 0.1" if chance < 0.001 else f"{100 * chance:.2g}"
+    told = f"{after} is {'worse' if broken > mended else 'better'}" if chance < 0.05 else (
+        "too few to tell the two apart")
+    return (f"Of {n:,} cases {after} breaks {broken:,} that {before} passes, and mends {mended:,}: "
+            f"{told}. Chance alone splits {broken + mended:,} as unevenly in {percent} % of "
+            "comparisons (exact McNemar test).")
 
 
 def _untold(name: str, rates: Mapping[str, Rate], wanted: float) -> str:

@@ -51,9 +51,13 @@ if TYPE_CHECKING:
     from cloister.runtime.protocol import Welcome
 
 __all__ = [
-    "LIMIT_BYTES", "Began", "Branched", "Column", "Delta", "Ended", "Event", "Over", "Probed",
-    "Ready", "Refused", "Request", "Resumed", "Runs", "Scored", "Unscored", "Waits", "columns_of",
+    "LIMIT_BYTES", "TURN", "Began", "Branched", "Column", "Delta", "Ended", "Event", "Over",
+    "Probed", "Ready", "Refused", "Request", "Resumed", "Runs", "Scored", "Unscored", "Waits",
+    "columns_of", "start", "take_turn",
 ]
+
+TURN = threading.Lock()
+"""Held by whoever asks: two at once would slow each other, and spoil the figures."""
 
 LIMIT_BYTES = 1 << 16  # of a prompt and of a system prompt, in UTF-8
 _BATCH_S = 0.04  # an eye sees no steps, and a fast tier sends few messages
@@ -158,8 +162,6 @@ class Probed:
 
 class Runs:
     """Requests to some bundles, one at a time; see the module."""
-
-    _turn = threading.Lock()  # two labs at once would slow each other, and spoil the figures
 
     def __init__(
         self, columns: Sequence[Column], tell: Callable[[Event], None], *,
@@ -339,7 +341,7 @@ class Runs:
                 try:
                     work(run)
                 finally:
-                    self._turn.release()
+                    TURN.release()
         finally:
             over.set()
             sender.join()
@@ -349,14 +351,11 @@ class Runs:
                 run.tell(Over, stopped=run.stopping.is_set())
 
     def _take_turn(self, run: Run) -> bool:
-        """Wait until no other lab of this process runs; False where stopped before that."""
-        if self._turn.acquire(blocking=False):
+        """Wait until nobody else of this process asks; False where stopped before that."""
+        if TURN.acquire(blocking=False):
             return True
         run.tell(Waits)
-        while not run.stopping.is_set():
-            if self._turn.acquire(timeout=_LOOK_S):
-                return True
-        return False
+        return take_turn(run.stopping)
 
     def _answer_all(self, run: Run) -> None:
         for id_ in run.request.columns:
@@ -421,37 +420,65 @@ class Runs:
     def _start(self, column: Column, run: Run) -> bool:
         """Start a column's worker, its bundle loaded; False where the run was stopped before that.
 
-        A bundle that is being loaded cannot be interrupted: it goes on behind, and is warm for the
-        next run. Where memory is short the other workers give theirs first.
+        What is being loaded goes on behind, and is warm for the next run. Where memory is short the
+        other workers give theirs first.
         """
-        failures: list[BaseException] = []
         worker = self._workers[column.id]
         before = worker.loaded
 
-        def start() -> None:
-            try:
-                try:
-                    worker.start()
-                except NotEnoughMemory:
-                    for other in self._workers.values():
-                        if other is not worker:
-                            other.close()
-                    worker.start()
-            except BaseException as error:
-                failures.append(error)
+        def free() -> None:
+            for other in self._workers.values():
+                if other is not worker:
+                    other.close()
 
-        loading = threading.Thread(target=start, daemon=True)
-        loading.start()
-        while loading.is_alive():
-            loading.join(_LOOK_S)
-            if run.stopping.is_set():
-                return False
-        if failures:
-            raise failures[0]
+        if start(worker, run.stopping, free) is not None:
+            return False
         if worker.loaded is not before:
             self._scored.discard(column.id)
         self.welcomes[column.id] = worker.welcome
         return True
+
+
+def take_turn(stopping: threading.Event) -> bool:
+    """Wait for TURN, and hold it; False where `stopping` came before."""
+    while not stopping.is_set():
+        if TURN.acquire(timeout=_LOOK_S):
+            return True
+    return False
+
+
+def start(
+    worker: Worker, stopping: threading.Event, free: Callable[[], None] = lambda: None,
+) -> threading.Thread | None:
+    """Start a worker, its bundle loaded. Where memory is short, after `free`.
+
+    A bundle that is being loaded cannot be interrupted: where `stopping` comes before the end, the
+    thread that goes on loading is returned.
+
+    Raises:
+        CloisterError: see `Worker.start`.
+    """
+    failures: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            try:
+                worker.start()
+            except NotEnoughMemory:
+                free()
+                worker.start()
+        except BaseException as error:
+            failures.append(error)
+
+    loading = threading.Thread(target=load, daemon=True)
+    loading.start()
+    while loading.is_alive():
+        loading.join(_LOOK_S)
+        if stopping.is_set():
+            return loading
+    if failures:
+        raise failures[0]
+    return None
 
 
 def _told(work: Callable[[], None], tell: Callable[[str, str], None]) -> None:

@@ -226,6 +226,7 @@ class Lab {
     this.end("");
     this.runButton.disabled = true;
     this.badge.detach();
+    this.panels.forEach(({ panel }) => panel.detached?.());
   }
 
   /** @param {any} message */

@@ -326,9 +326,9 @@ def test_two_bundles_are_compared_by_the_cases_that_flip_and_the_table_has_every
 
     said = grid({"old": FakeWorker(only("0")), "new": FakeWorker(only("1"))}, judge=Judge())
     list(said.run())
-    broken, mended = said.flips("old", "new")
-    assert ([row.case for row in broken], [row.case for row in mended]) == ([0], [1])
-    assert said.flips("old", "none") == ([], [])
+    broken, mended, judged = said.flips("old", "new")
+    assert ([row.case for row in broken], [row.case for row in mended], judged) == ([0], [1], 3)
+    assert said.flips("old", "none") == ([], [], 0)
     table = said.table()
     assert [(each["tier"], each["line"], each["passed"]) for each in table][:4] == [
         ("old", 2, True), ("old", 3, False), ("old", 4, False), ("new", 2, False)]
