@@ -6,6 +6,7 @@ are counted apart, neither as ties nor among the votes that are missing.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     from cloister_jupyter.votes import Result
 
-__all__ = ["Ballot", "Mark"]
+__all__ = ["MOST_PAIRS", "Ballot", "Mark"]
+
+MOST_PAIRS = 10_000
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,10 +46,13 @@ class Ballot:
     """Pairs of answers of some tiers to some items, and the votes on them.
 
     Raises:
-        SettingError: see `cloister_jupyter.votes.schedule`.
+        SettingError: there are more than MOST_PAIRS; or see `cloister_jupyter.votes.schedule`.
     """
 
     def __init__(self, names: Sequence[str], items: int, seed: int) -> None:
+        if math.comb(len(names), 2) * items > MOST_PAIRS:
+            raise SettingError(
+                f"A vote has {MOST_PAIRS:,} pairs at most and this one more; take fewer prompts.")
         self.names, self.votes = tuple(names), list[Cast]()
         self.revealed = False  # the names were shown; from then on no vote is blind
         self._schedule, self._texts = schedule(names, items, seed), dict[tuple[str, int], str]()

@@ -43,7 +43,9 @@ def figure(drawing: str, table: Table, legend: str = "") -> str:
     numbers = html_table(table.caption, table.rows, table.head)
     return (
         f'<figure style="margin:0 0 12px;min-width:0;max-width:{_WIDTH + 60}px">'
-        f"<figcaption><strong>{escape(table.caption)}</strong>{legend}</figcaption>\n{drawing}\n"
+        f"<figcaption><strong>{escape(table.caption)}</strong>{legend}</figcaption>"
+        # Of what is stripped the texts would stand there in one heap.
+        f'<div style="font-size:0px">{drawing}</div>'
         f"<details><summary>The numbers</summary>{numbers}</details></figure>")
 
 
@@ -105,7 +107,9 @@ def dots(
         for which, value in enumerate(values):
             said = "\N{EN DASH}" if value is None else text(value)
             if value is not None:
-                drawn.append(_mark(which, at(value), middle, f"{name}, {series[which]}: {said}"))
+                beside = 5 * (which - (len(values) - 1) / 2)  # each other, where they are equal
+                drawn.append(_mark(
+                    which, at(value), middle + beside, f"{name}, {series[which]}: {said}"))
             drawn.append(_text(_LABEL + room + 24 + which * _VALUE, number * _ROW, said, "start"))
     says = "; ".join(
         f"{name}: {' and '.join('unknown' if each is None else text(each) for each in values)}"
@@ -139,8 +143,8 @@ def _fill(kind: int) -> str:
 
 
 def _mark(which: int, x: float, y: float, says: str = "") -> str:
-    shape = (f'<circle cx="{x:.1f}" cy="{y}" r="4.5"' if which == 0 else
-             f'<path d="M{x:.1f} {y - 6}l6 6l-6 6l-6 -6z"')
+    shape = (f'<circle cx="{x:.1f}" cy="{y}" r="4"' if which == 0 else
+             f'<path d="M{x:.1f} {y - 5}l5 5l-5 5l-5 -5z"')
     return f"{shape} {_fill(which)}>{f'<title>{escape(says)}</title>' if says else ''}" + (
         "</circle>" if which == 0 else "</path>")
 

@@ -182,7 +182,7 @@ class VotesPanel {
   }
 
   /** @param {any} message */
-  showOutcome({ outcome, reasons, took, votes, same, lacking }) {
+  showOutcome({ outcome, reasons, took, votes, lacking }) {
     const cell = (/** @type {any} */ text) => h("td", {}, String(text));
     const table = (caption, head, rows) => h("table", {}, h("caption", {}, caption),
       h("thead", {}, h("tr", {}, ...head.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows));
@@ -190,13 +190,14 @@ class VotesPanel {
       h("h3", { tabindex: "-1" }, "The names"),
       h("ul", {}, ...outcome.map((words) => h("li", {}, words)),
         ...Object.entries(reasons).map(([name, words]) => h("li", {}, `${name} was not asked to the end: ${words}`))),
-      h("p", { class: "cl-note" }, `${same} pairs had equal answers, ${lacking} lack one.`),
+      h("p", { class: "cl-note" }, lacking ? `${lacking} pairs lack an answer.` : ""),
       table("What the answers took", ["tier", "first token, median", "tokens/s, median", "peak memory"],
         Object.entries(took).map(([name, each]) => h("tr", {}, h("th", { scope: "row" }, name), cell(inTime(each.ttft_s)),
           cell(each.tokens_per_s === null ? "–" : Math.round(each.tokens_per_s).toLocaleString("en")), cell(inBytes(each.peak_rss_bytes))))),
       h("details", {}, h("summary", {}, `The ${votes.length} votes`), h("div", { class: "cl-scroll", tabindex: "0", role: "region", "aria-label": "The votes" },
         table("Votes in order", ["prompt", "A", "B", "vote"], votes.map((each) => h("tr", {},
-          h("th", { scope: "row", dir: "auto" }, visible(each.prompt)), cell(each.left), cell(each.right), cell(each.vote)))))),
+          h("th", { scope: "row", dir: "auto" }, visible(each.prompt)), cell(each.left), cell(each.right),
+          cell(VOTES.find(([vote]) => vote === each.vote)?.[1] ?? each.vote)))))),
       h("div", { class: "cl-row" }, this.leaveButton()));
     this.lab.announce(outcome.join(" "));
   }

@@ -7,7 +7,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbconvert import HTMLExporter
 from tests.conftest import make_bundle
 
 from cloister import family
@@ -147,6 +149,15 @@ def test_the_view_reaches_out_to_nothing_runs_nothing_and_escapes_what_it_shows(
     assert html.count("&lt;script&gt;") >= 3
     assert not re.search(r"<[^>]*\s(on\w+|href|src)=", html)
     assert html.replace("http://www.w3.org/2000/svg", "").count("http") == 0
+
+
+def test_a_notebook_that_is_exported_as_a_page_has_the_plots() -> None:
+    data = ReceiptView("nano-1")._repr_mimebundle_()
+    output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)
+    page, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("ReceiptView('nano-1')", outputs=[output])]))
+    assert page.count('<svg role="img"') == 3
+    assert page.count("<summary>The numbers</summary>") == 3
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ def test_a_tier_that_cannot_be_asked_is_named_at_the_end_alone(make: Make) -> No
     ({"prompts": []}, "type one a line"), ({"columns": ["0"]}, "two tiers at least"),
     ({"columns": ["0", "9"]}, "choose another"), ({"columns": ["0", "0"]}, "there twice"),
     ({"max_tokens": 0}, "not of its kind"), ({"prompts": ["x" * 70_000]}, "70,000 bytes"),
+    ({"prompts": ["x"] * 10_001}, "10,000 pairs at most"),
     ({"name": "kept"}, "give the lab one"), ({"more": 1}, "not of its kind"),
 ])
 def test_what_cannot_be_asked_is_refused_in_a_sentence(
