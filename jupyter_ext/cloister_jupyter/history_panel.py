@@ -7,21 +7,18 @@ From the page come `history.keep` (the switch), `history.list`, `history.find`, 
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from cloister.errors import CloisterError, SettingError, place_of
-from cloister_jupyter.history import History, KeptRun, Line, run_of
+from cloister_jupyter.history import History, KeptRun, Line
 from cloister_jupyter.later import LaterPanel
-from cloister_jupyter.runs import Over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloister_jupyter.panels import Lab
-    from cloister_jupyter.runs import Event, Request
 
 __all__ = ["HistoryPanel"]
 
@@ -106,14 +103,10 @@ class HistoryPanel(LaterPanel):
         """Tell whether runs are kept."""
         self.send("state", keeping=self.keeping, why="" if self.history else _NO_VAULT)
 
-    def over(self, request: Request, events: Sequence[Event]) -> None:
+    def over(self, run: KeptRun) -> None:
         """Keep a run that is over, where that is wanted."""
         if self.history is not None and self.keeping:
-            names = {column.id: column.name for column in self.lab.bundles}
-            last = events[-1]
-            self.later(self._keep, self.history, run_of(
-                request, events, names, at_s=time.time(),
-                stopped=isinstance(last, Over) and last.stopped))
+            self.later(self._keep, self.history, run)
 
     def problem(self, error: Exception, what: str) -> None:
         """Tell of what could not be kept, where the run itself goes on."""

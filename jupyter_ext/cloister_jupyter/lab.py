@@ -13,6 +13,7 @@ whatever thread the kernel reads messages on.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -24,10 +25,13 @@ from cloister.errors import CloisterError, SettingError, place_of
 from cloister.runtime.chat import Sampling
 from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
+from cloister_jupyter import results
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, script, style
 from cloister_jupyter.grid_panel import GridPanel
+from cloister_jupyter.history import KeptRun, run_of
 from cloister_jupyter.history_panel import HistoryPanel
+from cloister_jupyter.results_panel import ResultsPanel
 from cloister_jupyter.runs import (
     LIMIT_BYTES,
     Delta,
@@ -49,11 +53,12 @@ if TYPE_CHECKING:
     from cloister.vault.store import Vault
     from cloister_jupyter.cases import Case
     from cloister_jupyter.panels import Panel
+    from cloister_jupyter.results import Written
     from cloister_jupyter.runs import Event
 
 __all__ = ["PromptLab"]
 
-_PANELS: tuple[type[Panel], ...] = (GridPanel, VotesPanel, HistoryPanel)
+_PANELS: tuple[type[Panel], ...] = (GridPanel, VotesPanel, HistoryPanel, ResultsPanel)
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
 
 _Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
@@ -109,6 +114,7 @@ class PromptLab(Page):
             tasks=list(_TASKS) if any(column.path in shipped for column in found) else [])
         self._lock = threading.RLock()  # of the events, so that none overtakes a snapshot
         self._events: list[Event] = []  # of the last run
+        self._last: KeptRun | None = None
         self._runs = Runs(found, self._tell)
         self._panels = {panel.name: panel(self) for panel in _PANELS}
         self.listen()
@@ -131,6 +137,40 @@ class PromptLab(Page):
         with self._recording:
             self._trail = self._trail or Trail(self.space, Kind.HISTORY)
             self._trail.record(texts)
+
+    def sources(self) -> list[str]:
+        """Return where there are results: "run", and the names of tabs."""
+        panels = [name for name, panel in self._panels.items() if panel.results()]
+        return [*["run"] * (self._last is not None), *panels]
+
+    def results(
+        self, source: str = "run", places: Sequence[int] = (),
+    ) -> list[dict[str, object]]:
+        """Return a row for each answer of the last run, with its texts; for a file, or a frame.
+
+        `source` may name a tab in place of "run"; "history" has the runs at `places`.
+
+        Raises:
+            SettingError: nothing was run yet, or there is no such tab or run.
+            VaultError: a run in the history cannot be read.
+        """
+        if source == HistoryPanel.name:
+            return [row for run in self._history.chosen(places) for row in run.rows()]
+        if source in self._panels:
+            return self._panels[source].results()
+        if source != "run" or self._last is None:
+            raise SettingError("There are no results yet; run something first.")
+        return self._last.rows()
+
+    def export(
+        self, path: str | Path, *, redact: bool = True, replace: bool = False, bom: bool = False,
+    ) -> Written:
+        """Write the answers of the last run to a CSV, Parquet or HTML file; see `results.export`.
+
+        Raises:
+            SettingError: nothing was run yet; or see `results.export`.
+        """
+        return results.export(self.results(), path, redact=redact, replace=replace, bom=bom)
 
     def receive(self, content: Any) -> None:
         """Do what the page asks for, at once; on any thread."""
@@ -193,8 +233,11 @@ class PromptLab(Page):
             if isinstance(event, Ready | Over):
                 self.send_badge()
             if isinstance(event, Over) and self._runs.request is not None:
+                self._last = run_of(
+                    self._runs.request, self._events, {each.id: each.name for each in self.bundles},
+                    at_s=time.time(), stopped=event.stopped)
                 for panel in self._panels.values():
-                    panel.over(self._runs.request, tuple(self._events))
+                    panel.over(self._last)
 
     def _record(self, event: Event) -> None:
         """Record the request before a tier is asked, and an answer before its end is shown.

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
     from cloister.vault.namespace import Namespace
     from cloister_jupyter.cases import Case
-    from cloister_jupyter.runs import Column, Event, Request
+    from cloister_jupyter.history import KeptRun
+    from cloister_jupyter.runs import Column
 
 __all__ = ["Lab", "Panel"]
 
@@ -30,6 +31,14 @@ class Lab(Protocol):
 
     def send_badge(self) -> None:
         """Tell the pages anew what holds for privacy."""
+
+    def sources(self) -> list[str]:
+        """Return where there are rows for a file: "run", and the names of panels."""
+
+    def results(
+        self, source: str = "run", places: Sequence[int] = (),
+    ) -> list[dict[str, object]]:
+        """Return the rows of the last run, of runs that the history has, or of a panel."""
 
 
 class Panel(ABC):
@@ -55,8 +64,8 @@ class Panel(ABC):
     def open(self) -> None:  # noqa: B027  # a panel may have nothing to tell
         """Tell all to a page that opened."""
 
-    def over(self, request: Request, events: Sequence[Event]) -> None:  # noqa: B027
-        """Hear of a run of the lab that is over, by all that was told of it."""
+    def over(self, run: KeptRun) -> None:  # noqa: B027
+        """Hear of a run of the lab that is over."""
 
     def results(self) -> list[dict[str, object]]:
         """Return the rows that this panel has for a file: with their texts, and none without."""

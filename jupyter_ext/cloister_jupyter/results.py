@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
     from cloister_jupyter.redaction import Redaction
 
-__all__ = ["FORMATS", "MOST_ROWS", "Written", "export", "texts_of", "unguarded"]
+__all__ = ["FORMATS", "MOST_ROWS", "Row", "Written", "export", "plain_rows", "texts_of",
+           "unguarded"]
 
 FORMATS = (".csv", ".parquet", ".html")
 MOST_ROWS = 100_000
@@ -83,7 +84,7 @@ def export(
     """
     path = Path(path)
     _check(path, replace=replace)
-    plain = _plain(rows)
+    plain = plain_rows(rows)
     redaction = propose(texts_of(plain)) if redact is True else redact or None
     replaced: Counter[str] = Counter()
     if redaction is not None:
@@ -126,8 +127,13 @@ def _check(path: Path, *, replace: bool) -> None:
         raise _taken(path)
 
 
-def _plain(rows: Sequence[Mapping[str, object]]) -> list[Row]:
-    """Return rows with the same columns each, of plain values; others become their JSON."""
+def plain_rows(rows: Sequence[Mapping[str, object]]) -> list[Row]:
+    """Return rows with the same columns each, of plain values; others become their JSON.
+
+    Raises:
+        DataError: there is no row, or too many.
+        InvalidText: a text is not Unicode.
+    """
     if not rows:
         raise DataError("There are no results to write; run something first.")
     if len(rows) > MOST_ROWS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +93,72 @@ def test_runs_are_listed_found_opened_and_deleted(open_notebook: Open, server: S
     lab.locator(".cl-note:has-text('0 runs')").wait_for()
     lab.get_by_label("Keep history").uncheck()
     lab.locator(".cl-badge dd:has-text('Keep history is off')").wait_for(state="attached")
+
+
+SAID = "Call Ada Byron at 020 7946 0958, and Zanzibar's <i>cousin</i> ADA BYRON. \x1b[31m\u202e"
+
+
+def axe(page: Any) -> list[str]:
+    """What axe finds serious or critical in a whole page."""
+    page.evaluate(Path(os.environ["TEST_AXE"]).read_text())
+    return [f"{each['id']}: {node['html']}" for each in page.evaluate(
+        "() => axe.run()")["violations"] if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]]
+
+
+def test_results_are_looked_through_marked_and_written(
+    open_notebook: Open, server: Server, browser: Any
+) -> None:
+    notebook = open_notebook("export.ipynb", LAB)
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    ask(lab, SAID)
+    lab.get_by_role("tab", name="Export").click()
+    lab.get_by_role("button", name="Look for personal data").click()
+    preview = lab.get_by_label("Preview")
+    marks = preview.locator(".cl-black")
+    marks.first.wait_for(timeout=120_000)
+    assert {"Ada Byron", "020 7946 0958", "ADA BYRON"} <= set(marks.all_inner_texts())
+    preview.get_by_label("Also replace").fill("zanzibar")
+    preview.get_by_role("button", name="Add").click()
+    marks.locator(":scope:text-is('Zanzibar')").first.wait_for()
+    notebook.page.evaluate("""() => {
+        const walk = document.createTreeWalker(
+            document.querySelector('.cl-texts'), NodeFilter.SHOW_TEXT);
+        while (walk.nextNode()) {
+            const node = walk.currentNode, at = node.data.indexOf('cousin');
+            if (at >= 0) return getSelection().setBaseAndExtent(node, at, node, at + 6);
+        }
+    }""")
+    preview.get_by_role("button", name="Replace what is selected").click()
+    marks.locator(":scope:text-is('cousin')").first.wait_for()
+    looked_at(notebook, "export")
+    marks.locator(":scope:text-is('cousin')").first.click()
+    preview.get_by_role("checkbox", name="Replace cousin").wait_for()
+    marks.locator(":scope:text-is('cousin')").first.wait_for(state="detached")
+    lab.get_by_role("button", name="Write file").click()
+    lab.locator(".cl-written:has-text('none is in it')").wait_for()
+    lab.get_by_role("button", name="Write file").click()
+    lab.locator(".cl-alert:has-text('exists already')").wait_for()
+    text = (server.notebooks / "results.html").read_text("utf-8")
+    assert "cousin" in text and "[NAME 1]" in text
+    for gone in ("byron", "zanzibar", "7946"):
+        assert gone not in text.lower()
+    lab.get_by_label("Left as it is").check()
+    lab.get_by_label("As", exact=True).select_option("csv")
+    lab.get_by_role("button", name="Write file, with personal data").click()
+    lab.locator(".cl-written:has-text('Nothing was replaced')").wait_for()
+    assert "Ada Byron" in (server.notebooks / "results.csv").read_text("utf-8")
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": 900, "height": 700})
+        page, said = context.new_page(), list[str]()
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("request", lambda request, said=said: said.append(request.url))
+        page.goto((server.notebooks / "results.html").as_uri())
+        assert page.get_by_role("table").is_visible()
+        assert said == [(server.notebooks / "results.html").as_uri()]  # nothing else was asked for
+        if "TEST_SCREENSHOTS" in os.environ:
+            page.screenshot(path=Path(os.environ["TEST_SCREENSHOTS"]) / f"page-{scheme}.png")
+        if "TEST_AXE" in os.environ:
+            assert axe(page) == []
+        context.close()
