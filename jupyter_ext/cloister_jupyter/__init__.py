@@ -1,4 +1,4 @@
-"""Cloister in notebooks: tiers side by side on a prompt, and a bundle's receipt in plots.
+"""Cloister in notebooks: tiers side by side, a conversation, and a bundle's receipt in plots.
 
 The names here are loaded when they are first used: a Jupyter server takes the extension alone.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cloister_jupyter.cases import Template, load_table, read_table
+    from cloister_jupyter.chat import ChatWidget
     from cloister_jupyter.checks import Judge
     from cloister_jupyter.grid import Grid, Plan
     from cloister_jupyter.kept import Kept
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from cloister_jupyter.receipt import ReceiptView
 
 __all__ = [
+    "ChatWidget",
     "Grid",
     "Judge",
     "Kept",
@@ -29,8 +31,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Grid": "grid", "Judge": "checks", "Kept": "kept", "Plan": "grid", "PromptLab": "lab",
-    "ReceiptView": "receipt", "Template": "cases", "load_table": "cases", "read_table": "cases",
+    "ChatWidget": "chat", "Grid": "grid", "Judge": "checks", "Kept": "kept", "Plan": "grid",
+    "PromptLab": "lab", "ReceiptView": "receipt", "Template": "cases", "load_table": "cases",
+    "read_table": "cases",
 }
 
 

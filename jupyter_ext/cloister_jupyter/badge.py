@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from cloister.runtime.protocol import Welcome
 
-__all__ = ["Badge", "badge", "evidence"]
+__all__ = ["Badge", "Rows", "badge", "evidence", "kept_by_lab"]
 
-_Rows = tuple[tuple[str, str], ...]
+Rows = tuple[tuple[str, str], ...]
 _SAYS = {
     2: "no network (refused by the operating system)",
     1: "no network for Python code only",
@@ -33,30 +33,31 @@ class Badge(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
 
     tier: int | None  # lowest of the processes; None: none was started yet
     summary: str
-    groups: tuple[tuple[str, _Rows], ...]
+    groups: tuple[tuple[str, Rows], ...]
 
 
 def badge(
-    welcomes: Mapping[str, Welcome], settings: Settings | None = None, *, kept: str = "",
+    welcomes: Mapping[str, Welcome], settings: Settings | None = None, *,
+    kept: tuple[str, Rows] | None = None,
 ) -> Badge:
-    """Return what holds, for workers without a vault that greeted with `welcomes`, by name.
+    """Return what holds, for workers that greeted with `welcomes`, by name.
 
-    `kept` says what the lab itself keeps of prompts and answers; empty: it has no vault.
+    `kept` says in a word and by rows what is kept; without it the workers have no vault.
     """
+    word, rows = kept or ("nothing kept", (
+        ("prompts and answers", "nothing: the model processes have no vault, and what was said "
+                                "ends with this kernel"),
+        ("notebook file", "names of tiers and bundles only, no prompt and no answer"),
+        ("vault on this machine", f"{_vault(settings)}; no model process here has opened it"),
+    ))
     tier = min((welcome.guard_tier for welcome in welcomes.values()), default=None)
     guard = "network: not known before the first run" if tier is None else (
         f"guard tier {tier}: {_SAYS.get(tier, 'unknown')}")
-    alike: dict[_Rows, list[str]] = {}
+    alike: dict[Rows, list[str]] = {}
     for name, welcome in welcomes.items():
         alike.setdefault(evidence(welcome), []).append(name)
-    return Badge(tier=tier, summary=f"{guard} · {_short(kept)}", groups=(
-        ("What is kept", (
-            ("prompts and answers", kept or "nothing: the model processes have no vault, and what "
-                                            "was said ends with this kernel"),
-            ("notebook file", "names of tiers and bundles only, no prompt and no answer"),
-            ("vault on this machine", f"{_vault(settings)}; this lab " + (
-                "writes to one, its processes do not" if kept else "does not open it")),
-        )),
+    return Badge(tier=tier, summary=f"{guard} · {word}", groups=(
+        ("What is kept", rows),
         ("What is not guarded", (
             ("this page, the Jupyter server and the notebook's kernel",
              "prompts and answers pass through their memory, and between them over this machine's "
@@ -67,11 +68,16 @@ def badge(
     ))
 
 
-def _short(kept: str) -> str:
-    return "nothing kept" if not kept else f"kept: {kept.partition(' in ')[0]}"
+def kept_by_lab(words: str, settings: Settings | None = None) -> tuple[str, Rows]:
+    """Return what a lab with a vault keeps of prompts and answers, which `words` say."""
+    return f"kept: {words.partition(' in ')[0]}", (
+        ("prompts and answers", words),
+        ("notebook file", "names of tiers and bundles only, no prompt and no answer"),
+        ("vault on this machine",
+         f"{_vault(settings)}; this lab writes to one, its processes do not"))
 
 
-def evidence(welcome: Welcome) -> _Rows:
+def evidence(welcome: Welcome) -> Rows:
     """Return what a process said of how it guards itself, by names and values."""
     return (
         ("guard tier", f"{welcome.guard_tier}: {welcome.guard}"), *welcome.evidence.items(),

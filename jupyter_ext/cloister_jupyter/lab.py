@@ -26,7 +26,7 @@ from cloister.runtime.chat import Sampling
 from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter import results
-from cloister_jupyter.badge import badge
+from cloister_jupyter.badge import badge, kept_by_lab
 from cloister_jupyter.channel import Page, script, style
 from cloister_jupyter.grid_panel import GridPanel
 from cloister_jupyter.history import KeptRun, run_of
@@ -268,7 +268,7 @@ class PromptLab(Page):
         names = {column.id: column.name for column in self._runs.columns.values()}
         self.send(msgspec.to_builtins(badge(
             {names[id_]: welcome for id_, welcome in self._runs.welcomes.copy().items()},
-            kept="" if self.space is None else self._history.kept)))
+            kept=None if self.space is None else kept_by_lab(self._history.kept))))
 
 
 def _request(content: dict[str, Any]) -> Request:
