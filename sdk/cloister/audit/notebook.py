@@ -5,8 +5,9 @@ every `GRAM` words in a row. Who has them and not the key learns how many there 
 words is found only where it stands alone, in a line, in quotes or as a value, and one of a single
 word not at all, unless it is a token such as a key or a number: eight signs and a digit.
 
-Personal data is what has a form: mail addresses, phone, card and account numbers. Names, postal
-addresses and dates have none; the tier `redact` finds those.
+Personal data is what has a form: mail addresses, phone, card and account numbers, but for those
+that are reserved for examples. Names, postal addresses and dates have none; the tier `redact` finds
+those.
 
 A finding says where and what kind, and quotes nothing.
 """
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
+from cloister.audit.reserved import is_reserved
 from cloister.corpus import normalized
 from cloister.errors import DataError
 
@@ -161,10 +163,12 @@ class Report:
 
     files: tuple[str, ...]
     findings: tuple[Finding, ...]
+    reserved: int = 0  # addresses and numbers that are for examples, and so no findings
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        return {"files": list(self.files), "findings": [asdict(each) for each in self.findings]}
+        return {"files": list(self.files), "reserved": self.reserved,
+                "findings": [asdict(each) for each in self.findings]}
 
 
 def check(path: Path, trails: Iterable[Trail]) -> Report:
@@ -176,7 +180,8 @@ def check(path: Path, trails: Iterable[Trail]) -> Report:
     """
     trails = list(trails)
     checkpoint = path.parent / ".ipynb_checkpoints" / f"{path.stem}-checkpoint{path.suffix}"
-    files, findings = [path.name], _search(path.name, _pieces(_parsed(path)), trails)
+    reserved = set[str]()
+    files, findings = [path.name], _search(path.name, _pieces(_parsed(path)), trails, reserved)
     if checkpoint.exists():
         name = f"{checkpoint.parent.name}/{checkpoint.name}"
         raw = _read(checkpoint)
@@ -185,8 +190,9 @@ def check(path: Path, trails: Iterable[Trail]) -> Report:
         except DataError:  # half of it was written
             pieces = [(0, "text", raw.decode("utf-8", "replace"))]
         files.append(name)
-        findings += _search(name, pieces, trails)
-    return Report(files=tuple(files), findings=tuple(sorted(findings)))
+        findings += _search(name, pieces, trails, reserved)
+    return Report(
+        files=tuple(files), findings=tuple(sorted(findings)), reserved=len(reserved))
 
 
 def personal(text: str) -> dict[str, set[str]]:
@@ -265,8 +271,9 @@ _PLACES = {
 
 
 def _search(
-    file: str, pieces: Iterable[tuple[int, str, object]], trails: list[Trail]
+    file: str, pieces: Iterable[tuple[int, str, object]], trails: list[Trail], reserved: set[str],
 ) -> list[Finding]:
+    """Return what is found; what is for examples goes to `reserved`."""
     places: dict[tuple[int, str], set[str]] = {}
     for cell, place, part in pieces:
         places.setdefault((cell, place), set()).update(_texts(part))
@@ -279,8 +286,10 @@ def _search(
                 set[bytes]().union(*(trail.known for trail in trails)))
             hits[TEXT] = {digest.hex() for digest in same}
         for text in readings:
-            for kind, values in personal(text).items():
-                hits.setdefault(kind, set()).update(values)
+            for kind, values in personal_values(text).items():
+                examples = {value for value in values if is_reserved(kind, value)}
+                reserved.update(map(_spelt, examples))
+                hits.setdefault(kind, set()).update(map(_spelt, values - examples))
         findings += [
             Finding(file=file, cell=cell, place=place, kind=kind, count=len(values))
             for kind, values in hits.items() if values]

@@ -91,6 +91,8 @@ def _cures(path: Path, report: Report) -> list[str]:
 def _show(report: Report, cures: list[str], fingerprints: int | None) -> None:
     sought = "no vault is here, so only forms of personal data were looked for" if (
         fingerprints is None) else f"{fingerprints:,} fingerprints were looked for"
+    if report.reserved:
+        sought += f", without {report.reserved} that are reserved for examples"
     if not report.findings:
         display.show(f"Nothing found in {' and '.join(report.files)}; {sought}.")
         return

@@ -212,13 +212,32 @@ def test_what_only_looks_like_personal_data_is_left_alone(text: str) -> None:
 
 def test_personal_data_is_found_where_a_notebook_keeps_it(tmp_path: Path) -> None:
     value = notebook(
-        "mail('Jane.Doe@example.org')",
+        "mail('Jane.Doe@doe.org')",
         [{"output_type": "execute_result", "data": {
-            "text/plain": "+49 30 1234567", "image/png": "Jane.Doe@example.org"}}],
-        metadata={"card": 4111111111111111, "authors": [{"iban": "GB82 WEST 1234 5698 7654 32"}]})
+            "text/plain": "+49 30 1234567", "image/png": "Jane.Doe@doe.org"}}],
+        metadata={"card": 4539578763621486, "authors": [{"iban": "GB33 BUKB 2020 1555 5555 55"}]})
     assert found(written(tmp_path / "a.ipynb", value)) == [
         (0, "metadata", "account"), (0, "metadata", "card"), (2, "outputs", "phone"),
         (2, "source", "email")]
+
+
+@pytest.mark.parametrize("text", [
+    "call 020 7946 0958", "+44 20 7946 0958", "(212) 555-0123", "+1 212-555-0199", "01632 960123",
+    "06 39 98 12 34", "+49 30 23125 123", "0491 570 156", "mail ada@example.com", "b@mail.Example",
+    "x@localhost.test", "4111 1111 1111 1111", "GB82 WEST 1234 5698 7654 32"])
+def test_what_is_reserved_for_examples_is_counted_and_no_finding(
+    tmp_path: Path, text: str
+) -> None:
+    assert personal(text) != {}
+    report = check(written(tmp_path / "a.ipynb", notebook(text)), [])
+    assert (report.findings, report.reserved) == ((), 1)
+
+
+@pytest.mark.parametrize("text", [
+    "020 7946 1958", "(212) 555-0223", "ada@notexample.com", "ada@example.com.co",
+    "4111 1111 1111 1129", "+44 212 555 0123"])
+def test_what_is_only_like_an_example_is_found(tmp_path: Path, text: str) -> None:
+    assert len(found(written(tmp_path / "a.ipynb", notebook(text)))) == 1
 
 
 @pytest.mark.parametrize("raw", [
