@@ -27,7 +27,7 @@ Open = Callable[..., Notebook]
 
 def choose(lab: Any, *, task: str = "call", prompt: str = "wake me up at eight") -> None:
     lab.get_by_label("Prompt", exact=True).fill(prompt)
-    lab.get_by_label("Task").select_option(task)
+    lab.get_by_label("Task", exact=True).select_option(task)
 
 
 def column(lab: Any, name: str) -> Any:
@@ -140,9 +140,9 @@ def long_answers(lab: Any) -> None:
     """Ask for answers that only their length ends."""
     choose(lab, task="story", prompt="once upon a time there was a king")
     lab.locator(".cl-sampling summary").click()
-    lab.get_by_label("Temperature").fill("9")
-    lab.get_by_label("Seed").fill("1")  # neither tier ends by chance
-    lab.get_by_label("Tokens at most").fill("480")
+    lab.get_by_label("Temperature", exact=True).fill("9")
+    lab.get_by_label("Seed", exact=True).fill("1")  # neither tier ends by chance
+    lab.get_by_label("Tokens at most", exact=True).fill("480")
 
 
 def test_stop_ends_the_second_column_at_once_and_the_processor_rests(
@@ -394,7 +394,7 @@ def test_the_whole_flow_goes_by_keyboard(open_notebook: Open) -> None:
     keyboard.type("wake me up at eight")
     keyboard.press("Tab")
     keyboard.press("ArrowDown")
-    assert lab.get_by_label("System prompt").input_value() == "call"
+    assert lab.get_by_label("System prompt", exact=True).input_value() == "call"
     keyboard.press("Control+Enter")
     wait_for_end(lab)
     assert notebook.page.locator(".jp-Cell").count() == 1  # JupyterLab's own meaning of the keys
