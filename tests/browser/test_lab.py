@@ -25,9 +25,14 @@ MOST_MS = 1000  # from the click to the end; 51 to 67 where little else runs (go
 Open = Callable[..., Notebook]
 
 
+def field(lab: Any, label: str) -> Any:
+    """Find a field of the first tab; others have like ones."""
+    return lab.get_by_role("tabpanel").first.get_by_label(label, exact=True)
+
+
 def choose(lab: Any, *, task: str = "call", prompt: str = "wake me up at eight") -> None:
-    lab.get_by_label("Prompt", exact=True).fill(prompt)
-    lab.get_by_label("Task", exact=True).select_option(task)
+    field(lab, "Prompt").fill(prompt)
+    field(lab, "Task").select_option(task)
 
 
 def column(lab: Any, name: str) -> Any:
@@ -46,7 +51,7 @@ def test_four_tiers_stream_into_a_column_each_and_end_with_figures(open_notebook
     assert lab.get_by_role("button", name="Stop").is_visible()
     lab.locator(".cl-badge summary:has-text('not known')").wait_for()
     choose(lab, prompt="book a table for four at an italian restaurant in Denver")
-    lab.get_by_label("Prompt", exact=True).press("Control+Enter")
+    field(lab, "Prompt").press("Control+Enter")
     wait_for_end(lab)
     notebook.screenshot("four-tiers", lab)
     for name in ("ultra", "pro", "nano-2", "nano-1"):
@@ -140,9 +145,9 @@ def long_answers(lab: Any) -> None:
     """Ask for answers that only their length ends."""
     choose(lab, task="story", prompt="once upon a time there was a king")
     lab.locator(".cl-sampling summary").click()
-    lab.get_by_label("Temperature", exact=True).fill("9")
-    lab.get_by_label("Seed", exact=True).fill("1")  # neither tier ends by chance
-    lab.get_by_label("Tokens at most", exact=True).fill("480")
+    field(lab, "Temperature").fill("9")
+    field(lab, "Seed").fill("1")  # neither tier ends by chance
+    field(lab, "Tokens at most").fill("480")
 
 
 def test_stop_ends_the_second_column_at_once_and_the_processor_rests(
@@ -188,7 +193,7 @@ def test_a_page_that_is_loaded_anew_shows_the_run_again(open_notebook: Open) -> 
     lab = notebook.lab()
     wait_for_end(lab)
     assert column(lab, "nano-1").locator(".cl-answer").inner_text() == answer
-    assert lab.get_by_label("Prompt", exact=True).input_value() == "wake me up at eight"
+    assert field(lab, "Prompt").input_value() == "wake me up at eight"
     lab.get_by_role("button", name="Run").click()
     column(lab, "nano-1").locator("dd:text-is('warm')").wait_for()
 
@@ -319,7 +324,7 @@ def test_an_answer_is_text_whatever_it_holds_and_a_long_prompt_is_refused(
     assert "<script>" in text and "\u241b[31m" in text and "\u27e8U+202E\u27e9" in text
     assert "\x1b" not in text and "\u202e" not in text
     assert "hacked" not in notebook.page.title()
-    lab.get_by_label("Prompt", exact=True).fill("x" * 100_000)
+    field(lab, "Prompt").fill("x" * 100_000)
     lab.get_by_role("button", name="Run").click()
     lab.locator(".cl-alert:has-text('100,000 bytes and the lab takes 65,536')").wait_for()
 
@@ -390,11 +395,11 @@ def test_the_whole_flow_goes_by_keyboard(open_notebook: Open) -> None:
     notebook = open_notebook("keys.ipynb", LAB)
     notebook.run_cell(0)
     lab, keyboard = notebook.lab(), notebook.page.keyboard
-    lab.get_by_label("Prompt", exact=True).focus()
+    field(lab, "Prompt").focus()
     keyboard.type("wake me up at eight")
     keyboard.press("Tab")
     keyboard.press("ArrowDown")
-    assert lab.get_by_label("System prompt", exact=True).input_value() == "call"
+    assert field(lab, "System prompt").input_value() == "call"
     keyboard.press("Control+Enter")
     wait_for_end(lab)
     assert notebook.page.locator(".jp-Cell").count() == 1  # JupyterLab's own meaning of the keys
@@ -405,7 +410,7 @@ def test_the_whole_flow_goes_by_keyboard(open_notebook: Open) -> None:
         focused = notebook.page.evaluate("() => document.activeElement.tagName")
         assert focused == "MARK"
     long_answers(lab)
-    lab.get_by_label("Prompt", exact=True).press("Meta+Enter")
+    field(lab, "Prompt").press("Meta+Enter")
     column(lab, "nano-2").locator(".cl-state:has-text('answers')").wait_for()
     keyboard.press("Escape")
     wait_for_end(lab, "stopped")
