@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,15 @@ if TYPE_CHECKING:
     from cloister_jupyter.events import Event
     from cloister_jupyter.runs import Request
 
-__all__ = ["Answer", "Run"]
+__all__ = ["Answer", "Run", "shortened"]
 
-_PART = 64  # tokens whose scores go into one message
+_PART = 128  # most tokens whose scores go into one message
+_WAIT_S = 0.2  # most that a score waits for others
+
+
+def shortened(logprob: float) -> float:
+    """Return a log-probability as it is sent: three digits, down to a thousandth of a nat."""
+    return float(f"{round(logprob, 3):.3g}")
 
 
 @dataclass
@@ -79,16 +86,18 @@ class Run:
             part = tokens[start:start + _PART]
             self.tell(
                 Scored, column=column, by=by, at=at + start,
-                logprobs=tuple(round(token.logprob, 3) for token in part),
+                logprobs=tuple(shortened(token.logprob) for token in part),
                 ranks=tuple(token.rank for token in part))
 
     def score(self, column: str, worker: Worker, by: str) -> None:
         """Let the model of column `by`, in `worker`, say how likely an answer's tokens are."""
         answer, request = self.answers[column], self.request
         forced = tuple(token.id for token in answer.tokens)
-        known, waiting = len(answer.scores), list[Token]()
+        known, waiting, sent_s = len(answer.scores), list[Token](), time.monotonic()
 
         def send() -> None:
+            nonlocal sent_s
+            sent_s = time.monotonic()
             self.tell_scores(column, by, len(answer.scores), waiting)
             answer.scores.extend(waiting)
             waiting.clear()
@@ -99,7 +108,7 @@ class Run:
                 known -= 1
                 return
             waiting.append(token)
-            if len(waiting) == _PART:
+            if len(waiting) == _PART or time.monotonic() > sent_s + _WAIT_S:
                 send()
 
         self.read(worker, request.ask(forced=forced, max_tokens=len(forced)), each)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cloister.runtime.protocol import Welcome
+    from cloister_jupyter.runs import Probed
 
 __all__ = ["Badge", "Rows", "badge", "evidence", "kept_by_lab"]
 
@@ -38,11 +39,12 @@ class Badge(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ba
 
 def badge(
     welcomes: Mapping[str, Welcome], settings: Settings | None = None, *,
-    kept: tuple[str, Rows] | None = None,
+    kept: tuple[str, Rows] | None = None, probed: Probed | None = None,
 ) -> Badge:
     """Return what holds, for workers that greeted with `welcomes`, by name.
 
-    `kept` says in a word and by rows what is kept; without it the workers have no vault.
+    `kept` says in a word and by rows what is kept; without it the workers have no vault. `probed`
+    is what they found when they last tried to reach out.
     """
     word, rows = kept or ("nothing kept", (
         ("prompts and answers", "nothing: the model processes have no vault, and what was said "
@@ -56,7 +58,8 @@ def badge(
     alike: dict[Rows, list[str]] = {}
     for name, welcome in welcomes.items():
         alike.setdefault(evidence(welcome), []).append(name)
-    return Badge(tier=tier, summary=f"{guard} · {word}", groups=(
+    return Badge(tier=tier, summary=f"{guard}{_found(probed)} · {word}", groups=(
+        *_tried(probed),
         ("What is kept", rows),
         ("What is not guarded", (
             ("this page, the Jupyter server and the notebook's kernel",
@@ -66,6 +69,27 @@ def badge(
         *((f"Model process{'es' * (len(names) > 1)} of {', '.join(names)}", rows)
           for rows, names in alike.items()),
     ))
+
+
+def _found(probed: Probed | None) -> str:
+    if probed is None or not probed.attempts:
+        return ""
+    through = {each.name for tried in probed.attempts.values() for each in tried
+               if not each.refused}
+    return f" · NOT refused just now: {', '.join(sorted(through))}" if through else (
+        " · tried to reach out, refused")
+
+
+def _tried(probed: Probed | None) -> tuple[tuple[str, Rows], ...]:
+    if probed is None:
+        return ()
+    alike: dict[Rows, list[str]] = {}
+    for name, attempts in probed.attempts.items():
+        alike.setdefault(tuple((each.name, each.how) for each in attempts), []).append(name)
+    return (
+        *((f"Tried to reach out at {probed.at}, from the process{'es' * (len(names) > 1)} of "
+           f"{', '.join(names)}", rows) for rows, names in alike.items()),
+        *((f"Could not try at {probed.at}", (("error", words),)) for words in probed.failed))
 
 
 def kept_by_lab(words: str, settings: Settings | None = None) -> tuple[str, Rows]:

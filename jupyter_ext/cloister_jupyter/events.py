@@ -55,7 +55,6 @@ class Ended(_Event, frozen=True):
     ttft_s: float
     tokens_per_s: float | None
     peak_rss_bytes: int  # of its own process
-    scored: bool  # which has read given tokens: that takes its program's weights once more
     bundle_bytes: int
 
 

@@ -95,9 +95,14 @@ def run_of(
     request: Request, events: Iterable[Event], names: Mapping[str, str], *, at_s: float,
     stopped: bool,
 ) -> KeptRun:
-    """Return what is kept of a run, out of what was told of it; `names` are the columns'."""
+    """Return what is kept of a run, out of what was told of it; `names` are the columns'.
+
+    Branches are not: they are no answers to the request.
+    """
     texts, took = dict.fromkeys(request.columns, ""), dict[str, dict[str, object]]()
     for event in events:
+        if getattr(event, "column", None) not in texts:
+            continue
         if isinstance(event, Delta):
             texts[event.column] += "".join(event.texts)
         elif isinstance(event, Ready):

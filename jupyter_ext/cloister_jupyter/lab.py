@@ -4,10 +4,11 @@ What is typed and answered travels in custom messages only, which no notebook fi
 traits hold ids, names and bounds. The page is
 `static/lab.js`.
 
-From the page come `open` (tell me all), `run` and `stop`; it is sent `snapshot`, `badge`, `invalid`
-(a request that is refused) and the events of `runs`. What the other tabs say to each other has the
-name of its panel and a dot before it. No handler waits for anything, so that each may run on
-whatever thread the kernel reads messages on.
+From the page come `open` (tell me all), `run`, `score` (how likely each token is), `branch` (go on
+from another token), `stop`, `likeliest` (what else might have stood there) and `probe` (try to
+reach out); it is sent `snapshot`, `badge`, `likeliest`, `invalid` (what is refused) and the events
+of `runs`. What the other tabs say to each other has the name of its panel and a dot before it. No
+handler waits for anything, so that each may run on whatever thread the kernel reads messages on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from cloister.runtime.chat import Sampling
 from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter import results
-from cloister_jupyter.badge import badge, kept_by_lab
+from cloister_jupyter.answers import shortened
+from cloister_jupyter.badge import Badge, badge, kept_by_lab
 from cloister_jupyter.channel import Page, script, style
 from cloister_jupyter.grid_panel import GridPanel
 from cloister_jupyter.history import KeptRun, run_of
@@ -40,9 +42,11 @@ from cloister_jupyter.runs import (
     Ready,
     Refused,
     Request,
+    Resumed,
     Runs,
     columns_of,
 )
+from cloister_jupyter.spelling import Spelling
 from cloister_jupyter.votes_panel import VotesPanel
 
 if TYPE_CHECKING:
@@ -54,11 +58,12 @@ if TYPE_CHECKING:
     from cloister_jupyter.cases import Case
     from cloister_jupyter.panels import Panel
     from cloister_jupyter.results import Written
-    from cloister_jupyter.runs import Event
+    from cloister_jupyter.runs import Event, Probed
 
 __all__ = ["PromptLab"]
 
 _PANELS: tuple[type[Panel], ...] = (GridPanel, VotesPanel, HistoryPanel, ResultsPanel)
+_TOKENS = 24  # whose alternatives go into one message
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
 
 _Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
@@ -91,8 +96,9 @@ class PromptLab(Page):
         SettingError: there is no tier of that name, or nothing to ask.
     """
 
-    _esm = script(*(part for panel in _PANELS for part in (*panel.parts, panel.name)), "lab")
-    _css = style("lab", *(panel.name for panel in _PANELS))
+    _esm = script("compare", "tokens", "answer", *(
+        part for panel in _PANELS for part in (*panel.parts, panel.name)), "lab")
+    _css = style("lab", "tokens", *(panel.name for panel in _PANELS))
     columns = List(Dict()).tag(sync=True)  # ids and names
     tasks = List(Unicode()).tag(sync=True)
     limit_bytes = Int(LIMIT_BYTES).tag(sync=True)
@@ -116,6 +122,9 @@ class PromptLab(Page):
         self._events: list[Event] = []  # of the last run
         self._last: KeptRun | None = None
         self._runs = Runs(found, self._tell)
+        self._spellings: dict[str, Spelling] = {}  # by columns
+        self._probed: Probed | None = None
+        self._badge: Badge | None = None  # as it was sent last
         self._panels = {panel.name: panel(self) for panel in _PANELS}
         self.listen()
 
@@ -187,23 +196,33 @@ class PromptLab(Page):
                     self._runs.stop(run)
                 case {"type": "run"}:
                     self._runs.begin(_request(content))
+                case {"type": "score"}:
+                    self._runs.score(str(run))
+                case {"type": "branch", "parent": str(parent), "at": int(at), "id": int(id_)}:
+                    self._runs.branch(str(run), parent, at, id_)
+                case {"type": "likeliest", "column": str(column), "start": int(start)}:
+                    self._send_likeliest(str(run), column, start)
+                case {"type": "probe"}:
+                    self._runs.probe(self._tell_probed)
                 case _:
                     raise SettingError("The page sent what is no message; load it anew.")
         except CloisterError as error:
-            self._refuse(panel, run, str(error))
+            self._refuse(panel, content, str(error))
         except Exception as error:  # its words may quote what was typed
             self._refuse(
-                panel, run, f"The lab failed unexpectedly ({place_of(error)}); report it.")
+                panel, content, f"The lab failed unexpectedly ({place_of(error)}); report it.")
 
     def _panel(self, content: Any) -> Panel | None:
         kind = content.get("type") if isinstance(content, dict) else None
         return self._panels.get(kind.partition(".")[0]) if isinstance(kind, str) else None
 
-    def _refuse(self, panel: Panel | None, run: object, message: str) -> None:
+    def _refuse(self, panel: Panel | None, content: Any, message: str) -> None:
         if panel is not None:
             panel.send("invalid", message=message)
-        else:
-            self.send({"type": "invalid", "run": run, "message": message})
+            return
+        told = content if isinstance(content, dict) else {}
+        self.send({"type": "invalid", "about": told.get("type"), "run": told.get("run"),
+                   "message": message})
 
     def _open(self) -> None:
         with self._lock:
@@ -214,6 +233,7 @@ class PromptLab(Page):
                     "run": request.run, "columns": request.columns, "prompt": request.prompt,
                     "system": request.system},
                 "events": [msgspec.to_builtins(event) for event in self._events]})
+            self._badge = None
             self.send_badge()
         for panel in self._panels.values():
             panel.open()
@@ -232,7 +252,8 @@ class PromptLab(Page):
             self.send(msgspec.to_builtins(event))
             if isinstance(event, Ready | Over):
                 self.send_badge()
-            if isinstance(event, Over) and self._runs.request is not None:
+            more = any(isinstance(each, Resumed) for each in self._events)  # scores, branches
+            if isinstance(event, Over) and self._runs.request is not None and not more:
                 self._last = run_of(
                     self._runs.request, self._events, {each.id: each.name for each in self.bundles},
                     at_s=time.time(), stopped=event.stopped)
@@ -266,9 +287,38 @@ class PromptLab(Page):
     def send_badge(self) -> None:
         """Tell the pages what holds for privacy, as far as it is known."""
         names = {column.id: column.name for column in self._runs.columns.values()}
-        self.send(msgspec.to_builtins(badge(
+        now = badge(
             {names[id_]: welcome for id_, welcome in self._runs.welcomes.copy().items()},
-            kept=None if self.space is None else kept_by_lab(self._history.kept))))
+            kept=None if self.space is None else kept_by_lab(self._history.kept),
+            probed=self._probed)
+        if now != self._badge:
+            self._badge = now
+            self.send(msgspec.to_builtins(now))
+
+    def _tell_probed(self, probed: Probed) -> None:
+        with self._lock:
+            self._probed, self._badge = probed, None
+            self.send_badge()
+
+    def _send_likeliest(self, run: str, column: str, start: int) -> None:
+        """Send what else might have stood in the place of some tokens."""
+        found = self._runs.likeliest(run, column, start, start + _TOKENS)
+        whose = column.partition(".")[0]
+
+        def send() -> None:  # on a thread: a tokenizer takes a moment to read
+            try:
+                spelling = self._spellings.get(whose) or Spelling(
+                    self._runs.columns[whose].path)
+                self._spellings[whose] = spelling
+            except CloisterError as error:
+                self._refuse(None, {"type": "likeliest", "run": run}, str(error))
+                return
+            self.send({"type": "likeliest", "run": run, "column": column, "at": start, "rows": [
+                [None if token is None else [
+                    [id_, spelling.text(id_), shortened(logprob)] for id_, logprob in token.top]
+                 for token in row] + [row[0].id] for row in found]})
+
+        threading.Thread(target=send, daemon=True).start()
 
 
 def _request(content: dict[str, Any]) -> Request:

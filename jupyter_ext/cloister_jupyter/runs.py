@@ -176,7 +176,6 @@ class Runs:
         self._run: Run | None = None
         self.last: Run | None = None  # the one that goes on, or went on last
         self._thread: threading.Thread | None = None
-        self._scored: set[str] = set()  # columns whose process has read given tokens
         self.welcomes: dict[str, Welcome] = {}
         """How each process that was started guards itself, by column."""
 
@@ -379,8 +378,6 @@ class Runs:
             return
         loaded = worker.loaded
         cold = loaded is not None and loaded is not before
-        if forced:
-            self._scored.add(column.id)
         run.tell(Ready, column=id_, load_s=loaded.load_s if cold and loaded else None)
         stats = run.read(
             worker, run.request.ask(forced=forced), lambda token: run.add(id_, token))
@@ -388,7 +385,7 @@ class Runs:
             Ended, column=id_, finish=stats.finish, prompt_tokens=stats.prompt_tokens,
             tokens=stats.tokens, forced_tokens=stats.forced_tokens, ttft_s=stats.ttft_s,
             tokens_per_s=stats.decode_tokens_per_s, peak_rss_bytes=stats.peak_rss_bytes,
-            scored=column.id in self._scored, bundle_bytes=size)
+            bundle_bytes=size)
 
     def _score_all(self, run: Run) -> None:
         run.tell(Resumed, scores=True)
@@ -412,7 +409,6 @@ class Runs:
                 unscored("", f"{by.name} has another tokenizer than {own.name} and cannot score "
                          f"its tokens; the figures are {own.name}'s own.")
             elif self._start(by, run):
-                self._scored.add(by.id)
                 run.score(id_, self._workers[by.id], by.id)
 
         _told(score, unscored)
@@ -424,7 +420,6 @@ class Runs:
         other workers give theirs first.
         """
         worker = self._workers[column.id]
-        before = worker.loaded
 
         def free() -> None:
             for other in self._workers.values():
@@ -433,8 +428,6 @@ class Runs:
 
         if start(worker, run.stopping, free) is not None:
             return False
-        if worker.loaded is not before:
-            self._scored.discard(column.id)
         self.welcomes[column.id] = worker.welcome
         return True
 

@@ -114,14 +114,10 @@ def _answer(engine: Engine, question: str) -> tuple[float, str, str]:
 
 
 def test_an_answer_is_scored_as_it_was_given(exported: Exported) -> None:
-    engine = Engine(exported.bundle.path)
-    for question in QUESTIONS[:3]:
-        said = list(Session(engine).stream(question, max_tokens=60, top=5))
-        scored = list(Session(engine).answer(Ask.of(
-            question, top=5, forced=tuple(token.id for token in said), max_tokens=len(said))))
-        assert [token.id for token in scored] == [token.id for token in said]
-        assert [token.logprob for token in scored] == pytest.approx(
-            [token.logprob for token in said], abs=0.02)  # the rounding of longer calls
+    said = list(Session(Engine(exported.bundle.path)).stream(QUESTIONS[4], max_tokens=60, top=5))
+    assert list(Session(Engine(exported.bundle.path)).answer(Ask.of(
+        QUESTIONS[4], top=5, forced=tuple(token.id for token in said), max_tokens=len(said),
+    ))) == said
 
 
 def test_executorchs_own_runner_gives_our_greedy_text(exported: Exported, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ class HistoryPanel {
     lab.prompt.value = opened.prompt;
     lab.system.value = opened.system ?? "";
     lab.system.dispatchEvent(new Event("input"));
-    for (const [name, field] of lab.fields) {
+    for (const [name, field] of lab.sampling.fields) {
       const value = name === "max_tokens" ? opened.max_tokens : opened.sampling[name];
       field.value = value ?? "";
     }
@@ -189,8 +189,8 @@ class HistoryPanel {
     lab.restore({ request: { run: opened.run, columns, prompt: opened.prompt, system: opened.system },
       events: [...events, { type: "over", stopped: opened.stopped, run: opened.run }].map((event, seq) => ({ ...event, seq })) });
     for (const id of columns) {
-      const { state } = lab.views.get(id);
-      state.textContent = `kept: ${state.textContent}`;
+      const { stateText } = lab.views.get(id);
+      stateText.textContent = `kept: ${stateText.textContent}`;
     }
     lab.note.textContent = `kept on ${inDays(opened.at_s)}, not run now`;
     const missing = opened.answers.length - columns.length;

@@ -83,10 +83,16 @@ class Link {
 
 /** The badge that says what holds for privacy, and shows its evidence when it is opened. */
 class Badge {
-  constructor() {
+  /** @param {any} [lab] whose processes can try to reach out */
+  constructor(lab) {
+    this.lab = lab;
+    this.probe = /** @type {HTMLButtonElement} */ (h("button", { type: "button", onclick: () => {
+      this.probe.disabled = true;
+      lab.send({ type: "probe" });
+    } }, "Try to reach out"));
     this.summary = h("summary", {}, "privacy: asking the kernel\u2026");
     this.evidence = h("div", { class: "cl-evidence" });
-    this.element = h("details", { class: "cl-badge" }, this.summary, this.evidence);
+    this.element = h("details", { class: "cl-badge" }, this.summary, ...(lab ? [this.probe] : []), this.evidence);
   }
 
   /** @param {{summary: string, tier: number | null, groups: [string, [string, string][]][]}} badge */
@@ -96,12 +102,15 @@ class Badge {
     this.evidence.replaceChildren(...groups.map(([title, rows]) => h("div", {},
       h("h4", {}, title),
       h("dl", {}, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))));
+    if (this.probe.disabled) this.lab.announce(summary);
+    this.probe.disabled = false;
   }
 
   /** Say that there is nothing left that anything could hold for. */
   detach() {
     this.summary.textContent = "privacy: the kernel is gone, and its model processes with it";
     this.evidence.replaceChildren();
+    this.probe.disabled = true;
   }
 }
 

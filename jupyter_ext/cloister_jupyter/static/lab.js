@@ -1,25 +1,10 @@
 // The prompt lab's page: a request on top, one column a tier below; see lab.py for the messages.
-// One module with text.js and the panels' files, which stand before it.
+// One module with the files that stand before it.
 //
 // Nothing is loaded from anywhere. What was typed or answered becomes text nodes only, never markup,
 // and leaves this page in custom messages only: no synced trait, no storage, no URL holds it.
 
 /** @typedef {{id: string, name: string}} Column */
-/**
- * What is known of a column of the run at hand.
- * @typedef {{
- *   state: "waiting" | "loading" | "reading" | "answering" | "ended" | "refused" | "left out",
- *   text: string, loadS: number | null, tokens: number, beganMs: number, figures: any,
- * }} Answer
- */
-
-/**
- * The elements of a column; `following` while its end is kept in sight.
- * @typedef {{
- *   section: HTMLElement, state: HTMLElement, answer: HTMLElement, error: HTMLElement,
- *   figures: HTMLElement, following: boolean, frame: number,
- * }} View
- */
 
 /** One view of a lab: its elements, and what it knows of the run at hand. */
 class Lab {
@@ -32,10 +17,13 @@ class Lab {
     this.run = ""; // id of the run that is shown
     this.next = 0; // sequence number that comes next
     this.running = false;
-    /** @type {Map<string, Answer>} */
+    this.tokens = false; // whether answers are shown as tokens
+    this.work = "run"; // what is going on, or was last
+    /** @type {Map<string, AnswerView>} of the run at hand: columns, and branches after them */
     this.answers = new Map();
-    /** @type {Map<string, View>} */
+    /** @type {Map<string, AnswerView>} of all columns */
     this.views = new Map();
+    this.popover = new Popover(this);
     this.build(el);
     this.thing = "lab";
     this.link = new Link(model, this);
@@ -57,12 +45,17 @@ class Lab {
     this.stopButton = h("button", { type: "button", class: "cl-stop", disabled: true, onclick: () => this.stop() }, "Stop");
     this.note = h("span", { class: "cl-note" });
     this.announced = h("div", { class: "cl-hidden", role: "status" });
-    this.badge = new Badge();
+    this.badge = new Badge(this);
     this.sampling = new Sampling();
     this.alert = h("div", { class: "cl-alert", role: "alert", hidden: true });
     this.prompt = this.textArea("prompt", 3, "A request, for every tier that is chosen");
     this.system = this.textArea("system", 1, "none");
     this.toggles = h("div", { class: "cl-toggles", role: "group", "aria-label": "Tiers" });
+    this.expected = this.textArea("expected", 1, "optional: what each answer is compared with");
+    this.expected.addEventListener("input", () => {
+      clearTimeout(this.comparing);
+      this.comparing = setTimeout(() => this.answers.forEach((view) => view.compare(this.expected.value)), 200);
+    });
     this.grid = h("div", { class: "cl-columns" });
     for (const column of this.columns) this.addColumn(column);
     this.jump = h("div", { class: "cl-jump", hidden: true },
@@ -75,8 +68,9 @@ class Lab {
         h("label", { for: this.prompt.id }, "Prompt"), this.prompt,
         h("label", { for: this.system.id }, "System prompt"),
         h("div", { class: "cl-system" }, ...this.taskPicker(), this.system),
+        h("label", { for: this.expected.id }, "Expected answer"), this.expected,
         h("span", { class: "cl-label" }, "Tiers"), this.toggles),
-      this.sampling.element, this.jump, this.grid);
+      this.sampling.element, h("div", { class: "cl-views" }, ...this.tokenView(), this.jump), this.grid);
     this.root = h("section", {
       class: "cloister-lab", "aria-label": "Prompt lab", "data-lm-suppress-shortcuts": "true",
       "data-jp-suppress-context-menu": "true",
@@ -85,7 +79,7 @@ class Lab {
       h("div", { class: "cl-toolbar", role: "toolbar", "aria-label": "Run and stop" },
         this.runButton, this.stopButton, this.note,
         this.badge.element),
-      this.alert, ...this.tabs(), this.announced);
+      this.alert, ...this.tabs(), this.announced, this.popover.element);
     el.append(this.root);
   }
 
@@ -148,25 +142,33 @@ class Lab {
     return [picker];
   }
 
+  /** The switch that shows tokens, and what their background tells. */
+  tokenView() {
+    const legend = h("span", { class: "cl-legend cl-note", hidden: true });
+    this.measure = /** @type {HTMLSelectElement} */ (h("select", { "aria-label": "Background of tokens", hidden: true,
+      onchange: () => {
+        legend.textContent = MEASURES[this.measure.value].legend;
+        this.answers.forEach((view) => view.tokens.paint(0, view.texts.length));
+      } }, ...Object.entries(MEASURES).map(([name, { label }]) => h("option", { value: name }, label))));
+    legend.textContent = MEASURES.rank.legend;
+    const button = h("button", { type: "button", "aria-pressed": "false", onclick: () => {
+      this.tokens = !this.tokens;
+      button.setAttribute("aria-pressed", String(this.tokens));
+      this.measure.hidden = legend.hidden = !this.tokens;
+      this.popover.hide();
+      this.answers.forEach((view) => { if (view.ended) view.render(); });
+      if (this.tokens) this.score();
+    } }, "Tokens");
+    return [button, this.measure, legend];
+  }
+
   /** @param {Column} column */
   addColumn(column) {
     const chosen = h("input", { type: "checkbox", value: column.id, checked: true,
       onchange: () => { section.hidden = !chosen.checked && !this.answers.has(column.id); } });
     this.toggles.append(h("label", { class: "cl-toggle" }, chosen, column.name));
-    const title = h("h3", { id: `t${column.id}-${this.uid}` }, column.name);
-    const state = h("span", { class: "cl-state" });
-    const answer = h("div", { class: "cl-answer", "aria-live": "off", tabindex: "0", dir: "auto",
-      role: "group", "aria-label": `Answer of ${column.name}` });
-    const error = h("p", { class: "cl-error", hidden: true });
-    const figures = h("dl", { class: "cl-figures" });
-    const section = h("section", { class: "cl-column", "aria-labelledby": title.id },
-      h("header", {}, title, state), answer, error, figures);
+    const view = new AnswerView(this, column.id, column.name), { section } = view;
     this.grid.append(section);
-    /** @type {View} */
-    const view = { section, state, answer, error, figures, following: true, frame: 0 };
-    answer.addEventListener("scroll", () => {
-      view.following = answer.scrollTop + answer.clientHeight > answer.scrollHeight - 8;
-    });
     this.views.set(column.id, view);
   }
 
@@ -204,9 +206,35 @@ class Lab {
     this.link.ask({ type: "stop", run: this.run });
   }
 
+  /** Ask how likely each token was, unless that is known. */
+  score() {
+    const open = [...this.answers.values()].some((view) => view.texts.length > view.tokens.scores.own.length
+      || !view.tokens.why && view.id.split(".")[0] !== this.reference() && view.texts.length > view.tokens.scores.higher.length);
+    if (!open || this.running || this.detached) return;
+    this.resume("scores", "Scoring");
+    this.send({ type: "score", run: this.run });
+  }
+
+  /** The highest column that answered: its model scores the others' tokens. */
+  reference() {
+    return [...this.answers.values()].find((view) => view.texts.length)?.id;
+  }
+
+  /** Go on from an answer with another token. @param {AnswerView} view @param {number} at @param {number} id */
+  branch(view, at, id) {
+    if (this.detached) return;
+    if (this.running) return this.say("A run is going on; stop it first.");
+    this.say("");
+    this.popover.hide();
+    view.tokens.elements[at]?.focus({ preventScroll: true });
+    this.popover.hide();
+    this.resume("branch", "Branch");
+    this.link.ask({ type: "branch", run: this.run, parent: view.id, at, id });
+  }
+
   /** Move the focus to the next mark, or to the one before. @param {number} step */
   jumpBy(step) {
-    const marks = [...this.grid.querySelectorAll("mark")];
+    const marks = [...this.grid.querySelectorAll("mark, .cl-parts")];
     if (!marks.length) return;
     const at = marks.indexOf(/** @type {HTMLElement} */ (document.activeElement));
     const to = at < 0 ? (step > 0 ? 0 : marks.length - 1) : (at + step + marks.length) % marks.length;
@@ -234,12 +262,15 @@ class Lab {
     const panel = this.panels.find(({ name }) => message.type.startsWith(`${name}.`));
     if (panel) return panel.panel.receive(message);
     if (message.type === "badge") return this.badge.show(message);
+    if (message.type === "likeliest") return message.run === this.run && this.popover.receive(message);
     if (message.type === "snapshot") return this.restore(message);
     if (message.type === "invalid") {
+      if (message.about === "probe") return this.say(message.message);
       if (message.run !== this.run) return;
-      this.end("");
+      if (message.about !== "likeliest") this.end("");
+      if (message.about !== "run") return this.say(message.message);
       this.answers.clear();
-      this.grid.querySelectorAll(".cl-state").forEach((state) => state.replaceChildren());
+      this.views.forEach((view) => view.setState("waiting", ""));
       return this.say(message.message);
     }
     if (message.run !== this.run || message.seq !== this.next) {
@@ -269,92 +300,67 @@ class Lab {
 
   /** Clear the columns for a run. @param {string} run @param {string[]} chosen */
   show(run, chosen) {
-    Object.assign(this, { run, next: 0, running: true });
+    Object.assign(this, { run, next: 0, running: true, work: "run" });
     this.say("");
+    this.popover.hide();
     this.answers.clear();
     for (const [id, view] of this.views) {
       const asked = chosen.includes(id);
       view.section.hidden = !asked;
-      view.answer.replaceChildren();
-      view.figures.replaceChildren();
-      view.error.hidden = true;
-      view.following = true;
-      if (asked) this.answers.set(id, { state: "waiting", text: "", loadS: null, tokens: 0, beganMs: 0, figures: null });
-      view.state.textContent = asked ? "waits for its turn" : "";
+      view.clear();
+      if (asked) this.answers.set(id, view);
+      view.setState("waiting", asked ? "waits for its turn" : "");
     }
     this.jump.hidden = true;
+    this.resume("run", "Run");
+  }
+
+  /** More is told from now on. @param {"run" | "branch" | "scores"} work @param {string} name */
+  resume(work, name) {
+    Object.assign(this, { running: true, work });
     this.runButton.disabled = true;
     this.stopButton.disabled = false;
-    this.note.textContent = "running\u2026";
-    this.announce("Run started");
+    this.note.textContent = work === "scores" ? "scoring\u2026" : "running\u2026";
+    this.announce(`${name} started`);
   }
 
   /** @param {any} event */
   apply(event) {
-    const answer = this.answers.get(event.column), view = this.views.get(event.column);
     if (event.type === "waits") this.note.textContent = "waits for another lab of this kernel\u2026";
     if (event.type === "over") return this.over(event.stopped);
-    if (!answer || !view) return;
-    const name = this.nameOf(event.column);
-    if (event.type === "began") {
-      this.note.textContent = `running ${name}\u2026`;
-      this.setState(event.column, "loading", "loading");
-    } else if (event.type === "ready") {
-      answer.loadS = event.load_s;
-      this.setState(event.column, "reading", "reads the request");
-    } else if (event.type === "delta") {
-      const more = event.texts.join(""), now = performance.now();
-      answer.text += more;
-      answer.tokens += event.texts.length;
-      answer.beganMs ||= now;
-      view.answer.append(document.createTextNode(visible(more)));
-      this.follow(view);
-      const tookS = (now - answer.beganMs) / 1000;
-      this.setState(event.column, "answering",
-        tookS > 0.3 ? `answers, ${Math.round(answer.tokens / tookS).toLocaleString("en")} tokens/s` : "answers");
-    } else if (event.type === "ended") {
-      answer.figures = event;
-      this.setState(event.column, "ended", FINISH[event.finish] ?? event.finish);
-      this.showFigures(event.column);
+    if (event.type === "resumed") return this.resume(event.scores ? "scores" : "branch", event.scores ? "Scoring" : "Branch");
+    if (event.type === "branched") return this.addBranch(event);
+    const view = this.answers.get(event.column);
+    if (!view) return;
+    view.apply(event);
+    if (event.type === "began") this.note.textContent = `running ${view.name}\u2026`;
+    else if (event.type === "ended") {
       this.markDifferences();
-      this.announce(`${name} ${FINISH[event.finish] ?? event.finish}`);
-    } else if (event.type === "refused") {
-      this.setState(event.column, "refused", "error");
-      view.error.textContent = event.message;
-      view.error.hidden = false;
-      this.announce(`${name}: ${event.message}`);
-    }
+      if (!view.rendered) view.render();
+      view.compare(this.expected.value);
+      this.announce(`${view.name} ${FINISH[event.finish] ?? event.finish}`);
+    } else if (event.type === "refused" || event.type === "unscored") this.announce(`${view.name}: ${event.message}`);
   }
 
-  /**
-   * Show the end of an answer, unless the reader scrolled up; once a frame, when the page is laid
-   * out anyway.
-   * @param {View} view
-   */
-  follow(view) {
-    if (!view.following || view.frame) return;
-    view.frame = requestAnimationFrame(() => {
-      view.frame = 0;
-      view.answer.scrollTop = view.answer.scrollHeight;
-    });
-  }
-
-  /** @param {string} id @param {Answer["state"]} state @param {string} words */
-  setState(id, state, words) {
-    const answer = this.answers.get(id), view = this.views.get(id);
-    if (!answer || !view) return;
-    answer.state = state;
-    view.state.textContent = words;
+  /** @param {{column: string, parent: string, at: number}} branch */
+  addBranch({ column, parent, at }) {
+    const before = this.answers.get(parent), root = this.answers.get(column.split(".")[0]);
+    if (!before || !root) return;
+    const view = new AnswerView(this, column, root.name, before, at);
+    root.branches.append(view.section);
+    this.answers.set(column, view);
   }
 
   /** @param {boolean} stopped */
   over(stopped) {
-    for (const [id, answer] of this.answers) {
-      if (!["ended", "refused"].includes(answer.state)) this.setState(id, "left out", "stopped before it answered");
+    for (const view of this.answers.values()) {
+      if (!["ended", "refused"].includes(view.state)) view.setState("left out", "stopped before it answered");
     }
     this.end(stopped ? "stopped" : "done");
-    this.announce(stopped ? "Run stopped" : "Run done");
+    this.announce(stopped ? "Stopped" : "Done");
+    if (this.work === "scores") return;
     this.markDifferences();
+    if (this.tokens && !stopped) this.score();
   }
 
   /** @param {string} words */
@@ -366,69 +372,35 @@ class Lab {
     this.link.settle();
   }
 
-  /** @param {string} id */
-  showFigures(id) {
-    const { figures, loadS } = /** @type {Answer} */ (this.answers.get(id));
-    const rows = [
-      ["first token", inTime(figures.ttft_s)],
-      ["tokens/s", figures.tokens_per_s === null ? "\u2013" : Math.round(figures.tokens_per_s).toLocaleString("en")],
-      ["tokens", `${figures.tokens} after ${figures.prompt_tokens}`],
-      ["peak memory", inBytes(figures.peak_rss_bytes)],
-      ["bundle", inBytes(figures.bundle_bytes)],
-      ["start", loadS === null ? "warm" : `cold, ${inTime(loadS)} to load`],
-    ];
-    this.views.get(id)?.figures.replaceChildren(
-      ...rows.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
-  }
-
   /**
    * Mark where each answer parts from the highest tier's that ended; and in that one, where they do.
    * A stopped answer is compared as far as it goes.
    */
   markDifferences() {
-    const ended = [...this.answers].filter(([, answer]) => answer.state === "ended");
+    const ended = [...this.answers.values()].filter((view) => view.state === "ended" && !view.parent);
     if (ended.length < 2) return;
-    const [[firstId, first], ...others] = ended;
+    const [first, ...others] = ended;
     /** @type {Map<number, string[]>} */
     const inFirst = new Map();
     let same = 0;
-    for (const [id, answer] of others) {
-      const at = parting(first.text, answer.text);
-      const cut = answer.figures.finish !== "end" && at === answer.text.length;
-      if (at === Math.max(first.text.length, answer.text.length) || cut) {
+    for (const view of others) {
+      const at = parting(first.text, view.text), { finish } = view.ended;
+      const cut = finish !== "end" && at === view.text.length;
+      view.agree(first);
+      if (at === Math.max(first.text.length, view.text.length) || cut) {
         same += 1;
-        this.showMarks(id, answer.text, []);
-        this.setState(id, "ended", `${FINISH[answer.figures.finish] ?? answer.figures.finish}; as ${this.nameOf(firstId)}`);
+        view.mark([]);
+        view.setState("ended", `${FINISH[finish] ?? finish}; as ${first.name}`);
         continue;
       }
-      this.showMarks(id, answer.text, [[at, `${this.nameOf(id)} parts from ${this.nameOf(firstId)} here`]]);
-      inFirst.set(at, [...(inFirst.get(at) ?? []), this.nameOf(id)]);
+      view.mark([[at, `${view.name} parts from ${first.name} here`]]);
+      inFirst.set(at, [...(inFirst.get(at) ?? []), view.name]);
     }
-    this.showMarks(firstId, first.text, [...inFirst].sort((a, b) => a[0] - b[0])
+    first.mark([...inFirst].sort((a, b) => a[0] - b[0])
       .map(([at, names]) => [at, `${names.join(", ")} ${names.length > 1 ? "part" : "parts"} here`]));
     this.jump.hidden = same === others.length;
     this.differences.textContent = same === others.length ? "" :
-      `${others.length - same} of ${others.length} part from ${this.nameOf(firstId)}; [ and ] jump`;
-  }
-
-  /** @param {string} id @param {string} text @param {[number, string][]} marks in order */
-  showMarks(id, text, marks) {
-    const nodes = [];
-    let at = 0;
-    for (const [from, label] of marks) {
-      const begin = Math.max(at, from), to = Math.max(begin, wordEnd(text, from));
-      nodes.push(document.createTextNode(visible(text.slice(at, begin))));
-      nodes.push(h("mark", { tabindex: "-1", title: label, "aria-label": `${label}: ${visible(text.slice(begin, to)) || "the end"}`, role: "mark" },
-        visible(text.slice(begin, to)) || "\u23f9"));
-      at = to;
-    }
-    nodes.push(document.createTextNode(visible(text.slice(at))));
-    this.views.get(id)?.answer.replaceChildren(...nodes);
-  }
-
-  /** @param {string} id */
-  nameOf(id) {
-    return this.columns.find((column) => column.id === id)?.name ?? id;
+      `${others.length - same} of ${others.length} part from ${first.name}; [ and ] jump`;
   }
 
   /** Show a sentence, or none. @param {string} words */

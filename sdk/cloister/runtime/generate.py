@@ -58,7 +58,8 @@ def generate(
     The engine is claimed from the first token on until the generator ends or is closed, unless
     `owner` has claimed it. `stopped` is asked before each call of the program, of which a long
     prompt takes several. With a drafter the tokens are those that would have come without it, up to
-    the rounding of longer calls; forced tokens that would have come anyway change as little.
+    the rounding of longer calls. Forced tokens are read one by one, as those that are chosen: where
+    they would have come anyway nothing changes.
 
     Raises:
         EmptyPrompt, ContextExceeded, UnsupportedMedia: see `Core.extend`.
@@ -120,23 +121,21 @@ def _generate(
 def _choices(
     core: Core, positions: list[Position], seen: list[int], decoding: Decoding
 ) -> Iterator[Choice]:
-    """Choose the next token, and further ones as far as a draft is right; forced ones are."""
-    constraint, forced = decoding.constraint, decoding.forced[len(seen):]
-    draft = list(forced[:core.chunk - 1])
-    if draft and core.common(positions) < len(positions) - 1:
-        core.extend(positions[:-1])  # of the prompt no logits are wanted
-    if not forced and decoding.drafter is not None:
-        draft = list(decoding.drafter.propose(positions))
-    draft = draft[:max(0, core.context - len(positions) - 1)]
+    """Choose the next token, and further ones as far as a draft is right."""
+    constraint, draft, forced = decoding.constraint, list[int](), None
+    if len(seen) < len(decoding.forced):
+        forced = decoding.forced[len(seen)]
+    elif decoding.drafter is not None:
+        room = core.context - len(positions) - 1
+        draft = list(decoding.drafter.propose(positions))[:max(0, room)]
     if draft:
         core.truncate(len(positions) - 1)
         rows = core.extend([*positions, *draft], Rows.ALL)[-len(draft) - 1:]
     else:
         rows = core.extend(positions)
-    for number, (logits_V, guess) in enumerate(zip(rows, [*draft, None], strict=True)):
+    for logits_V, guess in zip(rows, [*draft, None], strict=True):
         choice = decoding.sampler.choose(
-            logits_V, seen, top=decoding.top, constraint=constraint,
-            forced=forced[number] if number < len(forced) else None)
+            logits_V, seen, top=decoding.top, constraint=constraint, forced=forced)
         if constraint is not None and choice.id not in decoding.end:
             constraint.accept(choice.id)
         yield choice

@@ -1,0 +1,186 @@
+"""Tokens in a real browser: how likely each was, a branch at another, and what was expected."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from tests.browser.test_lab import (
+    Open,
+    choose,
+    column,
+    long_answers,
+    violations,
+    wait_for_end,
+)
+
+pytestmark = pytest.mark.slow
+
+EXPECTED = '{"name": "BookRestaurant", "arguments": {"party_size_number": "five", "time": "noon"}}'
+
+
+def shown_as_tokens(lab: Any) -> None:
+    lab.get_by_role("button", name="Tokens").click()
+    wait_for_end(lab)
+    lab.locator(".cl-column:last-child .cl-token[data-level]").last.wait_for()
+
+
+def test_each_token_tells_how_likely_it_was_and_another_is_gone_on_from_by_keyboard(
+    open_notebook: Open
+) -> None:
+    notebook = open_notebook(
+        "tokens.ipynb", "from cloister_jupyter import PromptLab\nPromptLab(['pro', 'nano-1'])")
+    notebook.run_cell(0)
+    lab, keyboard = notebook.lab(), notebook.page.keyboard
+    choose(lab, prompt="book a table for four at an italian restaurant in Denver")
+    lab.get_by_label("Expected answer").fill(EXPECTED)
+    lab.get_by_role("button", name="Run", exact=True).click()
+    wait_for_end(lab)
+    nano = column(lab, "nano-1")
+    text = nano.locator(".cl-answer").inner_text()
+    rows = nano.locator("tbody tr").all_inner_texts()
+    for field, result in (("name", "same"), ("party_size_number", "differs"), ("time", "missing"),
+                          ("cuisine", "extra")):
+        assert [row for row in rows if field in row and result in row], (field, rows)
+    assert nano.locator(".cl-words del").first.text_content().startswith(" missing: ")
+    label = nano.locator(".cl-strip").get_attribute("aria-label")
+    assert "tokens stand as in the answer of pro" in label and "% of its" in label
+    shown_as_tokens(lab)
+    tokens = nano.locator(".cl-token")
+    assert "".join(tokens.all_inner_texts()) == text + "\u25a0"
+    assert nano.locator(".cl-by").inner_text() == "as pro sees it"
+    assert column(lab, "pro").locator(".cl-by").inner_text() == "as pro itself sees it"
+    tokens.first.focus()
+    popover = lab.locator(".cl-popover")
+    for _ in range(3):
+        keyboard.press("ArrowRight")
+    assert tokens.nth(3).evaluate("node => node === document.activeElement")
+    assert tokens.nth(3).get_attribute("aria-describedby") == popover.get_attribute("id")
+    popover.locator("p:has-text('likeliest to pro')").wait_for()
+    assert popover.locator("button").count() == 10 and "%, rank" in popover.inner_text()
+    notebook.screenshot("tokens-popover")
+    keyboard.press("ArrowDown")
+    other = notebook.page.evaluate("() => document.activeElement.firstChild.textContent")
+    assert notebook.page.evaluate("() => document.activeElement.tagName") == "BUTTON"
+    keyboard.press("Escape")
+    assert tokens.nth(3).evaluate("node => node === document.activeElement")
+    assert popover.is_hidden()
+    keyboard.press("Home")
+    keyboard.press("ArrowDown")
+    keyboard.press("Escape")
+    tokens.nth(3).focus()
+    keyboard.press("ArrowDown")
+    keyboard.press("Enter")
+    branch = nano.locator(".cl-branch")
+    branch.locator(".cl-token[data-level]").last.wait_for()
+    wait_for_end(lab)
+    assert "Branch at token 4: " in branch.locator("h4").inner_text()
+    assert branch.locator(".cl-token").nth(3).inner_text().replace(" ", "\u2423") == other
+    assert "4 of them given" in branch.locator(".cl-figures").inner_text()
+    assert "given" not in nano.locator("> .cl-figures").inner_text()
+    assert branch.locator(".cl-token").all_inner_texts()[:3] == tokens.all_inner_texts()[:3]
+    notebook.screenshot("tokens-branch")
+    themes(notebook, lab)
+
+
+def themes(notebook: Any, lab: Any) -> None:
+    """See that axe finds nothing, with the tokens of a wild answer open beside their popover."""
+    lab.get_by_label("Expected answer").fill("")
+    long_answers(lab)
+    lab.get_by_label("Tokens at most").fill("60")
+    lab.get_by_role("button", name="Run", exact=True).click()
+    lab.locator(".cl-column:last-child .cl-token[data-level='4']").last.wait_for()
+    wait_for_end(lab)
+    token = column(lab, "nano-1").locator(".cl-token[data-level='4']").first
+    assert token.evaluate("node => getComputedStyle(node, '::after').content").strip('"') == (
+        token.get_attribute("data-number"))
+    for theme in ("Light", "Dark", "Dark High Contrast"):
+        notebook.command("apputils:change-theme", theme=f"JupyterLab {theme}")
+        notebook.page.wait_for_timeout(300)
+        token.scroll_into_view_if_needed()
+        token.focus()
+        lab.locator(".cl-popover li").first.wait_for()
+        notebook.screenshot(f"tokens-{theme.lower().replace(' ', '-')}")
+        if "TEST_AXE" in os.environ:
+            assert violations(notebook) == []
+    notebook.command("apputils:change-theme", theme="JupyterLab Light")
+
+
+OBSERVE = """() => {
+    window.longTasks = [];
+    new PerformanceObserver((list) => window.longTasks.push(
+        ...list.getEntries().map((entry) => entry.duration))).observe({type: 'longtask'});
+}"""
+
+
+def test_a_thousand_tokens_stay_light_with_the_token_view_open_and_scoring_stops(
+    open_notebook: Open
+) -> None:
+    notebook = open_notebook(
+        "heavy.ipynb", "from cloister_jupyter import PromptLab\nPromptLab(['ultra', 'nano-1'])")
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    long_answers(lab)
+    lab.get_by_role("button", name="Tokens").click()
+    lab.get_by_role("button", name="Run", exact=True).click()  # the processes start
+    lab.locator(".cl-column:last-child .cl-token[data-level]").nth(479).wait_for()
+    wait_for_end(lab)
+    notebook.page.evaluate(OBSERVE)
+    notebook.received.clear()
+    lab.get_by_role("button", name="Run", exact=True).click()
+    lab.locator(".cl-note:text-is('scoring\u2026')").wait_for()
+    size = sum(notebook.received)
+    lab.locator(".cl-column:last-child .cl-token[data-level]").nth(479).wait_for()
+    wait_for_end(lab)
+    tokens = lab.locator(".cl-token").count()
+    scores = sum(notebook.received) - size
+    column(lab, "nano-1").locator(".cl-token").nth(200).focus()
+    lab.locator(".cl-popover li").first.wait_for()
+    top = sum(notebook.received) - size - scores
+    long_tasks = notebook.page.evaluate("() => window.longTasks")
+    print(f"{size / 1000:.1f} kB for {tokens} tokens, {scores / 1000:.1f} kB for how likely they "
+          f"were, {top / 1000:.1f} kB to look at one; long tasks: {long_tasks} ms")
+    assert tokens == 960 and size / tokens < 100 and scores / tokens < 50
+    lab.evaluate("""(root) => {
+        const note = root.querySelector('.cl-toolbar > .cl-note');
+        let began = 0;
+        new MutationObserver((_, observer) => {
+            if (!began && note.textContent.startsWith('scoring')) {
+                began = performance.now();
+                root.querySelector('.cl-stop').click();
+            } else if (began && note.textContent === 'stopped') {
+                root.dataset.stoppedMs = performance.now() - began;
+                observer.disconnect();
+            }
+        }).observe(note, {childList: true, characterData: true});
+    }""")
+    lab.get_by_role("button", name="Run", exact=True).click()
+    wait_for_end(lab, "stopped")
+    print(f"scoring stopped after {float(lab.get_attribute('data-stopped-ms')):.0f} ms")
+    assert column(lab, "nano-1").locator(".cl-by").inner_text() == "as nano-1 itself sees it"
+    lab.get_by_role("button", name="Tokens").click()
+    lab.get_by_role("button", name="Tokens").click()  # what is missing is asked for again
+    lab.locator(".cl-by:text-is('as ultra sees it')").wait_for()
+    wait_for_end(lab)
+
+
+def test_the_badge_tries_to_reach_out_before_and_after_a_model_was_started(
+    open_notebook: Open
+) -> None:
+    notebook = open_notebook(
+        "probe.ipynb", "from cloister_jupyter import PromptLab\nPromptLab(['nano-1'])")
+    notebook.run_cell(0)
+    lab = notebook.lab()
+    lab.locator(".cl-badge summary").click()
+    lab.get_by_role("button", name="Try to reach out").click()
+    found = lab.locator(".cl-evidence > div:has(h4:has-text('started for this'))")
+    found.wait_for()
+    assert found.locator("dd").all_inner_texts() == ["refused (Permission denied)"] * 6
+    assert "tried to reach out, refused" in lab.locator(".cl-badge summary").inner_text()
+    choose(lab)
+    lab.get_by_role("button", name="Run", exact=True).click()
+    wait_for_end(lab)
+    lab.get_by_role("button", name="Try to reach out").click()
+    lab.locator(".cl-evidence h4:has-text('from the process of nano-1')").wait_for()
+    assert lab.get_by_role("button", name="Try to reach out").is_enabled()
