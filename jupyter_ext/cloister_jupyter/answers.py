@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Run", "shortened"]
 
+# A message of a kernel has some 700 bytes around its text: a thousand tokens are to take less than
+# 100 kB. A slower model than one of 40 tokens a second is not held back for that.
+_BATCH, _BATCH_S = 10, 0.25  # tokens that go into a message, and most that they wait for others
 _PART = 128  # most tokens whose scores go into one message
 _WAIT_S = 0.2  # most that a score waits for others
 
@@ -51,6 +54,7 @@ class Run:
         self._lock = threading.RLock()  # of what follows, so that events go out in order
         self._seq = 0
         self._column, self._texts = "", list[str]()
+        self._flushed, self._flushed_s = "", 0.0  # whose tokens were sent last, and when
 
     @property
     def reference(self) -> str | None:
@@ -70,8 +74,16 @@ class Run:
         """Send the tokens that wait."""
         with self._lock:
             if self._texts:
+                self._flushed, self._flushed_s = self._column, time.monotonic()
                 texts, self._texts = tuple(self._texts), []
                 self.tell(Delta, column=self._column, texts=texts)
+
+    def flush_batch(self) -> None:
+        """Send the tokens that wait, where they are enough, waited enough, or are the first."""
+        with self._lock:
+            if (len(self._texts) >= _BATCH or self._flushed != self._column
+                    or time.monotonic() > self._flushed_s + _BATCH_S):
+                self.flush()
 
     def add(self, column: str, token: Token) -> None:
         """Keep a token, and let its text wait for the next batch."""

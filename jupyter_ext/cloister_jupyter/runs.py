@@ -331,7 +331,7 @@ class Runs:
 
         def send_batches() -> None:
             while not over.wait(_BATCH_S):
-                run.flush()
+                run.flush_batch()
 
         sender = threading.Thread(target=send_batches, daemon=True)
         sender.start()

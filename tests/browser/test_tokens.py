@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -88,7 +89,7 @@ def themes(notebook: Any, lab: Any) -> None:
     """See that axe finds nothing, with the tokens of a wild answer open beside their popover."""
     lab.get_by_label("Expected answer").fill("")
     long_answers(lab)
-    lab.get_by_label("Tokens at most").fill("60")
+    lab.locator(".cl-sampling").get_by_label("Tokens at most").fill("60")
     lab.get_by_role("button", name="Run", exact=True).click()
     lab.locator(".cl-column:last-child .cl-token[data-level='4']").last.wait_for()
     wait_for_end(lab)
@@ -107,15 +108,19 @@ def themes(notebook: Any, lab: Any) -> None:
     notebook.command("apputils:change-theme", theme="JupyterLab Light")
 
 
-OBSERVE = """() => {
-    window.longTasks = [];
-    new PerformanceObserver((list) => window.longTasks.push(
-        ...list.getEntries().map((entry) => entry.duration))).observe({type: 'longtask'});
-}"""
+def busiest_ms(trace: bytes) -> float:
+    """Processor time of the page's longest task: waiting for a busy machine does not count."""
+    events = json.loads(trace)["traceEvents"]
+    page = {(each["pid"], each["tid"]) for each in events if each["name"] == "thread_name"
+            and each["args"]["name"] == "CrRendererMain"}
+    tasks = [each["tdur"] / 1000 for each in events if each["name"].endswith("RunTask")
+             and (each["pid"], each["tid"]) in page and "tdur" in each]
+    assert len(tasks) > 100
+    return max(tasks)
 
 
 def test_a_thousand_tokens_stay_light_with_the_token_view_open_and_scoring_stops(
-    open_notebook: Open
+    open_notebook: Open, browser: Any
 ) -> None:
     notebook = open_notebook(
         "heavy.ipynb", "from cloister_jupyter import PromptLab\nPromptLab(['ultra', 'nano-1'])")
@@ -126,7 +131,7 @@ def test_a_thousand_tokens_stay_light_with_the_token_view_open_and_scoring_stops
     lab.get_by_role("button", name="Run", exact=True).click()  # the processes start
     lab.locator(".cl-column:last-child .cl-token[data-level]").nth(479).wait_for()
     wait_for_end(lab)
-    notebook.page.evaluate(OBSERVE)
+    browser.start_tracing(page=notebook.page, categories=["toplevel"])
     notebook.received.clear()
     lab.get_by_role("button", name="Run", exact=True).click()
     lab.locator(".cl-note:text-is('scoring\u2026')").wait_for()
@@ -138,10 +143,10 @@ def test_a_thousand_tokens_stay_light_with_the_token_view_open_and_scoring_stops
     column(lab, "nano-1").locator(".cl-token").nth(200).focus()
     lab.locator(".cl-popover li").first.wait_for()
     top = sum(notebook.received) - size - scores
-    long_tasks = notebook.page.evaluate("() => window.longTasks")
+    most_ms = busiest_ms(browser.stop_tracing())
     print(f"{size / 1000:.1f} kB for {tokens} tokens, {scores / 1000:.1f} kB for how likely they "
-          f"were, {top / 1000:.1f} kB to look at one; long tasks: {long_tasks} ms")
-    assert tokens == 960 and size / tokens < 100 and scores / tokens < 50
+          f"were, {top / 1000:.1f} kB to look at one; longest task {most_ms:.0f} ms")
+    assert tokens == 960 and size / tokens < 100 and scores / tokens < 50 and most_ms < 100
     lab.evaluate("""(root) => {
         const note = root.querySelector('.cl-toolbar > .cl-note');
         let began = 0;
