@@ -119,13 +119,13 @@ class GridResult {
   fillAnswer(cell, answer) {
     if (!answer) { cell.textContent = ""; return; }
     const parts = [mark(answer.passed)];
+    if (answer.why) parts.push(h("span", { class: "cl-why" }, `${answer.why}: `));
     answer.said.forEach(([text, count], index) => {
       if (index) parts.push(h("span", { class: "cl-or" }, " \u2502 "));
       if (answer.said.length > 1 || count > 1) parts.push(h("b", {}, `${count}\u00d7 `));
       parts.push(document.createTextNode(visible(text) || "(nothing)"));
     });
     if (answer.more) parts.push(h("span", { class: "cl-or" }, ` and ${answer.more} more`));
-    if (answer.why) parts.push(h("span", { class: "cl-why" }, ` (${answer.why})`));
     cell.replaceChildren(...parts);
   }
 
