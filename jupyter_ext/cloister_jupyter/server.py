@@ -98,8 +98,10 @@ class Actions:
         """Return where a file lies that the page names as Jupyter's file browser does."""
         root = Path(getattr(self._app.contents_manager, "root_dir", "")).resolve()
         path = root / name.lstrip("/")
-        if "\0" in name or not path.parent.resolve().is_relative_to(root):
-            raise SettingError("That is not below the folder that this server shows; name another.")
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        if hidden or "\0" in name or not path.parent.resolve().is_relative_to(root):
+            raise SettingError(
+                "That file is hidden, or not in the folder that this server shows; name another.")
         return path
 
 

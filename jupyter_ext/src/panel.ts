@@ -137,7 +137,7 @@ export class Panel extends Widget {
       ? h('ul', {}, ...this._kept.map(each => this._entry(each)))
       : h('p', {}, 'It keeps no conversation.'));
     if (kept.others.objects) {
-      parts.push(h('p', {}, `And ${kept.others.objects} other objects (grids, caches, fingerprints), ${inBytes(kept.others.bytes)}.`));
+      parts.push(h('p', {}, `And ${kept.others.objects} other objects (the lab's runs and grids, caches, fingerprints), ${inBytes(kept.others.bytes)}.`));
     }
     return parts;
   }

@@ -107,8 +107,7 @@ def test_the_panel_opens_the_vault_and_exports_and_forgets_what_it_is_told_to(
     unlock(page)
     panel.locator("li").nth(1).wait_for()
     rows = panel.locator("li").all_inner_texts()
-    assert any("mornings" in row and "kB" in row and ("within the hour" in row or "1 hour ago" in row)
-               for row in rows)
+    assert any("mornings" in row and "kB" in row and "hour" in row for row in rows)
     assert any("<img src=x" in row and "other" in row and "\u202e" not in row for row in rows)
     assert not page.evaluate("() => window.pwned") and panel.locator("img").count() == 0
     figures = panel.get_by_role("table").last.inner_text()

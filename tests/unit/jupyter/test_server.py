@@ -211,7 +211,8 @@ def test_the_vault_is_opened_by_its_passphrase_listed_exported_forgotten_and_loc
     assert server.post("vault/unlock", passphrase=PASSPHRASE)[0] == 200
     [kept] = server.post("vault/list")[1]["conversations"]
     assert (kept["name"], kept["namespace"], kept["hours"]) == (NAME, "default", 0)
-    for place in ("../out.json", "/../out.json", "a\0b", "none/../../out.json", "gone/out.json"):
+    for place in ("../out.json", "/../out.json", "a\0b", "none/../../out.json", "gone/out.json",
+                  ".bashrc", ".ssh/out.json"):
         status, answer = server.post("vault/export", id=kept["id"], file=place)
         assert status == 400 and answer["message"].endswith("."), place
     assert not (server.running.base / "out.json").exists()
