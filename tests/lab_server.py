@@ -19,8 +19,9 @@ from tests.conftest import NO_KEY_STORE
 from cloister.settings import Settings
 from cloister.vault.namespace import Kind, Namespace
 
-__all__ = ["TOKEN", "LabServer", "keep", "settings_of", "started"]
+__all__ = ["TOKEN", "LabServer", "connected", "keep", "settings_of", "started"]
 
+_CONNECT = socket.socket.connect  # before each test is refused the network
 TOKEN = "the-token-of-the-tests"
 
 
@@ -54,6 +55,21 @@ def keep(space: Namespace, name: str, said: str) -> None:
         {"model": "0" * 64, "system": "call", "name": name}, {"role": "user", "content": said})])
 
 
+def connected(port: int) -> socket.socket:
+    """A connection to a server on this machine."""
+    line = socket.socket()
+    _CONNECT(line, ("127.0.0.1", port))
+    return line
+
+
+def _listens(port: int) -> bool:
+    try:
+        connected(port).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 @contextmanager
 def started(base: Path, *arguments: str, **variables: str) -> Iterator[LabServer]:
     """Start it, with more arguments for Jupyter, and end it with the block."""
@@ -81,7 +97,7 @@ def started(base: Path, *arguments: str, **variables: str) -> Iterator[LabServer
     running = LabServer(base, port, process)
     try:
         deadline = time.monotonic() + 90
-        while not list((base / "runtime").glob("jpserver-*.json")):
+        while not _listens(port):
             assert process.poll() is None and time.monotonic() < deadline, running.log
             time.sleep(0.1)
         yield running

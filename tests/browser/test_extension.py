@@ -53,6 +53,9 @@ def page(server: LabServer, browser: Any) -> Iterator[Any]:
     opened.set_default_timeout(30_000)
     opened.goto(f"http://127.0.0.1:{server.port}/lab?token={TOKEN}&reset")
     opened.locator(".cx-badge:text('guarded')").wait_for(timeout=90_000)
+    # Until then JupyterLab moves the focus.
+    opened.evaluate("() => jupyterapp.restored.then(() => null)")
+    opened.locator(".jp-LauncherCard").first.wait_for()
     yield opened
     opened.evaluate("() => jupyterapp.serviceManager.sessions.shutdownAll()")
     context.close()
@@ -157,7 +160,7 @@ def test_the_card_opens_a_lab_and_its_notebook_is_searched_for_leaks(
     notebook = json.loads(path.read_text())
     assert "PromptLab()" in "".join(notebook["cells"][0]["source"])
     notebook["cells"][0]["outputs"] = [
-        {"output_type": "stream", "name": "stdout", "text": ["someone@example.org"]}]
+        {"output_type": "stream", "name": "stdout", "text": ["anne@pontrieux.bzh"]}]
     path.write_text(json.dumps(notebook))
     command(page, "Check This Notebook for Leaks")
     page.locator(".jp-Dialog td:text-is('email')").wait_for()
