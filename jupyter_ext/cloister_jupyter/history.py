@@ -6,6 +6,7 @@ differ from what is there. Of an object, record 0 is what a list shows, and reco
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -70,7 +71,8 @@ class KeptRun(Record, frozen=True):
     def rows(self) -> list[dict[str, object]]:
         """Return a record for each answer, for a file."""
         return [{
-            "at_s": self.at_s, "tier": each.tier, "system": self.system, "prompt": self.prompt,
+            "when": datetime.fromtimestamp(self.at_s, UTC).isoformat(timespec="seconds"),
+            "tier": each.tier, "system": self.system, "prompt": self.prompt,
             "answer": each.text, **{
                 name: getattr(each, name) for name in each.__struct_fields__[2:]},
             "max_tokens": self.max_tokens, **self.sampling,

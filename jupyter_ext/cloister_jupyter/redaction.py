@@ -90,14 +90,16 @@ class Redaction:
         return number
 
     def switch(self, number: int, *, on: bool) -> None:
-        """Replace a value, or leave it.
+        """Replace a value, or leave it; with a name its parts.
 
         Raises:
             SettingError: there is no such value.
         """
         if not 0 <= number < len(self.values):
             raise SettingError("There is no such value; look for them anew.")
-        (self.off.discard if on else self.off.add)(number)
+        parts = {place for place, value in enumerate(self.values)
+                 if value.capital and value.part_of == self.values[number].text}
+        (self.off.difference_update if on else self.off.update)(parts | {number})
         self._patterns = None
 
     def placeholder(self, number: int) -> str:

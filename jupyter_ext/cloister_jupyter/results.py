@@ -46,7 +46,7 @@ __all__ = ["FORMATS", "MOST_ROWS", "Row", "Written", "export", "plain_rows", "te
 FORMATS = (".csv", ".parquet", ".html")
 MOST_ROWS = 100_000
 _CANARY_BYTES = 8  # shorter patterns stand in files by chance
-_OURS = ("tier", "finish", "run")  # columns whose texts are no user's
+_OURS = ("when", "tier", "finish", "run")  # columns whose texts are no user's
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 Cell = str | int | float | bool | None

@@ -167,7 +167,8 @@ class ResultsPanel(LaterPanel):
         self.send("values", misses=MISSES, values=[{
             "value": number, "text": value.text, "label": redaction.placeholder(number),
             "by": value.by, "on": number not in redaction.off, "count": self._counts[number],
-        } for number, value in enumerate(redaction.values)])
+        } for number, value in enumerate(redaction.values)
+            if self._counts[number] or not value.capital])  # a part may stand nowhere alone
         self._send_texts(self._page)
 
     def _send_texts(self, number: int) -> None:

@@ -48,7 +48,7 @@ class ResultsPanel {
       onkeydown: (/** @type {KeyboardEvent} */ event) => { if (event.key === "Enter") this.add(this.more.value); } });
     this.preview = h("section", { "aria-label": "Preview", hidden: true }, this.misses,
       h("div", { class: "cl-list", role: "region", "aria-label": "What is replaced", tabindex: "0" },
-        h("table", {}, h("thead", {}, h("tr", {}, ...["Replace", "What", "By", "Found by", "Places"].map((name) => h("th", { scope: "col" }, name)))),
+        h("table", {}, h("thead", {}, h("tr", {}, ...["Replace", "What", "Becomes", "Found by", "Places"].map((name) => h("th", { scope: "col" }, name)))),
           this.values)),
       h("div", { class: "cl-bar" }, this.more, button("Add", () => this.add(this.more.value)),
         button("Replace what is selected", () => this.add(String(document.getSelection() ?? "")),
