@@ -87,6 +87,11 @@ class GridPanel(Panel):
             self._run.wait(10)
         self._work.shutdown(wait=False, cancel_futures=True)
 
+    def results(self) -> list[dict[str, object]]:
+        """Return a row for each answer so far."""
+        run = self._run
+        return [] if run is None or run.grid is None else run.grid.table()
+
     def receive(self, content: dict[str, Any]) -> None:
         """Do what the page asks for: a stop at once, the rest in order on a thread."""
         try:
