@@ -46,6 +46,8 @@ _PARTICLES = {"and", "bin", "del", "den", "der", "dos", "the", "van", "von"}
 
 Span = tuple[int, int, str]
 """Start, end and label."""
+_Reading = tuple[list[Span], bool]
+"""What a tier finds in a piece, and whether it repeated the rest of it."""
 
 
 def propose(
@@ -75,10 +77,9 @@ def propose(
 def found(
     texts: Sequence[str], *, tiers: Sequence[str] = TIERS, progress: Progress = silent,
     stopping: Event | None = None,
-) -> dict[str, tuple[list[Span], bool]] | None:
+) -> dict[str, _Reading] | None:
     """Return what the tiers find in each text, and whether they repeated the rest of it."""
-    asked = {text[start:end]: list[list[Span] | None]() for text in texts
-             for start, end in pieces(text)}
+    asked = {text[start:end]: list[_Reading]() for text in texts for start, end in pieces(text)}
     for tier in tiers:
         with Worker(family.bundle(tier), vault=False) as worker:
             for done, (piece, answers) in enumerate(asked.items()):
@@ -91,7 +92,7 @@ def found(
         places = [(start, text[start:end]) for start, end in pieces(text)]
         read[text] = [(start + first, start + last, label) for start, piece in places
                       for first, last, label in _together(piece, asked[piece])], all(
-            answer is not None for _, piece in places for answer in asked[piece])
+            exact for _, piece in places for _, exact in asked[piece])
     return read
 
 
@@ -146,22 +147,20 @@ def spans(source: str, redacted: str) -> tuple[list[Span], bool]:
     return found, False
 
 
-def _ask(worker: Worker, piece: str) -> list[Span] | None:
-    """Return what a tier finds in a piece; None where it does not repeat the rest."""
+def _ask(worker: Worker, piece: str) -> _Reading:
     before = _CARRIER if len(piece.split()) <= _SHORT else ""
     with closing(worker.session(system="redact")) as chat:
         said = "".join(token.text for token in chat.stream(before + piece, max_tokens=_TOKENS))
     found, exact = spans(before + piece, said)
-    found = [(max(0, start - len(before)), end - len(before), label)
-             for start, end, label in found if end > len(before)]
-    return found if exact or found else None
+    return [(max(0, start - len(before)), end - len(before), label)
+            for start, end, label in found if end > len(before)], exact
 
 
-def _together(piece: str, answers: Sequence[list[Span] | None]) -> list[Span]:
+def _together(piece: str, answers: Sequence[_Reading]) -> list[Span]:
     """Return the spans of several answers as one each where they overlap, whole words all."""
     merged: list[Span] = []
     for start, end, label in sorted(
-            _whole_words(piece, span) for found in answers for span in found or ()):
+            _whole_words(piece, span) for found, _ in answers for span in found):
         if merged and start < merged[-1][1]:
             first, last, earlier = merged[-1]
             merged[-1] = first, max(last, end), label if end - start > last - first else earlier

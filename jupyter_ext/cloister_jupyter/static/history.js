@@ -39,16 +39,16 @@ class HistoryPanel {
     this.remove = button("Delete chosen", () => this.ask());
     this.send = button("Export chosen", () => this.lab.panels.find((/** @type {any} */ each) => each.name === "results")
       ?.panel.from("history", [...this.chosen]));
-    this.question = h("div", { class: "cl-ask", role: "group", "aria-label": "Delete for good", hidden: true });
+    this.question = h("div", { class: "cl-question", role: "group", "aria-label": "Delete for good", hidden: true });
     this.shownRun = h("section", { class: "cl-kept", "aria-label": "The opened run", tabindex: "-1", hidden: true });
     this.content = h("div", {},
-      h("div", { class: "cl-bar" }, h("label", { class: "cl-toggle" }, this.keep, "Keep history"),
+      h("div", { class: "cl-tools" }, h("label", { class: "cl-toggle" }, this.keep, "Keep history"),
         this.words, button("Find", () => this.find()), this.count),
       h("div", { class: "cl-list", role: "region", "aria-label": "Kept runs", tabindex: "0" },
         h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, this.all),
           ...["When", "Tiers", "Prompt", ""].map((name) => h("th", { scope: "col" }, name || h("span", { class: "cl-hidden" }, "Open"))))),
         this.body)),
-      h("div", { class: "cl-bar" }, this.send, this.remove), this.question, this.shownRun);
+      h("div", { class: "cl-tools" }, this.send, this.remove), this.question, this.shownRun);
     this.element = h("div", { class: "cl-history" }, this.why, this.content);
   }
 
@@ -121,7 +121,7 @@ class HistoryPanel {
         this.all.checked = false;
       } });
     return h("tr", {}, h("td", {}, box), h("td", {}, when), h("td", {}, (line.tiers ?? []).join(", ")),
-      h("td", { class: line.run === null ? "cl-why" : "cl-words", dir: "auto" }, words),
+      h("td", { class: line.run === null ? "cl-unread" : "cl-first", dir: "auto" }, words),
       h("td", {}, line.run === null ? "" : h("button", { type: "button", "aria-label": `Open the run of ${when}`,
         onclick: () => this.lab.send({ type: "history.open", place: line.place }) }, "Open")));
   }
@@ -146,10 +146,10 @@ class HistoryPanel {
     this.opened = run;
     const settings = Object.entries({ max_tokens: run.max_tokens, ...run.sampling })
       .filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value}`).join(", ");
-    const text = (/** @type {string} */ words) => h("div", { class: "cl-text", dir: "auto" }, visible(words) || "\u2013");
+    const text = (/** @type {string} */ words) => h("div", { class: "cl-passage", dir: "auto" }, visible(words) || "\u2013");
     this.shownRun.replaceChildren(
       h("h3", {}, `Kept on ${inDays(run.at_s)}; not run now`),
-      h("div", { class: "cl-bar" }, h("button", { type: "button", class: "cl-run", onclick: () => this.takeUp() }, "Show in One request"),
+      h("div", { class: "cl-tools" }, h("button", { type: "button", class: "cl-run", onclick: () => this.takeUp() }, "Show in One request"),
         h("button", { type: "button", onclick: () => { this.shownRun.hidden = true; } }, "Close")),
       h("dl", {}, h("dt", {}, "Prompt"), h("dd", {}, text(run.prompt)),
         h("dt", {}, "System prompt"), h("dd", {}, text(run.system ?? "")), h("dt", {}, "Settings"), h("dd", {}, settings),

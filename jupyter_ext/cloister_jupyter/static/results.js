@@ -43,27 +43,27 @@ class ResultsPanel {
     this.values = h("tbody");
     this.unsure = h("p", { hidden: true });
     this.texts = h("div", { class: "cl-texts" });
-    this.pages = h("div", { class: "cl-bar" });
+    this.pages = h("div", { class: "cl-tools" });
     this.more = h("input", { "aria-label": "Also replace", placeholder: "also replace\u2026", spellcheck: "false", autocomplete: "off",
       onkeydown: (/** @type {KeyboardEvent} */ event) => { if (event.key === "Enter") this.add(this.more.value); } });
     this.preview = h("section", { "aria-label": "Preview", hidden: true }, this.misses,
       h("div", { class: "cl-list", role: "region", "aria-label": "What is replaced", tabindex: "0" },
         h("table", {}, h("thead", {}, h("tr", {}, ...["Replace", "What", "Becomes", "Found by", "Places"].map((name) => h("th", { scope: "col" }, name)))),
           this.values)),
-      h("div", { class: "cl-bar" }, this.more, button("Add", () => this.add(this.more.value)),
+      h("div", { class: "cl-tools" }, this.more, button("Add", () => this.add(this.more.value)),
         button("Replace what is selected", () => this.add(String(document.getSelection() ?? "")),
           { onmousedown: (/** @type {Event} */ event) => event.preventDefault() })), // which would end the selection
       this.unsure, this.texts, this.pages);
     this.element = h("div", { class: "cl-export" },
       h("div", { class: "cl-request" },
         h("label", { for: this.source.id }, "Write"), h("span", {}, this.source),
-        h("label", { for: this.format.id }, "As"), h("span", { class: "cl-bar" }, this.format, this.forSheets),
+        h("label", { for: this.format.id }, "As"), h("span", { class: "cl-tools" }, this.format, this.forSheets),
         h("label", { for: this.path.id }, "File, beside the notebook"),
-        h("span", { class: "cl-bar" }, this.path, h("label", {}, this.replace, " in place of one that is there")),
+        h("span", { class: "cl-tools" }, this.path, h("label", {}, this.replace, " in place of one that is there")),
         h("span", { class: "cl-label" }, "Personal data"), h("div", { role: "radiogroup", "aria-label": "Personal data" },
           choice(true, "Replaced: you look through the texts first, and the file is searched for what was replaced"),
           choice(false, "Left as it is: every prompt and answer is written word for word, with all names and numbers in it"))),
-      h("div", { class: "cl-bar" }, this.lookButton, this.stopButton, this.writeButton, this.progress), this.written, this.preview);
+      h("div", { class: "cl-tools" }, this.lookButton, this.stopButton, this.writeButton, this.progress), this.written, this.preview);
     this.showSources([]);
   }
 
@@ -174,7 +174,7 @@ class ResultsPanel {
     this.values.replaceChildren(...values.map((value) => {
       const box = h("input", { type: "checkbox", checked: value.on, "aria-label": `Replace ${visible(value.text)}`,
         onchange: () => this.switchValue(value.value, box.checked) });
-      return h("tr", {}, h("td", {}, box), h("td", { class: "cl-words", dir: "auto" }, visible(value.text)), h("td", {}, value.label),
+      return h("tr", {}, h("td", {}, box), h("td", { class: "cl-first", dir: "auto" }, visible(value.text)), h("td", {}, value.label),
         h("td", {}, BY[value.by] ?? value.by), h("td", {}, String(value.count)));
     }));
     const on = values.filter((value) => value.on).length;
@@ -193,7 +193,7 @@ class ResultsPanel {
     this.unsure.textContent = `In ${unsure} of ${total} texts a tier lost its way; they are marked "unsure": read those with care.`;
     this.texts.replaceChildren(...texts.map((/** @type {any} */ text) => h("div", { class: "cl-shown" },
       h("div", { class: "cl-note" }, text.where + (text.unsure ? " \u00b7 unsure" : "")),
-      h("div", { class: "cl-text", dir: "auto" }, ...text.parts.map((/** @type {[string, number | null]} */ [part, value]) =>
+      h("div", { class: "cl-passage", dir: "auto" }, ...text.parts.map((/** @type {[string, number | null]} */ [part, value]) =>
         value === null ? visible(part) : h("button", { type: "button", class: "cl-black", title: "is replaced; press to leave it",
           onclick: () => this.switchValue(value, false) }, visible(part)))))));
     const turn = (/** @type {string} */ words, /** @type {number} */ to) => h("button", { type: "button", disabled: to < 0 || to >= pages,
