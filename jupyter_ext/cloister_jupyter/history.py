@@ -193,11 +193,11 @@ class History:
         return found
 
     def forget(self, places: Sequence[int], runs: Mapping[int, str]) -> int:
-        """Delete runs and their keys; return how many there were.
+        """Delete runs and their keys, all at the same moment; return how many there were.
 
         `runs` says which run a list showed at a place: another that has taken it since stays.
         """
-        count = 0
+        names = []
         for place in places:
             try:
                 run = self._read(place, 0, Line).run
@@ -206,8 +206,10 @@ class History:
             except VaultError:
                 run = ""
             if runs.get(place, run) == run:
-                count += self._space.forget(Kind.HISTORY, _name(place))
-        return count
+                names.append((Kind.HISTORY, _name(place)))
+        # Of the object that is named first the records are read, which may be damaged: of none.
+        self._space.forget(Kind.HISTORY, _name(MOST_RUNS), also=lambda records: names)
+        return len(names)
 
     def _places(self) -> Iterator[int]:
         return (place for place in range(MOST_RUNS) if self._space.has(

@@ -240,7 +240,8 @@ def _texts_in(file: Path) -> Iterable[str]:
     if file.suffix == ".csv":
         yield file.read_text("utf-8-sig").replace('""', '"')
     elif file.suffix == ".html":
-        yield html.unescape(re.sub("<[^>]*>", "\n", file.read_text("utf-8").partition("<body")[2]))
+        body = file.read_text("utf-8").partition("<body")[2]
+        yield from map(html.unescape, re.split("<[^>]*>", body))  # each alone: no two cells are one
     else:
         from pyarrow import parquet
 

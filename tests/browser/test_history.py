@@ -103,6 +103,10 @@ def delete(notebook: Notebook, lab: Any, rows: Any) -> None:
     lab.get_by_role("tab", name="History").click()
     button = lab.get_by_role("button", name="Delete chosen")
     rows.nth(0).get_by_role("checkbox").check()
+    lab.get_by_role("button", name="Export chosen").click()
+    source = lab.get_by_label("Write", exact=True)
+    assert source.locator("option:checked").inner_text() == "runs chosen in History (1)"
+    lab.get_by_role("tab", name="History").click()
     button.click()
     question = lab.get_by_role("group", name="Delete for good")
     assert "Delete 1 of 2 runs" in question.inner_text()

@@ -82,7 +82,12 @@ def test_what_is_damaged_or_of_another_release_is_a_line_and_can_be_deleted(vaul
     with pytest.raises(VaultDamaged, match="another release"):
         history.open(2)
     assert history.find("ferry") == [0]
-    assert history.forget([1, 2, 3], {}) == 3
+    history.keep(kept(4))
+    vault.db.rows("UPDATE records SET sealed = zeroblob(200) WHERE object = ?", space.identity(
+        Kind.HISTORY, b"\xfflab run 4")[0])  # type: ignore[index]
+    assert "is not what was written" in str(dict(history.lines())[4])
+    assert history.forget([1, 2, 3, 4], {}) == 4
+    assert [place for place, _ in history.lines()] == [0]
 
 
 def test_too_many_or_too_large_is_refused_and_nothing_is_lost(

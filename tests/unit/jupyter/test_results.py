@@ -114,6 +114,13 @@ def test_a_file_that_would_still_hold_one_is_never_there(
     assert path.read_text() == "mine" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_value_that_two_cells_make_together_is_none(tmp_path: Path, suffix: str) -> None:
+    rows = [{"a": "the old king", "b": "daughter of"}, {"a": "king", "b": "king"}]
+    redaction = Redaction([Value(text="king daughter", label="NAME", by="you")])
+    assert export(rows, tmp_path / f"a{suffix}", redact=redaction).replaced == {}
+
+
 def test_words_of_the_frame_do_not_stop_an_export(tmp_path: Path) -> None:
     rows = [{"answer": "the answer is viewport", "caption": "a"}, {"answer": "b", "caption": "c"}]
     redaction = Redaction([
