@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
     from cloister_jupyter.cases import Template, load_table, read_table
     from cloister_jupyter.chat import ChatWidget
     from cloister_jupyter.checks import Judge
@@ -49,3 +51,17 @@ def _jupyter_labextension_paths() -> list[dict[str, str]]:
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:
     return [{"module": "cloister_jupyter.server"}]
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Add `%%cloister` and `%cloister_status`; called by `%load_ext cloister_jupyter`."""
+    from cloister_jupyter.magics import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """End the magics' processes; called by `%unload_ext cloister_jupyter`."""
+    from cloister_jupyter.magics import unload
+
+    unload(shell)

@@ -74,6 +74,10 @@ class Passphrase:
                     "CLOISTER_PASSPHRASE.") from None
         return self._text
 
+    def clear(self) -> None:
+        """Ask again the next time."""
+        self._text = None
+
     @property
     def asked(self) -> bool:
         """Whether it is remembered."""
