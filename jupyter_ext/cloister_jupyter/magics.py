@@ -169,8 +169,8 @@ class CloisterMagics(Magics):
             _tell(SettingError("%cloister_status takes no options; leave them out."))
         welcomes, running = {}, []
         for (_, vault), (name, worker) in self._workers.items():
-            process = worker._process
-            if process is None or process.ended:
+            process = worker.process
+            if process is None:
                 continue
             name += " (vault)" if vault else ""
             welcomes[name] = process.welcome

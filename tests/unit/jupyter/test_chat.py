@@ -143,7 +143,23 @@ def test_a_stop_keeps_what_came_and_a_second_one_ends_a_process_that_is_deaf(
     chat._talk._turn.stopping.set()  # type: ignore[union-attr]  # as if the first went unheard
     chat.receive({"type": "stop", "turn": chat.of("asked")[-1]["turn"]})
     assert chat.said()[3] == "and then"
-    chat.until(lambda: chat._talk._worker._process is None)
+    chat.until(lambda: chat._talk._worker.process is None)
+
+
+def test_where_the_context_is_full_an_earlier_message_is_a_way_on(
+    begin: Callable[..., Heard]
+) -> None:
+    chat = begin(system="story")
+    chat.ask("once upon a time", 1, **LONG)
+    full = chat.said()
+    assert chat.of("ended")[-1]["finish"] == "context"
+    shown = chat.of("snapshot")[-1]
+    assert shown["used"] >= shown["context"] - 1
+    chat.ask("and then", 3)
+    assert chat.said() == full
+    assert chat.of("failed")[-1]["kind"] == "ContextExceeded"
+    chat.ask("once upon a time", 1)
+    assert len(chat.said()) == 3 and chat.of("ended")[-1]["finish"] == "length"
 
 
 def test_a_question_that_is_stopped_while_the_bundle_loads_is_not_kept(
@@ -199,7 +215,7 @@ def test_a_session_is_gone_on_with_and_its_texts_have_fingerprints(
             assert trail.fingerprints.of(text) <= trail.known
     second.receive({"type": "forget", "turn": "f"})
     assert second.said() == ["call"]
-    assert second._talk._worker._process is None
+    assert second._talk._worker.process is None
     other = begin(session="work", namespace="me", system="other")  # of the same name
     assert [message.content for message in other._talk.messages] == ["other"]
 

@@ -22,6 +22,10 @@ from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
 from cloister.errors import SettingError
+from cloister.settings import Settings
+from cloister.vault.keys import Provider
+from cloister.vault.local import keyholder
+from cloister.vault.store import Vault
 from cloister_jupyter.magics import CloisterMagics, Status
 
 SECRET = "the seven lighthouses of the zanzibar ferry company"
@@ -190,6 +194,22 @@ def test_a_notebook_that_is_executed_holds_the_answer_and_nothing_else_does(
     # nbclient gives its kernels a history in memory, so nbconvert leaves none.
     assert not [path for path in tmp_path.rglob("*")
                 if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def test_the_passphrase_of_a_vault_is_asked_for_in_the_cell_until_it_is_right(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    kernel.run("import os; del os.environ['CLOISTER_PROVIDER']")
+    settings = Settings(home=tmp_path / "home", data=None)
+    words = "a sesame that opens by night"
+    Vault.create(settings.vault, keyholder(settings, lambda: words), Provider.PASSPHRASE).close()
+    cell = f"%%cloister --session trip --max-tokens 4\n{SECRET}"
+    assert "set CLOISTER_PASSPHRASE." in kernel.run(cell)[1]
+    reply, text = kernel.run(cell, stdin=lambda: "wrong")
+    assert reply["ename"] == "WrongPassphrase" and text.startswith("WrongPassphrase: ")
+    assert kernel.run(cell, stdin=lambda: words)[0]["status"] == "ok"
+    assert kernel.run(cell)[0]["status"] == "ok"
+    assert not [line for line in kernel.history() if words in line]
 
 
 @pytest.mark.parametrize(("line", "text", "sentence"), [
