@@ -166,5 +166,5 @@ def _blind(found: Result) -> str:
     if ahead.missing == 0:
         return text + "enough to tell which is better."
     if ahead.missing is None:
-        return text + "too close for any number of votes to tell."
+        return text + "too even, no number more like these would tell."
     return text + f"about {ahead.missing:,} more like these would tell."

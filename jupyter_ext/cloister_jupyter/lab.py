@@ -289,7 +289,8 @@ class PromptLab(Page):
         names = {column.id: column.name for column in self._runs.columns.values()}
         now = badge(
             {names[id_]: welcome for id_, welcome in self._runs.welcomes.copy().items()},
-            kept=None if self.space is None else kept_by_lab(self._history.kept),
+            kept=None if self.space is None else kept_by_lab("; ".join(filter(None, dict.fromkeys((
+                self._history.kept, *(panel.kept for panel in self._panels.values())))))),
             probed=self._probed)
         if now != self._badge:
             self._badge = now
@@ -319,6 +320,13 @@ class PromptLab(Page):
                  for token in row] + [row[0].id] for row in found]})
 
         threading.Thread(target=send, daemon=True).start()
+
+    def prompts(self) -> list[str]:
+        """Return what was asked last, under any tab."""
+        request = self._runs.request
+        return list(dict.fromkeys((
+            *([] if request is None else [request.prompt]),
+            *(prompt for panel in self._panels.values() for prompt in panel.prompts()))))
 
 
 def _request(content: dict[str, Any]) -> Request:

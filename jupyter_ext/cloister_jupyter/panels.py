@@ -29,6 +29,9 @@ class Lab(Protocol):
     def send(self, content: dict[str, Any]) -> None:
         """Send a message to the pages."""
 
+    def prompts(self) -> list[str]:
+        """Return what the panels asked last."""
+
     def send_badge(self) -> None:
         """Tell the pages anew what holds for privacy."""
 
@@ -60,6 +63,15 @@ class Panel(ABC):
         Raises:
             CloisterError: it cannot be done; the page is told by a message `NAME.invalid`.
         """
+
+    @property
+    def kept(self) -> str:
+        """What this panel keeps of prompts and answers, in words for the badge."""
+        return ""
+
+    def prompts(self) -> list[str]:
+        """Return the prompts that this panel asked last."""
+        return []
 
     def open(self) -> None:  # noqa: B027  # a panel may have nothing to tell
         """Tell all to a page that opened."""

@@ -158,7 +158,7 @@ class Result:
         if self.better is not None:
             return text + f"{self.better} is better."
         if self.missing is None:
-            return text + "they are too close for any number of votes to tell."
+            return text + "too even, no number more like these would tell."
         return text + f"too few to tell; about {self.missing:,} more like these would."
 
 

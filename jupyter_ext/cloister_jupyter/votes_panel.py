@@ -4,8 +4,9 @@ Until the end no message to the page tells which tier an answer is of, or what i
 and memory would tell, too. Only this process knows.
 
 From the page come `votes.begin`, `votes.resume` (by name), `votes.stop`, `votes.vote`,
-`votes.undo`, `votes.reveal`, `votes.leave` and `votes.forget`; it is sent `votes.kept` (the names
-of what can be resumed), `votes.state`, `votes.revealed` and `votes.invalid`.
+`votes.undo`, `votes.reveal`, `votes.leave`, `votes.forget` and `votes.take` (the prompts of the
+other tabs); it is sent `votes.kept` (the names of what can be resumed), `votes.taken`,
+`votes.state`, `votes.revealed` and `votes.invalid`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,15 @@ import secrets
 import statistics
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from cloister.errors import CloisterError, SettingError, place_of
+from cloister.errors import CloisterError, SettingError
 from cloister_jupyter.ballot import Ballot
 from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.grid import Grid, Plan
-from cloister_jupyter.panels import Panel
+from cloister_jupyter.later import LaterPanel
 from cloister_jupyter.votes import Vote
 from cloister_jupyter.votes_kept import Form, KeptVotes
 
@@ -72,7 +72,7 @@ class _Comparison:
             self.grid.stop()
 
 
-class VotesPanel(Panel):
+class VotesPanel(LaterPanel):
     """Blind comparison of tiers; see the module."""
 
     name: ClassVar[str] = "votes"
@@ -81,21 +81,39 @@ class VotesPanel(Panel):
         super().__init__(lab)
         self._lock = threading.RLock()  # of the comparison, and of the order of messages
         self._shown: _Comparison | None = None
-        self._thread = ThreadPoolExecutor(1, "votes")  # asks, reads and writes, one at a time
+        self._names = list[str]()  # of what is kept
         self._kept = None if lab.space is None else KeptVotes(lab.space)
 
     def open(self) -> None:
         """Tell all to a page that opened."""
-        self._later(self._tell_kept)
+        self.later(self._tell_kept)
         with self._lock:
             self._tell()
+
+    @property
+    def kept(self) -> str:
+        """What is kept of votes, in words for the badge."""
+        count = len(self._names)
+        return f"{count} named vote{'s' * (count > 1)} with prompts and answers" if count else ""
+
+    def results(self) -> list[dict[str, object]]:
+        """Return the votes with their texts; none before the names are shown."""
+        shown = self._shown
+        if shown is None or not shown.ballot.revealed:
+            return []
+        return [{
+            "asked": shown.form.prompts[each.pair.item], "left": each.pair.left,
+            "right": each.pair.right, "vote": str(each.vote),
+            **dict(zip(("left answer", "right answer"), shown.ballot.answers(each.pair),
+                       strict=True)),
+        } for each in shown.ballot.votes]
 
     def close(self) -> None:
         """Stop asking."""
         with self._lock:
             if self._shown is not None:
                 self._shown.stop()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        super().close()
 
     def receive(self, content: dict[str, Any]) -> None:
         """Do what the page asks for; see `Panel.receive`."""
@@ -105,10 +123,12 @@ class VotesPanel(Panel):
                     self._begin(content)
                 case {"type": "votes.resume", "name": str(name)} if self._kept is not None:
                     self._leave()
-                    self._later(lambda: self._resume(name))
+                    self.later(self._resume, name)
                 case {"type": "votes.forget", "name": str(name)} if self._kept is not None:
                     self._leave()
-                    self._later(lambda: self._forget(name))
+                    self.later(self._forget, name)
+                case {"type": "votes.take"}:
+                    self.send("taken", prompts=self.lab.prompts())
                 case {"type": "votes.leave"}:
                     self._leave()
                 case {"type": "votes.stop"}:
@@ -142,7 +162,7 @@ class VotesPanel(Panel):
         comparison = _Comparison(form, ask.name)
         self._leave()
         self._show(comparison)
-        self._later(lambda: self._ask(comparison, new=True))
+        self.later(self._ask, comparison, True)
 
     def _resume(self, name: str) -> None:
         assert self._kept is not None
@@ -154,7 +174,7 @@ class VotesPanel(Panel):
         comparison.ballot.replay(marks)
         with self._lock:
             self._show(comparison)
-        self._ask(comparison, new=False)
+        self._ask(comparison, False)
 
     def _forget(self, name: str) -> None:
         assert self._kept is not None
@@ -171,7 +191,7 @@ class VotesPanel(Panel):
             self._shown = None
         self._tell()
 
-    def _ask(self, comparison: _Comparison, *, new: bool) -> None:
+    def _ask(self, comparison: _Comparison, new: bool) -> None:
         """Ask the tiers, each in its turn, in an order that nobody outside knows."""
         answers = None
         if comparison.name and self._kept is not None:
@@ -211,26 +231,15 @@ class VotesPanel(Panel):
             raise SettingError("There is nothing to vote on yet; wait for the answers.")
         mark = do(shown.ballot)
         if shown.name and self._kept is not None:
-            kept = self._kept
-            self._later(lambda: kept.append(shown.name, mark))
+            self.later(self._kept.append, shown.name, mark)
         self._tell()
 
-    def _later(self, work: Callable[[], None]) -> None:
-        """Do what may wait, on the panel's own thread; tell the page where it fails."""
-        def run() -> None:
-            try:
-                work()
-            except CloisterError as error:
-                self.send("invalid", message=str(error))
-            except Exception as error:  # its words may quote what was typed
-                self.send("invalid", message=(
-                    f"The vote failed unexpectedly ({place_of(error)}); report it."))
-
-        self._thread.submit(run)
-
     def _tell_kept(self) -> None:
-        self.send("kept", vault=self._kept is not None,
-                  names=[] if self._kept is None else self._kept.names())
+        before = self.kept
+        self._names = [] if self._kept is None else self._kept.names()
+        self.send("kept", vault=self._kept is not None, names=self._names)
+        if self.kept != before:
+            self.lab.send_badge()
 
     def _tell_of(self, comparison: _Comparison) -> None:
         with self._lock:

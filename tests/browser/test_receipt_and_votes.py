@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.browser.conftest import LAB, Notebook, Server
+
+from cloister.audit.canary import Canary, search
 
 pytestmark = pytest.mark.slow
 
@@ -18,11 +20,20 @@ THEMES = ("Light", "Dark", "Dark High Contrast")
 RECEIPT = """from cloister_jupyter import ReceiptView
 
 ReceiptView("nano-1", against="nano-2")"""
+VAULT = """import warnings
+from cloister import open_vault
+from cloister_jupyter import PromptLab
+
+warnings.simplefilter("ignore")
+lab = PromptLab(["nano-2", "nano-1"], vault=open_vault(create=True))
+lab"""
 
 
-def check_themes(notebook: Notebook, name: str, selector: str) -> None:
-    """Keep a picture in every theme, in which axe finds nothing serious or critical."""
-    for theme in THEMES:
+def check_themes(
+    notebook: Notebook, name: str, selector: str, themes: Sequence[str] = THEMES
+) -> None:
+    """Keep a picture in each theme, in which axe finds nothing serious or critical."""
+    for theme in themes:
         notebook.command("apputils:change-theme", theme=f"JupyterLab {theme}")
         notebook.page.wait_for_timeout(400)
         notebook.screenshot(f"{name}-{theme.lower().replace(' ', '-')}")
@@ -90,7 +101,7 @@ def test_a_vote_goes_by_keyboard_alone_and_names_no_tier_before_its_end(
     panel.get_by_label("System prompt").fill("story")
     panel.get_by_label("Tokens at most").fill("24")
     assert "nano" in panel.inner_html()  # the form names the tiers: they are chosen there
-    check_themes(notebook, "votes-form", ".cl-votes")
+    check_themes(notebook, "votes-form", ".cl-votes", THEMES[1:2])
     prompts.focus()
     keyboard.press("Control+Enter")
     heading = panel.locator("h3")
@@ -120,22 +131,39 @@ def test_a_vote_goes_by_keyboard_alone_and_names_no_tier_before_its_end(
     panel.locator("summary").click()
     assert [row.inner_text().split("\t")[-1] for row in panel.locator("details tbody tr").all()] \
         == ["A is better", "Tie", "B is better"]
-    check_themes(notebook, "votes-end", ".cl-votes")
+    check_themes(notebook, "votes-end", ".cl-votes", THEMES[1:2])
     panel.get_by_role("button", name="Begin another vote").press("Enter")
     assert prompts.input_value().startswith("once")
     notebook.command("docmanager:save")
     assert "once upon" not in notebook.path.read_text()
 
 
-def test_stop_ends_the_asking_of_a_vote(open_notebook: Open) -> None:
-    notebook = open_notebook("votes-stop.ipynb", LAB)
+def test_a_vote_is_stopped_left_gone_on_with_and_forgotten(
+    open_notebook: Open, server: Server
+) -> None:
+    canary = Canary.new("prompt")
+    notebook = open_notebook("votes-kept.ipynb", VAULT)
     notebook.run_cell(0)
     lab: Any = notebook.lab()
     lab.get_by_role("tab", name="Vote").click()
     panel = lab.locator(".cl-votes")
-    panel.get_by_label("Prompts").fill("\n".join(f"there were {n} foxes" for n in range(200)))
-    panel.get_by_label("Prompts").press("Control+Enter")
+    prompts = panel.get_by_label("Prompts")
+    prompts.fill(f"{canary.text}\n" + "\n".join(f"there were {n} foxes" for n in range(200)))
+    panel.get_by_label("Keep it as").fill("which one")
+    prompts.press("Control+Enter")
     panel.locator("h3:has-text('answers')").wait_for()
     notebook.page.keyboard.press("Escape")
     panel.locator("h3:has-text('pairs')").wait_for(timeout=30_000)
     assert "lack an answer" in panel.inner_text()
+    panel.get_by_role("button", name="Begin another vote").click()
+    assert panel.get_by_label("Kept votes").input_value() == "which one"
+    panel.get_by_role("button", name="Go on").click()
+    panel.locator("h3:has-text('Asking')").wait_for()
+    notebook.page.keyboard.press("Escape")
+    panel.locator("h3:has-text('pairs')").wait_for(timeout=30_000)
+    panel.get_by_role("button", name="Begin another vote").click()
+    panel.get_by_role("button", name="Forget").click()
+    panel.get_by_label("Kept votes").wait_for(state="hidden")
+    notebook.command("docmanager:save")
+    # Notebooks, log, IPython's history, vault.
+    assert [str(find) for find in search(server.log.parent, [canary], least_bytes=8)] == []

@@ -43,7 +43,7 @@ class VotesPanel {
     this.noVault = h("span", { class: "cl-note" }, "Votes end with this kernel: the lab has no vault (PromptLab(vault=...)).");
     return h("div", { class: "cl-request" },
       h("label", { for: this.prompts.id }, "Prompts"), h("div", {}, this.prompts,
-        h("button", { type: "button", onclick: () => this.takePrompt() }, "Add the prompt of “One request”")),
+        h("button", { type: "button", onclick: () => this.send("take") }, "Add what the other tabs asked last")),
       h("label", { for: this.system.id }, "System prompt"), this.system,
       h("span", { class: "cl-label" }, "Tiers"), h("div", { class: "cl-toggles", role: "group", "aria-label": "Tiers to vote on" },
         ...this.boxes.map(([box, name]) => h("label", { class: "cl-toggle" }, box, name))),
@@ -106,11 +106,11 @@ class VotesPanel {
     if (this.state === "asking") this.send("stop");
   }
 
-  /** Take the prompt and system prompt of the tab "One request". */
-  takePrompt() {
-    const line = this.lab.prompt.value.trim().replaceAll("\n", "\\n");
-    if (line) this.prompts.value = `${this.prompts.value.trimEnd()}\n${line}`.trimStart();
-    this.system.value ||= this.lab.system.value;
+  /** Add prompts that there are not yet. @param {string[]} prompts */
+  takePrompts(prompts) {
+    if (!prompts.length) return this.say("Nothing was asked under the other tabs yet.");
+    const lines = [...this.prompts.value.split("\n"), ...prompts.map((prompt) => prompt.trim().replaceAll("\n", "\\n"))];
+    this.prompts.value = [...new Set(lines.map((line) => line.trim()).filter(Boolean))].join("\n");
   }
 
   /** @param {string} vote */
@@ -134,6 +134,7 @@ class VotesPanel {
     const kind = message.type.slice("votes.".length);
     if (kind === "invalid") return this.say(message.message);
     if (kind === "kept") return this.showKept(message);
+    if (kind === "taken") return this.takePrompts(message.prompts);
     this.say("");
     const held = this.element.contains(document.activeElement) || document.activeElement === document.body;
     const before = this.state;

@@ -57,6 +57,7 @@ def lab(shared: Heard) -> Heard:
 def test_a_run_is_told_in_messages_and_a_later_page_is_told_all_of_it(lab: Heard) -> None:
     lab.receive(RUN)
     text = lab.answered()
+    assert lab.prompts() == [RUN["prompt"]]
     events = [message for message in lab.sent if "seq" in message]
     assert [event["seq"] for event in events] == list(range(len(events)))
     lab.sent.clear()

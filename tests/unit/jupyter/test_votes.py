@@ -49,7 +49,7 @@ def test_who_always_votes_left_finds_no_better_tier() -> None:
     votes = [Cast(pair=pair, vote=Vote.LEFT) for pair in schedule(NAMES, 100, seed=1)]
     for each in results(votes, NAMES):
         assert (each.wins, each.losses, each.better) == (50, 50, None)
-        assert each.missing is None and "too close" in str(each)
+        assert each.missing is None and "too even" in str(each)
 
 
 @given(st.lists(st.sampled_from(list(Vote)), max_size=60), st.integers(0, 9))

@@ -31,6 +31,7 @@ class FakeLab:
 
     def __init__(self, space: Namespace | None, names: tuple[str, ...]) -> None:
         self.space, self.sent, self.recorded = space, list[Any](), set[str]()
+        self.badges: list[str] = []
         self.bundles = tuple(Column(id=str(number), name=name, path=Path(name))
                              for number, name in enumerate(names))
         self.panel = VotesPanel(self)  # type: ignore[arg-type]
@@ -46,6 +47,12 @@ class FakeLab:
             self.panel.receive({"type": f"votes.{kind}", **values})
         except CloisterError as error:
             self.panel.send("invalid", message=str(error))
+
+    def prompts(self) -> list[str]:
+        return ["asked elsewhere"]
+
+    def send_badge(self) -> None:
+        self.badges.append(self.panel.kept)
 
     def wait(self, kind: str, state: str | None = None) -> Any:
         """The last message, once it is of a kind, and shows a state."""
@@ -109,6 +116,7 @@ def test_nothing_names_the_tiers_before_the_end_and_then_all_does(make: Make) ->
         assert word not in before
     assert "100% of 12 votes prefer the same one" in before  # the names are not, all else is
     assert "enough to tell" in before
+    assert lab.panel.results() == []
     assert not any(name in repr(lab.panel._shown.ballot.votes) for name in NAMES)  # type: ignore[union-attr]
     lab.receive("reveal")
     told = lab.wait("revealed")
@@ -118,6 +126,9 @@ def test_nothing_names_the_tiers_before_the_end_and_then_all_does(make: Make) ->
     assert all((each["vote"] == "left") == (each["left"] == "tier-of-gold")
                for each in told["votes"])
     assert {"say 3", "say 3: shiny"} <= lab.recorded
+    row = lab.panel.results()[0]
+    side = "left" if row["left"] == "tier-of-gold" else "right"
+    assert (row["vote"], str(row[f"{side} answer"])[-7:]) == (side, "shining")
 
 
 def test_sides_and_order_are_drawn_anew_for_every_vote(make: Make) -> None:
@@ -142,6 +153,12 @@ def test_equal_answers_are_not_shown_and_counted_apart(make: Make) -> None:
     outcome = lab.wait("revealed")["outcome"]
     assert sum("which were not shown: 4." in each for each in outcome) == 1
     assert sum("which were not shown: 0." in each for each in outcome) == 2
+
+
+def test_prompts_are_taken_from_the_other_tabs(make: Make) -> None:
+    lab = make()
+    lab.receive("take")
+    assert lab.wait("taken")["prompts"] == ["asked elsewhere"]
 
 
 def test_the_last_vote_is_taken_back_and_a_second_click_votes_on_nothing(make: Make) -> None:
@@ -192,6 +209,8 @@ def test_a_vote_goes_on_from_the_vault_with_its_answers_and_its_order(
     assert "no vote of that name" in third.wait("invalid")["message"]
     assert third.panel._kept is not None
     assert third.panel._kept.names() == []
+    assert other.badges[0].startswith("1 named vote with")
+    assert third.badges[-1] == ""  # the badge has it no more
     lost = make("tier-of-tin", space=space)
     third.begin(name="which")
     third.wait("state", "voting")
