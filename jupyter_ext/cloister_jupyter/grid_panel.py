@@ -80,6 +80,11 @@ class GridPanel(Panel):
         """Tell a page that opened of the table, the form and the run."""
         self._work.submit(self._guarded, self._send_state)
 
+    def prompts(self) -> list[str]:
+        """Return what the last run asks, templates filled with its cases."""
+        grid = None if self._run is None else self._run.grid
+        return [] if grid is None else list(map(grid.plan.prompt, grid.plan.places()))
+
     def close(self) -> None:
         """End the run, and its processes with it."""
         if self._run is not None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import msgspec
 
 from cloister.errors import CloisterError, SettingError
-from cloister_jupyter.ballot import Ballot
+from cloister_jupyter.ballot import MOST_PAIRS, Ballot
 from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.grid import Grid, Plan
 from cloister_jupyter.later import LaterPanel
@@ -128,7 +128,7 @@ class VotesPanel(LaterPanel):
                     self._leave()
                     self.later(self._forget, name)
                 case {"type": "votes.take"}:
-                    self.send("taken", prompts=self.lab.prompts())
+                    self.later(self._take)
                 case {"type": "votes.leave"}:
                     self._leave()
                 case {"type": "votes.stop"}:
@@ -143,6 +143,13 @@ class VotesPanel(LaterPanel):
                     self._change(lambda ballot: ballot.reveal())
                 case _:
                     raise SettingError("The page sent what is no message; load it anew.")
+
+    def _take(self) -> None:
+        prompts = self.lab.prompts()
+        if len(prompts) > MOST_PAIRS:
+            raise SettingError(
+                f"The other tabs asked {len(prompts):,} prompts, too many to vote on; type some.")
+        self.send("taken", prompts=prompts)
 
     def _begin(self, content: dict[str, Any]) -> None:
         try:

@@ -35,11 +35,11 @@ class VotesPanel {
     this.name = h("input", { type: "text", id: id("name"), maxlength: 200, autocomplete: "off", placeholder: "not kept" });
     this.kept = h("select", { id: id("kept") });
     this.beginButton = h("button", { type: "button", class: "cl-run", onclick: () => this.run() }, "Ask, then vote");
-    this.keptRow = h("div", { class: "cl-row", hidden: true },
+    this.keptRow = h("div", { class: "cl-votes-row", hidden: true },
       h("label", { for: this.kept.id }, "Kept votes"), this.kept,
       h("button", { type: "button", onclick: () => this.send("resume", { name: this.kept.value }) }, "Go on"),
       h("button", { type: "button", onclick: () => this.send("forget", { name: this.kept.value }) }, "Forget"));
-    this.nameRow = h("div", { class: "cl-row" }, h("label", { for: this.name.id }, "Keep it as"), this.name);
+    this.nameRow = h("div", { class: "cl-votes-row" }, h("label", { for: this.name.id }, "Keep it as"), this.name);
     this.noVault = h("span", { class: "cl-note" }, "Votes end with this kernel: the lab has no vault (PromptLab(vault=...)).");
     return h("div", { class: "cl-request" },
       h("label", { for: this.prompts.id }, "Prompts"), h("div", {}, this.prompts,
@@ -47,9 +47,9 @@ class VotesPanel {
       h("label", { for: this.system.id }, "System prompt"), this.system,
       h("span", { class: "cl-label" }, "Tiers"), h("div", { class: "cl-toggles", role: "group", "aria-label": "Tiers to vote on" },
         ...this.boxes.map(([box, name]) => h("label", { class: "cl-toggle" }, box, name))),
-      h("label", { for: this.most.id }, "Tokens at most"), h("div", { class: "cl-row" }, this.most),
+      h("label", { for: this.most.id }, "Tokens at most"), h("div", { class: "cl-votes-row" }, this.most),
       h("span", { class: "cl-label" }, "Keeping"), h("div", {}, this.nameRow, this.noVault, this.keptRow),
-      h("span"), h("div", { class: "cl-row" }, this.beginButton));
+      h("span"), h("div", { class: "cl-votes-row" }, this.beginButton));
   }
 
   makeBallot() {
@@ -66,9 +66,9 @@ class VotesPanel {
     this.standing = h("ul", { class: "cl-standing" });
     this.rest = h("p", { class: "cl-note" });
     this.shownPart = h("div", {}, this.prompt, this.columns);
-    this.choices = h("div", { class: "cl-row", role: "group", "aria-label": "Your vote" }, ...this.buttons, this.undoButton);
-    return h("div", {}, this.heading, h("div", { class: "cl-row" }, this.stopButton), this.shownPart, this.choices, this.standing, this.rest,
-      h("div", { class: "cl-row" }, this.revealButton, this.leaveButton()));
+    this.choices = h("div", { class: "cl-votes-row", role: "group", "aria-label": "Your vote" }, ...this.buttons, this.undoButton);
+    return h("div", {}, this.heading, h("div", { class: "cl-votes-row" }, this.stopButton), this.shownPart, this.choices, this.standing, this.rest,
+      h("div", { class: "cl-votes-row" }, this.revealButton, this.leaveButton()));
   }
 
   leaveButton() {
@@ -199,7 +199,7 @@ class VotesPanel {
         table("Votes in order", ["prompt", "A", "B", "vote"], votes.map((each) => h("tr", {},
           h("th", { scope: "row", dir: "auto" }, visible(each.prompt)), cell(each.left), cell(each.right),
           cell(VOTES.find(([vote]) => vote === each.vote)?.[1] ?? each.vote)))))),
-      h("div", { class: "cl-row" }, this.leaveButton()));
+      h("div", { class: "cl-votes-row" }, this.leaveButton()));
     this.lab.announce(outcome.join(" "));
   }
 

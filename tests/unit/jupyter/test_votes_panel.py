@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from cloister.vault import local
 from cloister.vault.namespace import Namespace
 from cloister_jupyter import grid
 from cloister_jupyter.ballot import Ballot, Mark
+from cloister_jupyter.cases import Case, Template
+from cloister_jupyter.grid_panel import GridPanel
 from cloister_jupyter.runs import Column
 from cloister_jupyter.votes import Cast, Pair, Vote
 from cloister_jupyter.votes_panel import VotesPanel
@@ -159,6 +162,14 @@ def test_prompts_are_taken_from_the_other_tabs(make: Make) -> None:
     lab = make()
     lab.receive("take")
     assert lab.wait("taken")["prompts"] == ["asked elsewhere"]
+    panel = GridPanel(lab)  # type: ignore[arg-type]
+    assert panel.prompts() == []
+    cases = tuple(Case(line=n, values={"city": city}) for n, city in enumerate(("Rome", "Oslo")))
+    plan = grid.Plan(prompts=(Template("weather in {city}"),), cases=cases)
+    panel._run = SimpleNamespace(grid=grid.Grid(plan, {"x": "y"}))  # type: ignore[assignment]
+    assert panel.prompts() == ["weather in Rome", "weather in Oslo"]
+    panel._run = None
+    panel.close()
 
 
 def test_the_last_vote_is_taken_back_and_a_second_click_votes_on_nothing(make: Make) -> None:
