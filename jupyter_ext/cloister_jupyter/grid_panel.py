@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloister_jupyter.grid import Grid, Row
-    from cloister_jupyter.lab import PromptLab
+    from cloister_jupyter.panels import Lab
 
 __all__ = ["GridPanel"]
 
@@ -65,7 +65,7 @@ class GridPanel(Panel):
     name = "grid"
     parts = ("table", "grid_result")
 
-    def __init__(self, lab: PromptLab) -> None:
+    def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
         self._names = {column.id: column.name for column in lab.bundles}
         self._paths = {column.name: column.path for column in lab.bundles}

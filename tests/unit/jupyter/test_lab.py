@@ -111,6 +111,7 @@ def test_the_badge_says_what_the_processes_tried_and_what_is_kept(lab: Heard) ->
     assert before.tier is None and "not known" in before.summary
     lab.receive(RUN)
     lab.answered()
+    lab.receive({"type": "open"})  # one that was told already is told to pages that open alone
     told = lab.of("badge")[-1]
     welcome = lab._runs.welcomes["0"]
     assert told["tier"] == welcome.guard_tier
