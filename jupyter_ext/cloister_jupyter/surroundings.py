@@ -10,6 +10,7 @@ import msgspec
 from jupyterlab_server.config import get_federated_extensions
 from traitlets.utils.importstring import import_item
 
+from cloister.settings import Settings
 from cloister_jupyter.badge import evidence
 from cloister_jupyter.kernels import PrivateKernelManager
 
@@ -117,7 +118,11 @@ def _lab(app: ServerApp) -> list[Fact]:
 def _kernels(app: ServerApp) -> list[Fact]:
     private = issubclass(
         import_item(app.kernel_manager.kernel_manager_class), PrivateKernelManager)
-    return [Fact(name="kernels", good=None, value=(
+    passphrase = [] if Settings.from_environment().passphrase is None else [
+        Fact(name="passphrase", good=False, value=(
+            "the vault's stands in CLOISTER_PASSPHRASE, where every kernel and extension reads it; "
+            "unset it, and unlock the vault here"))]
+    return [*passphrase, Fact(name="kernels", good=None, value=(
         "IPython's history stays in memory; kernels are reached over Unix sockets where paths are "
         "short enough" if private else
         "IPython keeps what stands in cells in history.sqlite (what is typed into the lab is in no "

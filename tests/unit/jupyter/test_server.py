@@ -18,6 +18,7 @@ import pytest
 from tests.lab_server import TOKEN, LabServer, connected, keep, settings_of, started
 
 from cloister.runtime import conversation
+from cloister.runtime.protocol import Welcome
 from cloister.vault import local
 from cloister.vault.keys import Provider
 from cloister.vault.namespace import Kind
@@ -26,7 +27,7 @@ from cloister.vault.store import Vault
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
 
 from cloister_jupyter.keeper import Keeper
-from cloister_jupyter.surroundings import closed_to_others
+from cloister_jupyter.surroundings import audit, closed_to_others
 
 pytestmark = pytest.mark.slow
 
@@ -278,6 +279,27 @@ def test_a_kernel_has_no_port_and_no_history_file_and_ctrl_c_ends_it(tmp_path: P
         assert not list((running.base / "runtime").glob("kernel-*"))
         assert not list(running.base.rglob("history.sqlite"))
         assert not (running.base / "config" / "jupyter_server_config.json").exists()
+
+
+def test_the_audit_names_what_is_not_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = SimpleNamespace(
+        news_url="https://news", check_for_updates_class=dict, extension_manager="pypi",
+        extra_labextensions_path=[], labextensions_path=[])
+    app: Any = SimpleNamespace(
+        ip="0.0.0.0", sock="", certfile="", identity_provider=SimpleNamespace(auth_enabled=False),
+        extension_manager=SimpleNamespace(extension_apps={"jupyterlab": {"lab": lab}.values()}),
+        jpserver_extensions={"jupyterlab": True, "theirs": True, "off": False},
+        kernel_manager=SimpleNamespace(
+            kernel_manager_class="jupyter_client.ioloop.AsyncIOLoopKernelManager"))
+    monkeypatch.setenv("CLOISTER_PASSPHRASE", PASSPHRASE)
+    found = audit(app, Welcome(
+        version=1, guard_tier=1, guard="no kernel of that kind", evidence={}, memory={}))
+    assert not found.good and PASSPHRASE not in repr(found)
+    facts = {fact.name: fact for group in found.groups for fact in group.facts}
+    assert {name for name, fact in facts.items() if fact.good is False} == {
+        "reachable", "token", "news", "updates", "extension manager", "passphrase", "guard tier"}
+    assert facts["other extensions"].value.startswith("theirs:")
+    assert "history.sqlite" in facts["kernels"].value and "7 things" in found.summary
 
 
 @pytest.mark.parametrize(("ip", "certificate", "asks", "closed"), [
