@@ -21,9 +21,10 @@ class AnswerView {
     this.figures = h("dl", { class: "cl-figures" });
     this.compared = h("div", { hidden: true });
     this.branches = h("div", { class: "cl-branches" });
+    const header = h("header", {}, this.title, this.stateText);
+    const parts = [this.strip, this.by, this.answer, this.error, this.compared, this.figures];
     this.section = h("section", { class: parent ? "cl-branch" : "cl-column", "aria-labelledby": this.title.id },
-      h("header", {}, this.title, this.stateText), this.strip, this.by, this.answer, this.error,
-      this.compared, this.figures, ...(parent ? [] : [this.branches]));
+      header, ...(parent ? parts : [h("div", { class: "cl-beside" }, h("div", { class: "cl-first" }, ...parts), this.branches)]));
     this.tokens = new Tokens(this);
     this.answer.addEventListener("scroll", () => {
       this.following = this.answer.scrollTop + this.answer.clientHeight > this.answer.scrollHeight - 8;

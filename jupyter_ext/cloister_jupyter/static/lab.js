@@ -348,6 +348,7 @@ class Lab {
     if (!before || !root) return;
     const view = new AnswerView(this, column, root.name, before, at);
     root.branches.append(view.section);
+    if (this.running) view.section.scrollIntoView({ block: "nearest" });
     this.answers.set(column, view);
   }
 
