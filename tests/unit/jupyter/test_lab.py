@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from ipywidgets import Widget
 import cloister_jupyter
 from cloister import open_vault
 from cloister.errors import SettingError
+from cloister.guard import Attempt
 from cloister.settings import Settings
 from cloister_jupyter import PromptLab
 from cloister_jupyter.badge import badge
+from cloister_jupyter.runs import Probed
 
 STATIC = Path(cloister_jupyter.__file__).parent / "static"
 RUN: dict[str, Any] = {
@@ -106,12 +109,72 @@ def test_a_request_that_cannot_be_is_refused_in_a_sentence(
     assert len(lab.of("invalid")) == 2
 
 
+def test_the_page_asks_for_scores_for_what_else_was_likely_and_for_a_branch(lab: Heard) -> None:
+    lab.receive(RUN)
+    text = lab.answered()
+    rows = lab.results()
+    lab.receive({"type": "score", "run": "r"})
+    assert lab._runs.wait(60)
+    (scored,) = lab.of("scored")
+    texts = [text for delta in lab.of("delta") for text in delta["texts"]]
+    assert (scored["by"], scored["at"], len(scored["ranks"])) == ("0", 0, len(texts))
+    lab.receive({"type": "likeliest", "run": "r", "column": "0", "start": 1})
+    told = waited(lab, "likeliest")
+    assert (told["column"], told["at"], len(told["rows"])) == ("0", 1, min(24, len(texts) - 1))
+    (first, *others), higher, chosen = told["rows"][0]
+    assert (first[0], first[1], higher, len(others)) == (chosen, texts[1], None, 4)
+    assert first[2] == scored["logprobs"][1]
+    lab.receive({"type": "branch", "run": "r", "parent": "0", "at": 1, "id": others[0][0]})
+    assert lab._runs.wait(60)
+    branch = [text for delta in lab.of("delta") if delta["column"] == "0.0"
+              for text in delta["texts"]]
+    assert branch[:2] == [texts[0], others[0][1]] and "".join(branch) != text
+    assert lab.results() == rows  # a branch is no answer to the request
+    lab.sent.clear()
+    lab.receive({"type": "open"})
+    kinds = [event["type"] for event in lab.of("snapshot")[0]["events"]]
+    assert kinds[-5:] == ["began", "ready", "delta", "ended", "over"] and "branched" in kinds
+    for wrong in ({"type": "score", "run": "gone"}, {"type": "branch", "run": "r"},
+                  {"type": "branch", "run": "r", "parent": "0", "at": 999, "id": 1},
+                  {"type": "likeliest", "run": "r", "column": "7", "start": 0}):
+        lab.sent.clear()
+        lab.receive(wrong)
+        (invalid,) = lab.of("invalid")
+        assert (invalid["about"], invalid["run"]) == (wrong["type"], wrong["run"])
+        assert invalid["message"].endswith(".")
+
+
+def waited(lab: Heard, kind: str) -> Any:
+    """The last message of a kind, once it is sent."""
+    deadline = time.monotonic() + 30
+    while not lab.of(kind):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return lab.of(kind)[-1]
+
+
+def test_the_badge_tells_of_every_probe_whether_it_got_out(lab: Heard) -> None:
+    for _ in range(2):
+        lab.sent.clear()
+        lab.receive({"type": "probe"})
+        told = waited(lab, "badge")
+        assert "tried to reach out, refused" in told["summary"]
+        title, rows = told["groups"][0]
+        assert title.startswith("Tried to reach out at") and len(rows) == 6
+    open_ = Attempt(name="a way out", refused=False, how="NOT refused (it went through)")
+    found = badge({}, probed=Probed(at="now", attempts={"a": (open_,), "b": (open_,)}, failed=(
+        "c: It ended.",)))
+    assert "NOT refused just now: a way out" in found.summary
+    assert [title for title, _ in found.groups[:2]] == [
+        "Tried to reach out at now, from the processes of a, b", "Could not try at now"]
+
+
 def test_the_badge_says_what_the_processes_tried_and_what_is_kept(lab: Heard) -> None:
     before = badge({})
     assert before.tier is None and "not known" in before.summary
     lab.receive(RUN)
     lab.answered()
-    lab.receive({"type": "open"})  # one that was told already is told to pages that open alone
+    lab.receive({"type": "open"})
     told = lab.of("badge")[-1]
     welcome = lab._runs.welcomes["0"]
     assert told["tier"] == welcome.guard_tier
