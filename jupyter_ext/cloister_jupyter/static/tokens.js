@@ -134,7 +134,9 @@ class Tokens {
   explain() {
     const { by } = this.view, own = this.view.name;
     by.hidden = !this.elements.length;
-    by.textContent = this.why || (this.by ? `as ${this.by} sees it` : `as ${own} itself sees it`);
+    const scored = this.scores.higher.length, part = scored < this.view.texts.length;
+    by.textContent = this.why || (!scored ? `as ${own} itself sees it` : `as ${this.by} sees it`
+      + (part ? ` up to token ${scored}, from there as ${own} itself does` : ""));
   }
 
   /** @param {number} at */
