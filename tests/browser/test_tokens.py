@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from tests.browser.test_lab import (
     violations,
     wait_for_end,
 )
+
+import cloister_jupyter
 
 pytestmark = pytest.mark.slow
 
@@ -39,21 +42,27 @@ def test_each_token_tells_how_likely_it_was_and_another_is_gone_on_from_by_keybo
     lab.get_by_role("button", name="Run", exact=True).click()
     wait_for_end(lab)
     nano = column(lab, "nano-1")
-    text = nano.locator(".cl-first .cl-answer").inner_text()
+    text = nano.locator(".cl-original .cl-answer").inner_text()
     rows = nano.locator("tbody tr").all_inner_texts()
     for field, result in (("name", "same"), ("party_size_number", "differs"), ("time", "missing"),
                           ("cuisine", "extra")):
         assert [row for row in rows if field in row and result in row], (field, rows)
-    assert nano.locator(".cl-words del").first.text_content().startswith(" missing: ")
+    assert nano.locator(".cl-wordwise del").first.text_content().startswith(" missing: ")
     label = nano.locator(".cl-strip").get_attribute("aria-label")
     assert "tokens stand as in the answer of pro" in label and "% of its" in label
     shown_as_tokens(lab)
-    tokens = nano.locator(".cl-first .cl-token")
+    tokens = nano.locator(".cl-original .cl-token")
     assert "".join(tokens.all_inner_texts()) == text + "\u25a0"
-    assert nano.locator(".cl-first .cl-by").inner_text() == "as pro sees it"
+    assert nano.locator(".cl-original .cl-by").inner_text() == "as pro sees it"
     assert column(lab, "pro").locator(".cl-by").inner_text() == "as pro itself sees it"
-    tokens.first.focus()
     popover = lab.locator(".cl-popover")
+    tokens.nth(1).hover()
+    popover.locator("p:has-text('token 2 of')").wait_for()
+    lab.get_by_label("Background of tokens").select_option("probability")
+    assert all(number in ("<0.1", *map(str, range(101))) or float(number) < 10
+               for number in tokens.evaluate_all("all => all.map((each) => each.dataset.number)"))
+    lab.get_by_label("Background of tokens").select_option("rank")
+    tokens.first.focus()
     for _ in range(3):
         keyboard.press("ArrowRight")
     assert tokens.nth(3).evaluate("node => node === document.activeElement")
@@ -79,7 +88,7 @@ def test_each_token_tells_how_likely_it_was_and_another_is_gone_on_from_by_keybo
     assert "Branch at token 4: " in branch.locator("h4").inner_text()
     assert branch.locator(".cl-token").nth(3).inner_text().replace(" ", "\u2423") == other
     assert "4 of them given" in branch.locator(".cl-figures").inner_text()
-    assert "given" not in nano.locator(".cl-first .cl-figures").inner_text()
+    assert "given" not in nano.locator(".cl-original .cl-figures").inner_text()
     assert branch.locator(".cl-token").all_inner_texts()[:3] == tokens.all_inner_texts()[:3]
     notebook.screenshot("tokens-branch")
     themes(notebook, lab)
@@ -106,6 +115,45 @@ def themes(notebook: Any, lab: Any) -> None:
         if "TEST_AXE" in os.environ:
             assert violations(notebook) == []
     notebook.command("apputils:change-theme", theme="JupyterLab Light")
+
+
+LAWS = """(parts) => {
+    const { diff, pieces, leaves } = new Function(
+        `${parts.join(';')}; return { diff, pieces, leaves };`)();
+    let state = 7;
+    const random = (most) => (state = (state * 48271) % 2147483647) % most;
+    const longest = (a, b) => { // the plain way
+        const rows = [Array(b.length + 1).fill(0)];
+        a.forEach((x, i) => rows.push(b.reduce((row, y, j) => [
+            ...row, x === y ? rows[i][j] + 1 : Math.max(rows[i][j + 1], row[j])], [0])));
+        return rows.at(-1).at(-1);
+    };
+    for (let round = 0; round < 400; round++) {
+        const [a, b] = [0, 1].map(() => Array.from({ length: random(9) }, () => 'xyz'[random(3)]));
+        const runs = diff(a, b), said = (of, not) => runs.filter(({ kind }) => kind !== not)
+            .flatMap((run) => of === 'a' ? a.slice(...run.a) : b.slice(...run.b)).join();
+        const same = runs.filter(({ kind }) => kind === 'same').reduce(
+            (sum, run) => sum + run.a[1] - run.a[0], 0);
+        if (said('a', 'ins') !== a.join() || said('b', 'del') !== b.join()) return [a, b, runs];
+        if (same !== longest(a, b)) return [a, b, same];
+    }
+    const [a, b] = [1, 2].map((seed) => Array.from({ length: 3000 }, (_, i) => `${seed}${i}`));
+    const began = performance.now(), runs = diff(['head', ...a, 'tail'], ['head', ...b, 'tail']);
+    const kinds = runs.map(({ kind }) => kind).join();
+    const fields = [...leaves('{"a": {"b": [1, {}]}, "c": null}') ?? []].join(' ');
+    return [kinds, performance.now() - began < 100, pieces('Is it\\n  4.5?').join('|'), fields,
+            leaves('7'), leaves('[')];
+}"""
+
+
+def test_a_comparison_loses_nothing_and_what_is_too_long_for_one_is_replaced(browser: Any) -> None:
+    page = browser.new_page()
+    found = page.evaluate(LAWS, [
+        (Path(cloister_jupyter.__file__).parent / "static" / f"{name}.js").read_text("utf-8")
+        for name in ("text", "compare")])
+    page.close()
+    assert found == ["same,del,ins,same", True, "Is| it|\n  4|.|5|?",
+                     "a.b[0],1 a.b[1],{} c,null", None, None]
 
 
 def busiest_ms(trace: bytes) -> float:

@@ -24,7 +24,7 @@ class AnswerView {
     const header = h("header", {}, this.title, this.stateText);
     const parts = [this.strip, this.by, this.answer, this.error, this.compared, this.figures];
     this.section = h("section", { class: parent ? "cl-branch" : "cl-column", "aria-labelledby": this.title.id },
-      header, ...(parent ? parts : [h("div", { class: "cl-beside" }, h("div", { class: "cl-first" }, ...parts), this.branches)]));
+      header, ...(parent ? parts : [h("div", { class: "cl-beside" }, h("div", { class: "cl-original" }, ...parts), this.branches)]));
     this.tokens = new Tokens(this);
     this.answer.addEventListener("scroll", () => {
       this.following = this.answer.scrollTop + this.answer.clientHeight > this.answer.scrollHeight - 8;

@@ -87,7 +87,7 @@ function comparison(expected, text) {
   const fields = byField(expected, text);
   const verdict = count.del + count.ins === 0 ? "\u2713 as expected" :
     `\u2260 not as expected: ${count.del} words or signs missing, ${count.ins} too many`;
-  const words = h("div", { class: "cl-words", dir: "auto" }, ...nodes), differs = count.del + count.ins > 0;
+  const words = h("div", { class: "cl-wordwise", dir: "auto" }, ...nodes), differs = count.del + count.ins > 0;
   return h("div", { class: "cl-compared" }, h("p", {}, verdict), ...(fields ? [fields] : []),
     ...(!differs ? [] : fields ? [h("details", {}, h("summary", {}, "Word by word"), words)] : [words]));
 }
