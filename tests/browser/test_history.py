@@ -88,6 +88,7 @@ def test_runs_are_kept_found_opened_and_deleted(open_notebook: Open, server: Ser
     lab.locator(".cl-note:has-text('1 found of 2')").wait_for()
     rows.nth(0).get_by_role("button", name="Open").click()
     opened = lab.get_by_label("The opened run")
+    opened.locator(":scope:has-text('not run now')").wait_for()
     assert answer in opened.inner_text() and "not run now" in opened.inner_text()
     looked_at(notebook, "history")
     lab.get_by_role("button", name="Show in One request").click()
