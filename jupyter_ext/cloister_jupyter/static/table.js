@@ -30,6 +30,8 @@ class RowTable {
     /** @type {Map<number, HTMLElement>} */
     this.shown = new Map();
     this.free = [];
+    /** @type {HTMLElement | undefined} */
+    this.tabbable = undefined;
     this.frame = 0;
     this.asking = 0;
     this.heading = h("div", { role: "row", class: "cl-row cl-heading", "aria-rowindex": 1 });
@@ -119,7 +121,13 @@ class RowTable {
       }
     }
     for (let index = begin; index < end; index++) this.drawRow(index);
-    if (this.active.row < this.count) this.drawRow(this.active.row); // the one that Tab comes to
+    if (this.active.row < this.count) this.drawRow(this.active.row);
+    const cell = this.cell(this.active.row, this.active.column); // the one that Tab comes to
+    if (cell !== this.tabbable) {
+      if (this.tabbable) this.tabbable.tabIndex = -1;
+      if (cell) cell.tabIndex = 0;
+      this.tabbable = cell;
+    }
     for (const row of this.free.splice(2 * AHEAD)) row.remove();
     for (const row of this.free) row.hidden = true;
     if (!this.asking) this.asking = setTimeout(() => { this.asking = 0; this.ask(); }, ASK_MS);
@@ -137,11 +145,6 @@ class RowTable {
       row.setAttribute("aria-rowindex", String(index + 2));
       row.content = null;
     }
-    const active = index === this.active.row;
-    [...row.children].forEach((cell, column) => {
-      const wanted = active && column === this.active.column ? 0 : -1;
-      if (cell.tabIndex !== wanted) cell.tabIndex = wanted;
-    });
     if (row.content === content) return;
     row.content = content;
     [...row.children].forEach((cell, column) => {
