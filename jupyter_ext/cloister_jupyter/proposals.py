@@ -39,10 +39,19 @@ _SHORT = 3  # words up to which a piece is no sentence
 _CARRIER = "book it for "  # the sentence that it is put into
 _TOKENS = 300
 _END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[DJMS][rst]\.)(?<!\bMrs\.)\s+|\s*[\r\n]+\s*")
-_JSON = re.compile(r'"((?:[^"\\]|\\.)+)"(?!\s*:)')  # values, not the names of fields
+_JSON = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')  # with a colon it is the name of a field
 _LABEL = re.compile(rf"\[({'|'.join(LABELS)})\]")
 _WORDS = re.compile(rf"\[(?:{'|'.join(LABELS)})\]|\w+|\s+|[^\w\s]")
-_PARTICLES = {"and", "bin", "del", "den", "der", "dos", "the", "van", "von"}
+_PARTICLES = {"bin", "del", "den", "der", "dos", "van", "von"}
+# What the tier takes for a name where it has lost its way, and would be replaced in every text.
+_NO_NAMES = {
+    "a", "ah", "am", "an", "and", "are", "as", "at", "be", "but", "by", "can", "come", "came",
+    "could", "did", "do", "for", "from", "go", "had", "has", "have", "he", "her", "him", "his",
+    "how", "i", "if", "in", "is", "it", "its", "me", "my", "no", "not", "now", "of", "oh", "on",
+    "or", "our", "said", "say", "says", "see", "she", "so", "that", "the", "their", "them",
+    "then", "there", "they", "this", "to", "up", "was", "we", "well", "were", "what", "when",
+    "where", "which", "who", "why", "with", "would", "yes", "you", "your",
+}
 
 Span = tuple[int, int, str]
 """Start, end and label."""
@@ -99,7 +108,7 @@ def found(
 def pieces(text: str) -> Iterator[tuple[int, int]]:
     """Yield the parts of a text that are asked about: sentences, lines, values of JSON."""
     if text.lstrip()[:1] in ("{", "["):
-        parts = [match.span(1) for match in _JSON.finditer(text)]
+        parts = [match.span(1) for match in _JSON.finditer(text) if not match[2]]
     else:
         parts = _sentences(text)
     for start, end in parts:
@@ -180,12 +189,12 @@ def _whole_words(piece: str, span: Span) -> Span:
 
 def _add(redaction: Redaction, found: str, label: str) -> None:
     text = found.strip(" ,;:'\"")
-    if sum(map(str.isalnum, text)) < 2:
+    words = re.findall(r"\w[\w'\u2019]*", text)
+    if sum(map(str.isalnum, text)) < 2 or _NO_NAMES.issuperset(map(str.lower, words)):
         return
     redaction.add(Value(text=text, label=label, by="tier"))
-    words = re.findall(r"[^\W\d_][\w'\u2019]+", text)
     if label == "NAME" and len(words) > 1:
         for word in words:
-            if len(word) > 2 and word.lower() not in _PARTICLES:
+            if len(word) > 2 and word[0].isupper() and word.lower() not in _PARTICLES | _NO_NAMES:
                 redaction.add(
                     Value(text=word, label=label, by="tier", part_of=text, capital=True))

@@ -99,6 +99,11 @@ def test_pieces_are_in_order_and_hold_all_that_a_text_says(text: str, json: bool
         assert sorted(filter(str.isalnum, said)) == sorted(filter(str.isalnum, text))
 
 
+def test_of_json_the_values_are_asked_about_and_not_the_names_of_fields() -> None:
+    text = '{"name": "Call", "arguments": {"a b": "Ada \\"Byron\\"", "n": 1, "c": ["x", ""]}}'
+    assert [text[start:end] for start, end in pieces(text)] == ["Call", 'Ada \\"Byron\\"', "x"]
+
+
 def test_a_label_stands_for_what_is_between_its_neighbours() -> None:
     assert spans("Ask Ada or Bo Li.", "Ask [NAME] or [NAME].") == (
         [(4, 7, "NAME"), (11, 16, "NAME")], True)
