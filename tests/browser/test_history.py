@@ -96,6 +96,7 @@ def test_runs_are_kept_found_opened_and_deleted(open_notebook: Open, server: Ser
     assert lab.get_by_label("Prompt", exact=True).input_value() == canary.text
     assert column(lab, "nano-1").locator(".cl-answer").inner_text() == answer
     assert "kept: " in column(lab, "nano-1").locator(".cl-state").inner_text()
+    notebook.screenshot("history-again")
     delete(notebook, lab, rows)
 
 

@@ -164,16 +164,17 @@ class HistoryPanel {
   takeUp() {
     const { lab, opened } = this;
     if (lab.running) return lab.say("A run is going on; stop it first.");
-    const events = [], columns = [];
+    // A run that the kernel does not know: it cannot be scored, or gone on from.
+    const events = [], columns = [], run = `kept ${opened.run}`;
     for (const answer of opened.answers) {
       const column = lab.columns.find((/** @type {any} */ each) => each.name === answer.tier);
       if (!column) continue;
       columns.push(column.id);
       if (!answer.finish && !answer.error) continue;
-      const at = { run: opened.run, column: column.id };
-      events.push({ ...at, type: "ready", load_s: answer.load_s }, { ...at, type: "delta", texts: [answer.text] },
+      const at = { run, column: column.id };
+      events.push({ ...at, type: "ready", load_s: answer.load_s }, { ...at, type: "delta", texts: answer.text.match(/\s*\S+|\s+$/g) ?? [] },
         answer.error ? { ...at, type: "refused", message: answer.error } :
-          { ...at, ...answer, type: "ended" });
+          { ...at, ...answer, type: "ended", forced_tokens: 0 });
     }
     lab.prompt.value = opened.prompt;
     lab.system.value = opened.system ?? "";
@@ -186,8 +187,8 @@ class HistoryPanel {
       box.checked = columns.includes(box.value);
     });
     lab.root.querySelector(`#tab-run-${lab.uid}`).click();
-    lab.restore({ request: { run: opened.run, columns, prompt: opened.prompt, system: opened.system },
-      events: [...events, { type: "over", stopped: opened.stopped, run: opened.run }].map((event, seq) => ({ ...event, seq })) });
+    lab.restore({ request: { run, columns, prompt: opened.prompt, system: opened.system },
+      events: [...events, { type: "over", stopped: opened.stopped, run }].map((event, seq) => ({ ...event, seq })) });
     for (const id of columns) {
       const { stateText } = lab.views.get(id);
       stateText.textContent = `kept: ${stateText.textContent}`;
