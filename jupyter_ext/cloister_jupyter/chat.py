@@ -3,24 +3,25 @@
 What is said travels in custom messages only, which no notebook file keeps; the synced traits hold
 the tier's name and bounds. The page is `static/chat.js`.
 
-From the page come `open` (tell me all), `ask`, `stop`, `forget` and `reopen`; it is sent `badge`,
+From the page come `open` (tell me all), `ask`, `stop`, `forget`, `reopen` (take up what
+is kept) and `probe` (try to reach out); it is sent `badge`,
 `invalid` (what is refused) and the events of `talk`. No handler waits for anything.
 """
 
 from __future__ import annotations
 
 from getpass import getpass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from traitlets import Bool, Int, Unicode
 
 from cloister.errors import CloisterError, EngineBusy, SettingError, place_of
-from cloister.runtime.chat import Sampling
 from cloister.tiers import Tier
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, script, style
-from cloister_jupyter.runs import LIMIT_BYTES, Column, Request, columns_of
+from cloister_jupyter.request import request_of
+from cloister_jupyter.runs import LIMIT_BYTES, Column, columns_of
 from cloister_jupyter.talk import Event, Ready, Snapshot, Talk
 
 if TYPE_CHECKING:
@@ -29,23 +30,6 @@ if TYPE_CHECKING:
     from cloister_jupyter.badge import Rows
 
 __all__ = ["ChatWidget", "Passphrase", "column_of"]
-
-_Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
-
-
-class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the page sends for an answer."""
-
-    type: Literal["ask"]
-    turn: str
-    text: str
-    after: int
-    sampling: dict[_Setting, int | float]
-    max_tokens: int | None
-
-    def __repr__(self) -> str:
-        return f"_Ask(turn={self.turn!r})"
-
 
 class Passphrase:
     """The vault's passphrase, asked for in the cell and remembered while this lives.
@@ -125,7 +109,7 @@ class ChatWidget(Page):
 
     def receive(self, content: Any) -> None:
         """Do what the page asks for, at once; on any thread."""
-        turn = content.get("turn") if isinstance(content, dict) else None
+        turn = content.get("run") if isinstance(content, dict) else None
         try:
             match content:
                 case {"type": "open"}:
@@ -133,8 +117,8 @@ class ChatWidget(Page):
                 case {"type": "stop"}:
                     self._talk.stop(turn)
                 case {"type": "ask"}:
-                    self._talk.ask(*_request(content))
-                case {"type": "forget" | "reopen" as kind, "turn": str(name)}:
+                    self._talk.ask(request_of(content), content.get("after"))
+                case {"type": "forget" | "reopen" | "probe" as kind, "run": str(name)}:
                     getattr(self._talk, kind)(name)
                 case _:
                     raise SettingError("The page sent what is no message; load it anew.")
@@ -154,7 +138,8 @@ class ChatWidget(Page):
             talk = self._talk
             welcomes = {} if talk.welcome is None else {talk.column.name: talk.welcome}
             self.send(msgspec.to_builtins(badge(
-                welcomes, kept=("sealed in the vault", self._kept()) if talk.kept else None)))
+                welcomes, kept=("sealed in the vault", self._kept()) if talk.kept else None,
+                probed=talk.probed)))
 
     def _kept(self) -> Rows:
         remembered = " and stays in this kernel's memory until the widget is closed"
@@ -189,13 +174,3 @@ def column_of(model: str | Path) -> Column:
             "by its path, which ends in .cloister or has a slash.")
     (column,) = columns_of([], [model])
     return column
-
-
-def _request(content: dict[str, Any]) -> tuple[Request, int]:
-    try:
-        ask = msgspec.convert(content, _Ask)
-    except msgspec.ValidationError:  # its words may quote what was typed
-        raise SettingError("A setting is not of its kind; correct the numbers.") from None
-    return Request(
-        run=ask.turn, columns=("",), prompt=ask.text, max_tokens=ask.max_tokens,
-        sampling=Sampling(**ask.sampling)), ask.after  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from traitlets import Dict, Int, List, Unicode
@@ -23,7 +23,6 @@ from traitlets import Dict, Int, List, Unicode
 from cloister import family
 from cloister.audit.notebook import Trail
 from cloister.errors import CloisterError, SettingError, place_of
-from cloister.runtime.chat import Sampling
 from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter import results
@@ -33,6 +32,7 @@ from cloister_jupyter.channel import Page, script, style
 from cloister_jupyter.grid_panel import GridPanel
 from cloister_jupyter.history import KeptRun, run_of
 from cloister_jupyter.history_panel import HistoryPanel
+from cloister_jupyter.request import request_of
 from cloister_jupyter.results_panel import ResultsPanel
 from cloister_jupyter.runs import (
     LIMIT_BYTES,
@@ -41,7 +41,6 @@ from cloister_jupyter.runs import (
     Over,
     Ready,
     Refused,
-    Request,
     Resumed,
     Runs,
     columns_of,
@@ -65,23 +64,6 @@ __all__ = ["PromptLab"]
 _PANELS: tuple[type[Panel], ...] = (GridPanel, VotesPanel, HistoryPanel, ResultsPanel)
 _TOKENS = 24  # whose alternatives go into one message
 _TASKS = ("call", "intent", "redact", "story")  # system prompts that the shipped family knows
-
-_Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
-
-
-class _Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the page sends for a run."""
-
-    type: Literal["run"]
-    run: str
-    columns: tuple[str, ...]
-    prompt: str
-    system: str | None
-    sampling: dict[_Setting, int | float]
-    max_tokens: int | None
-
-    def __repr__(self) -> str:
-        return f"_Ask(run={self.run!r})"
 
 
 class PromptLab(Page):
@@ -195,7 +177,7 @@ class PromptLab(Page):
                 case {"type": "stop"}:
                     self._runs.stop(run)
                 case {"type": "run"}:
-                    self._runs.begin(_request(content))
+                    self._runs.begin(request_of(content))
                 case {"type": "score"}:
                     self._runs.score(str(run))
                 case {"type": "branch", "parent": str(parent), "at": int(at), "id": int(id_)}:
@@ -327,13 +309,3 @@ class PromptLab(Page):
         return list(dict.fromkeys((
             *([] if request is None else [request.prompt]),
             *(prompt for panel in self._panels.values() for prompt in panel.prompts()))))
-
-
-def _request(content: dict[str, Any]) -> Request:
-    try:
-        ask = msgspec.convert(content, _Ask)
-    except msgspec.ValidationError:  # its words may quote what was typed
-        raise SettingError("A setting is not of its kind; correct the numbers.") from None
-    return Request(
-        run=ask.run, columns=ask.columns, prompt=ask.prompt, system=ask.system or None,
-        sampling=Sampling(**ask.sampling), max_tokens=ask.max_tokens)  # type: ignore[arg-type]

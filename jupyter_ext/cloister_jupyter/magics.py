@@ -24,6 +24,7 @@ from cloister.errors import CloisterError, SettingError, WorkerError, WrongPassp
 from cloister.runtime.chat import Ask, Sampling
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
+from cloister_jupyter.background import WARM_S, Idle
 from cloister_jupyter.badge import badge
 from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.chat import Passphrase, column_of
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["CloisterMagics", "Status", "load", "unload"]
 
 _BATCH_S = 0.05  # between writes, each of which is a message to the page
-_WARM_S = 600.0  # after which processes that nobody asks give their memory back
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 _FINISH = {"end": "ended by itself", "length": "cut at the most tokens",
            "context": "context full", "stop": "stopped"}
@@ -108,21 +108,19 @@ class Status:
 class CloisterMagics(Magics):
     """The magics of a shell, and the processes that they keep warm."""
 
-    def __init__(self, shell: InteractiveShell, *, warm_s: float = _WARM_S) -> None:
+    def __init__(self, shell: InteractiveShell, *, warm_s: float = WARM_S) -> None:
         super().__init__(shell)
-        self._warm_s = warm_s
         self._workers: dict[tuple[str, bool], tuple[str, Worker]] = {}  # by path and vault
         self._passphrase = Passphrase()
         self._using = threading.Lock()  # held by a cell, and by what ends the processes
-        self._idle: threading.Timer | None = None
+        self._idle = Idle(warm_s, self._cool)
         self._store = shell.history_manager.store_inputs if shell.history_manager else None
         if shell.history_manager:
             shell.history_manager.store_inputs = self._store_inputs
 
     def close(self) -> None:
         """End the processes, and give IPython's history back."""
-        if self._idle is not None:
-            self._idle.cancel()
+        self._idle.cancel()
         for _, worker in self._workers.values():
             worker.close()
         manager = self.shell.history_manager if self.shell is not None else None
@@ -150,6 +148,7 @@ class CloisterMagics(Magics):
         """
         try:
             with self._using:
+                self._idle.cancel()
                 self._answer(*self._read(line, cell))
         except CloisterError as error:
             _tell(error)
@@ -158,7 +157,7 @@ class CloisterMagics(Magics):
         except Exception as error:  # its words may quote what was asked
             _tell(WorkerError(f"The cell failed unexpectedly ({place_of(error)}); report it."))
         finally:
-            self._cool_later()
+            self._idle.begin()
 
     cloister.__doc__ = f"{cloister.__doc__}\n{_Parser().format_help()}"
 
@@ -169,9 +168,9 @@ class CloisterMagics(Magics):
             _tell(SettingError("%cloister_status takes no options; leave them out."))
         welcomes, running = {}, []
         for (_, vault), (name, worker) in self._workers.items():
-            process = worker.process
-            if process is None:
+            if not worker.running:
                 continue
+            process = worker.ready()
             name += " (vault)" if vault else ""
             welcomes[name] = process.welcome
             loaded = worker.loaded
@@ -230,8 +229,6 @@ class CloisterMagics(Magics):
         return template.render(Case(line=1, values=values))
 
     def _answer(self, request: Request, args: argparse.Namespace) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
         column = column_of(args.bundle if args.bundle is not None else args.tier or Tier.NANO_1)
         worker = self._worker(str(column.path), column.name, vault=args.session is not None)
         if args.session is not None:
@@ -263,20 +260,14 @@ class CloisterMagics(Magics):
                 path, vault=vault, passphrase=self._passphrase)
         return self._workers[path, vault][1]
 
-    def _cool_later(self) -> None:
-        def cool() -> None:
-            if self._using.acquire(blocking=False):
-                try:
-                    for _, worker in self._workers.values():
-                        worker.close()
-                finally:
-                    self._using.release()
-
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = threading.Timer(self._warm_s, cool)
-        self._idle.daemon = True
-        self._idle.start()
+    def _cool(self) -> None:
+        """End the processes, unless a cell uses one: its end will see to them."""
+        if self._using.acquire(blocking=False):
+            try:
+                for _, worker in self._workers.values():
+                    worker.close()
+            finally:
+                self._using.release()
 
 
 def _stream(session: WorkerSession, ask: Ask, said: list[str]) -> None:

@@ -29,6 +29,7 @@ from cloister.runtime.chat import Ask, Sampling, Token
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
 from cloister_jupyter.answers import Answer, Run
+from cloister_jupyter.background import BATCH_S, WARM_S, Idle, every
 from cloister_jupyter.events import (
     Began,
     Branched,
@@ -60,9 +61,7 @@ TURN = threading.Lock()
 """Held by whoever asks: two at once would slow each other, and spoil the figures."""
 
 LIMIT_BYTES = 1 << 16  # of a prompt and of a system prompt, in UTF-8
-_BATCH_S = 0.04  # an eye sees no steps, and a fast tier sends few messages
 _LOOK_S = 0.01  # how often a wait looks whether it is to stop
-_WARM_S = 600.0  # after which processes that nobody asks give their memory back
 _LIKELIEST = 5  # tokens that are kept beside each
 
 
@@ -165,12 +164,12 @@ class Runs:
 
     def __init__(
         self, columns: Sequence[Column], tell: Callable[[Event], None], *,
-        warm_s: float = _WARM_S,
+        warm_s: float = WARM_S,
     ) -> None:
         """Tell of every run to `tell`; end processes that were not asked for `warm_s`."""
         self.columns = {column.id: column for column in columns}
         self._tell, self._warm_s = tell, warm_s
-        self._idle: threading.Timer | None = None
+        self._idle = Idle(warm_s, self._cool)
         self._workers = self._new_workers()
         self._lock = threading.RLock()  # of the run
         self._run: Run | None = None
@@ -284,8 +283,7 @@ class Runs:
         """Stop, and end the processes."""
         self.stop()
         self.wait(10)
-        if self._idle is not None:
-            self._idle.cancel()
+        self._idle.cancel()
         for worker in self._workers.values():
             worker.close()
 
@@ -305,13 +303,6 @@ class Runs:
         for worker in warm.values():
             worker.close()
 
-    def _cool_later(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = threading.Timer(self._warm_s, self._cool)
-        self._idle.daemon = True
-        self._idle.start()
-
     def _again(self, run: str) -> Run:
         if self.last is None or self.last.request.run != run:
             raise SettingError("Those answers are no longer there; run the request again.")
@@ -327,26 +318,17 @@ class Runs:
         self._thread.start()
 
     def _serve(self, run: Run, work: Callable[[Run], None]) -> None:
-        over = threading.Event()
-
-        def send_batches() -> None:
-            while not over.wait(_BATCH_S):
-                run.flush_batch()
-
-        sender = threading.Thread(target=send_batches, daemon=True)
-        sender.start()
         try:
-            if self._take_turn(run):
-                try:
-                    work(run)
-                finally:
-                    TURN.release()
+            with every(BATCH_S, run.flush_batch):
+                if self._take_turn(run):
+                    try:
+                        work(run)
+                    finally:
+                        TURN.release()
         finally:
-            over.set()
-            sender.join()
             with self._lock:  # whoever hears of the end may begin the next run at once
                 self._run = None
-                self._cool_later()
+                self._idle.begin()
                 run.tell(Over, stopped=run.stopping.is_set())
 
     def _take_turn(self, run: Run) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,9 +19,11 @@ from cloister.message import Message
 from cloister.runtime.chat import Ask, Stats
 from cloister.runtime.client import Worker
 from cloister.runtime.tools import tool_calls
+from cloister_jupyter.background import BATCH_S, WARM_S, Idle, every
+from cloister_jupyter.runs import Probed, start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from cloister.runtime.client import WorkerSession
     from cloister.runtime.protocol import Welcome
@@ -28,9 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Delta", "Ended", "Event", "Failed", "Ready", "Snapshot", "Talk"]
 
-_BATCH_S = 0.04  # an eye sees no steps, and a fast tier sends few messages
-_LOOK_S = 0.01  # how often a wait looks whether it is to stop
-_WARM_S = 600.0  # after which a process that nobody asks gives its memory back
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
@@ -133,7 +133,7 @@ class Talk:
     def __init__(
         self, column: Column, tell: Callable[[Event], None], *, session: str | None = None,
         namespace: str = "default", system: str | None = None,
-        passphrase: Callable[[], str] | None = None, warm_s: float = _WARM_S,
+        passphrase: Callable[[], str] | None = None, warm_s: float = WARM_S,
     ) -> None:
         """Plan a conversation, which `session` keeps in the vault; `passphrase` is asked for that.
         """
@@ -145,16 +145,16 @@ class Talk:
         self._new: Callable[[], WorkerSession] = lambda: worker.session(
             name=session, namespace=namespace, system=system)
         self._first = [] if system is None else [Message(role="system", content=system)]
-        self._tell_event, self._warm_s = tell, warm_s
+        self._tell_event = tell
         self._session: WorkerSession | None = None
         self._lock = threading.RLock()  # of what follows, so that events go out in order
         self._turn: _Turn | None = None
         self._over = ""  # the last one that ended
         self._seq = self._used = 0
-        self._loading = threading.Lock()
         self._process = threading.Lock()  # held by who uses the process, or ends it
-        self._idle: threading.Timer | None = None
+        self._idle = Idle(warm_s, self._cool)
         self._thread: threading.Thread | None = None
+        self.probed: Probed | None = None
         self.welcome: Welcome | None = None
         self.provider = ""  # of the vault's key, once it is open
 
@@ -174,7 +174,7 @@ class Talk:
         """
         with self._process:
             self._load()
-        self._cool_later()
+        self._idle.begin()
 
     def ask(self, request: Request, after: int | None = None) -> None:
         """Begin to answer, behind the first `after` messages, or all.
@@ -207,6 +207,15 @@ class Talk:
 
         self._begin(_Turn(turn), work)
 
+    def probe(self, turn: str) -> None:
+        """Let the process try to reach out, and note what it found."""
+        def work() -> None:
+            self._load()
+            self.probed = Probed(at=time.strftime("%H:%M:%S"), attempts={
+                self.column.name: self._worker.probe()})
+
+        self._begin(_Turn(turn), work)
+
     def stop(self, turn: str | None = None) -> None:
         """End the answer within a token; only the one called `turn`, where one is named.
 
@@ -233,8 +242,7 @@ class Talk:
         """Stop, keep what is unfinished, and end the process."""
         self.stop()
         self.wait(10)
-        if self._idle is not None:
-            self._idle.cancel()
+        self._idle.cancel()
         self._worker.close()
 
     def snapshot(self) -> None:
@@ -278,7 +286,7 @@ class Talk:
         failure: CloisterError | None = None
         with self._process:
             try:
-                with self._sending(turn):
+                with every(BATCH_S, lambda: self._flush(turn)):
                     work()
             except CloisterError as error:
                 failure = error
@@ -288,7 +296,7 @@ class Talk:
         with self._lock:
             self._flush(turn)
             self._turn, self._over = None, turn.id
-            self._cool_later()
+            self._idle.begin()
             self._end(turn, failure)
 
     def _end(self, turn: _Turn, failure: CloisterError | None) -> None:
@@ -302,64 +310,22 @@ class Talk:
                 peak_rss_bytes=stats.peak_rss_bytes)
         self.snapshot()
 
-    @contextlib.contextmanager
-    def _sending(self, turn: _Turn) -> Iterator[None]:
-        """Tell the tokens of a turn in batches."""
-        over = threading.Event()
-
-        def send() -> None:
-            while not over.wait(_BATCH_S):
-                self._flush(turn)
-
-        sender = threading.Thread(target=send, daemon=True)
-        sender.start()
-        try:
-            yield
-        finally:
-            over.set()
-            sender.join()
-
     def _load(self) -> WorkerSession:
         """Return the conversation, its process running."""
-        with self._loading:  # one that was stopped may still go on behind
-            if self._session is None:
-                self._session = self._new()
+        if self._session is None:
+            self._session = self._new()
         ready = self._worker.ready(vault=self.kept)
         self.welcome = ready.welcome
         if self._worker.unlocked is not None:
             self.provider = self._worker.unlocked.provider
         return self._session
 
-    def _load_unless_stopped(self, turn: _Turn) -> WorkerSession | None:
-        """Return the conversation; None where the turn was stopped before that.
-
-        A bundle that is being loaded cannot be interrupted: it goes on behind, and is warm for the
-        next question.
-        """
-        before, failures = self._worker.loaded, list[BaseException]()
-
-        def load() -> None:
-            try:
-                self._load()
-            except BaseException as error:
-                failures.append(error)
-
-        loading = threading.Thread(target=load, daemon=True)
-        loading.start()
-        while loading.is_alive():
-            loading.join(_LOOK_S)
-            if turn.stopping.is_set():
-                return None
-        if failures:
-            raise failures[0]
-        loaded = self._worker.loaded
-        self._tell(Ready, load_s=None if loaded is None or loaded is before else loaded.load_s)
-        return self._session
-
     def _answer(self, turn: _Turn, ask: Ask) -> None:
-        session = self._load_unless_stopped(turn)
-        if session is None:
-            return
+        before = self._worker.loaded
+        if start(self._worker, turn.stopping) is not None:
+            return  # it goes on loading behind, and is warm for the next question
+        session, loaded = self._load(), self._worker.loaded
+        self._tell(Ready, load_s=None if loaded is None or loaded is before else loaded.load_s)
         self._record(turn.text)
         answer = session.answer(ask)
         turn.session = session
@@ -386,14 +352,6 @@ class Talk:
                 self._worker.close()
             finally:
                 self._process.release()
-
-    def _cool_later(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = threading.Timer(self._warm_s, self._cool)
-        self._idle.daemon = True
-        self._idle.start()
-
 
 def _said(message: Message) -> Said:
     calls = tool_calls(message.content) if message.role == "assistant" else ()

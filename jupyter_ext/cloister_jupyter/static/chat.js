@@ -30,7 +30,9 @@ class Chat {
 
   /** @param {HTMLElement} el */
   build(el) {
-    this.badge = new Badge();
+    this.badge = new Badge({
+      send: () => this.begin("probe", "tries to reach out\u2026"),
+      announce: (/** @type {string} */ words) => this.announce(words) });
     this.sampling = new Sampling();
     this.announced = h("div", { class: "cl-hidden", role: "status" });
     this.alert = h("div", { class: "cl-alert", role: "alert", hidden: true });
@@ -202,14 +204,14 @@ class Chat {
     this.asked = { turn: this.turn, text, box };
     this.note.textContent = "asking\u2026";
     this.enable();
-    this.link.ask({ type: "ask", turn: this.turn, text, after, ...settings });
+    this.link.ask({ type: "ask", run: this.turn, prompt: text, after, ...settings });
     return true;
   }
 
   stop() {
     if (!this.turn) return;
     this.note.textContent = "stopping\u2026 (once more ends the model's process)";
-    this.link.ask({ type: "stop", turn: this.turn });
+    this.link.ask({ type: "stop", run: this.turn });
   }
 
   /** @param {boolean} open */
@@ -233,10 +235,10 @@ class Chat {
     this.say("");
     this.reopenButton.hidden = true;
     this.turn = newId();
-    this.over = type === "forget" ? "forgotten" : "taken up";
+    this.over = { forget: "forgotten", reopen: "taken up", probe: "tried" }[type];
     this.note.textContent = words;
     this.enable();
-    this.link.ask({ type, turn: this.turn });
+    this.link.ask({ type, run: this.turn });
   }
 
   // ---- the kernel

@@ -125,12 +125,6 @@ class Worker:
         return self.ready().welcome
 
     @property
-    def process(self) -> _Process | None:
-        """The process where it runs; unlike `ready` it starts none."""
-        process = self._process
-        return None if process is None or process.ended else process
-
-    @property
     def guard_tier(self) -> int:
         """What refuses the network to the process (see `cloister.guard`)."""
         return self.welcome.guard_tier

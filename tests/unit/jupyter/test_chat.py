@@ -38,7 +38,7 @@ class Heard(ChatWidget):
         return [message for message in self.sent if message["type"] == kind]
 
     def ask(self, text: str, after: int, **changes: Any) -> None:
-        self.receive({"type": "ask", "turn": f"t{len(self.sent)}", "text": text, "after": after,
+        self.receive({"type": "ask", "run": f"t{len(self.sent)}", "prompt": text, "after": after,
                       "sampling": {}, "max_tokens": 24, **changes})
 
     def until(self, met: Callable[[], Any]) -> None:
@@ -131,19 +131,20 @@ def test_a_stop_keeps_what_came_and_a_second_one_ends_a_process_that_is_deaf(
     assert midway["answer"]
     chat.ask("another", 1)
     assert chat.of("invalid")[-1]["busy"]
-    chat.receive({"type": "stop", "turn": "another"})
+    chat.receive({"type": "stop", "run": "another"})
     began = time.monotonic()
-    chat.receive({"type": "stop", "turn": midway["turn"]})
+    chat.receive({"type": "stop", "run": midway["turn"]})
     said = chat.said()
     print(f"stopped after {1000 * (time.monotonic() - began):.0f} ms")
     assert chat.of("ended")[-1]["finish"] == "stop"
     assert said[2].startswith(midway["answer"])
+    before = len(chat.of("delta"))
     chat.ask("and then", 3, **LONG)
-    chat.until(lambda: len(chat.of("delta")) > 2)
+    chat.until(lambda: len(chat.of("delta")) > before + 1)
     chat._talk._turn.stopping.set()  # type: ignore[union-attr]  # as if the first went unheard
-    chat.receive({"type": "stop", "turn": chat.of("asked")[-1]["turn"]})
+    chat.receive({"type": "stop", "run": chat.of("asked")[-1]["turn"]})
     assert chat.said()[3] == "and then"
-    chat.until(lambda: chat._talk._worker.process is None)
+    chat.until(lambda: chat._talk._worker.running is False)
 
 
 def test_where_the_context_is_full_an_earlier_message_is_a_way_on(
@@ -167,7 +168,7 @@ def test_a_question_that_is_stopped_while_the_bundle_loads_is_not_kept(
 ) -> None:
     chat = begin()
     chat.ask("wake me up at eight", 1)
-    chat.receive({"type": "stop", "turn": "t0"})
+    chat.receive({"type": "stop", "run": "t0"})
     assert chat.said() == ["call"]
     assert chat.of("ended")[-1]["finish"] == "stop"
     chat.ask("wake me up at eight", 1)
@@ -213,11 +214,22 @@ def test_a_session_is_gone_on_with_and_its_texts_have_fingerprints(
         trail = Trail(vault.namespace("me"), Kind.HISTORY)
         for text in said[1:]:
             assert trail.fingerprints.of(text) <= trail.known
-    second.receive({"type": "forget", "turn": "f"})
+    second.receive({"type": "forget", "run": "f"})
     assert second.said() == ["call"]
-    assert second._talk._worker.process is None
+    assert second._talk._worker.running is False
     other = begin(session="work", namespace="me", system="other")  # of the same name
     assert [message.content for message in other._talk.messages] == ["other"]
+
+
+def test_the_process_tries_to_reach_out_when_it_is_asked_to(
+    begin: Callable[..., Heard]
+) -> None:
+    chat = begin()
+    chat.receive({"type": "probe", "run": "p"})
+    chat.said()
+    told = chat.of("badge")[-1]
+    assert "tried to reach out" in told["summary"] or "NOT refused" in told["summary"]
+    assert told["groups"][0][0].startswith("Tried to reach out at")
 
 
 def test_two_widgets_of_one_session_do_not_write_over_each_other(
@@ -229,7 +241,7 @@ def test_two_widgets_of_one_session_do_not_write_over_each_other(
     two.ask("play some jazz", 1)
     assert two.said() == ["call"]
     assert two.of("failed")[-1]["kind"] == "SessionMismatch" and not two.of("delta")
-    two.receive({"type": "reopen", "turn": "again"})
+    two.receive({"type": "reopen", "run": "again"})
     assert two.said() == said
     two.ask("play some jazz", 3)
     assert two.said()[:4] == [*said, "play some jazz"]
@@ -265,8 +277,8 @@ def test_a_passphrase_is_asked_for_once_in_the_cell(
 @pytest.mark.parametrize(("changes", "words"), [
     ({"sampling": {"temperature": "zanzibar"}}, "not of its kind"),
     ({"sampling": {"temperature": -1}}, "at least 0"),
-    ({"text": ""}, "type one first"),
-    ({"text": "zanzibar" * 12_500}, "100,000 bytes and the lab takes 65,536"),
+    ({"prompt": ""}, "type one first"),
+    ({"prompt": "zanzibar" * 12_500}, "100,000 bytes and the lab takes 65,536"),
     ({"after": "zanzibar"}, "not of its kind"),
     ({"after": -1}, "at least 0"),
     ({"max_tokens": 0}, "at least 1"),

@@ -242,12 +242,13 @@ def test_a_line_that_cannot_be_read_is_refused_in_a_sentence(
 
 
 @pytest.fixture
-def magics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CloisterMagics:
-    monkeypatch.setattr(CloisterMagics, "_cool_later", lambda self: None)
+def magics(tmp_path: Path) -> Iterator[CloisterMagics]:
     shell = InteractiveShell(
         config=Config({"HistoryManager": {"enabled": False}}), ipython_dir=str(tmp_path))
     shell.user_ns.update(city="Denver", seats=4, shell=shell)
-    return CloisterMagics(shell)
+    made = CloisterMagics(shell)
+    yield made
+    made.close()
 
 
 def test_variables_are_filled_in_only_where_that_is_asked_for(magics: CloisterMagics) -> None:
