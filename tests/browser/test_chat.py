@@ -103,6 +103,9 @@ def test_a_conversation_goes_by_keyboard_and_is_clean_in_each_theme(open_noteboo
     wait_for(chat, "ended by itself")
     assert said(chat)[1] == "book a table for two in Denver" and len(said(chat)) == 3
     chat.locator(".cl-badge summary").click()
+    chat.get_by_role("button", name="Try to reach out").click()
+    wait_for(chat, "tried")
+    chat.locator(".cl-badge summary:has-text('tried to reach out, refused')").wait_for()
     chat.locator(".cl-sampling summary").click()
     chat.get_by_role("button", name="Forget this conversation").click()
     if "TEST_AXE" in os.environ:
@@ -146,7 +149,7 @@ def stop_at_first_word(chat: Any, way: str) -> None:
 def test_stop_works_beside_a_busy_cell_and_a_process_that_dies_is_not_the_end(
     open_notebook: Open, server: Server
 ) -> None:
-    busy = "import time\nend = time.time() + 12\nwhile time.time() < end:\n    pass"
+    busy = "import time\nend = time.time() + 60\nwhile time.time() < end:\n    pass"
     notebook, chat = opened(open_notebook, "chat-stop", busy, system="story")
     long_answers(chat)
     send(chat, "once upon a time", "cut at")
@@ -163,6 +166,7 @@ def test_stop_works_beside_a_busy_cell_and_a_process_that_dies_is_not_the_end(
         print(f"stopped after {took_ms:.0f} ms by {way}{' beside a busy cell' if cell else ''}")
         assert took_ms < MOST_MS * (2 if cell else 1)
     assert "[*]" in notebook.page.locator(".jp-Cell").nth(1).inner_text()
+    notebook.kernel("kernel.interrupt()")
     before = worker_seconds(server)
     time.sleep(1)
     assert worker_seconds(server) - before < 0.1
