@@ -245,7 +245,8 @@ class PromptLab(Page):
     def _record(self, event: Event) -> None:
         """Record the request before a tier is asked, and an answer before its end is shown.
 
-        Where that fails the run goes on, and the page is told.
+        The words of an answer stream to the page before that: where the kernel dies meanwhile, they
+        are not found in a file. Where recording fails the run goes on, and the page is told.
         """
         request, texts = self._runs.request, list[str]()
         if event.seq == 0 and request is not None:

@@ -44,6 +44,11 @@ def looked_at(notebook: Notebook, name: str) -> None:
         if "TEST_AXE" in os.environ:
             assert violations(notebook) == []
     notebook.command("apputils:change-theme", theme="JupyterLab Light")
+    notebook.page.set_viewport_size({"width": 640, "height": 1000})
+    notebook.screenshot(f"{name}-narrow")
+    if "TEST_AXE" in os.environ:
+        assert violations(notebook) == []
+    notebook.page.set_viewport_size({"width": 1280, "height": 1000})
 
 
 def ask(lab: Any, prompt: str) -> None:
@@ -114,6 +119,7 @@ def delete(notebook: Notebook, lab: Any, rows: Any) -> None:
     assert "Delete 1 of 2 runs" in question.inner_text()
     notebook.page.keyboard.press("Escape")
     assert question.is_hidden() and rows.count() == 1
+    assert button.evaluate("button => button === document.activeElement")
     button.click()
     question.get_by_role("button", name="Delete", exact=True).click()
     lab.locator(".cl-note:has-text('0 found of 1')").wait_for()

@@ -57,7 +57,9 @@ class HistoryPanel {
   }
 
   stop() {
+    if (this.question.hidden) return;
     this.question.hidden = true;
+    this.remove.focus();
   }
 
   find() {
@@ -129,7 +131,7 @@ class HistoryPanel {
   /** Ask once before what is chosen is deleted. */
   ask() {
     const runs = this.lines.filter((line) => this.chosen.has(line.place)).map((line) => [line.place, line.run]);
-    const no = h("button", { type: "button", onclick: () => { this.stop(); this.remove.focus(); } }, "Keep them");
+    const no = h("button", { type: "button", onclick: () => this.stop() }, "Keep them");
     this.question.replaceChildren(
       h("span", {}, `Delete ${runs.length} of ${this.lines.length} runs for good? Their keys are destroyed; nothing brings them back.`),
       h("button", { type: "button", class: "cl-stop", onclick: () => {

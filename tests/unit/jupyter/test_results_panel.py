@@ -12,8 +12,10 @@ import pytest
 from tests.unit.jupyter.test_lab import RUN, Heard
 
 from cloister import open_vault
+from cloister.audit.notebook import Trail
 from cloister.errors import SettingError
 from cloister.settings import Settings
+from cloister.vault.namespace import Kind
 
 SAID = "Please call Ada Byron at 020 7946 0958 before noon."
 
@@ -90,6 +92,21 @@ def test_runs_of_the_history_are_written(lab: Heard, tmp_path: Path) -> None:
     message = write(lab, tmp_path / "b.html", "results.invalid", source="history", places=[77],
                     redact=False)["message"]
     assert "no more" in message
+
+
+def test_a_grid_is_written_and_what_it_asked_is_recorded(lab: Heard, tmp_path: Path) -> None:
+    told(lab, "grid.table", type="grid.read", text="who,expected\nAda Byron of Quartz Lane,no\n")
+    told(lab, "grid.over", type="grid.run", run="g", columns=["0"], name="g", form={
+        "templates": "call {who} again and again today", "system": "redact", "check": "exact",
+        "seeds": "", "temperature": 0.0, "max_tokens": 40, "wanted": 0.9})
+    assert told(lab, "results.sources", type="results.sources")["sources"] == ["run", "grid"]
+    (row,) = lab.results("grid")
+    assert write(lab, tmp_path / "g.csv", source="grid", redact=False)["rows"] == 1
+    assert "call Ada Byron of Quartz Lane again" in (tmp_path / "g.csv").read_text("utf-8")
+    assert lab.space is not None
+    known = Trail(lab.space, Kind.HISTORY)
+    for text in (row["asked"], SAID):
+        assert known.fingerprints.of(str(text)) <= known.known
 
 
 def test_it_goes_from_python_too(lab: Heard, tmp_path: Path) -> None:
