@@ -88,7 +88,8 @@ def export(
     redaction = propose(texts_of(plain)) if redact is True else redact or None
     replaced: Counter[str] = Counter()
     if redaction is not None:
-        plain = [_redacted(row, redaction, replaced) for row in plain]
+        title, names = redaction.redact(title), _headings(plain[0], redaction)
+        plain = [_redacted(row, names, redaction, replaced) for row in plain]
     content = _written(plain, path.suffix, title, bom=bom)
     with disk_errors(path.name), tempfile.TemporaryDirectory(
             prefix=f".{path.stem}.", dir=path.parent) as work:
@@ -155,10 +156,24 @@ def _cell(value: object) -> Cell:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _redacted(row: Row, redaction: Redaction, replaced: Counter[str]) -> Row:
+def _headings(row: Row, redaction: Redaction) -> dict[str, str]:
+    """Return what each column is called when values in its name are replaced."""
+    names: dict[str, str] = {}
+    for name in row:
+        new, number = redaction.redact(name), 2
+        while new in names.values():
+            new, number = f"{redaction.redact(name)} {number}", number + 1
+        names[name] = new
+    return names
+
+
+def _redacted(
+    row: Row, names: Mapping[str, str], redaction: Redaction, replaced: Counter[str]
+) -> Row:
     """Replace in a row; a number is left one unless a value stands in it."""
     changed: Row = {}
-    for name, cell in row.items():
+    for old, cell in row.items():
+        name = names[old]
         if cell is None or isinstance(cell, bool | float):
             changed[name] = cell
             continue

@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_plus
 
 from cloister.errors import WorkerError
 
@@ -179,6 +180,7 @@ def forms(text: str, tokenizer: Tokenizer | None = None) -> dict[str, list[bytes
         # Whatever stands before it: of three alignments, the part that does not depend on it.
         "base64": [base64.b64encode(bytes(n) + plain)[4:-4] for n in range(3)],
         "hexadecimal": [plain.hex().encode()],
+        "URL": [each(text, safe="").encode() for each in (quote, quote_plus)],
     }
     if tokenizer is None:
         return encoded

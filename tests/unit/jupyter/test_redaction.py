@@ -141,6 +141,7 @@ def test_both_tiers_find_as_much_as_the_lab_says() -> None:
         assert hit / wanted >= least
 
 
+@pytest.mark.slow
 def test_names_in_paragraphs_and_in_json_are_proposed() -> None:
     rng = random.Random(3)
     examples = list(generate(40, seed=9, development=True))

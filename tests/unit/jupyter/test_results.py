@@ -12,6 +12,7 @@ import stat
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -96,7 +97,7 @@ def test_a_value_is_gone_from_every_row_and_the_control_finds_it(
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("encode", [
     lambda text: base64.b64encode(b"xx" + text.encode()).decode(),
-    lambda text: text.encode().hex(),
+    lambda text: text.encode().hex(), quote, quote_plus,
     lambda text: "".join(f"\\u{ord(sign):04x}" if not sign.isascii() else sign for sign in text)])
 def test_a_file_that_would_still_hold_one_is_never_there(
     tmp_path: Path, suffix: str, encode: Any
@@ -119,6 +120,14 @@ def test_a_value_that_two_cells_make_together_is_none(tmp_path: Path, suffix: st
     rows = [{"a": "the old king", "b": "daughter of"}, {"a": "king", "b": "king"}]
     redaction = Redaction([Value(text="king daughter", label="NAME", by="you")])
     assert export(rows, tmp_path / f"a{suffix}", redact=redaction).replaced == {}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_headings_and_the_title_are_redacted_too(tmp_path: Path, suffix: str) -> None:
+    path, rows = tmp_path / f"a{suffix}", [{"Ada Byron": "x", "ada byron": "y", "n": 1}]
+    assert export(rows, path, redact=ADA, title="Of Ada Byron").replaced == {}
+    text = path.read_bytes().decode("utf-8", "replace")
+    assert "byron" not in text.lower() and "[NAME 1]" in text and "[NAME 1] 2" in text
 
 
 def test_words_of_the_frame_do_not_stop_an_export(tmp_path: Path) -> None:

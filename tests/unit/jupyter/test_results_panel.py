@@ -17,6 +17,8 @@ from cloister.errors import SettingError
 from cloister.settings import Settings
 from cloister.vault.namespace import Kind
 
+pytestmark = pytest.mark.slow
+
 SAID = "Please call Ada Byron at 020 7946 0958 before noon."
 
 
