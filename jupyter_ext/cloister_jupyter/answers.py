@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloister.runtime.chat import Ask, Stats
     from cloister.runtime.client import Worker, WorkerSession
     from cloister_jupyter.events import Event
-    from cloister_jupyter.runs import Request
+    from cloister_jupyter.request import Request
 
 __all__ = ["Answer", "Run", "shortened"]
 

@@ -20,8 +20,8 @@ from cloister.errors import CloisterError, EngineBusy, SettingError, place_of
 from cloister.tiers import Tier
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, script, style
-from cloister_jupyter.request import request_of
-from cloister_jupyter.runs import LIMIT_BYTES, Column, columns_of
+from cloister_jupyter.column import Column, columns_of
+from cloister_jupyter.request import LIMIT_BYTES, request_of
 from cloister_jupyter.talk import Event, Ready, Snapshot, Talk
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.checks import Outcome
 from cloister_jupyter.kept import TOOK, Answer, Place
 from cloister_jupyter.rates import Rate, verdict
-from cloister_jupyter.runs import LIMIT_BYTES, TURN, start, take_turn
+from cloister_jupyter.request import LIMIT_BYTES
+from cloister_jupyter.turn import TURN, start, take_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -14,14 +14,15 @@ import msgspec
 from cloister.errors import CloisterError, SettingError, VaultDamaged, VaultError
 from cloister.records import Finite, Record, Whole, build, parse
 from cloister.vault.namespace import Kind
-from cloister_jupyter.runs import Delta, Ended, Ready, Refused
+from cloister_jupyter.events import Delta, Ended, Ready, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import TypeVar
 
     from cloister.vault.namespace import Namespace
-    from cloister_jupyter.runs import Event, Request
+    from cloister_jupyter.events import Event
+    from cloister_jupyter.request import Request
 
     _T = TypeVar("_T", bound=Record)
 

@@ -29,22 +29,14 @@ from cloister_jupyter import results
 from cloister_jupyter.answers import shortened
 from cloister_jupyter.badge import Badge, badge, kept_by_lab
 from cloister_jupyter.channel import Page, script, style
+from cloister_jupyter.column import columns_of
+from cloister_jupyter.events import Delta, Ended, Over, Ready, Refused, Resumed
 from cloister_jupyter.grid_panel import GridPanel
 from cloister_jupyter.history import KeptRun, run_of
 from cloister_jupyter.history_panel import HistoryPanel
-from cloister_jupyter.request import request_of
+from cloister_jupyter.request import LIMIT_BYTES, request_of
 from cloister_jupyter.results_panel import ResultsPanel
-from cloister_jupyter.runs import (
-    LIMIT_BYTES,
-    Delta,
-    Ended,
-    Over,
-    Ready,
-    Refused,
-    Resumed,
-    Runs,
-    columns_of,
-)
+from cloister_jupyter.runs import Runs
 from cloister_jupyter.spelling import Spelling
 from cloister_jupyter.votes_panel import VotesPanel
 
@@ -55,9 +47,10 @@ if TYPE_CHECKING:
     from cloister.vault.namespace import Namespace
     from cloister.vault.store import Vault
     from cloister_jupyter.cases import Case
+    from cloister_jupyter.events import Event
     from cloister_jupyter.panels import Panel
     from cloister_jupyter.results import Written
-    from cloister_jupyter.runs import Event, Probed
+    from cloister_jupyter.runs import Probed
 
 __all__ = ["PromptLab"]
 

@@ -28,7 +28,7 @@ from cloister_jupyter.background import WARM_S, Idle
 from cloister_jupyter.badge import badge
 from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.chat import Passphrase, column_of
-from cloister_jupyter.runs import Request
+from cloister_jupyter.request import Request
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
     from cloister.vault.namespace import Namespace
     from cloister_jupyter.cases import Case
+    from cloister_jupyter.column import Column
     from cloister_jupyter.history import KeptRun
-    from cloister_jupyter.runs import Column
 
 __all__ = ["Lab", "Panel"]
 

@@ -1,18 +1,63 @@
-"""A request as a page sends it."""
+"""What is asked of which columns, and how a page says so."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
-from cloister.errors import SettingError
-from cloister.runtime.chat import Sampling
-from cloister_jupyter.runs import Request
+from cloister.errors import EmptyPrompt, InvalidText, PromptError, SettingError
+from cloister.runtime.chat import Ask, Sampling
 
-__all__ = ["request_of"]
+__all__ = ["LIMIT_BYTES", "Request", "request_of"]
 
+LIMIT_BYTES = 1 << 16  # of a prompt and of a system prompt, in UTF-8
+_LIKELIEST = 5  # tokens that are kept beside each
 _Setting = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked, of which columns. Its repr does not show the texts.
+
+    Raises:
+        EmptyPrompt: there is no prompt.
+        PromptError: a text is over LIMIT_BYTES, or no Unicode.
+        SettingError: no column, or a value outside its bound.
+    """
+
+    run: str  # its id, chosen by who asks
+    columns: tuple[str, ...]  # ids
+    prompt: str = field(repr=False)
+    system: str | None = field(default=None, repr=False)
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = 256
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not isinstance(self.system, str | None):
+            raise SettingError("A prompt is a text; give one.")
+        if not self.prompt:
+            raise EmptyPrompt("There is no prompt; type one first.")
+        for name, text in (("prompt", self.prompt), ("system prompt", self.system or "")):
+            try:
+                size = len(text.encode())
+            except UnicodeEncodeError:
+                raise InvalidText(f"The {name} is not valid Unicode; type it anew.") from None
+            if size > LIMIT_BYTES:
+                raise PromptError(
+                    f"The {name} has {size:,} bytes and the lab takes {LIMIT_BYTES:,}; shorten it.")
+        if not self.columns:
+            raise SettingError("No tier is chosen; choose at least one.")
+        if self.max_tokens is not None and (
+                type(self.max_tokens) is not int or self.max_tokens < 1):
+            raise SettingError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
+
+    def ask(self, *, forced: tuple[int, ...] = (), max_tokens: int | None = None) -> Ask:
+        """Return the question, whose answer begins with the tokens `forced`."""
+        return Ask.of(
+            self.prompt, forced=forced, sampling=self.sampling, top=_LIKELIEST,
+            max_tokens=self.max_tokens if max_tokens is None else max_tokens)
 
 
 class _Sent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,145 +9,44 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cloister import family
 from cloister.bundle import Bundle
 from cloister.errors import (
     CloisterError,
-    EmptyPrompt,
     EngineBusy,
-    InvalidText,
-    NotEnoughMemory,
-    PromptError,
     SettingError,
     place_of,
 )
-from cloister.runtime.chat import Ask, Sampling, Token
 from cloister.runtime.client import Worker
-from cloister.tiers import Tier
 from cloister_jupyter.answers import Answer, Run
 from cloister_jupyter.background import BATCH_S, WARM_S, Idle, every
 from cloister_jupyter.events import (
     Began,
     Branched,
-    Delta,
     Ended,
     Event,
     Over,
     Ready,
     Refused,
     Resumed,
-    Scored,
     Unscored,
     Waits,
 )
+from cloister_jupyter.turn import TURN, start, take_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cloister.guard import Attempt
+    from cloister.runtime.chat import Token
     from cloister.runtime.protocol import Welcome
+    from cloister_jupyter.column import Column
+    from cloister_jupyter.request import Request
 
-__all__ = [
-    "LIMIT_BYTES", "TURN", "Began", "Branched", "Column", "Delta", "Ended", "Event", "Over",
-    "Probed", "Ready", "Refused", "Request", "Resumed", "Runs", "Scored", "Unscored", "Waits",
-    "columns_of", "start", "take_turn",
-]
+__all__ = ["Probed", "Runs"]
 
-TURN = threading.Lock()
-"""Held by whoever asks: two at once would slow each other, and spoil the figures."""
-
-LIMIT_BYTES = 1 << 16  # of a prompt and of a system prompt, in UTF-8
-_LOOK_S = 0.01  # how often a wait looks whether it is to stop
-_LIKELIEST = 5  # tokens that are kept beside each
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A bundle that is asked, under a name for people."""
-
-    id: str
-    name: str
-    path: Path
-
-
-def columns_of(tiers: Sequence[str] | None = None, bundles: Sequence[str | Path] = ()) -> (
-        tuple[Column, ...]):
-    """Return the columns of tiers of the shipped family and of other bundles, in that order.
-
-    `tiers` None stands for every tier that is shipped. Whether a bundle can be used is found out
-    when it is asked; where two have one name, the directory that holds them tells them apart.
-
-    Raises:
-        SettingError: there is no tier of that name, or nothing to ask.
-    """
-    if isinstance(tiers, str) or isinstance(bundles, str | Path):
-        raise SettingError("Tiers and bundles are lists; write ['nano-1'].")
-    if tiers is None:
-        tiers = [tier for tier in Tier if family.bundle_path(tier).is_dir()]
-    for tier in tiers:
-        if tier not in list(Tier):
-            raise SettingError(
-                f"No tier is named {str(tier)!r}; tiers are {', '.join(Tier)}, and other bundles "
-                "go into bundles=[...]."
-            )
-    paths = [family.bundle_path(tier) for tier in tiers] + [Path(path) for path in bundles]
-    if not paths:
-        raise SettingError("There is nothing to ask; name a tier or a bundle.")
-    names = [str(tier) for tier in tiers] + [path.name.removesuffix(".cloister")
-                                            for path in paths[len(tiers):]]
-    return tuple(
-        Column(
-            id=str(index), path=path,
-            name=name if names.count(name) == 1 or index < len(tiers)
-            else f"{path.absolute().parent.name}/{name}")
-        for index, (name, path) in enumerate(zip(names, paths, strict=True)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked, of which columns. Its repr does not show the texts.
-
-    Raises:
-        EmptyPrompt: there is no prompt.
-        PromptError: a text is over LIMIT_BYTES, or no Unicode.
-        SettingError: no column, or a value outside its bound.
-    """
-
-    run: str  # its id, chosen by who asks
-    columns: tuple[str, ...]  # ids
-    prompt: str = field(repr=False)
-    system: str | None = field(default=None, repr=False)
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = 256
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) or not isinstance(self.system, str | None):
-            raise SettingError("A prompt is a text; give one.")
-        if not self.prompt:
-            raise EmptyPrompt("There is no prompt; type one first.")
-        for name, text in (("prompt", self.prompt), ("system prompt", self.system or "")):
-            try:
-                size = len(text.encode())
-            except UnicodeEncodeError:
-                raise InvalidText(f"The {name} is not valid Unicode; type it anew.") from None
-            if size > LIMIT_BYTES:
-                raise PromptError(
-                    f"The {name} has {size:,} bytes and the lab takes {LIMIT_BYTES:,}; shorten it.")
-        if not self.columns:
-            raise SettingError("No tier is chosen; choose at least one.")
-        if self.max_tokens is not None and (
-                type(self.max_tokens) is not int or self.max_tokens < 1):
-            raise SettingError(f"max_tokens is {self.max_tokens}; it must be at least 1.")
-
-    def ask(self, *, forced: tuple[int, ...] = (), max_tokens: int | None = None) -> Ask:
-        """Return the question, whose answer begins with the tokens `forced`."""
-        return Ask.of(
-            self.prompt, forced=forced, sampling=self.sampling, top=_LIKELIEST,
-            max_tokens=self.max_tokens if max_tokens is None else max_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,48 +311,6 @@ class Runs:
             return False
         self.welcomes[column.id] = worker.welcome
         return True
-
-
-def take_turn(stopping: threading.Event) -> bool:
-    """Wait for TURN, and hold it; False where `stopping` came before."""
-    while not stopping.is_set():
-        if TURN.acquire(timeout=_LOOK_S):
-            return True
-    return False
-
-
-def start(
-    worker: Worker, stopping: threading.Event, free: Callable[[], None] = lambda: None,
-) -> threading.Thread | None:
-    """Start a worker, its bundle loaded. Where memory is short, after `free`.
-
-    A bundle that is being loaded cannot be interrupted: where `stopping` comes before the end, the
-    thread that goes on loading is returned.
-
-    Raises:
-        CloisterError: see `Worker.start`.
-    """
-    failures: list[BaseException] = []
-
-    def load() -> None:
-        try:
-            try:
-                worker.start()
-            except NotEnoughMemory:
-                free()
-                worker.start()
-        except BaseException as error:
-            failures.append(error)
-
-    loading = threading.Thread(target=load, daemon=True)
-    loading.start()
-    while loading.is_alive():
-        loading.join(_LOOK_S)
-        if stopping.is_set():
-            return loading
-    if failures:
-        raise failures[0]
-    return None
 
 
 def _told(work: Callable[[], None], tell: Callable[[str, str], None]) -> None:

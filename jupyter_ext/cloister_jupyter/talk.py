@@ -20,14 +20,16 @@ from cloister.runtime.chat import Ask, Stats
 from cloister.runtime.client import Worker
 from cloister.runtime.tools import tool_calls
 from cloister_jupyter.background import BATCH_S, WARM_S, Idle, every
-from cloister_jupyter.runs import Probed, start
+from cloister_jupyter.runs import Probed
+from cloister_jupyter.turn import start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloister.runtime.client import WorkerSession
     from cloister.runtime.protocol import Welcome
-    from cloister_jupyter.runs import Column, Request
+    from cloister_jupyter.column import Column
+    from cloister_jupyter.request import Request
 
 __all__ = ["Asked", "Delta", "Ended", "Event", "Failed", "Ready", "Snapshot", "Talk"]
 

@@ -25,9 +25,12 @@ from cloister.runtime.chat import Ask, Token
 from cloister.runtime.client import Worker
 from cloister.tiers import ladder
 from cloister_jupyter.cases import Case, Template
+from cloister_jupyter.column import Column
+from cloister_jupyter.events import Delta
 from cloister_jupyter.grid import Grid, Plan
 from cloister_jupyter.kept import Answer
-from cloister_jupyter.runs import Column, Delta, Request, Runs
+from cloister_jupyter.request import Request
+from cloister_jupyter.runs import Runs
 
 CANARY = "the-canary-of-this-test"
 

@@ -36,7 +36,7 @@ from cloister_jupyter.cases import Case, Template, read_table
 from cloister_jupyter.checks import Judge
 from cloister_jupyter.grid import Grid, Plan, fold
 from cloister_jupyter.kept import Answer, Kept
-from cloister_jupyter.runs import LIMIT_BYTES
+from cloister_jupyter.request import LIMIT_BYTES
 
 Say = Callable[[str, Sampling], Iterator[str]]
 

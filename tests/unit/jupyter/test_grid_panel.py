@@ -21,8 +21,9 @@ from cloister.vault import local
 from cloister.vault.namespace import Namespace
 from cloister_jupyter import grid as grid_module
 from cloister_jupyter import grid_run
+from cloister_jupyter.column import Column
 from cloister_jupyter.grid_panel import GridPanel
-from cloister_jupyter.runs import TURN, Column
+from cloister_jupyter.turn import TURN
 
 FORM = {"templates": "say {x}", "system": "", "check": "", "seeds": "", "temperature": 0.0,
         "max_tokens": 9, "wanted": 0.9}

@@ -18,21 +18,10 @@ from cloister import family
 from cloister.errors import EmptyPrompt, EngineBusy, InvalidText, PromptError, SettingError
 from cloister.runtime.chat import Sampling
 from cloister.runtime.client import Worker
-from cloister_jupyter.runs import (
-    LIMIT_BYTES,
-    Began,
-    Column,
-    Delta,
-    Ended,
-    Event,
-    Over,
-    Ready,
-    Refused,
-    Request,
-    Runs,
-    Waits,
-    columns_of,
-)
+from cloister_jupyter.column import Column, columns_of
+from cloister_jupyter.events import Began, Delta, Ended, Event, Over, Ready, Refused, Waits
+from cloister_jupyter.request import LIMIT_BYTES, Request
+from cloister_jupyter.runs import Runs
 
 NANO = family.bundle_path("nano-1")
 LONG: dict[str, Any] = {"max_tokens": 480, "sampling": Sampling(temperature=9.0, seed=1)}

@@ -15,18 +15,8 @@ from cloister.errors import EngineBusy, SettingError
 from cloister.runtime.chat import Ask, Sampling
 from cloister.runtime.client import Worker
 from cloister.tokenizer import Tokenizer
-from cloister_jupyter.runs import (
-    Branched,
-    Delta,
-    Ended,
-    Over,
-    Probed,
-    Refused,
-    Resumed,
-    Runs,
-    Scored,
-    Unscored,
-)
+from cloister_jupyter.events import Branched, Delta, Ended, Over, Refused, Resumed, Scored, Unscored
+from cloister_jupyter.runs import Probed, Runs
 from cloister_jupyter.spelling import Spelling
 
 HIGH, LOW = family.bundle_path("nano-2"), family.bundle_path("nano-1")

@@ -20,8 +20,8 @@ from cloister.vault.namespace import Namespace
 from cloister_jupyter import grid
 from cloister_jupyter.ballot import Ballot, Mark
 from cloister_jupyter.cases import Case, Template
+from cloister_jupyter.column import Column
 from cloister_jupyter.grid_panel import GridPanel
-from cloister_jupyter.runs import Column
 from cloister_jupyter.votes import Cast, Pair, Vote
 from cloister_jupyter.votes_panel import VotesPanel
 
