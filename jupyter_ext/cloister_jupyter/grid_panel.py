@@ -72,6 +72,7 @@ class GridPanel(Panel):
         self._table, self._form, self._called = Table(), Form(), "grid"
         self._run: GridRun | None = None
         self._memory: dict[str, Kept] = {}  # without a vault
+        self._keeps: set[str] = set()  # names of what this lab keeps in the vault
         self._order: tuple[object, list[tuple[int, int]]] = (None, [])
         self._work = ThreadPoolExecutor(1, "cloister-grid")
         self._lock = threading.Lock()  # of the beginning of a run
@@ -79,6 +80,12 @@ class GridPanel(Panel):
     def open(self) -> None:
         """Tell a page that opened of the table, the form and the run."""
         self._work.submit(self._guarded, self._send_state)
+
+    @property
+    def kept(self) -> str:
+        """What is kept of the grids of this lab, in words for the badge."""
+        count = len(self._keeps)
+        return f"{count} named grid{'s' * (count > 1)} with cases and answers" if count else ""
 
     def prompts(self) -> list[str]:
         """Return what the last run asks, templates filled with its cases."""
@@ -199,6 +206,9 @@ class GridPanel(Panel):
             def kept() -> Kept:
                 found = self._kept(message.name)
                 found.put_form(msgspec.json.encode(shown))
+                if self.lab.space is not None:
+                    self._keeps.add(message.name)
+                    self.lab.send_badge()
                 return found
 
             self._run = GridRun(message.run, message.form, cases, Means(
@@ -225,6 +235,8 @@ class GridPanel(Panel):
     def _forget(self, name: str) -> None:
         some = self._kept(name).forget()
         self._memory.pop(name, None)
+        self._keeps.discard(name)
+        self.lab.send_badge()
         self.send("said", message=(
             "What was kept of this grid is forgotten." if some
             else "Nothing is kept under that name."))

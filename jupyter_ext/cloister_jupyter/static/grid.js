@@ -164,8 +164,7 @@ class GridPage {
     this.begun = false;
     this.setRunning(true, "begins\u2026");
     this.lab.announce("Grid started");
-    this.lab.expectAnswer();
-    this.lab.send({ type: "grid.run", run: this.run_, name: this.named.value,
+    this.lab.link.ask({ type: "grid.run", run: this.run_, name: this.named.value,
       columns: [...this.toggles.querySelectorAll("input:checked")].map((box) => box.value),
       form: { templates: this.templates.value, system: this.system.value, check: this.check.value, seeds: this.seeds.value,
         temperature: Number(this.temperature.value), max_tokens: Number(this.maxTokens.value), wanted: Number(this.wanted.value) / 100 } });

@@ -49,6 +49,9 @@ class Lab:
             self.sent.append(json.loads(json.dumps(content)))
             self._changed.notify_all()
 
+    def send_badge(self) -> None:
+        self.kept = self.panel.kept
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [each for each in self.sent if each["type"] == f"grid.{kind}"]
 
@@ -256,6 +259,7 @@ def test_a_thousand_cases_that_were_stopped_go_on_from_the_vault_in_another_kern
     lab.ask("read", text=table(1000))
     over = lab.run(columns=("1",), name="thousand")
     assert over["stopped"] and over["result"]["done"] == 499  # the one at hand is dropped
+    assert lab.kept == "1 named grid with cases and answers"
     lab.panel.close()
     other = Lab(space)  # as after a restart
     other.ask("take", name="thousand")
@@ -266,7 +270,7 @@ def test_a_thousand_cases_that_were_stopped_go_on_from_the_vault_in_another_kern
     assert not over["stopped"] and over["result"]["done"] == 1000
     assert len(asked) == 1001 and len(set(asked)) == 1000
     other.ask("forget", name="thousand")
-    assert "is forgotten" in other.of("said")[-1]["message"]
+    assert "is forgotten" in other.of("said")[-1]["message"] and other.kept == ""
     other.ask("take", name="thousand")
     assert "No grid is kept" in other.of("invalid")[-1]["message"]
     other.panel.close()
