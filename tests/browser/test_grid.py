@@ -98,21 +98,18 @@ def test_a_table_is_pasted_edited_asked_judged_promoted_and_compared(
 
 FAST = """import json
 from types import SimpleNamespace
-from cloister.runtime.chat import Chat, Stats, Token
+from cloister.runtime.chat import Stats
 from cloister_jupyter import grid
 
-class Says(Chat):
-    def __init__(self, name):
-        super().__init__()
-        self.name = name
-    messages = ()
+class Says:
+    stats = Stats(finish="end", tokens=1)
+    def __init__(self, name): self.name = name
     def stop(self): pass
-    def _answer(self, ask):
-        text = ask.messages[-1].content
-        wrong = self.name == "nano-1" and text.endswith("7")
-        self.stats = Stats(finish="end", tokens=1)
-        said = json.dumps({"name": "none" if wrong else "translate", "arguments": {"text": text}})
-        return lambda: ((Token(0, said, 0.0) for _ in range(1)), lambda read: None)
+    def close(self): pass
+    def stream(self, prompt, max_tokens, sampling):
+        wrong = self.name == "nano-1" and prompt.endswith("7")
+        call = {"name": "none" if wrong else "translate", "arguments": {"text": prompt}}
+        yield SimpleNamespace(text=json.dumps(call))
 
 class Fast:
     def __init__(self, bundle, vault=False):
