@@ -44,11 +44,25 @@ def promote(path: Path, *, prompt: str, answer: str, system: str | None = None) 
         raise InvalidText("A case holds half a character; correct it first.") from None
     tasks.check([example])
     kept = corpus.read(path) if path.exists() and path.stat().st_size else []
-    if example in kept:
+    if any((each.messages, each.target) == (example.messages, answer) for each in kept):
         return False
-    rows = [each for each in kept if (each.task, each.input) != (example.task, prompt)
-            or each.turns]
+    rest = [each for each in kept if each.messages != example.messages]
+    # Nothing replaced: lines stay as they are, with whatever else their records hold.
+    lines = path.read_bytes().splitlines() if kept and len(rest) == len(kept) else []
+    if not lines or not all(map(_is_record, lines)):
+        lines = [_line(each) for each in rest]
     with whole_file(path, private=True) as file:
-        for each in (*rows, example):
-            file.write(json.dumps(each.to_dict(), ensure_ascii=False).encode() + b"\n")
+        for line in (*lines, _line(example)):
+            file.write(line + b"\n")
     return True
+
+
+def _line(example: Example) -> bytes:
+    return json.dumps(example.to_dict(), ensure_ascii=False).encode()
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, DataError, InvalidText, SettingError
-from cloister_jupyter.cases import MOST_CASES, TABLE_BYTES, Case, Template, load_table, read_table
+from cloister_jupyter.cases import (
+    MOST_CASES,
+    TABLE_BYTES,
+    Case,
+    Table,
+    Template,
+    blocks,
+    load_table,
+    read_table,
+    seeds,
+)
 
 PLAIN = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -148,3 +158,35 @@ def test_neither_repr_nor_error_shows_a_cell() -> None:
     with pytest.raises(DataError) as caught:
         read_table("a,b\nsecret\n")
     assert "secret" not in str(caught.value)
+
+
+def test_templates_stand_in_blocks_and_seeds_in_ranges() -> None:
+    found = blocks("say {x}\n\n----\r\n---\nplease\n---not a line\n{y}\n--- \n")
+    assert [each.variables for each in found] == [("x",), ("y",)]
+    assert found[0].render(Case(line=1, values={"x": "---"})) == "say ---\n"
+    assert blocks(" \n---\n") == ()
+    assert seeds("1-3, 9") == (1, 2, 3, 9) and seeds(" ") == (None,)
+    for wrong in ("1-", "-1", "3-1", "1.5", "one", "1-1001", "\u0661"):
+        with pytest.raises(SettingError):
+            seeds(wrong)
+
+
+def test_a_table_that_is_edited_is_kept_and_read_as_it_was() -> None:
+    table = Table(read_table("x,y,expected\n1,2,\n,\"a\nb\",c\n"))
+    table.edit(0, 0, "new")
+    table.edit(0, 2, "wanted")
+    table.edit(0, 3, "contains: a")
+    table.edit(1, 2, " ")
+    assert table.cases[0] == Case(line=2, values={"x": "new", "y": "2"}, expected="wanted",
+                                  check="contains: a")
+    assert table.cases[1].expected is None and table.cell(1, 2) == ""
+    table.insert(1)
+    table.remove(0)
+    again = Table(read_table(table.to_json()), table.columns[:-2])
+    assert again.columns == table.columns == ("x", "y", "expected", "check")
+    assert [case.values for case in again.cases] == [
+        {"x": "", "y": ""}, {"x": "", "y": "a\nb"}]
+    with pytest.raises(InvalidText):
+        table.edit(0, 0, "\ud800")
+    assert "a" not in repr(table).removeprefix("Table").replace("cases", "")
+    assert len(Table(variables=("x",)).cases) == 1 and not Table().cases

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import SettingError
-from cloister_jupyter.rates import Rate, verdict, wilson
+from cloister_jupyter.rates import Rate, compared, sign_test, verdict, wilson
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -77,3 +77,19 @@ def test_a_share_that_no_cases_can_show_is_refused(wanted: float) -> None:
         verdict({}, 0.9)
     with pytest.raises(SettingError):
         Rate(passed=2, n=1)
+
+
+@pytest.mark.parametrize(("one", "other", "chance"), [
+    (0, 0, 1.0), (1, 0, 1.0), (5, 5, 1.0), (6, 0, 0.03125), (7, 0, 0.015625), (12, 3, 0.035156),
+    (3, 12, 0.035156), (9000, 9300, 0.0271)])
+def test_the_sign_test_is_the_binomial_one(one: int, other: int, chance: float) -> None:
+    assert sign_test(one, other) == pytest.approx(chance, abs=1e-4)
+
+
+def test_a_comparison_says_which_is_worse_or_that_it_cannot_be_told() -> None:
+    assert "b is worse" in compared("a", "b", 12, 3, 200)
+    assert "b is better" in compared("a", "b", 3, 12, 200)
+    assert "too few to tell" in compared("a", "b", 3, 1, 200)
+    assert "under 0.1 %" in compared("a", "b", 30, 0, 200)
+    assert compared("a", "b", 0, 0, 200) == "a and b pass the same ones of 200 cases."
+    assert "No case was judged" in compared("a", "b", 0, 0, 0)

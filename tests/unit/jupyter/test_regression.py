@@ -52,6 +52,23 @@ def test_conversations_that_are_in_the_file_stay(tmp_path: Path) -> None:
     assert corpus.read(path)[:1] == before
 
 
+def test_a_conversation_of_the_same_words_is_replaced_and_other_lines_stay_word_for_word(
+    tmp_path: Path
+) -> None:
+    path = tmp_path / "cases.jsonl"
+    noted = '{"task": "s", "input": "b", "target": "2", "note": "from the field"}'
+    said = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    path.write_text(noted + "\n" + json.dumps(
+        {"messages": [*said, {"role": "assistant", "content": "1"}]}))
+    before = path.read_text()
+    assert not promote(path, prompt="a", answer="1", system="s")
+    assert promote(path, prompt="c", answer="3", system="s")
+    assert path.read_text().startswith(before + "\n")
+    assert promote(path, prompt="a", answer="2", system="s")
+    assert [(each.input, each.target) for each in corpus.read(path)] == [
+        ("b", "2"), ("c", "3"), ("a", "2")]
+
+
 def test_what_could_not_be_measured_is_refused_and_the_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     promote(path, prompt="a", answer=CALL, system="call")
