@@ -162,6 +162,7 @@ def test_results_are_looked_through_marked_and_written(
     notebook.page.evaluate(SELECT, "cousin")
     preview.get_by_role("button", name="Replace what is selected").click()
     marks.locator(":scope:text-is('cousin')").first.wait_for()
+    marks.last.scroll_into_view_if_needed()
     looked_at(notebook, "export")
     marks.locator(":scope:text-is('cousin')").first.click()
     marks.locator(":scope:text-is('cousin')").first.wait_for(state="detached")

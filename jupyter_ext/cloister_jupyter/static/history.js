@@ -148,16 +148,17 @@ class HistoryPanel {
     this.opened = run;
     const settings = Object.entries({ max_tokens: run.max_tokens, ...run.sampling })
       .filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value}`).join(", ");
-    const text = (/** @type {string} */ words) => h("div", { class: "cl-passage", dir: "auto" }, visible(words) || "\u2013");
+    const text = (/** @type {string} */ name, /** @type {string} */ words) => h("div", { class: "cl-passage", dir: "auto", tabindex: "0",
+      role: "group", "aria-label": name }, visible(words) || "\u2013");
     this.shownRun.replaceChildren(
       h("h3", {}, `Kept on ${inDays(run.at_s)}; not run now`),
       h("div", { class: "cl-tools" }, h("button", { type: "button", class: "cl-run", onclick: () => this.takeUp() }, "Show in One request"),
         h("button", { type: "button", onclick: () => { this.shownRun.hidden = true; } }, "Close")),
-      h("dl", {}, h("dt", {}, "Prompt"), h("dd", {}, text(run.prompt)),
-        h("dt", {}, "System prompt"), h("dd", {}, text(run.system ?? "")), h("dt", {}, "Settings"), h("dd", {}, settings),
+      h("dl", {}, h("dt", {}, "Prompt"), h("dd", {}, text("Kept prompt", run.prompt)),
+        h("dt", {}, "System prompt"), h("dd", {}, text("Kept system prompt", run.system ?? "")), h("dt", {}, "Settings"), h("dd", {}, settings),
         ...run.answers.flatMap((/** @type {any} */ answer) => [
           h("dt", {}, answer.tier, h("br"), h("small", {}, answer.error ? "error" : FINISH[answer.finish] ?? "not asked")),
-          h("dd", {}, answer.error ? visible(answer.error) : text(answer.text))])));
+          h("dd", {}, answer.error ? visible(answer.error) : text(`Kept answer of ${answer.tier}`, answer.text))])));
     this.shownRun.hidden = false;
     this.shownRun.focus();
   }
