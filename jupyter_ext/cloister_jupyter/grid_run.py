@@ -140,7 +140,7 @@ class GridRun:
             "settled": verdict.settled,
             "rates": [{
                 "name": name, "passed": rate.passed, "n": rate.n, "value": rate.value,
-                "low": rate.interval[0], "high": rate.interval[1],
+                "low": rate.interval[0], "high": rate.interval[1], "words": str(rate),
             } for name, rate in judged.items()]}
 
     def _serve(self) -> None:

@@ -72,7 +72,7 @@ def test_a_table_is_pasted_edited_asked_judged_promoted_and_compared(
     assert "ValueError" in rows.get_by_role("row").filter(has_text="London").inner_text()
     assert rows.get_by_role("row").filter(has_text="Paris").locator(".cl-pass").count() == 2
     assert "comes closest with 2 of 4 cases" in grid.locator(".cl-verdict").inner_text()
-    assert grid.locator(".cl-rate").count() == 2
+    assert grid.locator(".cl-rate:has-text('2 of 4 cases (50%')").count() == 2
     grid.get_by_label("only failures").check()
     rows.locator(":scope[aria-rowcount='3']").wait_for()
     row.get_by_role("gridcell").last.dblclick()
@@ -87,6 +87,9 @@ def test_a_table_is_pasted_edited_asked_judged_promoted_and_compared(
     grid.get_by_role("button", name="Compare").click()
     assert "pass the same ones of 4 cases" in grid.locator(".cl-words").inner_text()
     assert "2,469,970 bytes" in grid.locator(".cl-flips").inner_text()
+    notebook.command("docmanager:save")
+    saved = notebook.path.read_text()
+    assert "nano-2" in saved and "Bergen" not in saved and "GetWeather" not in saved
     for theme in ("Light", "Dark", "Dark High Contrast"):
         notebook.command("apputils:change-theme", theme=f"JupyterLab {theme}")
         notebook.page.wait_for_timeout(500)

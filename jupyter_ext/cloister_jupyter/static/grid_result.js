@@ -147,8 +147,7 @@ class GridResult {
   }
 
   /** A pass rate as a bar, with its interval and the numbers. @param {any} rate @param {string} before */
-  rate({ name, passed, n, value, low, high }, before) {
-    const percent = (/** @type {number} */ share) => `${(100 * share).toFixed(share < 1 && share > 0.995 ? 1 : 0)} %`;
+  rate({ name, value, low, high, words }, before) {
     const wanted = Number(this.page.wanted.value) / 100;
     const bar = (/** @type {string} */ kind, /** @type {number} */ from, /** @type {number} */ to) => {
       const part = h("span", { class: kind });
@@ -158,7 +157,7 @@ class GridResult {
     };
     return h("div", { class: "cl-rate" }, h("span", { class: "cl-rate-name" }, before + name),
       h("span", { class: "cl-bar", "aria-hidden": "true" }, bar("cl-passed", 0, value), bar("cl-interval", low, high), bar("cl-wanted", wanted, wanted)),
-      h("span", { class: "cl-figure" }, `${percent(value)} (${percent(low)} to ${percent(high)}), ${passed.toLocaleString("en")} of ${n.toLocaleString("en")}`));
+      h("span", { class: "cl-figure" }, words));
   }
 
   // ---- a row in full
