@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from anywidget import AnyWidget
 from traitlets import Bool, Unicode
 
-__all__ = ["Page", "script", "style"]
+from cloister.errors import InvalidText
+
+__all__ = ["Page", "check_text", "script", "style"]
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -23,6 +26,18 @@ def script(*names: str) -> str:
 def style(*names: str) -> str:
     """Return one style sheet."""
     return "\n".join((_STATIC / f"{name}.css").read_text("utf-8") for name in names)
+
+
+def check_text(content: Any) -> None:
+    """Refuse half of a surrogate pair in what a page sent: no message could say it to a page again.
+
+    Raises:
+        InvalidText: it has one.
+    """
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidText("What was typed holds half a character; type it anew.") from None
 
 
 class Page(AnyWidget):

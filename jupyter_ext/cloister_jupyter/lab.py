@@ -28,7 +28,7 @@ from cloister.vault.namespace import Kind
 from cloister_jupyter import results
 from cloister_jupyter.answers import shortened
 from cloister_jupyter.badge import Badge, badge, kept_by_lab
-from cloister_jupyter.channel import Page, script, style
+from cloister_jupyter.channel import Page, check_text, script, style
 from cloister_jupyter.column import columns_of
 from cloister_jupyter.events import Delta, Ended, Over, Ready, Refused, Resumed
 from cloister_jupyter.grid_panel import GridPanel
@@ -161,6 +161,7 @@ class PromptLab(Page):
         run = content.get("run") if isinstance(content, dict) else None
         panel = self._panel(content)
         try:
+            check_text(content)
             if panel is not None:
                 panel.receive(content)
                 return

@@ -109,6 +109,19 @@ def test_a_request_that_cannot_be_is_refused_in_a_sentence(
     assert len(lab.of("invalid")) == 2
 
 
+@pytest.mark.parametrize("message", [
+    {**RUN, "run": "\ud800"}, {"type": "grid.take", "name": "\ud800"},
+    {"type": "grid.run", "run": "r", "columns": ["0"], "name": "g", "form": {"system": "\ud800"}},
+    {"type": "votes.begin", "prompts": ["\ud800"]}, {"type": "history.find", "words": "\ud800"},
+])
+def test_half_a_character_is_refused_since_no_page_could_be_told_of_it(
+    lab: Heard, message: dict[str, Any]
+) -> None:
+    lab.receive(message)
+    assert [each["message"] for each in lab.sent] == [
+        "What was typed holds half a character; type it anew."]
+
+
 def test_the_page_asks_for_scores_for_what_else_was_likely_and_for_a_branch(lab: Heard) -> None:
     lab.receive(RUN)
     text = lab.answered()
