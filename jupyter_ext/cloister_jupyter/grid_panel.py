@@ -43,7 +43,7 @@ from cloister_jupyter.grid_messages import (
     Take,
 )
 from cloister_jupyter.grid_run import Form, GridRun, Means
-from cloister_jupyter.kept import Kept, other_release
+from cloister_jupyter.kept import Kept, forget, other_release
 from cloister_jupyter.panels import Panel
 
 if TYPE_CHECKING:
@@ -233,8 +233,10 @@ class GridPanel(Panel):
         self._send_state()
 
     def _forget(self, name: str) -> None:
-        some = self._kept(name).forget()
-        self._memory.pop(name, None)
+        if self._run is not None and self._run.running:  # its answers would be kept on
+            raise EngineBusy("A grid is being asked; stop it first.")
+        memory = self._memory.pop(name, ())
+        some = bool(memory) if self.lab.space is None else forget(self.lab.space, name)
         self._keeps.discard(name)
         self.lab.send_badge()
         self.send("said", message=(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cloister.vault.namespace import Namespace
     from cloister_jupyter.checks import Outcome
 
-__all__ = ["TOOK", "Answer", "Kept", "Place", "other_release"]
+__all__ = ["TOOK", "Answer", "Kept", "Place", "forget", "other_release"]
 
 _RECORD_BYTES = 64 << 20
 _MOST_NAME = 256  # characters
@@ -61,9 +61,7 @@ class Kept:
         if not 0 < len(name) <= _MOST_NAME:
             raise SettingError(f"A grid's name has 1 to {_MOST_NAME} characters; choose another.")
         self._space = space
-        # No conversation is called so: FF is in no text's UTF-8.
-        self._name = b"\xfflab grid " + name.encode("utf-8", "surrogatepass")
-        self._form_name = b"\xfflab grid's form " + self._name
+        self._name, self._form_name = _names(name)
         found = [
             decode(record, _Record, limit_bytes=_RECORD_BYTES, refuse=other_release)
             for record in (space.records(Kind.HISTORY, self._name) if space is not None else ())]
@@ -101,10 +99,23 @@ class Kept:
         """
         some = bool(self._answers)
         self._answers.clear()
-        if self._space is None:
-            return some
-        self._space.forget(Kind.HISTORY, self._form_name)
-        return self._space.forget(Kind.HISTORY, self._name)
+        return some if self._space is None else _forget(self._space, self._name, self._form_name)
+
+
+def forget(space: Namespace, name: str) -> bool:
+    """Delete what is kept under a name, also what cannot be read; False where there is nothing."""
+    return _forget(space, *_names(name))
+
+
+def _forget(space: Namespace, *names: bytes) -> bool:
+    return any([space.forget(Kind.HISTORY, each) for each in names])
+
+
+def _names(name: str) -> tuple[bytes, bytes]:
+    """Return what the answers of a grid are called in the vault, and how it was asked."""
+    # No conversation is called so: FF is in no text's UTF-8.
+    answers = b"\xfflab grid " + name.encode("utf-8", "surrogatepass")
+    return answers, b"\xfflab grid's form " + answers
 
 
 class _Record(Record, frozen=True):

@@ -10,7 +10,7 @@ from cloister.errors import OutputExists, SettingError, VaultDamaged
 from cloister.records import Record, Whole, decode
 from cloister.vault.namespace import Kind
 from cloister_jupyter.ballot import Mark
-from cloister_jupyter.kept import Kept
+from cloister_jupyter.kept import Kept, forget
 
 if TYPE_CHECKING:
     from cloister.vault.namespace import Namespace
@@ -87,16 +87,20 @@ class KeptVotes:
 
     def answers(self, name: str) -> Kept:
         """Return what keeps the answers of a comparison."""
-        return Kept(self._space, f"votes\0{name}")
+        return Kept(self._space, _answers_of(name))
 
     def forget(self, name: str) -> None:
         """Delete a comparison, its answers and their keys; its name comes off the list."""
-        self.answers(name).forget()
+        forget(self._space, _answers_of(name))
         self._space.forget(Kind.HISTORY, _of(name))
         self._put_names([each for each in self.names() if each != name])
 
     def _put_names(self, names: list[str]) -> None:
         self._space.put(Kind.HISTORY, _NAMES, msgspec.json.encode(_Names(names=tuple(names))))
+
+
+def _answers_of(name: str) -> str:
+    return f"votes\0{name}"
 
 
 def _of(name: str) -> bytes:

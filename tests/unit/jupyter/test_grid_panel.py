@@ -18,7 +18,7 @@ from cloister.errors import SettingError
 from cloister.runtime.chat import Sampling
 from cloister.settings import Settings
 from cloister.vault import local
-from cloister.vault.namespace import Namespace
+from cloister.vault.namespace import Kind, Namespace
 from cloister_jupyter import grid as grid_module
 from cloister_jupyter import grid_run
 from cloister_jupyter.column import Column
@@ -274,6 +274,33 @@ def test_a_thousand_cases_that_were_stopped_go_on_from_the_vault_in_another_kern
     other.ask("take", name="thousand")
     assert "No grid is kept" in other.of("invalid")[-1]["message"]
     other.panel.close()
+
+
+def test_what_is_kept_is_forgotten_also_unread_but_not_while_more_comes(
+    says: Any, space: Namespace
+) -> None:
+    go_on = threading.Event()
+
+    def waits(prompt: str, sampling: Sampling) -> Iterator[str]:
+        go_on.wait(60)
+        yield prompt
+
+    says(waits)
+    lab = Lab(space)
+    lab.ask("read", text=table(2))
+    lab.run(columns=("1",), wait=False)
+    lab.wait("began")
+    lab.ask("forget", name="grid")
+    assert "stop it first" in lab.of("invalid")[-1]["message"]
+    go_on.set()
+    lab.wait("over")
+    space.append(Kind.HISTORY, b"\xfflab grid grid", [b'["another format"]'])
+    lab.run(columns=("1",))
+    assert "forget it" in lab.of("over")[-1]["message"]
+    lab.ask("forget", name="grid")
+    assert lab.of("said")[-1]["message"] == "What was kept of this grid is forgotten."
+    assert not space.has(Kind.HISTORY, b"\xfflab grid grid")
+    lab.panel.close()
 
 
 def test_without_a_vault_what_was_answered_stays_until_the_kernel_ends(
