@@ -77,7 +77,7 @@ class Chat {
   /** @param {string} name @param {string} placeholder */
   textArea(name, placeholder) {
     return /** @type {HTMLTextAreaElement} */ (h("textarea", {
-      id: `${name}-${this.uid}`, rows: 2, placeholder, spellcheck: "false", autocomplete: "off",
+      id: `${name}-${this.uid}`, rows: 2, placeholder,
       dir: "auto", oninput: () => this.say("") }));
   }
 

@@ -48,7 +48,7 @@ class GridPage {
     this.pasted.addEventListener("paste", () => setTimeout(() => this.read()));
     this.file = h("input", { type: "file", accept: ".csv,.tsv,.txt,.jsonl,.json", "aria-label": "A file with a table",
       onchange: () => this.readFile() });
-    this.check = h("input", { id: `check-${this.uid}`, type: "text", autocomplete: "off", spellcheck: "false", placeholder: "exact" });
+    this.check = h("input", { id: `check-${this.uid}`, type: "text", placeholder: "exact" });
     this.caseNote = h("span", { class: "cl-note" }, "no cases");
     this.cases = new RowTable({
       label: "Cases", readOnly: false,
@@ -86,7 +86,7 @@ class GridPage {
 
   settings() {
     const field = (/** @type {string} */ name, /** @type {string} */ label, /** @type {any} */ given) => {
-      const input = /** @type {HTMLInputElement} */ (h("input", { id: `${name}-${this.uid}`, autocomplete: "off", ...given }));
+      const input = /** @type {HTMLInputElement} */ (h("input", { id: `${name}-${this.uid}`, ...given }));
       this[name] = input;
       return h("div", { class: "cl-field" }, h("label", { for: input.id }, label), input);
     };
@@ -109,7 +109,7 @@ class GridPage {
   /** @param {number} rows @param {string} placeholder */
   area(rows, placeholder) {
     return /** @type {HTMLTextAreaElement} */ (h("textarea", {
-      id: `area-${newId()}`, rows, placeholder, spellcheck: "false", autocomplete: "off", dir: "auto" }));
+      id: `area-${newId()}`, rows, placeholder, dir: "auto" }));
   }
 
   /** @param {string} words @param {() => void} act */

@@ -33,7 +33,7 @@ class GridResult {
         event.stopPropagation(); // here Escape closes the row, and stops no run
         this.closeRow();
       } });
-    this.path = h("input", { id: `path-${newId()}`, type: "text", autocomplete: "off", spellcheck: "false" });
+    this.path = h("input", { id: `path-${newId()}`, type: "text" });
     this.said = h("span", { class: "cl-note" });
     this.element = h("div", { class: "cl-result", hidden: true },
       this.verdict, this.rates, this.reasons,

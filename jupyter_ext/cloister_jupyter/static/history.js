@@ -29,7 +29,7 @@ class HistoryPanel {
     this.keep = h("input", { type: "checkbox",
       onchange: () => this.lab.send({ type: "history.keep", on: this.keep.checked }) });
     this.words = h("input", { type: "search", "aria-label": "Words to find in prompts and answers",
-      placeholder: "words in prompts and answers", spellcheck: "false", autocomplete: "off", onchange: () => this.find() });
+      placeholder: "words in prompts and answers", onchange: () => this.find() });
     this.count = h("span", { class: "cl-note" });
     this.all = h("input", { type: "checkbox", "aria-label": "All that are shown", onchange: () => {
       this.chosen = new Set(this.all.checked ? this.shownLines().map((line) => line.place) : []);

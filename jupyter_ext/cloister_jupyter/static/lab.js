@@ -124,7 +124,7 @@ class Lab {
   /** @param {string} name @param {number} rows @param {string} placeholder */
   textArea(name, rows, placeholder) {
     return /** @type {HTMLTextAreaElement} */ (h("textarea", {
-      id: `${name}-${this.uid}`, rows, placeholder, spellcheck: "false", autocomplete: "off",
+      id: `${name}-${this.uid}`, rows, placeholder,
       dir: "auto", oninput: () => this.say("") }));
   }
 

@@ -27,7 +27,7 @@ class ResultsPanel {
     this.source = h("select", { id: id("source"), onchange: () => this.reset() });
     this.format = h("select", { id: id("format"), onchange: () => this.rename() },
       ...[["html", "HTML, one page"], ["csv", "CSV"], ["parquet", "Parquet"]].map(([value, words]) => h("option", { value }, words)));
-    this.path = h("input", { id: id("path"), value: "results.html", spellcheck: "false", autocomplete: "off" });
+    this.path = h("input", { id: id("path"), value: "results.html" });
     this.bom = h("input", { type: "checkbox" });
     this.forSheets = h("label", { hidden: true }, this.bom, " begin with a mark, by which spreadsheets know UTF-8");
     this.replace = h("input", { type: "checkbox" });
@@ -44,7 +44,7 @@ class ResultsPanel {
     this.unsure = h("p", { hidden: true });
     this.texts = h("div", { class: "cl-texts" });
     this.pages = h("div", { class: "cl-tools" });
-    this.more = h("input", { "aria-label": "Also replace", placeholder: "also replace\u2026", spellcheck: "false", autocomplete: "off",
+    this.more = h("input", { "aria-label": "Also replace", placeholder: "also replace\u2026",
       onkeydown: (/** @type {KeyboardEvent} */ event) => { if (event.key === "Enter") this.add(this.more.value); } });
     this.preview = h("section", { "aria-label": "Preview", hidden: true }, this.misses,
       h("div", { class: "cl-list", role: "region", "aria-label": "What is replaced", tabindex: "0" },

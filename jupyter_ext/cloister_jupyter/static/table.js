@@ -235,7 +235,7 @@ class RowTable {
     const cell = this.cell(row, column);
     if (!cell) return;
     const field = /** @type {HTMLTextAreaElement} */ (h("textarea", {
-      rows: 1, spellcheck: "false", dir: "auto", "aria-label": `${this.columns[column].title}, row ${row + 1}` }));
+      rows: 1, dir: "auto", "aria-label": `${this.columns[column].title}, row ${row + 1}` }));
     field.value = text;
     let over = false;
     const end = (/** @type {boolean} */ kept) => {

@@ -32,6 +32,11 @@ const SETTINGS = [
  */
 function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
+  // Else browsers keep in their profile what is typed and chosen, and may send it to be spell-checked.
+  if (["input", "textarea", "select"].includes(tag)) {
+    element.autocomplete = "off";
+    element.spellcheck = false;
+  }
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (typeof value === "boolean") element.toggleAttribute(name, value);

@@ -26,13 +26,13 @@ class VotesPanel {
   makeForm() {
     const id = (/** @type {string} */ name) => `votes-${name}-${this.uid}`;
     const area = (/** @type {string} */ name, rows, placeholder) => h("textarea", {
-      id: id(name), rows, placeholder, spellcheck: "false", autocomplete: "off", dir: "auto",
+      id: id(name), rows, placeholder, dir: "auto",
       oninput: () => this.say("") });
     this.prompts = area("prompts", 5, "One a line; \\n in a line stands for a line break");
     this.system = area("system", 1, "none");
     this.boxes = this.lab.columns.map(({ id: value, name }) => [h("input", { type: "checkbox", value, checked: true }), name]);
     this.most = h("input", { type: "number", id: id("most"), min: 1, step: 1, value: 256 });
-    this.name = h("input", { type: "text", id: id("name"), maxlength: 200, autocomplete: "off", placeholder: "not kept" });
+    this.name = h("input", { type: "text", id: id("name"), maxlength: 200, placeholder: "not kept" });
     this.kept = h("select", { id: id("kept") });
     this.beginButton = h("button", { type: "button", class: "cl-run", onclick: () => this.run() }, "Ask, then vote");
     this.keptRow = h("div", { class: "cl-votes-row", hidden: true },
