@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from cloister_jupyter.grid_run import Form  # noqa: TC001  # msgspec reads the annotations
+from cloister_jupyter.sent import Sent
 
 __all__ = ["Blank", "Cases", "Cell", "Compare", "Edit", "File", "Forget", "Insert", "KeptForm",
            "Message", "Open", "Promote", "Read", "Remove", "Rows", "Run", "Stop", "Take"]
@@ -16,12 +17,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Few = Annotated[int, msgspec.Meta(ge=0, le=MOST_ROWS)]
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
-               tag_field="type", tag=lambda name: f"grid.{name.lower()}"):
-    """What the page sends; its repr shows no text."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+class _Message(Sent, frozen=True, tag=lambda name: f"grid.{name.lower()}"):
+    """What the page sends."""
 
 
 class Read(_Message, frozen=True):

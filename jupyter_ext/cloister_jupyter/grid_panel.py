@@ -45,6 +45,7 @@ from cloister_jupyter.grid_messages import (
 from cloister_jupyter.grid_run import Form, GridRun, Means
 from cloister_jupyter.kept import Kept, forget, other_release
 from cloister_jupyter.panels import Panel
+from cloister_jupyter.sent import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,10 +107,7 @@ class GridPanel(Panel):
 
     def receive(self, content: dict[str, Any]) -> None:
         """Do what the page asks for: a stop at once, the rest in order on a thread."""
-        try:
-            message = msgspec.convert(content, Message)
-        except msgspec.ValidationError:  # its words may quote what was typed
-            raise SettingError("A setting is not of its kind; correct the numbers.") from None
+        message = read(content, Message)
         if isinstance(message, Stop):
             if self._run is not None and message.run in (None, self._run.run):
                 self._run.stop()

@@ -14,6 +14,7 @@ import msgspec
 from cloister.errors import CloisterError, SettingError, place_of
 from cloister_jupyter.history import History, KeptRun, Line
 from cloister_jupyter.later import LaterPanel
+from cloister_jupyter.sent import Sent, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,29 +28,23 @@ _NO_VAULT = (
     "PromptLab(vault=cloister.open_vault(create=True)) to keep its runs, sealed.")
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
-               forbid_unknown_fields=True):
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-class _Keep(_Message, frozen=True, tag="history.keep"):
+class _Keep(Sent, frozen=True, tag="history.keep"):
     on: bool
 
 
-class _List(_Message, frozen=True, tag="history.list"):
+class _List(Sent, frozen=True, tag="history.list"):
     pass
 
 
-class _Find(_Message, frozen=True, tag="history.find"):
+class _Find(Sent, frozen=True, tag="history.find"):
     words: str
 
 
-class _Open(_Message, frozen=True, tag="history.open"):
+class _Open(Sent, frozen=True, tag="history.open"):
     place: int
 
 
-class _Forget(_Message, frozen=True, tag="history.forget"):
+class _Forget(Sent, frozen=True, tag="history.forget"):
     """Places, and which run was shown there; none where it could not be read."""
 
     runs: list[tuple[int, str | None]]
@@ -79,10 +74,7 @@ class HistoryPanel(LaterPanel):
 
     def receive(self, content: dict[str, Any]) -> None:
         """Do what the page asks for, on this panel's thread."""
-        try:
-            asked = msgspec.convert(content, _Keep | _List | _Find | _Open | _Forget)
-        except msgspec.ValidationError:  # its words may quote what was typed
-            raise SettingError("The page sent what is no message; load it anew.") from None
+        asked = read(content, _Keep | _List | _Find | _Open | _Forget)
         if self.history is None:
             raise SettingError(_NO_VAULT)
         match asked:

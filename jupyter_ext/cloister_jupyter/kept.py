@@ -108,7 +108,8 @@ def forget(space: Namespace, name: str) -> bool:
 
 
 def _forget(space: Namespace, *names: bytes) -> bool:
-    return any([space.forget(Kind.HISTORY, each) for each in names])
+    gone = [space.forget(Kind.HISTORY, each) for each in names]
+    return any(gone)
 
 
 def _names(name: str) -> tuple[bytes, bytes]:

@@ -9,6 +9,7 @@ import msgspec
 
 from cloister.errors import EmptyPrompt, InvalidText, PromptError, SettingError
 from cloister.runtime.chat import Ask, Sampling
+from cloister_jupyter.sent import read
 
 __all__ = ["LIMIT_BYTES", "Request", "request_of"]
 
@@ -81,10 +82,7 @@ def request_of(content: dict[str, Any]) -> Request:
         SettingError: a value of the wrong kind, or outside its bound.
         PromptError: see `Request`.
     """
-    try:
-        sent = msgspec.convert(content, _Sent)
-    except msgspec.ValidationError:  # its words may quote what was typed
-        raise SettingError("A setting is not of its kind; correct the numbers.") from None
+    sent = read(content, _Sent)
     return Request(
         run=sent.run, columns=sent.columns, prompt=sent.prompt, system=sent.system or None,
-        sampling=Sampling(**sent.sampling), max_tokens=sent.max_tokens)  # type: ignore[arg-type]
+        sampling=Sampling(**sent.sampling), max_tokens=sent.max_tokens)

@@ -13,13 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from cloister.errors import SettingError
 from cloister_jupyter.later import LaterPanel
 from cloister_jupyter.proposals import MISSES, propose
 from cloister_jupyter.redaction import Redaction, Value
 from cloister_jupyter.results import export, plain_rows, texts_of
+from cloister_jupyter.sent import Sent, read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,46 +33,40 @@ _TELL = 10  # pieces between two messages of progress
 _MOST_SELECTED = 1000  # characters of what a user marks
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
-               forbid_unknown_fields=True):
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-
-class _Look(_Message, frozen=True, tag="results.look"):
+class _Look(Sent, frozen=True, tag="results.look"):
     """Where the rows are: the name of a source, and of the history which runs."""
 
     source: str
-    places: list[int] = []
+    places: tuple[int, ...] = ()
 
 
-class _Sources(_Message, frozen=True, tag="results.sources"):
+class _Sources(Sent, frozen=True, tag="results.sources"):
     pass
 
 
-class _Page(_Message, frozen=True, tag="results.page"):
+class _Page(Sent, frozen=True, tag="results.page"):
     number: int
 
 
-class _Switch(_Message, frozen=True, tag="results.switch"):
+class _Switch(Sent, frozen=True, tag="results.switch"):
     value: int
     on: bool
 
 
-class _Add(_Message, frozen=True, tag="results.add"):
+class _Add(Sent, frozen=True, tag="results.add"):
     text: str
 
 
-class _Write(_Message, frozen=True, tag="results.write"):
+class _Write(Sent, frozen=True, tag="results.write"):
     source: str
     path: str
     redact: bool
     replace: bool
     bom: bool
-    places: list[int] = []
+    places: tuple[int, ...] = ()
 
 
-class _Stop(_Message, frozen=True, tag="results.stop"):
+class _Stop(Sent, frozen=True, tag="results.stop"):
     pass
 
 
@@ -93,11 +86,7 @@ class ResultsPanel(LaterPanel):
 
     def receive(self, content: dict[str, Any]) -> None:
         """Do what the page asks for, on this panel's thread."""
-        try:
-            asked = msgspec.convert(
-                content, _Sources | _Look | _Page | _Switch | _Add | _Write | _Stop)
-        except msgspec.ValidationError:  # its words may quote what was typed
-            raise SettingError("The page sent what is no message; load it anew.") from None
+        asked = read(content, _Sources | _Look | _Page | _Switch | _Add | _Write | _Stop)
         if isinstance(asked, _Stop):
             self._stopping.set()
             return

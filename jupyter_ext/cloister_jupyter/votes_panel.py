@@ -15,7 +15,7 @@ import secrets
 import statistics
 import threading
 import time
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ from cloister_jupyter.ballot import MOST_PAIRS, Ballot
 from cloister_jupyter.cases import Case, Template
 from cloister_jupyter.grid import Grid, Plan
 from cloister_jupyter.later import LaterPanel
+from cloister_jupyter.sent import Sent, read
 from cloister_jupyter.votes import Vote
 from cloister_jupyter.votes_kept import Form, KeptVotes
 
@@ -37,18 +38,14 @@ __all__ = ["VotesPanel"]
 _PROGRESS_S = 0.25
 
 
-class _Begin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Begin(Sent, frozen=True, tag="votes.begin"):
     """What the page sends to begin."""
 
-    type: Literal["votes.begin"]
     prompts: tuple[str, ...]
     system: str
     columns: tuple[str, ...]  # ids
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     name: str  # to keep it under; empty: it is not kept
-
-    def __repr__(self) -> str:
-        return "_Begin()"
 
 
 class _Comparison:
@@ -152,10 +149,7 @@ class VotesPanel(LaterPanel):
         self.send("taken", prompts=prompts)
 
     def _begin(self, content: dict[str, Any]) -> None:
-        try:
-            ask = msgspec.convert(content, _Begin)
-        except msgspec.ValidationError:  # its words may quote what was typed
-            raise SettingError("A setting is not of its kind; correct the numbers.") from None
+        ask = read(content, _Begin)
         names = {column.id: column.name for column in self.lab.bundles}
         if not ask.prompts:
             raise SettingError("There is no prompt; type one a line first.")

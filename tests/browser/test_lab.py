@@ -240,7 +240,8 @@ def test_nothing_of_what_was_said_is_left_on_the_disk(open_notebook: Open, serve
     assert all(len(answer.text) > 12 for answer in answers)
     # A browser keeps in its profile what stands in other fields, lists of kept names included.
     assert lab.locator("input, textarea, select").evaluate_all(
-        "all => all.length > 30 && all.every(each => each.autocomplete === 'off' && !each.spellcheck)")
+        "all => all.length > 30"
+        " && all.every(each => each.autocomplete === 'off' && !each.spellcheck)")
     notebook.run_cell(1)
     notebook.command("docmanager:save")
     notebook.command("docmanager:save")
