@@ -273,7 +273,7 @@ class GridPage {
 
   /** @param {any} message */
   on_progress({ tier, done, total, note, left_s, heard }) {
-    const state = { loading: `loads ${tier}`, waits: "waits for another lab of this kernel" }[note] ?? `asks ${tier}`;
+    const state = { loading: `loads ${tier}`, waits: "waits: this kernel asks something else, in this lab or another" }[note] ?? `asks ${tier}`;
     const left = left_s === null ? "" : `; about ${left_s < 100 ? `${Math.round(left_s)} s` : `${Math.round(left_s / 60)} min`} left`;
     if (this.running && this.note.textContent !== "stopping\u2026") {
       this.note.textContent = `${state}: ${done.toLocaleString("en")} of ${total.toLocaleString("en")} answers${left}`;

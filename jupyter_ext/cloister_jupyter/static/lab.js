@@ -192,9 +192,12 @@ class Lab {
     const prompt = this.prompt.value, most = this.model.get("limit_bytes");
     const refused = tooLong("prompt", prompt, most) || tooLong("system prompt", this.system.value, most);
     if (refused) return this.say(refused);
+    const chosen = [...this.toggles.querySelectorAll("input:checked")].map((box) => box.value);
+    // Before the answers that are shown are cleared; the kernel would say the same.
+    if (!prompt) return this.say("There is no prompt; type one first.");
+    if (!chosen.length) return this.say("No tier is chosen; choose at least one.");
     const settings = this.sampling.values();
     if (!settings) return;
-    const chosen = [...this.toggles.querySelectorAll("input:checked")].map((box) => box.value);
     const run = newId();
     this.show(run, chosen);
     this.link.ask({ type: "run", run, columns: chosen, prompt, system: this.system.value || null, ...settings });
@@ -326,7 +329,7 @@ class Lab {
 
   /** @param {any} event */
   apply(event) {
-    if (event.type === "waits") this.note.textContent = "waits for another lab of this kernel\u2026";
+    if (event.type === "waits") this.note.textContent = "waits: this kernel asks something else, in this lab or another\u2026";
     if (event.type === "over") return this.over(event.stopped);
     if (event.type === "resumed") return this.resume(event.scores ? "scores" : "branch", event.scores ? "Scoring" : "Branch");
     if (event.type === "branched") return this.addBranch(event);
