@@ -196,6 +196,8 @@ def _named() -> Iterator[None]:
 def _error(error: Exception) -> CloisterError:
     """Return an error of SQLite's by our names."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if isinstance(error, sqlite3.ProgrammingError) and "closed database" in str(error):
+        return VaultError("The vault was closed; open it again.")
     if name == "SQLITE_FULL":
         return NotEnoughDisk("The disk filled while the vault was written; make room.")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):

@@ -255,6 +255,14 @@ def test_a_database_that_is_none_is_refused_and_left_alone(vault: Vault, content
     assert not path.exists()
 
 
+def test_a_vault_that_was_closed_is_not_called_damaged(vault: Vault) -> None:
+    space = vault.namespace()
+    vault.close()
+    with pytest.raises(VaultError, match="was closed") as caught:
+        space.get(Kind.RESPONSES, b"a")
+    assert not isinstance(caught.value, VaultDamaged)
+
+
 def test_a_lost_key_leaves_the_vault_as_it_is(vault: Vault, keyholder: Keyholder) -> None:
     vault.namespace().put(Kind.RESPONSES, b"a", b"1")
     vault.close()
