@@ -346,7 +346,7 @@ def _field(value: object, place: str) -> object:
     for name in place.split("."):
         if isinstance(value, dict):
             value = value.get(name, _BROKEN)
-        elif isinstance(value, list) and name.isascii() and name.isdigit():
+        elif isinstance(value, list) and re.fullmatch("[0-9]{1,9}", name):
             value = value[int(name)] if int(name) < len(value) else _BROKEN
         else:
             return _BROKEN

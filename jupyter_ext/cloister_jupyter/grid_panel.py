@@ -320,10 +320,13 @@ class GridPanel(Panel):
             answer = case.expected
         if not message.path.strip():
             raise SettingError("There is no path to write to; give one that ends with .jsonl.")
-        path = Path(message.path.strip()).expanduser()
-        new = regression.promote(
-            path, prompt=plan.prompt((message.prompt, message.case, None)), answer=answer,
-            system=plan.system)
+        try:
+            path = Path(message.path.strip()).expanduser()
+            new = regression.promote(
+                path, prompt=plan.prompt((message.prompt, message.case, None)), answer=answer,
+                system=plan.system)
+        except (OSError, RuntimeError, ValueError):  # too long, of no such user, with a NUL
+            raise SettingError("No file can have that path; give another.") from None
         self.send("said", message=(
             f"{path.name} {'has the case now' if new else 'has just this case already'}; cloister "
             "eval --data and cloister export --gate-data read it."))

@@ -43,6 +43,8 @@ def case(check: Any = None, expected: str | None = None) -> Case:
      '```json\n{"n": 1.0, "city": "Paris", "at": ["x"], "more": 2}\n```',
      '{"n": true, "city": "Paris", "at": ["x"]}'),
     ({"json": {"a.b": 1}}, '{"a.b": 1, "a": {"b": 2}}', '{"a": {"b": 2}}'),
+    ({"json": {"a." + "9" * 5000: None, "a": [1]}}, f'{{"a": [1], "a.{"9" * 5000}": null}}',
+     '{"a": [1]}'),
     ({"json": {"a": None}}, '{"a": null}', "{}"),
     ({"schema": {"type": "object", "required": ["a"]}}, '{"a": 1}', '{"b": 1}'),
     ({"schema": {"$defs": {"x": {"type": "integer"}}, "$ref": "#/$defs/x"}}, "3", '"3"'),

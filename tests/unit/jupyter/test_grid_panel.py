@@ -365,10 +365,12 @@ def test_a_case_goes_into_the_regression_file_with_what_is_right(
     assert [(each.input, each.target) for each in corpus.read(path)] == [
         ("say 1", "say 1!"), ("say 2", "say 2!")]
     for wrong in ({"tier": None, "case": 1}, {"tier": "nano-2"}, {"said": 7}, {"path": " "},
-                  {"path": str(tmp_path / "cases.csv")}, {"case": 9}):
+                  {"path": str(tmp_path / "cases.csv")}, {"case": 9},
+                  {"path": "~nobody-here/cases.jsonl"}, {"path": f"{'a' * 300}.jsonl"}):
         lab.ask("promote", **{"prompt": 0, "case": 0, "tier": "nano-1", "said": 0, "path": path,
                               **wrong})
-    assert len(lab.of("invalid")) == 6 and len(corpus.read(path)) == 2
+    assert len(lab.of("invalid")) == 8 and len(corpus.read(path)) == 2
+    assert "unexpectedly" not in str(lab.of("invalid"))
 
 
 def test_two_tiers_are_compared_each_flip_beside_its_row_of_the_receipts(
