@@ -418,3 +418,9 @@ def test_the_whole_flow_goes_by_keyboard(open_notebook: Open) -> None:
     column(lab, "nano-2").locator(".cl-state:has-text('answers')").wait_for()
     keyboard.press("Escape")
     wait_for_end(lab, "stopped")
+    said = column(lab, "nano-2").locator(".cl-answer")
+    before = said.inner_text()
+    field(lab, "Prompt").fill("")
+    keyboard.press("Control+Enter")
+    lab.locator(".cl-alert:has-text('There is no prompt')").wait_for()
+    assert before and said.inner_text() == before  # a slip of the keys costs no answer
