@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from cloister.audit.canary import Canary, search
 from cloister.errors import (
@@ -36,7 +37,7 @@ from cloister_jupyter import page
 from cloister_jupyter.proposals import propose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cloister_jupyter.redaction import Redaction
 
@@ -47,6 +48,9 @@ FORMATS = (".csv", ".parquet", ".html")
 MOST_ROWS = 100_000
 _CANARY_BYTES = 8  # shorter patterns stand in files by chance
 _OURS = ("when", "tier", "finish", "run")  # columns whose texts are no user's
+_NESTED = 3  # escapes within escapes that are looked through: JSON in JSON in a URL
+_ESCAPE = re.compile(r"(?:\\(?:u[0-9a-f]{4}|x[0-9a-f]{2}))+|\\.", re.IGNORECASE)
+_TAG = re.compile("<[^<>\n]{1,200}>")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 Cell = str | int | float | bool | None
@@ -174,12 +178,13 @@ def _redacted(
     changed: Row = {}
     for old, cell in row.items():
         name = names[old]
-        if cell is None or isinstance(cell, bool | float):
+        if cell is None or isinstance(cell, bool):
             changed[name] = cell
             continue
-        found = redaction.find(str(cell))
+        text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+        found = redaction.find(text)
         replaced.update(redaction.values[each.value].label for each in found)
-        changed[name] = redaction.redact(str(cell)) if found else cell
+        changed[name] = redaction.redact(text) if found else cell
     return changed
 
 
@@ -245,10 +250,33 @@ def _check_gone(file: Path, frame: bytes, redaction: Redaction) -> None:
 
 def _left(file: Path, redaction: Redaction) -> set[int]:
     """Return the values in a file: in what it says, and in its bytes."""
-    said = {hit.value for text in _texts_in(file) for hit in redaction.find(text)}
+    said = {hit.value for text in _texts_in(file) for reading in _readings(text)
+            for hit in redaction.find(reading)}
     canaries = [Canary(str(number), redaction.values[number].text) for number in redaction.on]
     return said | {int(find.way) for find in search(
         file.parent, canaries, least_bytes=_CANARY_BYTES)}
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Yield a text, and what programs read in it: escapes of URLs, HTML, JSON and Markdown."""
+    for _ in range(1 + _NESTED):
+        yield text
+        if "+" in text and "%" in text:
+            yield unquote(text.replace("+", " "))
+        if _TAG.search(text):
+            yield _TAG.sub("", text)
+        plain = _ESCAPE.sub(_unescaped, html.unescape(unquote(text)))
+        if plain == text:
+            return
+        text = plain
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    if len(escape[0]) == 2:
+        return " " if escape[0][1] in "nrtbf" else escape[0][1]
+    units = b"".join(int(code, 16).to_bytes(2, "little")
+                     for code in re.split(r"\\[uUxX]", escape[0])[1:])
+    return units.decode("utf-16-le", "replace")
 
 
 def _texts_in(file: Path) -> Iterable[str]:
@@ -261,7 +289,7 @@ def _texts_in(file: Path) -> Iterable[str]:
         from pyarrow import parquet
 
         for row in parquet.read_table(file).to_pylist():
-            yield from (str(cell) for cell in row.values() if isinstance(cell, str | int))
+            yield from (str(cell) for cell in row.values() if isinstance(cell, str | int | float))
 
 
 def _name(part: Path, path: Path, *, replace: bool) -> None:

@@ -98,7 +98,12 @@ def test_a_value_is_gone_from_every_row_and_the_control_finds_it(
 @pytest.mark.parametrize("encode", [
     lambda text: base64.b64encode(b"xx" + text.encode()).decode(),
     lambda text: text.encode().hex(), quote, quote_plus,
-    lambda text: "".join(f"\\u{ord(sign):04x}" if not sign.isascii() else sign for sign in text)])
+    lambda text: "".join(f"\\u{ord(sign):04x}" if not sign.isascii() else sign for sign in text),
+    lambda text: "".join(f"\\u{ord(sign):04X}" for sign in text.upper()),
+    lambda text: json.dumps(json.dumps(text)),
+    lambda text: quote(text.upper()).lower(), lambda text: quote(quote(text.lower())),
+    lambda text: text.replace("-", "&#45;").replace("\u00e9", "&eacute;"),
+    lambda text: text.replace("-", "\\-"), lambda text: text.replace("-", "<b>-</b>")])
 def test_a_file_that_would_still_hold_one_is_never_there(
     tmp_path: Path, suffix: str, encode: Any
 ) -> None:
@@ -128,6 +133,20 @@ def test_headings_and_the_title_are_redacted_too(tmp_path: Path, suffix: str) ->
     assert export(rows, path, redact=ADA, title="Of Ada Byron").replaced == {}
     text = path.read_bytes().decode("utf-8", "replace")
     assert "byron" not in text.lower() and "[NAME 1]" in text and "[NAME 1] 2" in text
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_value_is_replaced_in_numbers_too_and_others_stay_numbers(
+    tmp_path: Path, suffix: str
+) -> None:
+    redaction = Redaction([Value(text="2079460958", label="PHONE", by="you"),
+                           Value(text="958", label="CODE", by="you")])
+    written = export([{"a": 2079460958.0, "b": 2079460958, "c": 0.958, "d": 0.25}],
+                     tmp_path / f"out{suffix}", redact=redaction)
+    assert written.replaced == {"PHONE": 2, "CODE": 1}
+    if suffix == ".parquet":
+        assert parquet.read_table(written.path).to_pylist() == [
+            {"a": "[PHONE 1]", "b": "[PHONE 1]", "c": "0.[CODE 1]", "d": 0.25}]
 
 
 def test_words_of_the_frame_do_not_stop_an_export(tmp_path: Path) -> None:
