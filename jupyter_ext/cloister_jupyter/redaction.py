@@ -191,11 +191,17 @@ def folded(text: str) -> tuple[str, list[int]]:
     return "".join(signs), at
 
 
+# Signs that are typed one for the other.
+_ALIKE = {
+    **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u2032\u00b4`"), "'"),
+    **dict.fromkeys(map(ord, "\u2010\u2012\u2013\u2014\u2212"), "-")}
+
+
 @lru_cache(maxsize=4096)
 def _folded_sign(sign: str) -> str:
     if sign.isspace():
         return " "
-    parts = unicodedata.normalize("NFKD", sign).casefold()
+    parts = unicodedata.normalize("NFKD", sign.translate(_ALIKE)).casefold().translate(_ALIKE)
     return "".join(
         part for part in unicodedata.normalize("NFKD", parts)
         if unicodedata.category(part) not in ("Mn", "Me", "Cf", "Cc"))
