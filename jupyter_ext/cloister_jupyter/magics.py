@@ -43,8 +43,8 @@ _BATCH_S = 0.05  # between writes, each of which is a message to the page
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 _FINISH = {"end": "ended by itself", "length": "cut at the most tokens",
            "context": "context full", "stop": "stopped"}
-# As a cell of its own, within other magics, and as a call.
-_OURS = re.compile(r"^[ \t]*%%cloister(?!\w)|run_cell_magic\(\s*['\"]cloister['\"]", re.MULTILINE)
+# As a cell of its own, within other magics, and as a call; by its own name and each %alias_magic.
+_OURS = r"^[ \t]*%%(?:{0})(?!\w)|run_cell_magic\(\s*(?:magic_name\s*=\s*)?['\"](?:{0})['\"]"
 _IN_PLACE = "# a cell of %%cloister, which is not kept here"
 _FILE = ("notebook file", "holds the source and the output of %%cloister cells, and so what was "
                           "asked and answered; ChatWidget and PromptLab leave neither there")
@@ -132,7 +132,11 @@ class CloisterMagics(Magics):
     ) -> None:
         """Keep a cell in IPython's history; in place of one of ours a line that says so."""
         assert self._store is not None
-        if _OURS.search(source) or _OURS.search(source_raw or ""):
+        magics = {} if self.shell is None else self.shell.magics_manager.magics["cell"]
+        names = ["cloister", *(name for name, magic in magics.items()
+                               if getattr(magic, "magic_name", None) == "cloister")]
+        ours = re.compile(_OURS.format("|".join(map(re.escape, names))), re.MULTILINE)
+        if ours.search(source) or ours.search(source_raw or ""):
             source = source_raw = _IN_PLACE
         self._store(line_num, source, source_raw)
 

@@ -108,6 +108,8 @@ def test_a_cell_is_answered_under_it_by_a_process_that_stays_warm_and_leaves_no_
     kernel.run(f"%%cloister --system redact --max-tokens 8\n{SECRET}")
     kernel.run(f"%%capture said\n%%cloister --max-tokens 8\n{SECRET}")
     kernel.run(f"get_ipython().run_cell_magic('cloister', '--max-tokens 8', {SECRET!r})")
+    kernel.run("%alias_magic --cell ask cloister")
+    kernel.run(f"%%ask --max-tokens 8\n{SECRET}")
     assert kernel.worker() == worker
     reply, text = kernel.run("%cloister_status")
     for words in ("nano-1", f"process {worker.pid}", "guard tier", "a line in place of each",
@@ -122,7 +124,7 @@ def test_a_cell_is_answered_under_it_by_a_process_that_stays_warm_and_leaves_no_
                 and "cloister.runtime.worker" in child.cmdline()]
     history = kernel.history()
     assert any("this is kept" in line for line in history)
-    assert sum(line.startswith("# a cell of %%cloister") for line in history) == 2 * 4
+    assert sum(line.startswith("# a cell of %%cloister") for line in history) == 2 * 5
 
 
 def test_an_interrupted_cell_keeps_what_came_and_its_process_rests(kernel: Kernel) -> None:
