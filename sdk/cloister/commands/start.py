@@ -49,6 +49,8 @@ DEFAULTS = (
             why="nobody is asked for a newer version"),
     Default(name="LabApp.extension_manager", value="readonly",
             why="the list of extensions shows what is installed, and asks no registry"),
+    Default(name="LanguageServerManager.autodetect", value=False,
+            why="npm is not run to look for language servers, nor are those that would read cells"),
     Default(name="MultiKernelManager.kernel_manager_class",
             value="cloister_jupyter.kernels.PrivateKernelManager",
             why="IPython's history stays in memory; kernels are reached over Unix sockets, which "
