@@ -1,4 +1,8 @@
-"""Kernels as `cloister lab` starts them: nothing of their input on the disk, no open port."""
+"""Kernels as `cloister lab` starts them: their input is not on the disk, nor read at a port.
+
+They do open one, on loopback: ipykernel's IOPubThread (iostream.py, 7.4) takes what processes that
+the kernel forked print there, and sends nothing out of it.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def value(text: str, label: str = "NAME", **more: str) -> Value:
      "[PHONE 1], ([PHONE 1], [PHONE 1], 1"),
     (value("a.b@c.de", "EMAIL"), "A.B@C.DE axb@c.de", "[EMAIL 1] axb@c.de"),
     (value("\uff21\uff24\uff21 Lee"), "ada lee", "[NAME 1]"),
-    (value("Anne-Lou O'Hara"), "Anne\u2011Lou O\u2019Hara, ANNE\u2013LOU O`HARA", "[NAME 1], [NAME 1]"),
+    (value("Anne-Lou O'Hara"), "Anne\u2011Lou O\u2019Hara, ANNE\u2013LOU O`HARA",
+     "[NAME 1], [NAME 1]"),
     (value("Anne\u2011Lou O\u2019Hara"), "Anne-Lou O'Hara", "[NAME 1]"),
     (value("(x)"), "f(x) and (X)", "f[NAME 1] and [NAME 1]"),
 ])
