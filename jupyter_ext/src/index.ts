@@ -1,5 +1,5 @@
 import { ILayoutRestorer, type JupyterFrontEnd, type JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { Dialog, ICommandPalette, InputDialog, showDialog, showErrorMessage } from '@jupyterlab/apputils';
+import { Dialog, ICommandPalette, showDialog, showErrorMessage } from '@jupyterlab/apputils';
 import { ILauncher } from '@jupyterlab/launcher';
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { IStatusBar } from '@jupyterlab/statusbar';
@@ -105,9 +105,14 @@ function activate(
       throw new Error('There is no conversation to forget, or the vault is locked.');
     }
     const items = kept.map((each, index) => `${index + 1}. ${visible(each.name)}`);
-    const chosen = await InputDialog.getItem({ title: 'Forget a conversation', items, okLabel: 'Go on' });
-    const conversation = kept[items.indexOf(chosen.value ?? '')];
-    if (chosen.button.accept && conversation) {
+    // A list of the page's own would stay in the browser's profile.
+    const list = h('select', { autocomplete: 'off', 'aria-label': 'Conversation' }, ...items.map(item => h('option', {}, item)));
+    const { button } = await showDialog({
+      title: 'Forget a conversation', body: new Widget({ node: h('div', {}, list) }),
+      buttons: [Dialog.cancelButton(), Dialog.okButton({ label: 'Go on' })]
+    });
+    const conversation = kept[list.selectedIndex];
+    if (button.accept && conversation) {
       await panel.forget(conversation);
     }
   });
