@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Badge", "Rows", "badge", "evidence", "kept_by_lab"]
 
 Rows = tuple[tuple[str, str], ...]
+_FILE = ("notebook file", "names of tiers and bundles only, no prompt and no answer")
 _SAYS = {
     2: "no network (refused by the operating system)",
     1: "no network for Python code only",
@@ -49,7 +50,7 @@ def badge(
     word, rows = kept or ("nothing kept", (
         ("prompts and answers", "nothing: the model processes have no vault, and what was said "
                                 "ends with this kernel"),
-        ("notebook file", "names of tiers and bundles only, no prompt and no answer"),
+        _FILE,
         ("vault on this machine", f"{_vault(settings)}; no model process here has opened it"),
     ))
     tier = min((welcome.guard_tier for welcome in welcomes.values()), default=None)
@@ -96,7 +97,7 @@ def kept_by_lab(words: str, settings: Settings | None = None) -> tuple[str, Rows
     """Return what a lab with a vault keeps of prompts and answers, which `words` say."""
     return f"kept: {words.partition(' in ')[0]}", (
         ("prompts and answers", words),
-        ("notebook file", "names of tiers and bundles only, no prompt and no answer"),
+        _FILE,
         ("vault on this machine",
          f"{_vault(settings)}; this lab writes to one, its processes do not"))
 

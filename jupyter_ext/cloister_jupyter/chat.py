@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from traitlets import Bool, Int, Unicode
 
-from cloister.errors import CloisterError, EngineBusy, SettingError, place_of
+from cloister.errors import EngineBusy, SettingError, named
 from cloister.tiers import Tier
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, script, style
@@ -122,15 +122,9 @@ class ChatWidget(Page):
                     getattr(self._talk, kind)(name)
                 case _:
                     raise SettingError("The page sent what is no message; load it anew.")
-        except CloisterError as error:
-            self._refuse(turn, error, str(error))
-        except Exception as error:  # its words may quote what was typed
-            self._refuse(
-                turn, error, f"The chat failed unexpectedly ({place_of(error)}); report it.")
-
-    def _refuse(self, turn: object, error: Exception, message: str) -> None:
-        busy = isinstance(error, EngineBusy)
-        self.send({"type": "invalid", "turn": turn, "message": message, "busy": busy})
+        except Exception as error:
+            self.send({"type": "invalid", "turn": turn, "message": str(named(error, "The chat")),
+                       "busy": isinstance(error, EngineBusy)})
 
     def _tell(self, event: Event) -> None:
         self.send(msgspec.to_builtins(event))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import base64
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloister.errors import CloisterError, DataError, EngineBusy, SettingError, place_of
+from cloister.errors import DataError, EngineBusy, SettingError
 from cloister.records import decode
 from cloister_jupyter import grid_view, regression
 from cloister_jupyter.cases import Table, blocks, decode_table, read_table
@@ -44,11 +43,10 @@ from cloister_jupyter.grid_messages import (
 )
 from cloister_jupyter.grid_run import Form, GridRun, Means
 from cloister_jupyter.kept import Kept, forget, other_release
-from cloister_jupyter.panels import Panel
+from cloister_jupyter.later import LaterPanel
 from cloister_jupyter.sent import read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
     from cloister_jupyter.grid import Grid, Row
     from cloister_jupyter.panels import Lab
@@ -60,7 +58,7 @@ _RECORD_BYTES = 64 << 20
 _REGRESSION = "regression.jsonl"
 
 
-class GridPanel(Panel):
+class GridPanel(LaterPanel):
     """The kernel's end of the grid."""
 
     name = "grid"
@@ -75,12 +73,11 @@ class GridPanel(Panel):
         self._memory: dict[str, Kept] = {}  # without a vault
         self._keeps: set[str] = set()  # names of what this lab keeps in the vault
         self._order: tuple[object, list[tuple[int, int]]] = (None, [])
-        self._work = ThreadPoolExecutor(1, "cloister-grid")
         self._lock = threading.Lock()  # of the beginning of a run
 
     def open(self) -> None:
         """Tell a page that opened of the table, the form and the run."""
-        self._work.submit(self._guarded, self._send_state)
+        self.later(self._send_state)
 
     @property
     def kept(self) -> str:
@@ -98,7 +95,7 @@ class GridPanel(Panel):
         if self._run is not None:
             self._run.stop()
             self._run.wait(10)
-        self._work.shutdown(wait=False, cancel_futures=True)
+        super().close()
 
     def results(self) -> list[dict[str, object]]:
         """Return a row for each answer so far."""
@@ -112,18 +109,9 @@ class GridPanel(Panel):
             if self._run is not None and message.run in (None, self._run.run):
                 self._run.stop()
             return
-        self._work.submit(self._guarded, lambda: self._do(message))
+        self.later(self._answer, message)
 
-    def _guarded(self, do: Callable[[], None]) -> None:
-        try:
-            do()
-        except CloisterError as error:
-            self.send("invalid", message=str(error))
-        except Exception as error:  # its words may quote what was typed
-            self.send("invalid", message=(
-                f"The grid failed unexpectedly ({place_of(error)}); report it."))
-
-    def _do(self, message: Message) -> None:
+    def _answer(self, message: Message) -> None:
         match message:
             case Read(text=text):
                 self._take_table(Table(read_table(_bounded(text))))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from cloister.errors import CloisterError, SettingError, place_of
+from cloister.errors import SettingError, named
 from cloister.runtime.chat import Sampling
 from cloister_jupyter.cases import Case, blocks, seeds
 from cloister_jupyter.checks import Judge, parse
@@ -147,10 +147,8 @@ class GridRun:
         message = ""
         try:
             self._ask()
-        except CloisterError as error:
-            message = str(error)
-        except Exception as error:  # its words may quote what was typed
-            message = f"The grid failed unexpectedly ({place_of(error)}); report it."
+        except Exception as error:
+            message = str(named(error, "The grid"))
         finally:
             self.running = False
             self._tell("over", run=self.run, stopped=self._stopping.is_set(), message=message,

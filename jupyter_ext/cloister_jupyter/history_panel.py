@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloister.errors import CloisterError, SettingError, place_of
+from cloister.errors import SettingError, named
 from cloister_jupyter.history import History, KeptRun, Line
 from cloister_jupyter.later import LaterPanel
 from cloister_jupyter.sent import Sent, read
@@ -102,9 +102,7 @@ class HistoryPanel(LaterPanel):
 
     def problem(self, error: Exception, what: str) -> None:
         """Tell of what could not be kept, where the run itself goes on."""
-        why = str(error) if isinstance(error, CloisterError) else (
-            f"The lab failed unexpectedly ({place_of(error)}); report it.")
-        self.send("problem", message=f"{what} {why}")
+        self.send("problem", message=f"{what} {named(error, 'The lab')}")
 
     def chosen(self, places: Sequence[int]) -> list[KeptRun]:
         """Return runs that are kept.

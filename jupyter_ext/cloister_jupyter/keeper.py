@@ -24,12 +24,13 @@ import msgspec
 from cloister import errors, guard
 from cloister.commands.lab import checked
 from cloister.commands.vault import FORGOTTEN
-from cloister.errors import CloisterError, OutputExists, SettingError, VaultError, place_of
+from cloister.errors import CloisterError, OutputExists, SettingError, VaultError, named
 from cloister.files import whole_file
 from cloister.runtime import conversation, protocol
 from cloister.settings import Settings
 from cloister.vault import hygiene, local
 from cloister.vault.keys import Provider
+from cloister_jupyter.background import Idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,11 +55,10 @@ class Keeper:
     """
 
     def __init__(self, idle_s: float = _IDLE_S) -> None:
-        self._idle_s = idle_s
         self._lock = threading.RLock()
         self._child: subprocess.Popen[bytes] | None = None
         self._open = False
-        self._timer: threading.Timer | None = None
+        self._idle = Idle(idle_s, self.close)  # locks the vault after a while
         self._welcome: protocol.Welcome | None = None
 
     @property
@@ -104,8 +104,7 @@ class Keeper:
         """Lock the vault; more than once does no harm."""
         with self._lock:
             child, self._child, self._open = self._child, None, False
-            if self._timer is not None:
-                self._timer.cancel()
+            self._idle.cancel()
             if child is None:
                 return
             assert child.stdin is not None
@@ -129,7 +128,7 @@ class Keeper:
             [sys.executable, "-P", "-m", "cloister_jupyter.keeper"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
         self._welcome = msgspec.convert(self._read(), protocol.Welcome)
-        self._rest()
+        self._idle.begin()
 
     def _tell(self, **request: str | None) -> dict[str, Any]:
         if self._child is None or self._child.poll() is not None:
@@ -142,7 +141,7 @@ class Keeper:
         except OSError:
             raise _gone() from None
         answer = self._read()
-        self._rest()
+        self._idle.begin()
         return answer
 
     def _read(self) -> dict[str, Any]:
@@ -156,14 +155,6 @@ class Keeper:
         if "error" in answer:
             raise getattr(errors, answer["error"], errors.WorkerError)(answer["message"])
         return answer
-
-    def _rest(self) -> None:
-        """Lock the vault after a while, counted from now."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(self._idle_s, self.close)
-        self._timer.daemon = True
-        self._timer.start()
 
 
 def _header() -> Header | None:
@@ -271,11 +262,9 @@ def _main() -> None:
         for line in sys.stdin.buffer:
             try:
                 send(service.answer(**json.loads(line)))
-            except CloisterError as error:
-                send({"error": type(error).__name__, "message": str(error)})
-            except Exception as error:  # its words may quote
-                send({"error": "WorkerError", "message": (
-                    f"The vault's process failed unexpectedly ({place_of(error)}); report it.")})
+            except Exception as error:
+                ours = named(error, "The vault's process")
+                send({"error": type(ours).__name__, "message": str(ours)})
     except BrokenPipeError:  # the server is gone
         pass
     finally:

@@ -22,7 +22,7 @@ from traitlets import Dict, Int, List, Unicode
 
 from cloister import family
 from cloister.audit.notebook import Trail
-from cloister.errors import CloisterError, SettingError, place_of
+from cloister.errors import CloisterError, SettingError, named
 from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter import results
@@ -182,11 +182,8 @@ class PromptLab(Page):
                     self._runs.probe(self._tell_probed)
                 case _:
                     raise SettingError("The page sent what is no message; load it anew.")
-        except CloisterError as error:
-            self._refuse(panel, content, str(error))
-        except Exception as error:  # its words may quote what was typed
-            self._refuse(
-                panel, content, f"The lab failed unexpectedly ({place_of(error)}); report it.")
+        except Exception as error:
+            self._refuse(panel, content, str(named(error, "The lab")))
 
     def _panel(self, content: Any) -> Panel | None:
         kind = content.get("type") if isinstance(content, dict) else None
@@ -228,8 +225,8 @@ class PromptLab(Page):
             self.send(msgspec.to_builtins(event))
             if isinstance(event, Ready | Over):
                 self.send_badge()
-            more = any(isinstance(each, Resumed) for each in self._events)  # scores, branches
-            if isinstance(event, Over) and self._runs.request is not None and not more:
+            if isinstance(event, Over) and self._runs.request is not None and not any(
+                    isinstance(each, Resumed) for each in self._events):  # scores, branches
                 self._last = run_of(
                     self._runs.request, self._events, {each.id: each.name for each in self.bundles},
                     at_s=time.time(), stopped=event.stopped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from cloister.errors import CloisterError, place_of
+from cloister.errors import named
 from cloister_jupyter.panels import Panel
 
 if TYPE_CHECKING:
@@ -31,11 +31,8 @@ class LaterPanel(Panel):
     def _do(self, do: Callable[..., object], *args: object) -> None:
         try:
             do(*args)
-        except CloisterError as error:
-            self.send("invalid", message=str(error))
-        except Exception as error:  # its words may quote what was typed
-            self.send("invalid", message=(
-                f"The lab failed unexpectedly ({place_of(error)}); report it."))
+        except Exception as error:
+            self.send("invalid", message=str(named(error, "The lab")))
 
     def close(self) -> None:
         """End the thread when it has done what is begun."""

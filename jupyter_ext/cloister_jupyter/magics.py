@@ -20,7 +20,7 @@ from IPython.display import display
 
 from cloister import family
 from cloister.display import bytes_text, show
-from cloister.errors import CloisterError, SettingError, WorkerError, WrongPassphrase, place_of
+from cloister.errors import SettingError, WrongPassphrase, named
 from cloister.runtime.chat import Ask, Sampling
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
@@ -154,12 +154,10 @@ class CloisterMagics(Magics):
             with self._using:
                 self._idle.cancel()
                 self._answer(*self._read(line, cell))
-        except CloisterError as error:
-            _tell(error)
         except KeyboardInterrupt as error:
             _tell(error, "Interrupted; what was answered by then stays above.")
-        except Exception as error:  # its words may quote what was asked
-            _tell(WorkerError(f"The cell failed unexpectedly ({place_of(error)}); report it."))
+        except Exception as error:
+            _tell(named(error, "The cell"))
         finally:
             self._idle.begin()
 

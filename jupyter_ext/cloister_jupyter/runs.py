@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cloister.bundle import Bundle
-from cloister.errors import (
-    CloisterError,
-    EngineBusy,
-    SettingError,
-    place_of,
-)
+from cloister.errors import CloisterError, EngineBusy, SettingError, named
 from cloister.runtime.client import Worker
 from cloister_jupyter.answers import Answer, Run
 from cloister_jupyter.background import BATCH_S, WARM_S, Idle, every
@@ -46,7 +41,6 @@ if TYPE_CHECKING:
     from cloister_jupyter.request import Request
 
 __all__ = ["Probed", "Runs"]
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,10 +311,9 @@ def _told(work: Callable[[], None], tell: Callable[[str, str], None]) -> None:
     """Work, and tell of an error by its kind and words; of one that is not ours by its place."""
     try:
         work()
-    except CloisterError as error:
-        tell(type(error).__name__, str(error))
-    except Exception as error:  # its words may quote what was asked
-        tell("WorkerError", f"The lab failed unexpectedly ({place_of(error)}); report it.")
+    except Exception as error:
+        ours = named(error, "The lab")
+        tell(type(ours).__name__, str(ours))
 
 
 def _tokenizer(column: Column) -> str:

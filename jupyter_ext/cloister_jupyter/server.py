@@ -20,7 +20,7 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 from cloister.commands.measure import Tiers, tiers
-from cloister.errors import CloisterError, SettingError, VaultUnsafe, place_of
+from cloister.errors import CloisterError, SettingError, VaultUnsafe, named
 from cloister.tiers import Scale
 from cloister_jupyter.keeper import Keeper
 from cloister_jupyter.surroundings import audit, closed_to_others
@@ -141,8 +141,7 @@ class _Handler(APIHandler):
             answer = {"error": type(error).__name__, "message": str(error)}
         except Exception as error:  # its words may quote what was typed
             self.set_status(500)
-            answer = {"error": "CloisterError", "message": (
-                f"The server failed unexpectedly ({place_of(error)}); report it.")}
+            answer = {"error": "CloisterError", "message": str(named(error, "The server"))}
         self._reply(answer)
 
     def _reply(self, answer: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloister.errors import CloisterError, EngineBusy, SettingError, WorkerError, place_of
+from cloister.errors import CloisterError, EngineBusy, SettingError, named
 from cloister.message import Message
 from cloister.runtime.chat import Ask, Stats
 from cloister.runtime.client import Worker
@@ -290,11 +290,8 @@ class Talk:
             try:
                 with every(BATCH_S, lambda: self._flush(turn)):
                     work()
-            except CloisterError as error:
-                failure = error
-            except Exception as error:  # its words may quote what was asked
-                failure = WorkerError(
-                    f"The chat failed unexpectedly ({place_of(error)}); report it.")
+            except Exception as error:
+                failure = named(error, "The chat")
         with self._lock:
             self._flush(turn)
             self._turn, self._over = None, turn.id

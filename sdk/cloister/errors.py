@@ -323,3 +323,10 @@ class WorkerError(CloisterError):
 
 class ProtocolError(WorkerError):
     """A message that is malformed, oversized or of another version."""
+
+
+def named(error: Exception, what: str) -> CloisterError:
+    """Return an error of ours as it is; for another one that says where `what` failed, not how."""
+    if isinstance(error, CloisterError):
+        return error
+    return WorkerError(f"{what} failed unexpectedly ({place_of(error)}); report it.")

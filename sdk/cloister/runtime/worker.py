@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from cloister import guard
 from cloister.audit.notebook import Trail
-from cloister.errors import CloisterError, ProtocolError, WorkerError, place_of
+from cloister.errors import CloisterError, ProtocolError, WorkerError, named
 from cloister.runtime import protocol
 from cloister.runtime.chat import Stats
 from cloister.runtime.memory import peak_bytes
@@ -231,11 +231,9 @@ def failed(
     id_: int | None, error: Exception, kept: Sequence[Message] = (), stats: Stats | None = None,
 ) -> protocol.Failed:
     """Tell of an error; one that is none of ours by type and place, as its words may quote."""
-    kind, message = type(error).__name__, str(error)
-    if not isinstance(error, CloisterError):
-        message = f"The worker failed unexpectedly ({place_of(error)}); report it."
-        kind = "WorkerError"
-    return protocol.Failed(id=id_, kind=kind, message=message, kept=tuple(kept), stats=stats)
+    ours = named(error, "The worker")
+    return protocol.Failed(
+        id=id_, kind=type(ours).__name__, message=str(ours), kept=tuple(kept), stats=stats)
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ class Lab:
     def ask(self, kind: str, **values: Any) -> None:
         """Send a message of the page, and wait until it is dealt with."""
         self.panel.receive({"type": f"grid.{kind}", **values})
-        self.panel._work.submit(lambda: None).result()
+        self.panel.later(lambda: None).result()
 
     def wait(self, kind: str, count: int = 1) -> dict[str, Any]:
         with self._changed:
