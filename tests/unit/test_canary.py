@@ -43,6 +43,20 @@ def test_a_canary_is_found_in_every_form(tmp_path: Path, tokenizer: Tokenizer, f
         assert form in {find.form for find in finds if find.file == file.relative_to(tmp_path)}
 
 
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_quotes_beside_letters_beyond_ascii_are_found_in_json(
+    tmp_path: Path, ascii_only: bool
+) -> None:
+    """What a program writes as UTF-8 has its quotes escaped, and its letters not."""
+    canary = Canary("answer", 'say "caf\u00e9" \U0001f426\n')
+    once = json.dumps([canary.text], ensure_ascii=ascii_only)
+    twice = json.dumps({"a": once}, ensure_ascii=ascii_only)
+    for name, content in (("once", once), ("twice", twice)):
+        (tmp_path / name).write_text(content, "utf-8")
+    finds = search(tmp_path, [canary])
+    assert {(str(find.file), find.form) for find in finds} == {("once", "JSON"), ("twice", "JSON")}
+
+
 @pytest.mark.parametrize("pack", ["<H", ">H", "<I", ">I", "<q", ">q", "<f", ">d"])
 def test_ids_are_found_in_every_width(tmp_path: Path, tokenizer: Tokenizer, pack: str) -> None:
     canary = Canary.new("chat")

@@ -176,7 +176,10 @@ def forms(text: str, tokenizer: Tokenizer | None = None) -> dict[str, list[bytes
     plain = text.encode()
     encoded = {
         "UTF-8": [plain], "UTF-16": [text.encode("utf-16-le"), text.encode("utf-16-be")],
-        "JSON": [json.dumps(text)[1:-1].encode()], "Python": [ascii(text)[1:-1].encode()],
+        "JSON": [
+            form for ascii_only in (True, False) for form in _json(text, ascii_only)
+            if form != plain],
+        "Python": [ascii(text)[1:-1].encode()],
         # Whatever stands before it: of three alignments, the part that does not depend on it.
         "base64": [base64.b64encode(bytes(n) + plain)[4:-4] for n in range(3)],
         "hexadecimal": [plain.hex().encode()],
@@ -192,6 +195,12 @@ def forms(text: str, tokenizer: Tokenizer | None = None) -> dict[str, list[bytes
         for order in "<>" for kind in "HIqfd"
     ] + [mark.join(map(str, window)).encode() for mark in (", ", ",", " ")]
     return encoded
+
+
+def _json(text: str, ascii_only: bool) -> Iterator[bytes]:
+    for _ in range(2):  # once, and as a string of JSON within JSON
+        text = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+        yield text.encode()
 
 
 def search(
