@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from anywidget import AnyWidget
 from traitlets import Bool, Unicode
 
 from cloister.errors import InvalidText
 
-__all__ = ["Page", "check_text", "script", "style"]
+__all__ = ["Page", "check_text", "close_earlier", "script", "style"]
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -40,6 +40,37 @@ def check_text(content: Any) -> None:
         raise InvalidText("What was typed holds half a character; type it anew.") from None
 
 
+class _Cell(NamedTuple):
+    """A cell that runs."""
+
+    cell: str  # its id
+    run: str
+
+    @classmethod
+    def now(cls) -> _Cell | None:
+        """Return the one that runs; None where the front end gives cells no ids."""
+        from IPython import get_ipython
+
+        kernel = getattr(get_ipython(), "kernel", None)
+        parent = {} if kernel is None else kernel.get_parent("shell")
+        id_ = parent.get("metadata", {}).get("cellId")
+        return cls(id_, parent["header"]["msg_id"]) if id_ else None
+
+
+_made: dict[str, tuple[str, weakref.WeakSet[Page]]] = {}  # by cells: the last run, and its pages
+
+
+def close_earlier() -> None:
+    """Close the pages that an earlier run of this cell made.
+
+    Nobody sees them any more, and whatever they ask of a model the new one would wait for.
+    """
+    now = _Cell.now()
+    if now is not None and now.cell in _made and _made[now.cell][0] != now.run:
+        for page in list(_made.pop(now.cell)[1]):
+            page.close()
+
+
 class Page(AnyWidget):
     """A widget that takes messages of its page from the kernel's control channel, too.
 
@@ -56,6 +87,9 @@ class Page(AnyWidget):
         self.widget_id = self.model_id
         self.on_msg(lambda _widget, content, _buffers: self.receive(content))
         self.control = _Channel.add(self)
+        now = _Cell.now()
+        if now is not None:
+            _made.setdefault(now.cell, (now.run, weakref.WeakSet()))[1].add(self)
 
     def receive(self, content: Any) -> None:
         """Do what the page asks for, at once; on any thread."""

@@ -19,7 +19,7 @@ from traitlets import Bool, Int, Unicode
 from cloister.errors import EngineBusy, SettingError, named
 from cloister.tiers import Tier
 from cloister_jupyter.badge import badge
-from cloister_jupyter.channel import Page, script, style
+from cloister_jupyter.channel import Page, close_earlier, script, style
 from cloister_jupyter.column import Column, columns_of
 from cloister_jupyter.request import LIMIT_BYTES, request_of
 from cloister_jupyter.talk import Event, Ready, Snapshot, Talk
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cloister_jupyter.badge import Rows
 
 __all__ = ["ChatWidget", "Passphrase", "column_of"]
+
 
 class Passphrase:
     """The vault's passphrase, asked for in the cell and remembered while this lives.
@@ -90,6 +91,7 @@ class ChatWidget(Page):
         self, model: str | Path, *, session: str | None = None, namespace: str = "default",
         system: str | None = None,
     ) -> None:
+        close_earlier()
         column = column_of(model)
         self._passphrase = Passphrase()
         self._talk = Talk(

@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -44,6 +45,8 @@ LIMIT_S = 1.0  # for one search
 FUNCTION_LIMIT_S = 10.0  # for one call
 _DEAD = "BrokenPipeError"
 _START_S = 60.0  # for a process to begin, on a busy machine
+_LOOK_S = 0.01  # how often a wait looks whether it is to stop
+_NEVER = threading.Event()
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 _TYPES: dict[str, tuple[type, ...]] = {
     "exact": (str, type(None)), "contains": (str, list, type(None)), "json": (dict, type(None)),
@@ -165,8 +168,12 @@ class Judge:
                 f"The check of line {case.line} needs {kind} as what is expected; give it.")
         return Check(check.kind, wanted)
 
-    def judge(self, case: Case, answer: str) -> Outcome | None:
+    def judge(
+        self, case: Case, answer: str, stopping: threading.Event = _NEVER
+    ) -> Outcome | None:
         """Judge an answer to a case; None where nothing is wanted of it.
+
+        Where `stopping` comes before the end, what it returns says nothing of the answer.
 
         Raises:
             SettingError: see `parse`.
@@ -183,14 +190,16 @@ class Judge:
         if kind == "json":
             return _compare(answer, value)
         if kind == "function":
-            return self._call(str(value), answer, case)
+            return self._call(str(value), answer, case, stopping)
         if kind == "schema" and (found := _json(_unfenced(answer))) is _BROKEN:
             return Outcome(False, "no JSON")
         text = answer if kind == "regex" else json.dumps(found)
-        said = self._search(kind, value, text)
+        said = self._search(kind, value, text, stopping)
         return Outcome(said == "yes", {"yes": "", "no": "no match"}.get(said, said))
 
-    def _call(self, name: str, answer: str, case: Case) -> Outcome:
+    def _call(
+        self, name: str, answer: str, case: Case, stopping: threading.Event
+    ) -> Outcome:
         """Call a function, and wait for it; KeyboardInterrupt is the user's, who stops the run."""
         before = self._calls.get(name)
         if before is not None and before.is_alive():
@@ -205,7 +214,9 @@ class Judge:
 
         calling = self._calls[name] = threading.Thread(target=call, daemon=True)
         calling.start()
-        calling.join(self._function_limit_s)
+        end_s = time.monotonic() + self._function_limit_s
+        while calling.is_alive() and time.monotonic() < end_s and not stopping.is_set():
+            calling.join(_LOOK_S)
         outcome = said[0] if said else TimeoutError()
         if isinstance(outcome, KeyboardInterrupt):
             raise outcome
@@ -238,12 +249,14 @@ class _Search:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, kind: str, pattern: object, text: str) -> str:
+    def __call__(
+        self, kind: str, pattern: object, text: str, stopping: threading.Event = _NEVER
+    ) -> str:
         """Return "yes" or "no", or the type of the error."""
         with self._lock:
-            said = self._ask(self._begun(), [kind, pattern, text], self._limit_s)
+            said = self._ask(self._begun(), [kind, pattern, text], self._limit_s, stopping)
             if said == _DEAD:  # for no fault of this search, perhaps
-                said = self._ask(self._begun(), [kind, pattern, text], self._limit_s)
+                said = self._ask(self._begun(), [kind, pattern, text], self._limit_s, stopping)
             return said
 
     def __del__(self) -> None:
@@ -264,17 +277,22 @@ class _Search:
             self._ask(process, first, _START_S)
         return process
 
-    def _ask(self, process: subprocess.Popen[bytes], request: object, limit_s: float) -> str:
-        late = threading.Event()
+    def _ask(
+        self, process: subprocess.Popen[bytes], request: object, limit_s: float,
+        stopping: threading.Event = _NEVER,
+    ) -> str:
+        done, late = threading.Event(), threading.Event()
 
-        def kill() -> None:
-            late.set()
-            process.kill()
+        def watch() -> None:
+            end_s = time.monotonic() + limit_s
+            while not done.wait(_LOOK_S):
+                if time.monotonic() >= end_s or stopping.is_set():
+                    late.set()
+                    process.kill()
+                    return
 
-        timer = threading.Timer(limit_s, kill)
-        timer.daemon = True
         assert process.stdin is not None and process.stdout is not None
-        timer.start()
+        threading.Thread(target=watch, daemon=True).start()
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
@@ -282,7 +300,7 @@ class _Search:
         except OSError:
             said = b""
         finally:
-            timer.cancel()
+            done.set()
         if late.is_set() or not said:
             self._end()
         return said.decode().strip() or ("TimeoutError" if late.is_set() else _DEAD)

@@ -305,10 +305,13 @@ class Grid:
             if known is not None and not known.error:
                 continue
             found = self._kept_answer(name, place, model)
-            if found is not None:
-                yield self._heard(found)
-            else:
+            if found is None:
                 left.append(place)
+                continue
+            heard = self._heard(found)
+            if heard is None:
+                return
+            yield heard
         deaths = 0
         for done, place in enumerate(left, start=total - len(left)):
             progress(name, done, total)
@@ -317,7 +320,10 @@ class Grid:
                 return
             if self._kept is not None and not answer.error:
                 self._kept.put(self.plan.key(place, model), answer)
-            yield self._heard(answer)
+            heard = self._heard(answer)
+            if heard is None:
+                return
+            yield heard
             deaths = deaths + 1 if answer.error == WorkerError.__name__ else 0
             if deaths == _DEATHS:
                 raise _GivenUp("Its process died twice in a row; run the grid again.")
@@ -360,10 +366,13 @@ class Grid:
             ttft_s=stats.ttft_s, decode_tokens_per_s=stats.decode_tokens_per_s,
             peak_rss_bytes=stats.peak_rss_bytes)
 
-    def _heard(self, answer: Answer) -> Answer:
-        """Judge an answer, and note it."""
+    def _heard(self, answer: Answer) -> Answer | None:
+        """Judge an answer, and note it; None where the run was stopped meanwhile."""
         if self._judge is not None:
-            outcome = self._judge.judge(self.plan.cases[answer.place[1]], answer.text)
+            outcome = self._judge.judge(
+                self.plan.cases[answer.place[1]], answer.text, self._stopped)
+            if self._stopped.is_set():
+                return None
             if answer.error and outcome is not None:  # what a dead process would say is not known
                 outcome = None if answer.error == WorkerError.__name__ else (
                     Outcome(False, answer.error))

@@ -28,7 +28,7 @@ from cloister.vault.namespace import Kind
 from cloister_jupyter import results
 from cloister_jupyter.answers import shortened
 from cloister_jupyter.badge import Badge, badge, kept_by_lab
-from cloister_jupyter.channel import Page, check_text, script, style
+from cloister_jupyter.channel import Page, check_text, close_earlier, script, style
 from cloister_jupyter.column import columns_of
 from cloister_jupyter.events import Delta, Ended, Over, Ready, Refused, Resumed
 from cloister_jupyter.grid_panel import GridPanel
@@ -83,6 +83,7 @@ class PromptLab(Page):
         vault: Vault | None = None, namespace: str = "default",
         functions: Mapping[str, Callable[[str, Case], bool]] | None = None,
     ) -> None:
+        close_earlier()
         found = columns_of(tiers, bundles)
         self.bundles = found
         self.functions = dict(functions or {})

@@ -242,7 +242,7 @@ class CloisterMagics(Magics):
         keeper = next((each for (_, vault), (_, each) in self._workers.items() if vault), None)
         said = list[str]()
         ask = Ask.of(request.prompt, max_tokens=request.max_tokens, sampling=request.sampling)
-        owner = args.namespace or "default"
+        owner = "default" if args.namespace is None else args.namespace
         with contextlib.closing(worker.session(
                 system=request.system, name=args.session, namespace=owner)) as session:
             if keeper is not None:

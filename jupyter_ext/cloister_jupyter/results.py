@@ -125,6 +125,8 @@ def _check(path: Path, *, replace: bool) -> None:
     if path.suffix not in FORMATS:
         raise SettingError(
             f"The file's ending says its format; end it with one of {', '.join(FORMATS)}.")
+    if "\0" in str(path):
+        raise OutputUnwritable("No file's name can hold a zero byte; name another.")
     if not path.parent.is_dir():
         raise OutputUnwritable(
             f"Directory {path.parent.name} does not exist; create it or name another output.")

@@ -196,6 +196,29 @@ def test_stop_ends_the_run_within_a_token_and_what_is_not_whole_is_dropped(
         ("two", 0, True), ("two", 1, True), ("two", 2, True)]  # of the same model
 
 
+def test_stop_waits_for_no_check(space: Namespace) -> None:
+    """A function cannot be killed, and goes on behind; a search can."""
+    held, called = threading.Event(), threading.Event()
+
+    def hangs(answer: str, case: Case) -> bool:
+        called.set()
+        return held.wait(60)
+
+    for check in ("function: hangs", "regex: ^(a+)+$"):
+        cases = tuple(Case(line=n, values={"x": "a" * 50 + str(n)}, check=check) for n in (2, 3))
+        with Judge(functions={"hangs": hangs}, limit_s=60, function_limit_s=60) as judge:
+            said = grid(
+                {"one": FakeWorker(echo)}, Plan(prompts=(Template("{x}"),), cases=cases),
+                judge=judge, kept=Kept(space, check[:3]))
+            threading.Timer(1.0, said.stop).start()
+            begin = time.monotonic()
+            assert list(said.run()) == []
+            assert time.monotonic() - begin < 5 and said.stopped and not said.rows()
+            assert len(Kept(space, check[:3])) == 1  # and is judged when the run goes on
+    assert called.is_set()
+    held.set()
+
+
 def test_stop_while_a_tier_is_loaded_returns_at_once_and_its_process_ends_behind() -> None:
     class Slow(FakeWorker):
         def start(self) -> FakeWorker:

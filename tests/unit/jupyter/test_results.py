@@ -233,6 +233,7 @@ def test_a_page_loads_nothing_runs_nothing_and_shows_text_as_text(tmp_path: Path
     ([], "a.csv", DataError, "run something"),
     (ROWS, "a.xlsx", SettingError, r"\.csv, \.parquet, \.html"),
     (ROWS, "none/a.csv", OutputUnwritable, "does not exist"),
+    (ROWS, "a\0.csv", OutputUnwritable, "zero byte"),
     ([{"a": "\ud800"}], "a.csv", InvalidText, "half a character"),
     (ROWS * 60_000, "a.csv", DataError, "120,000 rows"),
 ])
