@@ -28,8 +28,8 @@ from cloister import open_vault
 from cloister_jupyter import PromptLab
 
 warnings.simplefilter("ignore")
-lab = PromptLab(["nano-2", "nano-1"], vault=open_vault(create=True))
-lab"""
+lab = PromptLab(["nano-2", "nano-1"], vault=open_vault(create=True), namespace={!r})
+lab"""  # the server's vault is that of all tests here
 SAID = "Call Ada Byron at 020 7946 0958, and Zanzibar's <i>cousin</i> ADA BYRON. \x1b[31m\u202e"
 
 
@@ -70,7 +70,7 @@ def leaks(server: Server, name: str) -> list[dict[str, Any]]:
 
 def test_runs_are_kept_found_opened_and_deleted(open_notebook: Open, server: Server) -> None:
     canary = Canary.new("prompt")
-    notebook = open_notebook("history.ipynb", LAB, f"pasted = {canary.text!r}")
+    notebook = open_notebook("history.ipynb", LAB.format("history"), f"pasted = {canary.text!r}")
     notebook.run_cell(0)
     lab = notebook.lab()
     ask(lab, canary.text)
@@ -146,7 +146,7 @@ SELECT = """word => {
 def test_results_are_looked_through_marked_and_written(
     open_notebook: Open, server: Server, browser: Any
 ) -> None:
-    notebook = open_notebook("export.ipynb", LAB)
+    notebook = open_notebook("export.ipynb", LAB.format("export"))
     notebook.run_cell(0)
     lab = notebook.lab()
     ask(lab, SAID)
