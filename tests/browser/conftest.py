@@ -23,6 +23,9 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+OPTIONS: dict[str, Any] = {"executable_path": CHROMIUM, "headless": True, "args": [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync"]}
 TOKEN = "a-token-for-the-tests"
 LAB = """from cloister_jupyter import PromptLab
 
@@ -153,10 +156,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     with playwright.sync_playwright() as started:
-        running = started.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=[
-                "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                "--disable-component-update", "--disable-sync"])
+        running = started.chromium.launch(**OPTIONS)
         yield running
         running.close()
 

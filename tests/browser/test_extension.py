@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.browser.conftest import local
+from tests.browser.conftest import OPTIONS, local
 from tests.lab_server import TOKEN, LabServer, keep, settings_of, started
 
+from cloister.audit.canary import Canary, search
 from cloister.vault.local import open_vault
 
 pytestmark = pytest.mark.slow
@@ -41,9 +42,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 
 @pytest.fixture
-def page(server: LabServer, browser: Any) -> Iterator[Any]:
+def page(server: LabServer, browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """A page of a browser that keeps a profile, which is searched in the end."""
     asked: list[str] = []
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context = browser.browser_type.launch_persistent_context(
+        tmp_path, viewport={"width": 1280, "height": 1000}, **OPTIONS)
     context.on("request", lambda request: asked.append(request.url))
     context.request.post(
         f"http://127.0.0.1:{server.port}/cloister/api/vault/lock", data={},
@@ -58,10 +61,15 @@ def page(server: LabServer, browser: Any) -> Iterator[Any]:
     opened.locator(".jp-LauncherCard").first.wait_for()
     yield opened
     opened.evaluate("() => jupyterapp.serviceManager.sessions.shutdownAll()")
+    control = Canary.new("control")
+    opened.evaluate("text => localStorage.setItem('control', text)", control.text)
     context.close()
     assert not [url for url in asked if not local(url)]
-    secrets = ("mornings", "img", "evil", PASSPHRASE)
-    assert not [url for url in asked if any(secret in url for secret in secrets)]
+    secrets = ("mornings", "evil", PASSPHRASE)
+    assert not [url for url in asked if any(secret in url for secret in (*secrets, "img"))]
+    texts = [Canary(text, text) for text in ("mornings", HOSTILE, PASSPHRASE, ASKED)]
+    finds = search(tmp_path, [control, *texts], least_bytes=8)  # shorter ones are by chance
+    assert {find.way for find in finds} == {"control"}
     assert any("/cloister/api/vault/list" in url for url in asked)
 
 
