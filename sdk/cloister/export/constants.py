@@ -13,6 +13,7 @@ import torch
 from cloister.errors import ExportMismatch
 from cloister.export._executorch import read_program
 from cloister.model.quantized import QuantizedEmbedding, QuantizedLinear
+from cloister.model.transformer import RMSNorm
 from cloister_kernels import reference
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def prove_constants(
     total = 0
     for name in (*tables, *decoder.state_dict()):
         tensor = tables[name] if name in tables else read(name)
-        stored = _stored(decoder, name, tensor, delegated=name in delegated)
+        stored = _stored(decoder, name, tensor)
         places = [delegated[name]] if name in delegated else loose
         if not any(torch.equal(data[at:at + len(stored)], stored) for at in places):
             raise ExportMismatch(
@@ -56,7 +57,7 @@ def prove_constants(
     return total
 
 
-def _stored(decoder: Decoder, name: str, tensor: torch.Tensor, *, delegated: bool) -> torch.Tensor:
+def _stored(decoder: Decoder, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return the bytes that a program holds for a tensor, uint8[n]."""
     owner, _, attribute = name.rpartition(".")
     matrix = decoder.get_submodule(owner.removesuffix(".weight"))
@@ -70,6 +71,8 @@ def _stored(decoder: Decoder, name: str, tensor: torch.Tensor, *, delegated: boo
             tensor = reference.pack_4bit(tensor)
     else:
         tensor = tensor.float()
-        if delegated and decoder.config.norm_offset:  # a norm, added up for the delegate
+        # Of the norms those of queries and keys are the graph's; to the delegates' it is added.
+        if isinstance(matrix, RMSNorm) and matrix.offset and (
+                not owner.endswith(("q_norm", "k_norm"))):
             tensor = tensor + 1.0
     return tensor.contiguous().view(torch.uint8).flatten()

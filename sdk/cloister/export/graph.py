@@ -20,26 +20,39 @@ __all__ = ["Attention", "Delegated", "LayerCache", "Program", "trace"]
 
 
 @torch.library.custom_op("cloister::delegate", mutates_args=())
-def _delegate(x: torch.Tensor, name: str, sizes: Sequence[int]) -> list[torch.Tensor]:
+def _delegate(
+    x: torch.Tensor, name: str, sizes: Sequence[int], constants: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
     """Mark the place of a call of the delegate `name`, which `lower.py` inserts."""
     raise NotImplementedError(name)
 
 
 @_delegate.register_fake
-def _(x: torch.Tensor, name: str, sizes: Sequence[int]) -> list[torch.Tensor]:  # noqa: ARG001
+def _(
+    x: torch.Tensor, name: str, sizes: Sequence[int],  # noqa: ARG001
+    constants: Sequence[torch.Tensor],  # noqa: ARG001
+) -> list[torch.Tensor]:
     return [x.new_empty(*x.shape[:-1], size) for size in sizes]
 
 
 class Delegated(nn.Module):
-    """A module that the delegate `name` computes: float32[1, T, K] -> [1, T, N] each."""
+    """A module that the delegate `name` computes: float32[1, T, K] -> [1, T, N] each.
 
-    def __init__(self, name: str, sizes: tuple[int, ...]) -> None:
+    Each call gives it the same `constants`, too.
+    """
+
+    def __init__(
+        self, name: str, sizes: tuple[int, ...], constants: Sequence[torch.Tensor] = ()
+    ) -> None:
         super().__init__()
-        self.name, self.sizes = name, sizes
+        self.name, self.sizes, self.count = name, sizes, len(constants)
+        for number, constant in enumerate(constants):
+            self.register_buffer(f"constant_{number}", constant)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Return one tensor for one size, else a list."""
-        out: list[torch.Tensor] = torch.ops.cloister.delegate(x, self.name, self.sizes)
+        constants = [self.get_buffer(f"constant_{number}") for number in range(self.count)]
+        out: list[torch.Tensor] = torch.ops.cloister.delegate(x, self.name, self.sizes, constants)
         return out[0] if len(out) == 1 else out
 
 

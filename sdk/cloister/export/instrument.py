@@ -51,12 +51,16 @@ def instrument(source: str | Path, out: str | Path) -> list[list[int]]:
 
 
 def _delegate_calls(plan: schema.ExecutionPlan) -> tuple[list[list[int]], dict[int, int]]:
-    """Return the arguments of each delegate's call, and the owner of the memory of each view."""
+    """Return what each delegate's call computes with, and the owner of the memory of each view.
+
+    Its constants, which a program does not write, are left out.
+    """
     calls, views = [], dict[int, int]()
     for instruction in plan.chains[0].instructions:
         arguments = instruction.instr_args
         if isinstance(arguments, schema.DelegateCall):
-            calls.append(arguments.args)
+            calls.append([value for value in arguments.args
+                          if not plan.values[value].val.data_buffer_idx])
         elif (isinstance(arguments, schema.KernelCall)
               and plan.operators[arguments.op_index].name == "executorch_prim::et_view"):
             viewed, *_, view = arguments.args

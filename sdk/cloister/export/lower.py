@@ -55,7 +55,7 @@ class _Signature:
         self.graph.output(sizes)
 
     def module(self) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-        return lambda x: [x.new_empty(*x.shape[:-1], size) for size in self.sizes]
+        return lambda x, *_: [x.new_empty(*x.shape[:-1], size) for size in self.sizes]
 
 
 def _last_row(score: ExportedProgram) -> ExportedProgram:
@@ -102,13 +102,14 @@ def _insert(program: ExportedProgram, registered: str, payloads: Mapping[str, by
         name = _delegate_name(node)
         if name is None:
             continue
-        x, _, sizes = node.args
+        x, _, sizes, constants = node.args
         attribute = "delegate_" + name.replace(".", "_")
         module.add_module(attribute, LoweredBackendModule(
             _Signature(tuple(sizes)), registered, payloads[name], [], None,
         ))
         with graph.inserting_before(node):
-            call = graph.call_function(executorch_call_delegate, (graph.get_attr(attribute), x))
+            call = graph.call_function(
+                executorch_call_delegate, (graph.get_attr(attribute), x, *constants))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         graph.erase_node(node)

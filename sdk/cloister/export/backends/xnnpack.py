@@ -119,7 +119,7 @@ class _Delegates:
         for value in outputs:
             graph.output(value)
         self.payloads[name] = graph.payload()
-        return Delegated(name, tuple(value.size for value in outputs))
+        return Delegated(name, tuple(value.size for value in outputs), graph.arguments)
 
 
 def _weight(norm: RMSNorm) -> torch.Tensor:

@@ -52,6 +52,9 @@ class Subgraph:
     _constants: list[schema.ConstantDataOffset] = field(
         default_factory=lambda: [schema.ConstantDataOffset(0, 0)]
     )
+    arguments: list[torch.Tensor] = field(default_factory=list)
+    """Constants that each call is given behind its input, in order."""
+    _arguments: dict[str, Value] = field(default_factory=dict)
     _inputs: list[int] = field(default_factory=list)
     _outputs: list[int] = field(default_factory=list)
 
@@ -110,10 +113,10 @@ class Subgraph:
         squares = self.multiply(x, x)
         # XNNPACK's schema has no mean over the last dimension: a linear layer with one output.
         averager = self.constant(f"mean.{x.size}", torch.full((1, x.size), 1.0 / x.size))
-        mean = self._fully_connected(squares, averager, 1)
-        shifted = self._emit(1, lambda out: schema.XNNAdd(mean.id, self.scalar(eps).id, out, 0))
-        inverse = self._emit(1, lambda out: schema.XNNReciprocalSquareRoot(shifted.id, out, 0))
-        return self.multiply(self.multiply(x, inverse), self.constant(name, weight))
+        shift = self.constant(f"shift.{eps!r}", torch.tensor([eps]))
+        mean = self._fully_connected(squares, averager, 1, shift)
+        inverse = self._emit(1, lambda out: schema.XNNReciprocalSquareRoot(mean.id, out, 0))
+        return self.multiply(self.multiply(x, inverse), self.argument(name, weight))
 
     def silu(self, x: Value) -> Value:
         """Return x * sigmoid(x)."""
@@ -140,10 +143,26 @@ class Subgraph:
 
     def scalar(self, number: float) -> Value:
         """Return a constant of one element."""
-        return self.constant(f"scalar.{number!r}", torch.tensor([number]))
+        return self.argument(f"scalar.{number!r}", torch.tensor([number]))
+
+    def argument(self, name: str, tensor: torch.Tensor) -> Value:
+        """Return a float32 constant that an operator reads in place, at each call.
+
+        XNNPACK's weights cache, which builds for phones have on, frees all constants of a delegate
+        once they are packed, those that are never packed too (executorch 1.4.1,
+        `XNNWeightsCache::finalize_for_runtime`): the caller holds these.
+        """
+        if name not in self._arguments:
+            wide = tensor.detach().float().contiguous()
+            value = self._value(list(wide.shape), flags=xnn.XNN_VALUE_FLAG_EXTERNAL_INPUT,
+                                external=len(self._inputs))
+            self._inputs.append(value.id)
+            self.arguments.append(wide)
+            self._arguments[name] = value
+        return self._arguments[name]
 
     def constant(self, name: str, tensor: torch.Tensor) -> Value:
-        """Return a float32 constant."""
+        """Return a float32 constant that an operator packs."""
         wide = tensor.detach().float().contiguous()
         buffer = self._constant(name, lambda: wide, wide.numel() * 4)
         return self._value(list(wide.shape), buffer=buffer)
