@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cloister import guard
 from cloister.commands.start import explained
+from cloister.embed import platforms as embedding
 from cloister.errors import CloisterError, InvalidText, place_of
 from cloister.formats import Split
 from cloister.settings import share_processor, under_torchrun
@@ -211,6 +212,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--gate-against", type=Path, metavar="CKPT",
                         help="what the gate measures divergence from")
     _output(export)
+
+    embed = add("embed", "write what an app pastes to run a bundle: its files and the glue")
+    embed.add_argument("bundle", metavar="BUNDLE|TIER")
+    embed.add_argument("--for", dest="platform", required=True, choices=list(embedding.PLATFORMS))
+    _output(embed)
 
     verify = add("verify", "prove a bundle: hashes, golden prompts, receipt")
     verify.add_argument("bundle", metavar="BUNDLE")

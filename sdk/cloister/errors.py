@@ -12,6 +12,7 @@
     ├── ExportError                 a program that cannot be built
     │   ├── ExportMismatch              the program does not compute what the model computes
     │   └── GateFailed                  a bundle worse than the bounds it was given
+    ├── EmbedError                  a bundle that ExecuTorch's stock runners cannot run
     ├── BundleError                 a bundle directory that cannot be used
     │   ├── ManifestInvalid             the manifest is not what the format says
     │   ├── BundleVersionError          a format version this release does not know
@@ -69,6 +70,7 @@ __all__ = [
     "ConstraintError",
     "ContextExceeded",
     "DataError",
+    "EmbedError",
     "EmptyPrompt",
     "EngineBusy",
     "ExportError",
@@ -159,6 +161,10 @@ class GroupSizeError(QuantizationError):
 
 class ExportError(CloisterError):
     """A program that cannot be built."""
+
+
+class EmbedError(CloisterError):
+    """A bundle that ExecuTorch's stock runners cannot run."""
 
 
 class ExportMismatch(ExportError):

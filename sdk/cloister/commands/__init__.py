@@ -21,6 +21,7 @@ _COMMANDS = {
     "compare": ("use", "Compare", "compare"),
     "demo": ("demo", "Demo", "demo"),
     "distill": ("teach", "Distill", "distill"),
+    "embed": ("embed", "Embed", "embed"),
     "eval": ("measure", "Eval", "eval_"),
     "export": ("make", "Export", "export"),
     "import": ("make", "Import", "import_"),
