@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cloister import bundle as bundles
 from cloister import prompt_format
 from cloister.bundle import Bundle
-from cloister.errors import BundleCorrupt, CloisterError
+from cloister.errors import BundleCorrupt, CloisterError, ExportMismatch, IncompatibleProgram
 from cloister.evaluate.divergence import compare
 from cloister.export import check, golden, parts, phone, write
 from cloister.export.constants import prove_constants
@@ -18,11 +18,12 @@ from cloister.export.streamed import streamed
 from cloister.manifest import FORMAT, Manifest
 from cloister.model.checkpoint import Checkpoint
 from cloister.progress import silent
+from cloister.runtime import phone as as_on_phones
 from cloister.runtime.chat import Sampling
 from cloister.runtime.core import Core, Rows
 from cloister.runtime.engine import Engine
 from cloister.runtime.generate import Decoding, generate
-from cloister.runtime.program import load
+from cloister.runtime.program import load, runs_here
 from cloister.runtime.sampling import Sampler
 from cloister.settings import processor
 from cloister.tokenizer import Tokenizer
@@ -88,11 +89,17 @@ def export(
         laid_out = (
             check.lay_out(tokenizer, system, prompt)
             for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS))
-        bundles.write_golden(directory, golden.rows(
+        rows = golden.rows(
             (ids for ids in laid_out if len(ids) < shape.context),
             functools.partial(_answer, core), metadata.eos,
-        ))
-        del core, program  # the gate loads one of its own
+        )
+        bundles.write_golden(directory, rows)
+        del core, program  # the others load one of their own
+        failing = as_on_phones.complaint(directory / entry.file, shape.layers, rows, chunk)
+        if failing:
+            raise ExportMismatch(
+                f"With XNNPACK's weights cache on, as phones have it, the program fails "
+                f"({failing}); nothing was written, report it.")
         _finish(directory, source, tokenizer, entry, chunk, report)
         if gate is not None:
             gate(directory)
@@ -107,6 +114,7 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
     Raises:
         BundleError: see `Bundle.open`; BundleCorrupt also where a golden prompt gives other ids,
             or the prompt format others than the chat template.
+        IncompatibleProgram: it does not run as on phones.
     """
     bundle = Bundle.open(path)
     bundle.verify()
@@ -128,12 +136,20 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
                     f"position {position} on this machine; do not use it here."
                 )
         answer.close()
+    entry, shape = bundle.program(runs_here), bundle.manifest.shape
+    failing = as_on_phones.complaint(
+        bundle.path / entry.file, shape.layers, rows, bundle.manifest.prefill_chunk)
+    if failing:
+        raise IncompatibleProgram(
+            f"Bundle {bundle.path.name} fails with XNNPACK's weights cache on, as phones have it "
+            f"({failing}); export it again.")
     return {
         "model_id": engine.model_id,
         "checks": {
             "files": len(bundle.manifest.files),
             "golden_prompts": len(rows),
             "golden_tokens": sum(len(row.tokens) for row in rows),
+            "as_on_phones": True,
             "prompt_format": said is not None,
         },
         "receipt": bundle.receipt(),

@@ -124,14 +124,13 @@ class _Score(Program):
         return logits
 
 
-def trace(decoder: Decoder, attention: Attention, chunk: int) -> ExportedProgram:
-    """Trace the method `score`, for 1 to `chunk` tokens at a time.
+def trace(decoder: Decoder, attention: Attention, most: int) -> ExportedProgram:
+    """Trace the method `score`, for 1 to `most` tokens at a time.
 
-    `forward` differs in its last steps only; `lower.py` derives it, since tracing and converting
-    it separately would take as long again.
+    `forward` differs in its last steps only; `lower.py` derives it.
     """
     tokens = torch.zeros(1, 2, dtype=torch.int64)
     start = torch.zeros(1, dtype=torch.int64)
     # A length that is fixed at 1 gives a program whose attention is wrong (executorch 1.4.1).
-    dynamic = ({1: Dim("T", min=1, max=max(2, chunk))}, None)
+    dynamic = ({1: Dim("T", min=1, max=max(2, most))}, None)
     return export(_Score(decoder, attention), (tokens, start), dynamic_shapes=dynamic, strict=False)

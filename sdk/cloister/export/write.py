@@ -15,19 +15,40 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cloister.model.checkpoint import Metadata
+    from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["DEFAULT_CHUNK", "STAGES", "program", "release"]
+__all__ = ["DEFAULT_CHUNK", "STAGES", "longest", "program", "release"]
 
 _LOWERINGS = {backends.XNNPACK.name: xnnpack.program}
 DEFAULT_CHUNK = 128  # tokens
+_PLANNED_BYTES = 64 << 20
 STAGES = ("pack", "trace", "convert", "plan", "write")
 
 
 def release() -> str:
     """Return the release of ExecuTorch that makes programs here."""
     return version("executorch")
+
+
+def longest(config: ModelConfig, chunk: int) -> int:
+    """Return how many tokens one call of `forward` takes: the context, or only `chunk`.
+
+    ExecuTorch's TextLLMRunner reads a prompt in calls of `get_max_seq_len` tokens, and counts what
+    it has read against the context only where that is no less (extension/llm/runner,
+    text_llm_runner.cpp in 1.4: it takes a smaller one for a sliding window). But the activations of
+    a call are planned, and taken, for its most tokens: beyond _PLANNED_BYTES that is too dear, and
+    whoever uses that runner counts (see `cloister embed`).
+    """
+    shape = config.shape
+    heads = shape.heads + 2 * shape.kv_heads
+    a_token = 16 * (shape.hidden_size + heads * shape.head_size)  # as found on several shapes
+    if any(config.window_of(layer) for layer in range(shape.layers)):
+        a_token += 8 * shape.context  # its mask
+    if config.attention_softcap is not None:
+        a_token += 16 * shape.heads * shape.context  # its scores
+    return shape.context if a_token * shape.context <= _PLANNED_BYTES else chunk
 
 
 def program(
@@ -49,9 +70,10 @@ def program(
         raise ExportError(
             f"Checkpoint {metadata.name} is not quantized; run `cloister quantize` first."
         )
+    most = longest(metadata.config, chunk)
     # What ExecuTorch's own C++ TextLLMRunner reads (extension/llm/runner/constants.h).
     constants: dict[str, object] = {
-        "get_max_seq_len": chunk,
+        "get_max_seq_len": most,
         "get_max_context_len": shape.context,
         "get_vocab_size": shape.vocab_size,
         "get_eos_ids": list(metadata.eos),
@@ -62,7 +84,7 @@ def program(
     # others read the program's, and without one begin with none.
     if metadata.bos is not None:
         constants["get_bos_id"] = metadata.bos
-    manager = _LOWERINGS[chosen.name](decoder, chunk, constants, progress)
+    manager = _LOWERINGS[chosen.name](decoder, chunk, most, constants, progress)
     progress("write")
     path = directory / f"program.{chosen.name}.pte"
     with path.open("wb") as file:

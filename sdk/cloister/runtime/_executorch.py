@@ -6,6 +6,7 @@ and seconds of start-up along (executorch 1.4.1, `extension/pybindings/portable_
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from cloister.manifest import ProgramEntry
 
-__all__ = ["ExecutorchProgram", "load", "runs_here"]
+__all__ = ["ExecutorchProgram", "load", "runs_here", "share_weights"]
 
 _MOST_THREADS = 1024
 
@@ -47,6 +48,40 @@ def runs_here(program: ProgramEntry) -> bool:
         backend is not None and backend.operator_abi == program.operator_abi
         and backend.registered in _bindings()._get_registered_backend_names()
     )
+
+
+class _Option(ctypes.Structure):
+    """A `BackendOption` whose value is a bool (executorch 1.4.1, runtime/backend/options.h)."""
+
+    _fields_ = (("key", ctypes.c_char * 64), ("value", ctypes.c_bool * 256),
+                ("alternative", ctypes.c_uint8))
+    _align_ = 4
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (("first", ctypes.POINTER(_Option)), ("count", ctypes.c_size_t))
+
+
+def share_weights() -> None:
+    """Switch XNNPACK's weights cache on, as builds of ExecuTorch for phones have it.
+
+    It holds for all programs that this process loads from now on. The wheel has it off, and no
+    Python function for it.
+
+    Raises:
+        IncompatibleProgram: this ExecuTorch has no such option.
+    """
+    library = ctypes.CDLL(_bindings().__file__)
+    set_option = getattr(
+        library, "_ZN10executorch7runtime10set_optionEPKcNS0_4SpanINS0_13BackendOptionEEE", None)
+    option = _Option(key=b"weight_cache_enabled")
+    option.value[0] = True
+    if set_option is not None:
+        set_option.argtypes = [ctypes.c_char_p, _Options]
+        failed = set_option(b"XnnpackBackend", _Options(ctypes.pointer(option), 1))
+    if set_option is None or failed:
+        raise IncompatibleProgram(
+            "This ExecuTorch cannot switch XNNPACK's weights cache on; install release 1.4.")
 
 
 def load(

@@ -77,7 +77,7 @@ def run(decoder: Decoder, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     from executorch.runtime import Runtime
 
     buffer = io.BytesIO()
-    xnnpack(decoder, CHUNK, {}).write_to_file(buffer)
+    xnnpack(decoder, CHUNK, CHUNK, {}).write_to_file(buffer)
     program = Runtime.get().load_program(buffer.getvalue())
     forward, score = program.load_method("forward"), program.load_method("score")
 
@@ -118,6 +118,6 @@ def test_weights_lie_in_the_file_once_for_both_methods() -> None:
     buffer = io.BytesIO()
     config = replace(LAYOUTS["llama"], shape=replace(SHAPE, feed_forward=2048))
     decoder = quantized_decoder(config, "8da8w")
-    xnnpack(decoder, CHUNK, {}).write_to_file(buffer)
+    xnnpack(decoder, CHUNK, CHUNK, {}).write_to_file(buffer)
     weights = sum(b.numel() * b.element_size() for b in decoder.state_dict().values())
     assert weights < len(buffer.getvalue()) < 1.2 * weights + 300_000

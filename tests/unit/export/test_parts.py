@@ -9,19 +9,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import torch
 from tests.unit.export.test_lower import CHUNK, LAYOUTS, quantized_decoder
 
+from cloister.bundle import Golden
 from cloister.errors import ExportMismatch
 from cloister.export import parts
 from cloister.export.backends.xnnpack import program as xnnpack
+from cloister.export.backends.xnnpack_graph import Subgraph
 from cloister.export.constants import prove_constants
 from cloister.export.instrument import instrument
 from cloister.model import quantized, rope
+from cloister.model.cache import KVCache
 from cloister.model.config import Activation
 from cloister.model.quantized import QuantizedLinear
 from cloister.model.transformer import Decoder, RMSNorm
+from cloister.runtime import phone
 from cloister.runtime.program import load
 from cloister_kernels import reference
 
@@ -56,7 +61,7 @@ class Exported:
 def export(decoder: Decoder, folder: Path) -> Exported:
     path, copied = folder / "program.pte", folder / "instrumented.pte"
     with path.open("wb") as file:
-        xnnpack(decoder, CHUNK, {}).write_to_file(file)
+        xnnpack(decoder, CHUNK, decoder.config.shape.context, {}).write_to_file(file)
     calls = instrument(path, copied)
     shape = decoder.config.shape
     runs = parts.record(load(copied, shape.layers, first="score"), IDS, CHUNK, shape.context)
@@ -288,3 +293,44 @@ def test_what_is_no_number_is_no_agreement(exported: Exported, value: float) -> 
             exported.decoder, replace(exported.runs[1], outputs=tuple(outputs)), exported.calls)
         with pytest.raises(ExportMismatch, match="Part "):
             parts.prove_parts(gaps)
+
+
+def golden(exported: Exported) -> list[Golden]:
+    """What the program itself answers, in calls of all sizes."""
+    ids, first = list(IDS[:21]), 21
+    program = load(exported.path, exported.decoder.config.shape.layers)
+    logits_V = program.forward(torch.tensor([ids]), 0)
+    tokens = [int(logits_V.argmax())]
+    for start in range(first, first + 6):
+        logits_V = program.forward(torch.tensor([tokens[-1:]]), start)
+        tokens.append(int(logits_V.argmax()))
+    return [Golden(prompt=tuple(ids), tokens=tuple(tokens), margin=0.1)]
+
+
+def test_forward_reads_in_one_call_what_score_reads_in_several(exported: Exported) -> None:
+    ids_T = torch.tensor([IDS[:40]])
+    config = exported.decoder.config
+    program = load(exported.path, config.shape.layers)
+    with torch.no_grad():
+        expected_V = exported.decoder(ids_T, KVCache(config))[0, -1]
+    got_V = program.forward(ids_T, 0)[0]
+    assert float((got_V - expected_V).norm() / expected_V.norm()) < 0.02
+
+
+def test_it_runs_as_on_phones_whose_weights_cache_frees_what_it_packed(exported: Exported) -> None:
+    layers, rows = exported.decoder.config.shape.layers, golden(exported)
+    assert phone.complaint(exported.path, layers, rows, CHUNK) is None
+
+
+def test_a_constant_that_is_read_in_place_is_found_out_by_the_weights_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all exports were before."""
+    exported = export(quantized_decoder(LAYOUTS["llama"], "8da4w-g32"), tmp_path)
+    layers, rows = exported.decoder.config.shape.layers, golden(exported)
+    other = [msgspec.structs.replace(rows[0], tokens=tuple(id_ ^ 1 for id_ in rows[0].tokens))]
+    assert "1 of 1" in str(phone.complaint(exported.path, layers, other, CHUNK))
+    monkeypatch.setattr(Subgraph, "argument", Subgraph.constant)
+    with exported.path.open("wb") as file:
+        xnnpack(exported.decoder, CHUNK, CHUNK, {}).write_to_file(file)
+    assert phone.complaint(exported.path, layers, rows, CHUNK)

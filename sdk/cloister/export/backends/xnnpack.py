@@ -36,20 +36,21 @@ __all__ = ["attention", "program"]
 
 
 def program(
-    decoder: Decoder, chunk: int, constants: Mapping[str, object], progress: Progress = silent
+    decoder: Decoder, chunk: int, most: int, constants: Mapping[str, object],
+    progress: Progress = silent,
 ) -> ExecutorchProgramManager:
-    """Return the program of a quantized `decoder`, for 1 to `chunk` tokens a call.
+    """Return the program of a quantized `decoder`, for 1 to `chunk` tokens a call of `score`.
 
-    `constants` are those of `cloister.export.lower.lower`; `progress` is called with the name of
-    each stage (see `cloister.export.write.STAGES`).
+    `forward` takes up to `most`. `constants` are those of `cloister.export.lower.lower`; `progress`
+    is called with the name of each stage (see `cloister.export.write.STAGES`).
     """
     progress("pack")
     twin, delegates = _delegate(decoder, chunk)
     progress("trace")
-    traced = trace(twin, attention, chunk)
-    return lower(
-        traced, XNNPACK.registered, delegates.payloads, delegates.store, constants, progress
-    )
+    score = trace(twin, attention, chunk)
+    forward = score if most == chunk else trace(twin, attention, most)
+    return lower((forward, score), XNNPACK.registered, delegates.payloads, delegates.store,
+                 constants, progress)
 
 
 def attention(
