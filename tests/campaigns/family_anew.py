@@ -1,0 +1,135 @@
+"""Exports bundles anew out of their own programs: `python tests/campaigns/family_anew.py OUT`.
+
+A newer exporter wants the quantized checkpoint, and of the larger tiers that is not kept. But all of
+it lies in the program, to the bit. OUT/quantized/TIER is read back out of it, OUT/family/TIER.cloister
+is exported from there, and the logits of both programs are compared. What was evaluated stays in the
+receipt, with the distance of the new program from the one that was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloister import pipeline
+from cloister.bundle import Bundle, rewrite_receipt
+from cloister.evaluate.divergence import compare
+from cloister.export import check
+from cloister.export._executorch import read_program, schema
+from cloister.model.checkpoint import Checkpoint, Metadata, plan
+from cloister.model.recipe import Recipe
+from cloister.model.writer import CheckpointWriter
+from cloister.reference import checkpoint_path, requests_path
+from cloister.runtime.core import Core, Rows
+from cloister.runtime.program import load
+from cloister.tiers import Tier
+from cloister.tokenizer import Tokenizer
+
+RECORDS = Path(__file__).parents[2] / "sdk/cloister/reference/records"
+
+
+class Stored:
+    """The constants of a program, as bytes."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.program, base = read_program(file)
+        self.data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+        self.starts = [base + segment.offset for segment in self.program.segments]
+        self.named = {each.key: self.starts[each.segment_index] for each in self.program.named_data}
+
+    def embedding(self, place: int) -> int:
+        """Return where an argument of the embedding's operator begins."""
+        (plan,) = (each for each in self.program.execution_plan if each.name == "score")
+        for instruction in plan.chains[0].instructions:
+            call = instruction.instr_args
+            if isinstance(call, schema.KernelCall) and (
+                    "embedding" in plan.operators[call.op_index].name):
+                number: Any = plan.values[call.args[place]].val
+                held = self.program.constant_segment
+                return self.starts[held.segment_index] + held.offsets[number.data_buffer_idx]
+        raise AssertionError("the program looks up no embedding")
+
+    def tensor(self, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        count = torch.Size(shape).numel() * dtype.itemsize
+        return self.data[at:at + count].clone().view(dtype).view(shape)
+
+    def four_bits(self, at: int, shape: tuple[int, int], *, even_high: bool) -> torch.Tensor:
+        """Undo `cloister_kernels.reference.pack_4bit`, or `pack_4bit_embedding`."""
+        packed = self.data[at:at + shape[0] * shape[1] // 2].view(shape[0], -1)
+        halves = (packed >> 4, packed & 15) if even_high else (packed & 15, packed >> 4)
+        return (torch.stack(halves, dim=-1).view(shape).to(torch.int8) - 8).contiguous()
+
+
+def read_back(bundle: Bundle, out: Path) -> Checkpoint:
+    """Write the quantized checkpoint that a bundle of the family was made from."""
+    said, recipe = bundle.manifest, Recipe.parse(bundle.manifest.recipe)
+    like = Checkpoint.open(checkpoint_path("pro")).metadata
+    config = replace(like.config, shape=said.shape)
+    stored = Stored(bundle.path / said.programs[0].file)
+    record = json.loads((RECORDS / f"{said.name}.json").read_text("utf-8"))
+    metadata = Metadata(
+        name=said.name, config=config, recipe=said.recipe, bos=said.bos, eos=said.eos,
+        parent=record["training"]["checkpoint"])
+    tensors = plan(config, said.recipe)
+    with CheckpointWriter(out, tensors=tensors, metadata=metadata, tokenizer=bundle.tokenizer_path,
+                          template=bundle.template_path) as writer:
+        for name, (dtype, shape) in tensors.items():
+            owner, _, part = name.rpartition(".")
+            scheme = recipe.scheme_of(owner)
+            if owner == "embed.weight":
+                at = stored.embedding(0 if part == "q" else 1)
+            else:
+                at = stored.named[name]
+            if scheme is not None and part == "q" and scheme.bits == 4:
+                tensor = stored.four_bits(at, shape, even_high=owner == "embed.weight")
+            elif owner == "embed.weight" and part == "scale":
+                tensor = stored.tensor(at, torch.float32, shape).to(dtype)
+            else:
+                tensor = stored.tensor(at, dtype, shape)
+            writer.add(name, tensor)
+    return Checkpoint.open(out)
+
+
+def distance(one: Bundle, other: Bundle) -> dict[str, float | int]:
+    """Return how far the logits of two programs of the same weights are from each other."""
+    said = one.manifest
+    tokenizer = Tokenizer.from_files(one.tokenizer_path, one.template_path)
+    texts = check.conversations(tokenizer, said.context)
+    cores = [Core(load(each.path / each.manifest.programs[0].file, said.shape.layers, first="score"),
+                  name=said.name, context=said.context, chunk=said.prefill_chunk)
+             for each in (one, other)]
+
+    def score(core: Core, ids: list[int]) -> torch.Tensor:
+        core.truncate(0)
+        return core.extend(ids, Rows.ALL).clone()
+
+    return compare((score(cores[0], ids), score(cores[1], ids)) for ids in texts).to_dict()
+
+
+def main(out: Path) -> None:
+    requests = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
+    prompts = [(row["system"], row["prompt"]) for row in requests]
+    for folder in ("quantized", "family"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for tier in Tier:
+        before = Bundle.open(tier)
+        source = read_back(before, out / "quantized" / tier)
+        bundle = pipeline.export(source, out / "family" / f"{tier}.cloister", prompts=prompts)
+        found = distance(before, bundle)
+        receipt, earlier = bundle.receipt(), before.receipt()
+        rewrite_receipt(bundle, {**receipt, "evaluations": earlier["evaluations"], "evaluated": {
+            "program": before.manifest.files[before.manifest.programs[0].file].sha256,
+            "from_this_one": found}})
+        print(f"{tier}: {found['mean_kld']:.2g} nats from the program before, "
+              f"{found['top1']:.2%} the same likeliest token, golden rows "
+              f"{'the same' if bundle.golden() == before.golden() else 'others'}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
