@@ -1,9 +1,9 @@
 """Exports bundles anew out of their own programs: `python tests/campaigns/family_anew.py OUT`.
 
-A newer exporter wants the quantized checkpoint, and of the larger tiers that is not kept. But all of
-it lies in the program, to the bit. OUT/quantized/TIER is read back out of it, OUT/family/TIER.cloister
-is exported from there, and the logits of both programs are compared. What was evaluated stays in the
-receipt, with the distance of the new program from the one that was.
+A newer exporter wants the quantized checkpoint, and of the larger tiers that is not kept. But all
+of it lies in the program, to the bit: OUT/quantized/TIER is read back out of it, and
+OUT/family/TIER.cloister is exported from there. The logits of both programs are compared. What was
+evaluated stays in the receipt, with the distance of the new program from the one that was.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def distance(one: Bundle, other: Bundle) -> dict[str, float | int]:
     said = one.manifest
     tokenizer = Tokenizer.from_files(one.tokenizer_path, one.template_path)
     texts = check.conversations(tokenizer, said.context)
-    cores = [Core(load(each.path / each.manifest.programs[0].file, said.shape.layers, first="score"),
-                  name=said.name, context=said.context, chunk=said.prefill_chunk)
-             for each in (one, other)]
+    paths = [each.path / each.manifest.programs[0].file for each in (one, other)]
+    cores = [Core(load(path, said.shape.layers, first="score"), name=said.name,
+                  context=said.context, chunk=said.prefill_chunk) for path in paths]
 
     def score(core: Core, ids: list[int]) -> torch.Tensor:
         core.truncate(0)
@@ -126,9 +126,10 @@ def main(out: Path) -> None:
         rewrite_receipt(bundle, {**receipt, "evaluations": earlier["evaluations"], "evaluated": {
             "program": before.manifest.files[before.manifest.programs[0].file].sha256,
             "from_this_one": found}})
+        rows = [[(row.prompt, row.tokens) for row in each.golden()] for each in (before, bundle)]
         print(f"{tier}: {found['mean_kld']:.2g} nats from the program before, "
-              f"{found['top1']:.2%} the same likeliest token, golden rows "
-              f"{'the same' if bundle.golden() == before.golden() else 'others'}", flush=True)
+              f"{found['top1']:.2%} the same likeliest token, golden answers "
+              f"{'the same' if rows[0] == rows[1] else 'others'}", flush=True)
 
 
 if __name__ == "__main__":
