@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cloister.errors import SettingError
 
-__all__ = ["BACKENDS", "XNNPACK", "Backend", "backend"]
+__all__ = ["BACKENDS", "COREML", "FURTHER", "NEVER_RUN", "VULKAN", "XNNPACK", "Backend", "backend"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,16 @@ XNNPACK = Backend(
     operator_abi=1,
     methods=("forward", "score"),
 )
-BACKENDS = {each.name: each for each in (XNNPACK,)}
+BACKENDS = {each.name: each for each in (XNNPACK,)}  # that export runs what it makes on
+
+NEVER_RUN = "exported, never run here"
+"""What manifest, receipt and display say of a program for a backend that no test of ours has."""
+
+COREML = Backend(
+    name="coreml", registered="CoreMLBackend", libraries=(), operator_abi=1, methods=("forward",))
+VULKAN = Backend(
+    name="vulkan", registered="VulkanBackend", libraries=(), operator_abi=1, methods=("forward",))
+FURTHER = {each.name: each for each in (COREML, VULKAN)}  # of which a bundle may hold programs
 
 
 def backend(name: str) -> Backend:

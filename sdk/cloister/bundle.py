@@ -87,7 +87,7 @@ class Bundle(Summary):
         for entry in said.programs:
             yield f"program for {entry.backend}", (
                 f"{entry.weight_bytes:,} bytes, and {entry.kv_bytes + entry.arena_bytes:,} of KV "
-                "buffers and activations")
+                f"buffers and activations{f'; {entry.note}' if entry.note else ''}")
         yield "ExecuTorch", said.executorch
         yield "checkpoint", said.parent
 
@@ -141,7 +141,8 @@ class Bundle(Summary):
             if runs_here(entry):
                 return entry
         names = ", ".join(
-            f"{entry.backend} (operators {entry.operator_abi})" for entry in self.manifest.programs
+            f"{entry.backend} ({entry.note or f'operators {entry.operator_abi}'})"
+            for entry in self.manifest.programs
         )
         raise IncompatibleProgram(
             f"Bundle {self.path.name} has programs for {names} only, and none of these runs on "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import guard
+from cloister.backend import FURTHER
 from cloister.commands.start import explained
 from cloister.embed import platforms as embedding
 from cloister.errors import CloisterError, InvalidText, place_of
@@ -204,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", "make a bundle of a quantized checkpoint, checked against it")
     export.add_argument("source", type=Path, metavar="CKPT")
     export.add_argument("--backend", default="xnnpack", help="(default: %(default)s)")
+    export.add_argument("--also", action="append", default=[], choices=list(FURTHER),
+                        help="a further program, which is never run here; repeatable")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")

@@ -32,6 +32,7 @@ class ProgramEntry(Record, frozen=True):
     weight_bytes: Whole
     kv_bytes: Whole  # for the whole context
     arena_bytes: Whole  # activations planned by the exporter
+    note: Label | None = None  # what a reader must know: `cloister.backend.NEVER_RUN`
 
 
 class FileEntry(Record, frozen=True):
@@ -142,7 +143,7 @@ class Manifest(Record, frozen=True):
         yield from (self.name, self.recipe, self.executorch, *self.modalities)
         yield self.prompt_format_reason or ""
         for program in self.programs:
-            yield from (program.file, program.backend, *program.methods)
+            yield from (program.file, program.backend, *program.methods, program.note or "")
 
 
 def _need(condition: bool, complaint: str) -> None:

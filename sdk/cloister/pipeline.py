@@ -11,7 +11,7 @@ from cloister import prompt_format
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, CloisterError, ExportMismatch, IncompatibleProgram
 from cloister.evaluate.divergence import compare
-from cloister.export import check, golden, parts, phone, write
+from cloister.export import check, further, golden, parts, phone, write
 from cloister.export.constants import prove_constants
 from cloister.export.instrument import instrument
 from cloister.export.streamed import streamed
@@ -45,7 +45,7 @@ def export(
     source: Checkpoint | str | Path,
     out: str | Path,
     *,
-    backend: str = "xnnpack",
+    backends: Sequence[str] = ("xnnpack",),
     chunk: int = write.DEFAULT_CHUNK,
     prompts: Sequence[tuple[str | None, str]] = (),
     gate: Callable[[Path], None] | None = None,
@@ -59,7 +59,7 @@ def export(
     the finished bundle before it takes its place, and refuses it by raising.
 
     The unquantized checkpoint that the source was made from is read for the report where it lies
-    beside the source.
+    beside the source. All `backends` but the first give further programs, which are never run here.
 
     Raises:
         GateFailed: what `gate` raises.
@@ -73,9 +73,11 @@ def export(
     tokenizer = Tokenizer.from_files(source.tokenizer_path, source.template_path, metadata)
     tokenizer.check_vocabulary(shape.vocab_size)
     chunk = min(chunk, shape.context)
+    backend, *also = backends
+    further.check_names(also)
     size = sum(path.stat().st_size for path in source.path.iterdir())
     # The check needs a copy of the program for a while.
-    with bundles.writer(out, size_bytes=2 * size, replace=replace) as directory:
+    with bundles.writer(out, size_bytes=(2 + len(also)) * size, replace=replace) as directory:
         progress("read")
         entry = write.program(
             source.load(), metadata, directory, backend=backend, chunk=chunk, progress=progress
@@ -100,7 +102,8 @@ def export(
             raise ExportMismatch(
                 f"With XNNPACK's weights cache on, as phones have it, the program fails "
                 f"({failing}); nothing was written, report it.")
-        _finish(directory, source, tokenizer, entry, chunk, report)
+        made = _further(source, tokenizer, directory, also, chunk, progress)
+        _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
             gate(directory)
     bundle = Bundle.open(out)
@@ -151,6 +154,10 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
             "golden_tokens": sum(len(row.tokens) for row in rows),
             "as_on_phones": True,
             "prompt_format": said is not None,
+            "programs": {
+                entry.backend: "golden prompts" if entry.backend == engine.backend
+                else f"sha256 only; {entry.note or 'not run'}"
+                for entry in bundle.manifest.programs},
         },
         "receipt": bundle.receipt(),
     }
@@ -192,6 +199,21 @@ def _check(
     ), again[-1]
 
 
+def _further(
+    source: Checkpoint, tokenizer: Tokenizer, directory: Path, names: Sequence[str], chunk: int,
+    progress: Progress,
+) -> list[tuple[ProgramEntry, dict[str, object]]]:
+    """Write the programs for the backends called `names`; return their entries and receipts."""
+    shape, made = source.metadata.config.shape, []
+    for name in names:
+        progress(name)
+        texts = check.conversations(tokenizer, shape.context, further.TOKENS)
+        made.append(further.program(
+            source, directory, name, chunk=chunk, ids=check.distinct(texts, shape.vocab_size),
+            compare=compare))
+    return made
+
+
 def _parent_beside(source: Checkpoint) -> Checkpoint | None:
     """Return the checkpoint in the same folder as `source` that it was quantized from, if any."""
     shape = source.metadata.config.shape
@@ -208,7 +230,8 @@ def _parent_beside(source: Checkpoint) -> Checkpoint | None:
 
 
 def _finish(
-    directory: Path, source: Checkpoint, tokenizer: Tokenizer, entry: ProgramEntry, chunk: int,
+    directory: Path, source: Checkpoint, tokenizer: Tokenizer,
+    programs: Sequence[tuple[ProgramEntry, dict[str, object]]], chunk: int,
     report: check.CheckReport,
 ) -> None:
     """Put receipt and the checkpoint's own files beside the program, and write the manifest."""
@@ -220,6 +243,7 @@ def _finish(
             "checkpoint": source.identity, "recipe": source.metadata.recipe,
             "origin": None if origin is None else origin.to_dict(),
         },
+        "further_programs": [said for _, said in programs if said],
         "phone_tokenizer": {
             "reason": phone.complaint(source.tokenizer_path, tokenizer, golden.PROMPTS)},
     })
@@ -229,8 +253,9 @@ def _finish(
     said, reason = prompt_format.derive(tokenizer, source.path)
     bundles.finish(directory, functools.partial(
         Manifest, format=FORMAT, name=metadata.name, shape=shape, context=shape.context,
-        prefill_chunk=chunk, recipe=metadata.recipe or "", programs=(entry,),
-        executorch=write.release(), bos=metadata.bos, eos=metadata.eos,
+        prefill_chunk=chunk, recipe=metadata.recipe or "",
+        programs=tuple(entry for entry, _ in programs), executorch=write.release(),
+        bos=metadata.bos, eos=metadata.eos,
         special_tokens=metadata.special_tokens,
         special_ids=prompt_format.special_ids(source.path), prompt_format=said,
         prompt_format_reason=reason, modalities=("text",), parent=source.identity,

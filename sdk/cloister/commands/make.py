@@ -44,6 +44,7 @@ class Export(Options):
     source: Path
     output: Path
     backend: str
+    also: Sequence[str]
     chunk: int
     gate: str | None
     gate_data: Path | None
@@ -135,8 +136,8 @@ def export(args: Export) -> Record:
             from cloister import pipeline
 
             record = exported(pipeline.export(
-                source, args.output, backend=args.backend, chunk=args.chunk, gate=gate,
-                replace=args.force, progress=progress))
+                source, args.output, backends=(args.backend, *args.also), chunk=args.chunk,
+                gate=gate, replace=args.force, progress=progress))
     if not args.json:
         show_receipt(record)
     return record
@@ -150,6 +151,7 @@ def exported(bundle: Bundle) -> Record:
         "bundle": bundle.path.name, "model_id": bundle.model_id(manifest.programs[0]),
         "size_bytes": manifest.size_bytes,
         **bundle.report.to_dict(),
+        "further_programs": bundle.receipt()["further_programs"],
         "phone_tokenizer": bundle.receipt()["phone_tokenizer"],
     }
 
@@ -207,6 +209,9 @@ def show_receipt(record: Record) -> None:
             ("same most likely token as it", f"{program['top1']:.2%}"),
             ("... of the checkpoint", f"{eager['top1']:.2%}"),
         ]
+    for each in record["further_programs"]:
+        rows.append((f"program for {each['backend']}", f"{each['note']}; its graph "
+                     f"{each['graph_against_checkpoint']['mean_kld']:.2g} nats"))
     rows.append(("bundle", display.bytes_text(record["size_bytes"])))
     display.table(f"{record['bundle']}: the program against its checkpoint", ("", "measured"), rows)
     if reason := record["phone_tokenizer"]["reason"]:

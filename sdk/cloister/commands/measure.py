@@ -118,6 +118,7 @@ def verify(args: Verify) -> Record:
             ("golden prompts answered alike", str(checks["golden_prompts"])),
             ("golden tokens", str(checks["golden_tokens"])),
             ("the same with XNNPACK's weights cache on, as on phones", "yes"),
+            *((f"program for {name}", said) for name, said in checks["programs"].items()),
             ("model id", str(result["model_id"])[:16] + "..."),
         ])
     return {"ok": True, **result}

@@ -5,10 +5,13 @@ The names are those of executorch 1.4.1; a newer release is tried here first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 # Defines quantized_decomposed::embedding_byte and ::embedding_4bit.
 import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401
+import torch
 from executorch import exir
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
@@ -30,9 +33,12 @@ from executorch.exir.passes import MemoryPlanningPass
 
 # Registers llama::update_cache and llama::custom_sdpa.
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+from torchao.quantization import quant_primitives  # noqa: F401  # registers dequantize_affine
+
+from cloister.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import BinaryIO
 
     from torch.export import ExportedProgram
@@ -42,8 +48,10 @@ __all__ = [
     "ExecutorchProgramManager",
     "LoweredBackendModule",
     "NamedDataStore",
+    "dequantize",
     "executorch_call_delegate",
     "exir_ops",
+    "partition",
     "read_program",
     "schema",
     "serialize_xnnpack_binary",
@@ -56,6 +64,8 @@ __all__ = [
 
 _SEGMENT_ALIGNMENT = 4096  # bytes; a multiple of the 128 that ExecuTorch itself writes by
 _CONFIG = exir.EdgeCompileConfig(_check_ir_validity=False)
+
+dequantize = torch.ops.torchao.dequantize_affine
 
 
 def to_edge(methods: Mapping[str, ExportedProgram]) -> exir.EdgeProgramManager:
@@ -75,6 +85,57 @@ def to_program(
         ),
         emit_mutable_buffer_names=True,
     ))
+
+
+def partition(
+    traced: ExportedProgram, backend: str, constants: Mapping[str, object]
+) -> ExecutorchProgramManager:
+    """Build the program whose delegates have what the partitioner of `backend` takes of `traced`.
+
+    Raises:
+        ExportError: the backend's exporter is not installed.
+    """
+    with _hushed(), torch.no_grad():
+        edge = exir.to_edge_transform_and_lower(
+            traced, partitioner=[_PARTITIONERS[backend]()], constant_methods=dict(constants),
+            compile_config=exir.EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True))
+        return edge.to_executorch()
+
+
+def _coreml() -> Any:  # untyped, like all of ExecuTorch
+    try:
+        import coremltools
+        from executorch.backends.apple.coreml.compiler import CoreMLBackend
+        from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+    except ImportError as error:
+        raise ExportError(
+            "A Core ML program is made by the package coremltools, which cannot be imported here; "
+            "install it (`pip install coremltools==9.0`) or leave out --also coreml.") from error
+    return CoreMLPartitioner(compile_specs=CoreMLBackend.generate_compile_specs(
+        minimum_deployment_target=coremltools.target.iOS18))  # the first with state and int4 groups
+
+
+def _vulkan() -> Any:  # untyped, like all of ExecuTorch
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    return VulkanPartitioner()
+
+
+_PARTITIONERS = {"coreml": _coreml, "vulkan": _vulkan}
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what the partitioners log to themselves, and Python's root logger as it was."""
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    level, handlers = root.level, list(root.handlers)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        root.setLevel(level)  # vulkan_partitioner.py of 1.4.1 sets it when it is imported
+        root.handlers[:] = handlers
 
 
 def read_program(file: BinaryIO) -> tuple[schema.Program, int]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["DEFAULT_CHUNK", "STAGES", "longest", "program", "release"]
+__all__ = ["DEFAULT_CHUNK", "STAGES", "constants", "longest", "program", "release"]
 
 _LOWERINGS = {backends.XNNPACK.name: xnnpack.program}
 DEFAULT_CHUNK = 128  # tokens
@@ -51,6 +51,24 @@ def longest(config: ModelConfig, chunk: int) -> int:
     return shape.context if a_token * shape.context <= _PLANNED_BYTES else chunk
 
 
+def constants(metadata: Metadata, most: int) -> dict[str, object]:
+    """Return what ExecuTorch's own C++ TextLLMRunner reads (extension/llm/runner/constants.h)."""
+    shape = metadata.config.shape
+    found: dict[str, object] = {
+        "get_max_seq_len": most,
+        "get_max_context_len": shape.context,
+        "get_vocab_size": shape.vocab_size,
+        "get_eos_ids": list(metadata.eos),
+        "use_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+    # The text runner takes its tokenizer's begin token in any case (llm_runner_helper.cpp in 1.4);
+    # others read the program's, and without one begin with none.
+    if metadata.bos is not None:
+        found["get_bos_id"] = metadata.bos
+    return found
+
+
 def program(
     decoder: Decoder, metadata: Metadata, directory: Path, *, backend: str = "xnnpack",
     chunk: int = DEFAULT_CHUNK, progress: Progress = silent
@@ -71,20 +89,8 @@ def program(
             f"Checkpoint {metadata.name} is not quantized; run `cloister quantize` first."
         )
     most = longest(metadata.config, chunk)
-    # What ExecuTorch's own C++ TextLLMRunner reads (extension/llm/runner/constants.h).
-    constants: dict[str, object] = {
-        "get_max_seq_len": most,
-        "get_max_context_len": shape.context,
-        "get_vocab_size": shape.vocab_size,
-        "get_eos_ids": list(metadata.eos),
-        "use_kv_cache": True,
-        "enable_dynamic_shape": True,
-    }
-    # The text runner takes its tokenizer's begin token in any case (llm_runner_helper.cpp in 1.4);
-    # others read the program's, and without one begin with none.
-    if metadata.bos is not None:
-        constants["get_bos_id"] = metadata.bos
-    manager = _LOWERINGS[chosen.name](decoder, chunk, most, constants, progress)
+    manager = _LOWERINGS[chosen.name](
+        decoder, chunk, most, constants(metadata, most), progress)
     progress("write")
     path = directory / f"program.{chosen.name}.pte"
     with path.open("wb") as file:

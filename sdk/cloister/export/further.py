@@ -1,0 +1,80 @@
+"""Further programs of a bundle, for backends that are not on the machine that exports.
+
+What is measured is the graph that a backend is given; the program was never run, and its entry and
+its part of the receipt say so.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from cloister.backend import COREML, FURTHER, NEVER_RUN
+from cloister.errors import ExportMismatch, SettingError
+from cloister.export import check, write
+from cloister.export.backends import partitioned
+from cloister.manifest import ProgramEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cloister.model.checkpoint import Checkpoint
+
+__all__ = ["TOKENS", "check_names", "program"]
+
+TOKENS = 64  # that the graph is compared on, one call each
+BOUND = 0.1  # nats a token: activations are not rounded, those of the checkpoint are
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise SettingError unless `names` are further backends, each once."""
+    for name in names:
+        if name not in FURTHER or names.count(name) > 1:
+            raise SettingError(
+                f"A bundle holds no further program for {name!r}, or not twice; choose of "
+                f"{', '.join(FURTHER)}.")
+
+
+def program(
+    source: Checkpoint, directory: Path, backend: str, *, chunk: int, ids: list[int],
+    compare: check.Compare,
+) -> tuple[ProgramEntry, dict[str, object]]:
+    """Write the program for `backend` into `directory`; return its entry and its receipt.
+
+    Raises:
+        ExportError: the backend's exporter is not installed, or the graph is not the checkpoint's.
+    """
+    metadata, shape = source.metadata, source.metadata.config.shape
+    chunk, ids = partitioned.chunk_of(backend, chunk), ids[:TOKENS]
+    reading = check.Reading(source.load(), [ids])
+    traced = partitioned.trace(source.load(), chunk)
+    found = check.measure(
+        functools.partial(partitioned.score, traced), [ids], reading, compare,
+    ).program_from_checkpoint
+    if not found.mean_kld <= BOUND:
+        raise ExportMismatch(
+            f"The graph for {backend} is {found.mean_kld:.2g} nats a token from the checkpoint, "
+            f"the bound is {BOUND}; nothing was written, report it.")
+    manager = partitioned.lower(traced, backend, {
+        **write.constants(metadata, chunk), "enable_dynamic_shape": chunk > 1})
+    path = directory / f"program.{backend}.pte"
+    with path.open("wb") as file:
+        manager.write_to_file(file)
+    delegates, outside = partitioned.outside(manager)
+    planned = sum(manager.executorch_program.execution_plan[0].non_const_buffer_sizes)
+    kv_bytes = shape.context * shape.kv_bytes_per_token()
+    if backend == COREML.name:  # whose states are of 16 bits, and its own
+        kv_bytes, arena_bytes = kv_bytes // 2, planned
+    else:
+        arena_bytes = planned - kv_bytes
+    chosen = FURTHER[backend]
+    return ProgramEntry(
+        file=path.name, backend=backend, methods=chosen.methods, note=NEVER_RUN,
+        operator_abi=chosen.operator_abi, weight_bytes=path.stat().st_size, kv_bytes=kv_bytes,
+        arena_bytes=arena_bytes,
+    ), {
+        "backend": backend, "note": NEVER_RUN, "delegate_calls": delegates,
+        "operators_outside": outside, "tokens_a_call": chunk,
+        "graph_against_checkpoint": {**found.to_dict(), "histogram": dict(found.histogram)},
+    }
