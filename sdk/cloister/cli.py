@@ -279,6 +279,13 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--bundle", type=Path, help="a bundle of yours")
     bench.add_argument("--random", action="store_true",
                        help="random weights, for --shape (the only kind there is)")
+    bench.add_argument("--device-class", action="store_true",
+                       help="whether --bundle starts in what an app may take on phones, and what "
+                            "it takes")
+    bench.add_argument("--instructions", type=Path, metavar="FILE",
+                       help="counts of tests/campaigns/phone/budget.py, beside --device-class")
+    bench.add_argument("--record", action="store_true",
+                       help="write what --device-class finds into the bundle's receipt")
     bench.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)
     bench.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
     return parser

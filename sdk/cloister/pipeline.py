@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from cloister.bundle import Golden
     from cloister.manifest import ProgramEntry
     from cloister.progress import Progress
     from cloister.settings import Settings
@@ -88,13 +89,7 @@ def export(
         parts.prove_forward(program.forward, run)
         progress("golden")
         core = Core(program, name=metadata.name, context=shape.context, chunk=chunk)
-        laid_out = (
-            check.lay_out(tokenizer, system, prompt)
-            for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS))
-        rows = golden.rows(
-            (ids for ids in laid_out if len(ids) < shape.context),
-            functools.partial(_answer, core), metadata.eos,
-        )
+        rows = _golden(core, tokenizer, prompts, metadata.eos)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
         failing = as_on_phones.complaint(directory / entry.file, shape.layers, rows, chunk)
@@ -197,6 +192,18 @@ def _check(
         parts=len(gaps), worst=worst, constants_bytes=constants_bytes, divergences=divergences,
         parent=source.metadata.parent,
     ), again[-1]
+
+
+def _golden(
+    core: Core, tokenizer: Tokenizer, prompts: Sequence[tuple[str | None, str]],
+    eos: tuple[int, ...],
+) -> list[Golden]:
+    laid_out = (
+        check.lay_out(tokenizer, system, prompt)
+        for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS))
+    return golden.rows(
+        (ids for ids in laid_out if len(ids) < core.context),
+        functools.partial(_answer, core), eos)
 
 
 def _further(

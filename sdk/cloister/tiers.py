@@ -16,7 +16,14 @@ from enum import StrEnum
 
 from cloister.errors import SettingError
 
-__all__ = ["Ladder", "Scale", "Shape", "Tier", "ladder"]
+__all__ = ["DEVICES", "Ladder", "Scale", "Shape", "Tier", "ladder"]
+
+_GIB = 2**30
+DEVICES = {
+    "phone 4 GB": 2 * _GIB, "phone 6 GB": 3 * _GIB, "phone 8 GB": 4 * _GIB, "phone 12 GB": 6 * _GIB,
+    "laptop 16 GB": 12 * _GIB, "desktop 64 GB": 56 * _GIB,
+}
+"""What a foreground app may take on a common device: about half of a phone's memory."""
 
 
 class Tier(StrEnum):

@@ -10,7 +10,7 @@ from cloister import display, reference
 from cloister.commands.options import Options, Record, check_data
 from cloister.errors import SettingError
 from cloister.runtime.memory import PROCESS_BYTES, available_bytes
-from cloister.tiers import Scale, Tier, ladder
+from cloister.tiers import DEVICES, Scale, Tier, ladder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from cloister.corpus import Example, Split
 
 __all__ = ["Bench", "Eval", "Tiers", "Verify", "bench", "eval_", "tiers", "verify"]
-
-_GIB = 2**30
-# What a foreground app may take on a common device: about half of a phone's memory.
-_DEVICES = (
-    ("phone 4 GB", 2 * _GIB), ("phone 8 GB", 4 * _GIB), ("phone 12 GB", 6 * _GIB),
-    ("laptop 16 GB", 12 * _GIB), ("desktop 64 GB", 56 * _GIB),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +42,9 @@ class Bench(Options):
     shape: Tier | None
     bundle: Path | None
     random: bool
+    device_class: bool
+    instructions: Path | None
+    record: bool
     size: Scale
     recipe: str
 
@@ -82,7 +78,7 @@ def tiers(args: Tiers) -> Record:
             "tier": str(tier), "parameters": shape.parameters,
             "four_bit_bytes": shape.weight_bytes(), "kv_bytes_per_token": kv,
             "context": context, "memory_bytes": need, "fits_this_machine": need <= here,
-            "fits": [name for name, budget in _DEVICES if need <= budget],
+            "fits": [name for name, budget in DEVICES.items() if need <= budget],
         })
     if not args.json:
         display.table(
@@ -128,6 +124,10 @@ def bench(args: Bench) -> Record:
     """Measure speed and memory."""
     if args.shape is not None and not args.random:
         raise SettingError("--shape has random weights only; add --random to say so.")
+    if args.device_class:
+        return _device_classes(args)
+    if args.record or args.instructions is not None:
+        raise SettingError("Only what --device-class finds is recorded; add it.")
     with display.quiet(args.debug) as console:
         from cloister import bench as benching
 
@@ -145,6 +145,34 @@ def bench(args: Bench) -> Record:
             for name, value in _flat(record)
         ])
     return record
+
+
+def _device_classes(args: Bench) -> Record:
+    """Measure a bundle under what an app may take on phones."""
+    if args.bundle is None:
+        raise SettingError("--device-class takes a bundle; name one with --bundle.")
+    from cloister import device_class
+    from cloister.bundle import Bundle
+    from cloister.settings import Settings
+
+    bundle = Bundle.open(args.bundle)
+    counted = None if args.instructions is None else device_class.instructions(
+        bundle, args.instructions)
+    with display.quiet(args.debug) as console, console.status("starting under limits"):
+        record = device_class.measure(bundle, Settings.from_environment(), debug=args.debug)
+    if counted is not None:
+        record["instructions_per_token"] = counted
+    if args.record:
+        device_class.write(bundle, record)
+    if not args.json:
+        display.table(
+            f"{args.bundle.name} in {record['process']} on {record['measured_on']}",
+            ("device", "an app may take", "loads", "peak", "cold start here", "faults a token"),
+            [device_class.cells(row) for row in record["classes"]])
+        for name, processor in (counted or {}).get("processors", {}).items():
+            display.show(f"{name}, emulated: {processor['mean']:,.0f} instructions a token, "
+                         f"repeats {processor['spread']:.1e} apart")
+    return {"bundle": args.bundle.name, **record}
 
 
 def eval_(args: Eval) -> Record:

@@ -60,21 +60,25 @@ def test_a_snapshot_of_a_picture_is_refused(engine: FakeEngine) -> None:
         engine.snapshot()
 
 
+def enough(bundle: Bundle) -> int:
+    return memory.required_bytes(bundle.manifest.programs[0], bundle.manifest.shape)
+
+
 def test_too_little_memory_is_refused_with_both_numbers(bundle: Bundle) -> None:
-    with pytest.raises(NotEnoughMemory, match=r"GB and 0\.00 GB"):
-        FakeEngine(bundle.path, available_bytes=2999)
-    FakeEngine(bundle.path, available_bytes=3000)
+    with pytest.raises(NotEnoughMemory, match=r"GB and 0\.03 GB"):
+        FakeEngine(bundle.path, available_bytes=enough(bundle) - 1)
+    FakeEngine(bundle.path, available_bytes=enough(bundle))
 
 
 def test_memory_for_scoring_is_asked_for_once(bundle: Bundle) -> None:
-    engine = FakeEngine(bundle.path, available_bytes=3000)
+    engine = FakeEngine(bundle.path, available_bytes=enough(bundle))
     list(score(engine, [1, 2, 3], 0))
     engine._available = 10  # as after the second method took its share
     assert sum(len(rows) for rows in score(engine, [1, 2, 3], 0)) == 3
 
 
 def test_scoring_is_refused_where_a_second_copy_does_not_fit(bundle: Bundle) -> None:
-    engine = FakeEngine(bundle.path, available_bytes=3000)
+    engine = FakeEngine(bundle.path, available_bytes=enough(bundle))
     engine._available = 10
     with pytest.raises(NotEnoughMemory):
         engine.extend([1, 2, 3], Rows.ALL)
