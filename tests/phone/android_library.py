@@ -22,6 +22,8 @@ from pathlib import Path
 
 from tests.phone.golden import Spoken
 
+from cloister.bundle import Bundle
+
 PACKAGE = "react-native-executorch@0.9.3"
 MEMBER = "package/third-party/android/libs/executorch/x86_64/libexecutorch.so"
 SHA256 = "2fd1d48f45259a73a12cd8ec4aa42fffa70f27d383254b86576c899eb1d59e57"
@@ -56,18 +58,20 @@ def build(folder: Path) -> Path:
     return folder / "runner"
 
 
-def answers(runner: Path, program: Path, tokenizer: Path, asked: Sequence[Spoken],
-            load: str) -> list[str]:
-    """Return what the runner says to every prompt; fewer where it fails.
+def answers(runner: Path, bundle: Bundle, asked: Sequence[Spoken], load: str,
+            program: Path | None = None) -> list[str]:
+    """Return what the runner says to every prompt, by a bundle's program or another.
 
     Raises:
-        ChildProcessError: it was ended by a signal, which is named.
+        ChildProcessError: a signal ended it, or it gave up; which is said.
     """
+    program = program or bundle.path / bundle.manifest.programs[0].file
     done = subprocess.run(
-        [runner, program, tokenizer, load], capture_output=True, timeout=300,
-        input="".join(f"{each.tokens}\0{each.prompt}\0" for each in asked).encode())
-    if done.returncode < 0:
-        raise ChildProcessError(signal.Signals(-done.returncode).name)
+        [runner, program, bundle.tokenizer_path, load], capture_output=True, timeout=300,
+        input="".join(f"{row.tokens}\0{row.prompt}\0" for row in asked).encode())
+    if done.returncode:
+        raise ChildProcessError(signal.Signals(-done.returncode).name if done.returncode < 0
+                                else f"exit code {done.returncode}")
     return done.stdout.decode(errors="replace").split("\0")[:-1]
 
 
