@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tokenizers
@@ -20,12 +21,27 @@ class Spoken:
 
 def spoken(bundle: Bundle) -> list[Spoken]:
     """Return the golden answers whose prompts the tokenizer reads back as the ids they were."""
+    rows = [(row.prompt, row.tokens) for row in bundle.golden()]
+    return _spoken(bundle, rows)
+
+
+def continuations(bundle: Bundle) -> list[Spoken]:
+    """Return each token of the golden answers, after a prompt that has those before it.
+
+    Where rounding moves the most likely token, one difference ends an answer and not its rest.
+    """
+    return _spoken(bundle, [
+        ((*row.prompt, *row.tokens[:at]), row.tokens[at:at + 1])
+        for row in bundle.golden() for at in range(len(row.tokens))])
+
+
+def _spoken(bundle: Bundle, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Spoken]:
     plain = tokenizers.Tokenizer.from_file(str(bundle.tokenizer_path))
     plain.no_truncation()
     found = []
-    for row in bundle.golden():
+    for ids, tokens in rows:
         prompt, answer = (
-            plain.decode(list(ids), skip_special_tokens=False) for ids in (row.prompt, row.tokens))
-        if tuple(plain.encode(prompt, add_special_tokens=False).ids) == row.prompt:
-            found.append(Spoken(prompt, answer, len(row.tokens)))
+            plain.decode(list(each), skip_special_tokens=False) for each in (ids, tokens))
+        if plain.encode(prompt, add_special_tokens=False).ids == list(ids):
+            found.append(Spoken(prompt, answer, len(tokens)))
     return found
