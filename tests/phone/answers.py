@@ -1,0 +1,85 @@
+"""How much of a bundle's golden answers a wheel of ExecuTorch gives, with the weights cache on.
+
+`rows` asks in a process of an interpreter, which may be one of another processor. That process
+needs torch, executorch, tokenizers, msgspec and platformdirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.phone.golden import spoken
+
+from cloister.bundle import Bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(path: Path, where: str, interpreter: Sequence[str] = (sys.executable,),
+         environment: Mapping[str, str] | None = None) -> Iterator[tuple[str, str, str, str]]:
+    """Return rows of the campaign's table for the bundle in `path`."""
+    environment = environment or os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*interpreter, "-m", __name__, path], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        said = dict.fromkeys(("our loop", "teacher-forced", "stock runner"),
+                             f"exit code {done.returncode}: {done.stderr.strip()[-200:]}")
+    else:
+        said = json.loads(done.stdout.splitlines()[-1])
+    name = Bundle.open(path).manifest.name
+    for how in ("our loop", "stock runner"):
+        yield f"golden answers of {name}", f"{where}, {how}", said[how], "run"
+    yield (f"tokens of golden answers of {name}, teacher-forced", f"{where}, our loop",
+           said["teacher-forced"], "run")
+
+
+def by_our_loop(bundle: Bundle) -> tuple[str, str]:
+    """Return how many answers are the same, and how many tokens where those before are given."""
+    import torch
+
+    from cloister.runtime import _executorch
+
+    _executorch.share_weights()
+    program = _executorch.load(bundle.path / bundle.manifest.programs[0].file,
+                               bundle.manifest.shape.layers)
+    chunk, answers, tokens, golden = bundle.manifest.prefill_chunk, 0, 0, bundle.golden()
+    for row in golden:
+        ids_T, end = torch.tensor([row.prompt + row.tokens[:-1]]), len(row.prompt)
+        ends = [0, *range(chunk, end, chunk), *range(end, ids_T.shape[1] + 1)]
+        found = [int(program.forward(ids_T[:, first:last].contiguous(), first).argmax())
+                 for first, last in zip(ends, ends[1:], strict=False)][-len(row.tokens):]
+        answers += tuple(found) == row.tokens
+        tokens += sum(map(int.__eq__, found, row.tokens))
+    return f"{answers} of {len(golden)}", f"{tokens} of {sum(len(row.tokens) for row in golden)}"
+
+
+def by_the_stock_runner(bundle: Bundle) -> str:
+    """Return how many answers are the same, as texts."""
+    # Its package imports transformers, for a type of pictures (executorch 1.4.1).
+    unused = types.ModuleType("transformers.feature_extraction_utils")
+    unused.BatchFeature = object  # type: ignore[attr-defined]
+    sys.modules |= {"transformers": types.ModuleType("transformers"), unused.__name__: unused}
+    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+    program, asked, same = bundle.path / bundle.manifest.programs[0].file, spoken(bundle), 0
+    runner = TextLLMRunner(str(program), str(bundle.tokenizer_path))
+    for row in asked:
+        config = GenerationConfig(max_new_tokens=row.tokens, temperature=0.0, echo=False)
+        pieces = list[str]()
+        runner.generate(row.prompt, config, token_callback=pieces.append)
+        runner.reset()
+        same += "".join(pieces) == row.answer
+    return f"{same} of {len(asked)}"
+
+
+if __name__ == "__main__":
+    opened = Bundle.open(Path(sys.argv[1]))
+    ours, forced = by_our_loop(opened)
+    print("\n" + json.dumps({"our loop": ours, "teacher-forced": forced,
+                             "stock runner": by_the_stock_runner(opened)}))
