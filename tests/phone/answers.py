@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from tests.phone.golden import spoken
@@ -53,7 +54,7 @@ def by_our_loop(bundle: Bundle) -> tuple[str, str]:
         ids_T, end = torch.tensor([row.prompt + row.tokens[:-1]]), len(row.prompt)
         ends = [0, *range(chunk, end, chunk), *range(end, ids_T.shape[1] + 1)]
         found = [int(program.forward(ids_T[:, first:last].contiguous(), first).argmax())
-                 for first, last in zip(ends, ends[1:], strict=False)][-len(row.tokens):]
+                 for first, last in pairwise(ends)][-len(row.tokens):]
         answers += tuple(found) == row.tokens
         tokens += sum(map(int.__eq__, found, row.tokens))
     return f"{answers} of {len(golden)}", f"{tokens} of {sum(len(row.tokens) for row in golden)}"

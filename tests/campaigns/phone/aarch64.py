@@ -80,8 +80,8 @@ def stand_in(folder: Path) -> None:
     def symbols(kind: str, files: Sequence[Path]) -> set[tuple[str, str]]:
         listed = subprocess.run(["nm", "-D", f"--{kind}-only", *files], capture_output=True,
                                 text=True, check=False).stdout  # the static linker's are refused
-        found = re.findall(r" ([A-TX-Z]) ([^@\n]+)(?:@+(\S+))?$", listed, re.MULTILINE)
-        return {(name, at) for letter, name, at in found if (letter == "U") is (kind != "defined")}
+        found = re.findall(r" (\w) ([^@\s]+)(?:@+(\S+))?$", listed, re.MULTILINE)
+        return {(name, at) for letter, name, at in found if letter not in "wv"}  # weak and nowhere
 
     site, root = folder / "site", folder / "root"
     wheels = [*site.glob("torch/**/*.so*"), *site.glob("executorch/**/*.so")]
@@ -101,7 +101,8 @@ def stand_in(folder: Path) -> None:
         for names in versions.values() for name in names) + "mov x0, #0\nret\n")
     (missing / "none.map").write_text("".join(
         f"{at} {{ {'; '.join(names)}; }};\n" for at, names in versions.items() if at))
-    subprocess.run("clang-19 --target=aarch64-linux-gnu -nostdlib -shared -fuse-ld=lld none.s "
-                   "-Wl,--version-script=none.map -o none.so".split(), cwd=missing, check=True)
+    subprocess.run(["clang-19", "--target=aarch64-linux-gnu", "-nostdlib", "-shared",
+                    "-fuse-ld=lld", "none.s", "-Wl,--version-script=none.map", "-o", "none.so"],
+                   cwd=missing, check=True)
     for name in needed - {file.name for file in (*wheels, *system)}:
         (missing / name).symlink_to("none.so")
