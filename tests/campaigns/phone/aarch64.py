@@ -35,6 +35,8 @@ def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
     if lacking := [tool for tool in TOOLS if not shutil.which(tool)]:
         yield "golden answers", "aarch64", f"not run: there is no {', '.join(lacking)}", "run"
         return
+    said = subprocess.run(["qemu-aarch64-static", "--version"], capture_output=True, text=True)
+    qemu = said.stdout.split()[2]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(os.environ.get("CLOISTER_TEST_CACHE") or temporary, "aarch64").absolute()
         if not (folder / "missing").is_dir():
@@ -46,7 +48,8 @@ def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
             "CLOISTER_HOME": temporary}
         for path in bundles:
             for processor, has in PROCESSORS.items():
-                where = f"aarch64 wheel {version('executorch')}, {processor} ({has}), emulated"
+                where = (f"aarch64 wheel {version('executorch')}, {processor} with {has}, "
+                         f"emulated by QEMU {qemu}")
                 emulator = ("qemu-aarch64-static", "-cpu", processor)
                 yield from answers.rows(
                     path.absolute(), where, (*emulator, f"{folder}/root/usr/bin/python3.11"),
