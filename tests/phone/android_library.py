@@ -78,7 +78,9 @@ def answers(runner: Path, bundle: Bundle, asked: Sequence[Spoken], load: str,
 def fetched() -> bytes:
     """Return the library as npm's package has it, kept in CLOISTER_TEST_CACHE where that is set."""
     kept = os.environ.get("CLOISTER_TEST_CACHE")
-    with tempfile.TemporaryDirectory() as work:
+    if kept:
+        Path(kept).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept) as work:
         file = Path(kept or work, f"{PACKAGE}-x86_64.so")
         if not file.is_file():
             subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=work, check=True, timeout=540,
@@ -87,8 +89,8 @@ def fetched() -> bytes:
             with tarfile.open(packed) as archive:
                 found = archive.extractfile(MEMBER)
                 assert found is not None
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(found.read())
+                Path(work, "library").write_bytes(found.read())
+            Path(work, "library").replace(file)  # whole: another process may look for it
         library = file.read_bytes()
     assert hashlib.sha256(library).hexdigest() == SHA256, f"{file} is not what was recorded"
     return library
@@ -98,8 +100,8 @@ def for_debian(library: bytes) -> bytes:
     """Return it without the names of Android's libraries and the versions of their symbols.
 
     What it asks of them is then looked for in whatever its program has loaded, when it is first
-    called: the 27 names of fbjni never are. That binding writes into a table which the library
-    has made read-only after loading (RELRO), so that goes as well.
+    called: the 27 names of fbjni never are. Of a name without version glibc has the oldest. Binding
+    that late writes into a table which is read-only after loading (RELRO), so that goes as well.
     """
     needed, flags, versions = {1}, {30, 0x6FFFFFFB}, {0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF}
     dynamic, relro, none = 2, 0x6474E552, 0

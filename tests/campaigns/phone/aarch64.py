@@ -39,7 +39,7 @@ def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
     qemu = said.stdout.split()[2]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(os.environ.get("CLOISTER_TEST_CACHE") or temporary, "aarch64").absolute()
-        if not (folder / "missing").is_dir():
+        if not (folder / "missing" / "none.so").is_file():
             install(folder)
         environment = {
             "QEMU_LD_PREFIX": f"{folder}/root", "LD_LIBRARY_PATH": f"{folder}/missing",
