@@ -30,7 +30,6 @@ SHA256 = "2fd1d48f45259a73a12cd8ec4aa42fffa70f27d383254b86576c899eb1d59e57"
 LOADS = ("file", "mapped")
 _NAME = "libexecutorch_jni.so"  # its own name for itself
 _LIBCXX = Path("/usr/lib/llvm-19/include/c++/v1")
-_SOURCES = Path(__file__).parent / "bionic"
 
 
 def missing() -> str:
@@ -43,14 +42,15 @@ def missing() -> str:
 
 def build(folder: Path) -> Path:
     """Return the runner, built in `folder`, where the library goes, too."""
+    shutil.copytree(Path(__file__).parent / "bionic", folder, dirs_exist_ok=True)
     (folder / _NAME).write_bytes(for_debian(fetched()))
     site = (_LIBCXX / "__config_site").read_text()
     (folder / "__config_site").write_text(
         site.replace("_LIBCPP_ABI_NAMESPACE __1", "_LIBCPP_ABI_NAMESPACE __ndk1"))
     for command in (
-        f"clang-19 -O1 -shared -fPIC {_SOURCES}/shim.c -o libshim.so",
+        "clang-19 -O1 -shared -fPIC shim.c -o libshim.so",
         f"clang++-19 -std=c++17 -O1 -fno-exceptions -nostdinc++ -isystem . -isystem {_LIBCXX}"
-        f" -c {_SOURCES}/runner.cpp -o runner.o",
+        " -c runner.cpp -o runner.o",
         "clang++-19 -nostdlib++ runner.o -o runner -L. -lshim -lexecutorch_jni -lm"
         " -Wl,-rpath,$ORIGIN,--allow-shlib-undefined",
     ):
