@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tests.phone.golden import spoken
+from tests.phone.golden import same, spoken
 
 from cloister.bundle import Bundle
 
@@ -49,15 +49,15 @@ def by_our_loop(bundle: Bundle) -> tuple[str, str]:
     _executorch.share_weights()
     program = _executorch.load(bundle.path / bundle.manifest.programs[0].file,
                                bundle.manifest.shape.layers)
-    chunk, answers, tokens, golden = bundle.manifest.prefill_chunk, 0, 0, bundle.golden()
+    chunk, right, tokens, golden = bundle.manifest.prefill_chunk, list[bool](), 0, bundle.golden()
     for row in golden:
         ids_T, end = torch.tensor([row.prompt + row.tokens[:-1]]), len(row.prompt)
         ends = [0, *range(chunk, end, chunk), *range(end, ids_T.shape[1] + 1)]
         found = [int(program.forward(ids_T[:, first:last].contiguous(), first).argmax())
                  for first, last in pairwise(ends)][-len(row.tokens):]
-        answers += tuple(found) == row.tokens
+        right.append(tuple(found) == row.tokens)
         tokens += sum(map(int.__eq__, found, row.tokens))
-    return f"{answers} of {len(golden)}", f"{tokens} of {sum(len(row.tokens) for row in golden)}"
+    return same(golden, right), f"{tokens} of {sum(len(row.tokens) for row in golden)}"
 
 
 def by_the_stock_runner(bundle: Bundle) -> str:
@@ -68,15 +68,16 @@ def by_the_stock_runner(bundle: Bundle) -> str:
     sys.modules |= {"transformers": types.ModuleType("transformers"), unused.__name__: unused}
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
-    program, asked, same = bundle.path / bundle.manifest.programs[0].file, spoken(bundle), 0
+    program, asked = bundle.path / bundle.manifest.programs[0].file, spoken(bundle)
+    right = list[bool]()
     runner = TextLLMRunner(str(program), str(bundle.tokenizer_path))
     for row in asked:
         config = GenerationConfig(max_new_tokens=row.tokens, temperature=0.0, echo=False)
         pieces = list[str]()
         runner.generate(row.prompt, config, token_callback=pieces.append)
         runner.reset()
-        same += "".join(pieces) == row.answer
-    return f"{same} of {len(asked)}"
+        right.append("".join(pieces) == row.answer)
+    return same(asked, right)
 
 
 if __name__ == "__main__":

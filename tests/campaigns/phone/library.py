@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.phone import android_library
-from tests.phone.golden import Spoken, continuations, spoken
+from tests.phone.golden import Spoken, continuations, same, spoken
 from tests.phone.test_android_library import OLD
 
 from cloister.bundle import Bundle
@@ -46,5 +46,4 @@ def _same(runner: Path, bundle: Bundle, asked: Sequence[Spoken], load: str,
         said = android_library.answers(runner, bundle, asked, load, program)
     except ChildProcessError as error:
         return str(error)
-    same = sum(row.answer == text for row, text in zip(asked, said, strict=True))
-    return f"{same} of {len(asked)}"
+    return same(asked, [row.answer == text for row, text in zip(asked, said, strict=True)])
