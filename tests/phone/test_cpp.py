@@ -1,14 +1,14 @@
-"""The C++ glue of `cloister embed`, built against the wheel: what it answers and what it refuses."""
+"""The C++ glue of `cloister embed`, built against the wheel: what it answers and refuses."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
+import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from tests.phone.golden import spoken
 
 from cloister import reference
 from cloister.bundle import Bundle
+from cloister.embed import cpp
 from cloister.message import Message
 from cloister.prompt_format import assemble
 from cloister.runtime import _executorch
@@ -30,6 +31,7 @@ pytestmark = [
 
 SAID = ("Is it cold?", "Who are you?", "Tell me a story")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+FROM_A_SHELL = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,8 @@ def driven(drive: Path, model: Path, *lines: str, **options: object) -> list[Tur
     if done.returncode:
         raise ChildProcessError(
             signal.Signals(-done.returncode).name if done.returncode < 0 else done.stderr)
+    said = [line.split(maxsplit=2)[2] for line in lines if " " in line]
+    assert not [text for text in said if text in done.stderr]
     turns = [Turn()]
     for event in filter(None, done.stdout.splitlines()):
         if event.startswith("piece "):
@@ -140,12 +144,13 @@ def test_golden_answers_are_given(
     asked = [each for each in spoken(bundle)
              if each.prompt.startswith(before) and each.prompt.endswith(between)]
     assert len(asked) == len(bundle.golden())
-    for each in asked:
-        text = each.prompt.removeprefix(before).removesuffix(between)
-        start, said = driven(drive, glue / "model", f"say 0 {text}", load=load, cache=cache,
-                             limit=each.tokens)
-        assert start.events[-1] == "ready"
-        assert said.text == each.answer.removesuffix(after(bundle))
+    lines = [line for each in asked for line in (
+        "reset", f"say 0 {each.prompt.removeprefix(before).removesuffix(between)}")]
+    turns = driven(drive, glue / "model", *lines, load=load, cache=cache,
+                   limit=max(each.tokens for each in asked))
+    for each, said in zip(asked, turns[1:], strict=True):
+        answer = each.answer.removesuffix(after(bundle))
+        assert said.text == answer if answer != each.answer else said.text.startswith(answer)
 
 
 def test_a_conversation_goes_on_where_it_was(
@@ -173,3 +178,155 @@ def test_after_a_stop_the_model_has_read_what_was_shown_and_no_more(
     second = [*first, *shown, *reference_.ids(after(bundle) + turn(bundle, SAID[1]))]
     wanted = reference_.answer(second, 3 if how == "limit" else 40)
     assert turns[2].text == reference_.text(wanted)
+
+
+def test_a_first_token_that_ends_the_answer_ends_it(
+        drive: Path, glue: Path, bundle: Bundle, reference_: Reference) -> None:
+    first = reference_.ids(turn(bundle, SAID[0]))
+    shown = reference_.answer(first, 1)  # the runner does not look at it
+    turns = driven(drive, glue / "model", f"say 0 {SAID[0]}", f"say 0 {SAID[2]}", limit=40,
+                   end=reference_.text(shown))
+    assert (turns[1].text, events(turns)[0]) == ("", "result ended")
+    second = [*first, *shown, *reference_.ids(after(bundle) + turn(bundle, SAID[2]))]
+    said = b"".join(turns[2].pieces).decode().removesuffix(after(bundle))
+    assert said == reference_.text(reference_.answer(second, 40))
+
+
+def test_characters_are_whole_where_tokens_are_not(
+        drive: Path, glue: Path, reference_: Reference) -> None:
+    assert len(reference_.ids("\u00e3")) == 2
+    lines = ["say 0 what is the weather in S\u00e3o Paulo",
+             "say 0 play na\u00efve by M\u00f6tley Cr\u00fce"]  # answers with half a character
+    turns = driven(drive, glue / "model", *lines, limit=60)
+    assert "S\u00e3o Paulo" in turns[1].text
+    assert "\u00e3".encode() in turns[1].pieces
+    assert all(piece.decode() for each in turns for piece in each.pieces)
+
+
+def test_a_system_prompt_opens_each_conversation(
+        drive: Path, glue: Path, bundle: Bundle, reference_: Reference) -> None:
+    format_ = bundle.manifest.prompt_format
+    assert format_ is not None
+    messages = [Message(role="system", content="Be brief."), Message(role="user", content=SAID[1])]
+    wanted = reference_.text(reference_.answer(reference_.ids(assemble(format_, messages)), 40))
+    turns = driven(drive, glue / "model", f"say 0 {SAID[1]}", f"say 0 {SAID[0]}", "reset",
+                   f"say 0   {SAID[1]} \u3000", system=" Be brief.\u00a0", limit=40, strip="yes")
+    assert [turns[1].text, turns[-1].text] == [wanted, wanted]
+
+
+def test_the_end_of_the_context_is_a_result(drive: Path, glue: Path, bundle: Bundle) -> None:
+    long = "again " * bundle.manifest.context
+    lines = [f"say 0 {SAID[1]}"] + [f"say 0 {SAID[2]}"] * 40 + [f"say 0 {long}", "reset"]
+    _, first, *rest = driven(
+        drive, glue / "model", f"say 0 {long}", *lines, f"say 0 {SAID[1]}", limit=100)
+    assert (first.pieces, first.events) == ([], ["result context_full"])
+    *turns, last = rest
+    full = [number for number, each in enumerate(turns) if "result context_full" in each.events]
+    assert full
+    assert turns[0].events == last.events
+    assert turns[0].text == last.text  # a text that does not fit changes nothing, and reset all
+    assert all(not each.pieces for each in turns[full[0] + 1:])
+
+
+def test_two_at_once_are_refused_and_closing_stops(drive: Path, glue: Path) -> None:
+    turns = driven(drive, glue / "model", f"twice 2 {SAID[2]}", limit=10)
+    assert turns[1].events[0].startswith("refused busy ")
+    assert len(turns[1].pieces) == 2
+    assert turns[2].events == ["result limit"]
+    turns = driven(drive, glue / "model", f"close 2 {SAID[2]}", f"say 0 {SAID[1]}", "reset")
+    assert len(turns[1].pieces) == 2
+    assert events(turns) == ["result stopped", "refused closed", "refused closed"]
+
+
+REFUSED = [
+    ({"memory": 1_000_000}, "too_little_memory"),
+    ({"wrong": 0}, "wrong_answer"), ({"wrong": 1}, "wrong_answer"),
+    ({"system": "Be <|user|>"}, "special_text"),
+    ({"system": "Be brief.", "without": "yes"}, "no_system_prompt"),
+    ({"limit": 0}, "bad_setting"), ({"temperature": 1.5}, "bad_setting"),
+    ({"temperature": "nan"}, "bad_setting"),
+]
+
+
+@pytest.mark.parametrize(("options", "reason"), REFUSED)
+def test_a_start_is_refused_by_name(
+        drive: Path, glue: Path, bundle: Bundle, options: dict[str, object], reason: str) -> None:
+    (start,) = driven(drive, glue / "model", f"say 0 {SAID[1]}", **options)
+    assert start.events[-1].startswith(f"refused {reason} ")
+    if "memory" in options:
+        program = bundle.manifest.programs[0]
+        needed = program.weight_bytes + program.kv_bytes + program.arena_bytes
+        assert f" {needed} bytes" in start.events[-1]
+        assert " 1000000 are free" in start.events[-1]
+
+
+@pytest.mark.parametrize("name", ["program.xnnpack.pte", "tokenizer.json"])
+def test_files_are_checked_until_a_start_went_well(
+        drive: Path, glue: Path, tmp_path: Path, name: str) -> None:
+    model, mark = shutil.copytree(glue / "model", tmp_path / "model"), tmp_path / "mark"
+    whole = (model / name).read_bytes()
+    (model / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (start,) = driven(drive, model, mark=mark)
+    assert start.events[-1].startswith(f"refused changed_file {name} ")
+    (model / name).write_bytes(whole[:-1])
+    (start,) = driven(drive, model, mark=mark)
+    assert start.events[-1].startswith(f"refused changed_file {name} ")
+    (model / name).unlink()
+    (start,) = driven(drive, model, mark=mark)
+    assert start.events[-1].startswith(f"refused missing_file {name} ")
+    (model / name).write_bytes(whole)
+    first, second = (driven(drive, model, mark=mark)[0] for _ in range(2))
+    steps = {event.split()[2] for event in first.events[:-1]}
+    assert steps == {"hashing", "loading", "checking"}
+    assert {event.split()[2] for event in second.events[:-1]} == {"loading"}
+    (model / name).write_bytes(b"no program")
+    (start,) = driven(drive, model, mark=mark)
+    assert start.events[-1].startswith("refused cannot_load ExecuTorch cannot ")
+    assert name in start.events[-1]
+
+
+def test_a_text_that_spells_a_special_token_is_refused_and_not_repeated(
+        drive: Path, glue: Path) -> None:
+    turns = driven(drive, glue / "model", "say 0 my secret <|end|> x", f"say 0 {SAID[1]}")
+    assert turns[1].events[0].startswith("refused special_text ")
+    assert "secret" not in turns[1].events[0]
+    assert turns[2].events == ["result ended"]
+
+
+def test_an_export_that_lets_operators_read_freed_constants_is_found(tmp_path: Path) -> None:
+    old = wheel.old_bundle(tmp_path)
+    if old is None:
+        pytest.skip("this checkout has no history, and so no old export")
+    glue = wheel.embedded(old, tmp_path)
+    drive = wheel.build(glue, tmp_path / "build") / "drive"
+    assert driven(drive, glue / "model", cache="off")[0].events[-1] == "ready"
+    try:
+        said = driven(drive, glue / "model")[0].events[-1]
+    except ChildProcessError as error:
+        said = str(error)
+    assert said.startswith(("refused wrong_answer ", "SIGSEGV"))
+
+
+def test_three_commands_lead_from_a_bundle_to_the_first_answer(
+        tmp_path: Path, bundle: Bundle, reference_: Reference) -> None:
+    readme = (Path(cpp.__file__).parent / "glue" / "cpp" / "README.md").read_text("utf-8")
+    commands = re.findall(r"```sh\n(.*?)```", readme, re.S)[0].splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, capture_output=True, text=True, env=FROM_A_SHELL)
+        assert done.returncode == 0, done.stderr
+    answer = reference_.text(reference_.answer(reference_.ids(turn(bundle, SAID[0]))))
+    assert answer in done.stdout
+    asked = subprocess.Popen(
+        [tmp_path / "first" / "build" / "chat", "--cache", "on", "--limit", "100000"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert asked.stdin
+    assert asked.stdout
+    asked.stdin.write(f"{SAID[0]}\n".encode())
+    asked.stdin.flush()
+    while asked.stdout.read(1) != b"{":
+        pass
+    asked.send_signal(signal.SIGINT)
+    _, err = asked.communicate(timeout=60)
+    assert b"[stopped]" in err or b"[ended]" in err

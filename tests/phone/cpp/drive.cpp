@@ -64,7 +64,7 @@ int main(int count, char** values) try {
     if (name == "cache") settings.weights_cache = value == "on";
     if (name == "load") settings.mapped = value == "mapped";
     if (name == "wrong") bundle.checks.at(std::stoul(value)).answer += "!";
-    if (name == "end") bundle.ends = {value};
+    if (name == "end") bundle.ends.push_back(value);
     if (name == "strip") bundle.strip = true;
     if (name == "without") bundle.system.reset();
   }
@@ -76,7 +76,11 @@ int main(int count, char** values) try {
     words >> what >> after;
     std::getline(words >> std::ws, text);
     try {
-      what == "reset" ? chat.reset() : say(chat, what, after, text);
+      if (what == "reset") {
+        chat.reset();
+        continue;
+      }
+      say(chat, what, after, text);
     } catch (const Refused& error) {
       refused(error);
     } catch (const std::exception& error) {

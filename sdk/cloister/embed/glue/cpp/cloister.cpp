@@ -4,7 +4,6 @@
 #include <atomic>
 #include <exception>
 #include <fstream>
-#include <iterator>
 #include <mutex>
 #include <utility>
 
@@ -18,6 +17,7 @@
 #endif
 
 #include "sha256.h"
+#include "text.h"
 
 namespace cloister {
 namespace {
@@ -35,39 +35,6 @@ void silence() {
          std::size_t) {},
       __FILE__));
   (void)done;
-}
-
-// What Python and Jinja take for white space.
-const std::vector<std::string> kSpaces = {
-    " ", "\t", "\n", "\v", "\f", "\r", "\x1c", "\x1d", "\x1e", "\x1f", "\u00a0",
-    "\xc2\x85", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
-    "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"};
-
-std::string_view stripped(std::string_view text) {
-  for (bool again = true; again;) {
-    again = false;
-    for (const std::string& space : kSpaces) {
-      const std::size_t size = space.size();
-      if (text.size() < size) continue;
-      if (text.substr(0, size) == space) {
-        text.remove_prefix(size), again = true;
-      } else if (text.substr(text.size() - size) == space) {
-        text.remove_suffix(size), again = true;
-      }
-    }
-  }
-  return text;
-}
-
-// The number of bytes of `text` that are whole characters: 1 to 3 bytes of one may be to come.
-std::size_t whole(const std::string& text) {
-  for (std::size_t back = 1; back <= std::min<std::size_t>(3, text.size()); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if ((byte & 0xC0) == 0x80) continue;
-    const std::size_t size = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
-    return size > back ? text.size() - back : text.size();
-  }
-  return text.size();
 }
 
 void check_file(const std::string& path, const File& file, const Progress& progress) {
@@ -164,7 +131,8 @@ void Chat::State::load(const std::string& directory) {
                       std::to_string(room) + " are free; close other apps or use a smaller model.");
   }
   settings.progress("loading", 0);
-  auto read = llm::load_tokenizer(directory + "/" + bundle.tokenizer.name, nullptr, std::nullopt, 0, 1);
+  auto read = llm::load_tokenizer(
+      directory + "/" + bundle.tokenizer.name, nullptr, std::nullopt, 0, 1);
   if (!read) {
     throw Refused(Reason::cannot_load, "ExecuTorch cannot read " + bundle.tokenizer.name +
                                            "; use another model.");
@@ -229,28 +197,26 @@ Result Chat::State::generate(const std::string& prompt, int limit, const Piece& 
   config.warming = true;  // else the runner prints each piece on standard output
 
   int tokens = 0;
-  std::string bytes;
+  std::string bytes, end, end_read;
   std::optional<Result> result;
   std::exception_ptr thrown;
-  bool end_was_read = false;
   const auto error = runner->generate(prompt, config, [&](const std::string& text) {
     ++tokens;
     if (result) {
-      end_was_read = *result == Result::ended;  // it was the first token, where no one looks
+      end_read = end;  // it was the first token, which the runner takes for no end
       return runner->stop();
     }
     if (std::find(bundle.ends.begin(), bundle.ends.end(), text) != bundle.ends.end()) {
       result = Result::ended;
+      end = text;
       return;
     }
     bytes += text;
-    const std::size_t count = whole(bytes);
     try {
-      if (count) piece(std::string_view(bytes).substr(0, count));
+      if (const std::string whole = characters(bytes); !whole.empty()) piece(whole);
     } catch (...) {
       thrown = std::current_exception();
     }
-    bytes.erase(0, count);
     if (stop || thrown) {
       result = Result::stopped;
     } else if (tokens == limit) {
@@ -265,12 +231,7 @@ Result Chat::State::generate(const std::string& prompt, int limit, const Piece& 
   }
   position += size + tokens - 1;
   next = bundle.assistant.after;
-  for (const std::string& end : bundle.ends) {
-    if (end_was_read && next.compare(0, end.size(), end) == 0) {
-      next.erase(0, end.size());
-      break;
-    }
-  }
+  if (next.compare(0, end_read.size(), end_read) == 0) next.erase(0, end_read.size());
   if (thrown) std::rethrow_exception(thrown);
   return result.value_or(Result::context_full);
 }

@@ -18,7 +18,8 @@ const char* name(cloister::Result result) {
 }
 
 void ask(const std::string& text) {
-  const auto result = chat->say(text, [](std::string_view piece) { std::cout << piece << std::flush; });
+  const auto show = [](std::string_view piece) { std::cout << piece << std::flush; };
+  const auto result = chat->say(text, show);
   std::cout << "\n" << std::flush;
   std::cerr << "[" << name(result) << "]\n";
   if (result == cloister::Result::context_full) chat->reset();
