@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import tokenizers
 import torch
-from tests.phone import wheel
-from tests.phone.golden import spoken
+from tests.phone import cpp_glue
+from tests.phone.cpp_glue import ENVIRONMENT, LOADS, Turn, driven, golden
 
 from cloister import reference
 from cloister.bundle import Bundle
@@ -26,11 +25,10 @@ from cloister.runtime import _executorch
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(wheel.missing()), reason=f"this machine lacks {wheel.missing()}"),
+    pytest.mark.skipif(bool(cpp_glue.missing()), reason=f"this machine lacks {cpp_glue.missing()}"),
 ]
 
 SAID = ("Is it cold?", "Who are you?", "Tell me a story")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 FROM_A_SHELL = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -41,49 +39,12 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def glue(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
-    return wheel.embedded(bundle, tmp_path_factory.mktemp("cpp"))
+    return cpp_glue.embedded(bundle, tmp_path_factory.mktemp("cpp"))
 
 
 @pytest.fixture(scope="module")
 def drive(glue: Path) -> Path:
-    return wheel.build(glue, glue.parent / "build") / "drive"
-
-
-@dataclass
-class Turn:
-    """What came of a line: the pieces of the answer, and how it ended or what was refused."""
-
-    pieces: list[bytes] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.decode() for piece in self.pieces)  # each is whole characters
-
-
-def driven(drive: Path, model: Path, *lines: str, **options: object) -> list[Turn]:
-    """Return what came of the start, and of each line that was said.
-
-    Raises:
-        ChildProcessError: the process did not end well; the signal's name, or the code.
-    """
-    words = [str(word) for pair in {"directory": model, **options}.items() for word in pair]
-    done = subprocess.run([drive, *words], input="\n".join(lines), text=True, capture_output=True,
-                          env=ENVIRONMENT)
-    if done.returncode:
-        raise ChildProcessError(
-            signal.Signals(-done.returncode).name if done.returncode < 0 else done.stderr)
-    said = [line.split(maxsplit=2)[2] for line in lines if " " in line]
-    assert not [text for text in said if text in done.stderr]
-    turns = [Turn()]
-    for event in filter(None, done.stdout.splitlines()):
-        if event.startswith("piece "):
-            turns[-1].pieces.append(bytes(map(int, event.split()[1].rstrip(",").split(","))))
-            continue
-        turns[-1].events.append(event)
-        if event.split()[0] in ("ready", "result", "thrown", "refused"):
-            turns.append(Turn())
-    return turns[:-1]
+    return cpp_glue.build(glue, glue.parent / "build") / "drive"
 
 
 class Reference:
@@ -136,21 +97,12 @@ def events(turns: list[Turn]) -> list[str]:
     return [" ".join(each.events[-1].split()[:2]) for each in turns[1:]]
 
 
-@pytest.mark.parametrize("load", ["mapped", "file"])
+@pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("cache", ["on", "off"])
 def test_golden_answers_are_given(
         drive: Path, glue: Path, bundle: Bundle, load: str, cache: str) -> None:
-    before, between = turn(bundle, "\0").split("\0")
-    asked = [each for each in spoken(bundle)
-             if each.prompt.startswith(before) and each.prompt.endswith(between)]
-    assert len(asked) == len(bundle.golden())
-    lines = [line for each in asked for line in (
-        "reset", f"say 0 {each.prompt.removeprefix(before).removesuffix(between)}")]
-    turns = driven(drive, glue / "model", *lines, load=load, cache=cache,
-                   limit=max(each.tokens for each in asked))
-    for each, said in zip(asked, turns[1:], strict=True):
-        answer = each.answer.removesuffix(after(bundle))
-        assert said.text == answer if answer != each.answer else said.text.startswith(answer)
+    same, asked = golden(drive, glue, bundle, load=load, cache=cache)
+    assert same == asked == len(bundle.golden())
 
 
 def test_a_conversation_goes_on_where_it_was(
@@ -285,6 +237,15 @@ def test_files_are_checked_until_a_start_went_well(
     assert name in start.events[-1]
 
 
+def test_sanitizers_find_nothing(glue: Path, tmp_path: Path) -> None:
+    drive = cpp_glue.build(glue, tmp_path, cpp_glue.SANITIZED) / "drive"
+    lines = ["say 0 play na\u00efve by M\u00f6tley", "say 0 <|end|>", f"stop 3 {SAID[2]}", "reset",
+             f"throw 2 {SAID[2]}", f"twice 2 {SAID[2]}", "say 0 " + "again " * 2000,
+             f"close 1 {SAID[2]}", f"say 0 {SAID[1]}"]
+    turns = driven(drive, glue / "model", *lines, limit=40)
+    assert events(turns)[-2:] == ["result stopped", "refused closed"]
+
+
 def test_a_text_that_spells_a_special_token_is_refused_and_not_repeated(
         drive: Path, glue: Path) -> None:
     turns = driven(drive, glue / "model", "say 0 my secret <|end|> x", f"say 0 {SAID[1]}")
@@ -294,11 +255,11 @@ def test_a_text_that_spells_a_special_token_is_refused_and_not_repeated(
 
 
 def test_an_export_that_lets_operators_read_freed_constants_is_found(tmp_path: Path) -> None:
-    old = wheel.old_bundle(tmp_path)
+    old = cpp_glue.old_bundle(tmp_path)
     if old is None:
         pytest.skip("this checkout has no history, and so no old export")
-    glue = wheel.embedded(old, tmp_path)
-    drive = wheel.build(glue, tmp_path / "build") / "drive"
+    glue = cpp_glue.embedded(old, tmp_path)
+    drive = cpp_glue.build(glue, tmp_path / "build") / "drive"
     assert driven(drive, glue / "model", cache="off")[0].events[-1] == "ready"
     try:
         said = driven(drive, glue / "model")[0].events[-1]

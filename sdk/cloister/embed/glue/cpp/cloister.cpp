@@ -72,12 +72,12 @@ std::uint64_t available_bytes() {
 struct Chat::State {
   const Bundle bundle;
   const Settings settings;
-  std::unique_ptr<llm::TextLLMRunner> runner;  // owns the tokenizer
+  std::unique_ptr<llm::TextLLMRunner> runner{};  // owns the tokenizer
   ::tokenizers::Tokenizer* tokenizer = nullptr;
-  std::string opening;  // of every conversation
-  std::string next;     // what the model has to read before the next text of the user
-  int position = 0;     // tokens in the KV cache
-  std::mutex mutex;     // of the two below
+  std::string opening{};  // of every conversation
+  std::string next{};     // what the model has to read before the next text of the user
+  int position = 0;       // tokens in the KV cache
+  std::mutex mutex{};     // of the two below
   bool busy = false, closed = false;
   std::atomic<bool> stop{false};
 

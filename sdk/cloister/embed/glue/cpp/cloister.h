@@ -51,8 +51,7 @@ enum class Reason {
 
 // An error with a name. Its message says what to do, and holds nothing that the user typed.
 struct Refused : std::runtime_error {
-  Refused(Reason reason, const std::string& message)
-      : std::runtime_error(message), reason(reason) {}
+  Refused(Reason why, const std::string& message) : std::runtime_error(message), reason(why) {}
   Reason reason;
 };
 
