@@ -9,17 +9,24 @@ import shutil
 import subprocess
 import sys
 from base64 import b64decode
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cloister.bundle import Bundle
+from tokenizers import Tokenizer
+
+from cloister.bundle import Bundle, Golden
+from cloister.embed import android
 from cloister.embed.write import embed
 
-__all__ = ["Trial", "compiler", "compile_kotlin", "missing", "trial"]
+__all__ = ["ODD", "Trial", "compile_kotlin", "compiler", "missing", "trial"]
 
 HERE = Path(__file__).parent
 TRIAL = HERE / "kotlin"
-ROW = 0  # of golden.jsonl: what a trial asks
+MOST = 1024  # tokens of a context that is filled
+ODD = "a\"b\\f $x ${y} \t\n\r\f\x00 é 😀 \u2028 \\"
+HALVES = ("Ã", "©")  # the bytes C3 and A9, as byte-level BPE writes them
 Trial = dict[str, dict[str, str]]  # by scenario and name
 
 
@@ -57,18 +64,29 @@ def compile_kotlin(sources: list[Path], out: Path) -> None:
 
 
 def trial(bundle: Bundle, scratch: Path) -> Trial:
-    """Return what tests/phone/kotlin/Trial.kt prints about the glue with `bundle`."""
+    """Return what tests/phone/kotlin/Trial.kt prints about the glue with `bundle`.
+
+    A context that would take minutes to fill is not filled.
+    """
     out, split = scratch / "app", scratch / "split"
     facts = embed(bundle, "android", out)
     model = out / "model/src/main/assets"
     shutil.copytree(model, split)
-    tokenizer = split_characters(split / "tokenizer.json", bundle)
+    row = next(row for row in bundle.golden() if _splits(row))
+    tokenizer = split_characters(split / "tokenizer.json", row)
+    odd = android.constants(replace(facts, ends=(ODD,)))["Model.kt"]
+    (out / "Odd.kt").write_text(odd.replace("val MODEL", "val ODD"))
     compile_kotlin([*out.glob("*.kt"), *TRIAL.glob("*.kt")], scratch / "classes")
-    ask = _asked(bundle).removeprefix(facts.format.user.before)
+    prompt, answer = (text_of(bundle, ids) for ids in (row.prompt, row.tokens))
+    before, _, ask = prompt.removesuffix(
+        facts.format.user.after + facts.format.answer).rpartition(facts.format.user.before)
     properties = {
         "model": model, "split": split, "scratch": scratch, "splitSha256": tokenizer,
-        "runner": f"{sys.executable} -P -m tests.phone.runner",
-        "ask": ask.removesuffix(facts.format.user.after + facts.format.answer)}
+        "runner": f"{sys.executable} -P -m tests.phone.runner", "ask": ask,
+        "short": str(bundle.manifest.context > MOST).lower()}
+    if before and facts.format.system:
+        around = facts.format.system
+        properties["system"] = before.removeprefix(around.before).removesuffix(around.after)
     done = subprocess.run(
         ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
          *(f"-D{name}={value}" for name, value in properties.items()),
@@ -77,33 +95,36 @@ def trial(bundle: Bundle, scratch: Path) -> Trial:
         env={**os.environ, "PYTHONPATH": ":".join(filter(None, sys.path))})
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
-    found: Trial = defaultdict(dict)
+    found: Trial = defaultdict(dict, {"golden": {"answer": answer, "ask": ask}})
     for line in done.stdout.splitlines():
         scenario, name, value = line.split(" ")
         found[scenario][name] = b64decode(value).decode()
     return found
 
 
-def split_characters(path: Path, bundle: Bundle) -> str:
-    """Change the tokenizer so that the golden answer's first two tokens are the halves of an é.
+def split_characters(path: Path, row: Golden) -> str:
+    """Change the tokenizer so that the first two tokens of a golden answer are halves of an é.
 
     Return its new sha256.
     """
     record = json.loads(path.read_text("utf-8"))
     vocabulary = record["model"]["vocab"]
     names = {id_: name for name, id_ in vocabulary.items()}
-    tokens = bundle.golden()[ROW].tokens
-    for half, id_ in zip(("Ã", "©"), tokens, strict=False):  # bytes C3 and A9, as byte-level BPE
+    for half, id_ in zip(HALVES, row.tokens, strict=False):
         vocabulary[names[id_]], vocabulary[half] = vocabulary[half], id_
     path.write_text(json.dumps(record, ensure_ascii=False), "utf-8")
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _asked(bundle: Bundle) -> str:
-    from tokenizers import Tokenizer
-
+def text_of(bundle: Bundle, ids: Sequence[int]) -> str:
     plain = Tokenizer.from_file(str(bundle.tokenizer_path))
-    return str(plain.decode(list(bundle.golden()[ROW].prompt), skip_special_tokens=False))
+    return str(plain.decode(list(ids), skip_special_tokens=False))
+
+
+def _splits(row: Golden) -> bool:
+    """Whether its answer is long enough to be stopped, and begins with two tokens of its own."""
+    once = Counter((*row.prompt, *row.tokens))
+    return len(row.tokens) >= 8 and once[row.tokens[0]] == once[row.tokens[1]] == 1
 
 
 def _libraries() -> str:

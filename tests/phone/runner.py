@@ -52,7 +52,7 @@ def serve(asks: Any, says: Any) -> None:
         if what == "reset":
             runner.reset()
             continue
-        prompt, counts = b64decode(rest[1]).decode(), []
+        prompt, (seq_len, echo, temperature) = b64decode(rest[1]).decode(), rest[2:]
 
         def piece(text: str, runner: Any = runner) -> None:
             say("piece", b64encode(text.encode("utf-8", "surrogateescape")).decode())
@@ -60,12 +60,10 @@ def serve(asks: Any, says: Any) -> None:
                 runner.stop()
 
         config = llm.GenerationConfig(
-            seq_len=int(rest[2]), echo=rest[3] == "true", temperature=float(rest[4]))
+            seq_len=int(seq_len), echo=echo == "true", temperature=float(temperature))
         try:
-            runner.generate(
-                prompt, config, piece,
-                lambda stats: counts.extend((stats.num_prompt_tokens, stats.num_generated_tokens)))
-            say("done", *counts)
+            runner.generate(prompt, config, piece, lambda stats: say(
+                "done", stats.num_prompt_tokens, stats.num_generated_tokens))
         except RuntimeError as error:
             say("failed", b64encode(f"{error}: {prompt}".encode()).decode())
 

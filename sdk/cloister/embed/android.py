@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["MODEL", "constants", "files"]
 
 MODEL = "model/src/main/assets"  # where the bundle's files go: the assets of a pack
+_NOT_JSON = {"$": r"\$", "\f": r"\u000c"}  # what Kotlin's literals write in another way
 
 
 def files(facts: Facts) -> Sequence[ModelFile]:
@@ -57,7 +58,7 @@ val MODEL = Model(
 
 def _text(text: str) -> str:
     """Return the Kotlin literal of `text`, in ASCII."""
-    return json.dumps(text).replace("$", "\\$")
+    return '"' + "".join(_NOT_JSON.get(each, json.dumps(each)[1:-1]) for each in text) + '"'
 
 
 def _texts(texts: Iterable[str]) -> str:

@@ -19,6 +19,9 @@ private val directory = File(System.getProperty("model"))
 private val split = File(System.getProperty("split"))
 private val scratch = File(System.getProperty("scratch"))
 private val ask = System.getProperty("ask")  // what a golden row asks
+private val task: String? = System.getProperty("system")
+private val isShort = System.getProperty("short") == "true"  // fills no context
+private const val LIMIT = 64
 private var scenario = ""
 
 private fun note(name: String, value: Any?) = println(
@@ -36,7 +39,7 @@ private suspend fun refusal(action: suspend () -> Unit): String = try {
 private fun device(name: String = scenario) = Device(
     MODEL.executorch, 1L shl 40, File(scratch, name).apply { mkdirs() })
 
-private suspend fun open(model: Model = MODEL, from: File = directory, system: String? = null) =
+private suspend fun open(model: Model = MODEL, from: File = directory, system: String? = task) =
     Chat.open(model, from, device(), system)
 
 private class Said(val pieces: List<String>, val end: End?)
@@ -54,13 +57,16 @@ private fun note(said: Said, name: String = "") {
 
 /** What a fresh runner answers to a whole conversation. */
 private fun direct(text: String, from: File = directory): String {
-    val found = StringBuilder()
+    val found = mutableListOf<String>()
     LlmModule(File(from, MODEL.program.name).path, File(from, MODEL.tokenizer.name).path, 0f).use {
         it.generate(text, MODEL.context, object : LlmCallback {
-            override fun onResult(result: String) { found.append(result) }
+            override fun onResult(result: String) {
+                found += result
+                if (found.size > LIMIT) it.stop()
+            }
         }, false, 0f, 0, 0)
     }
-    return found.toString()
+    return found.joinToString("")
 }
 
 private fun prompts(action: () -> Unit): List<String> {
@@ -71,7 +77,7 @@ private fun prompts(action: () -> Unit): List<String> {
 
 private suspend fun streams() {
     val stages = mutableListOf<String>()
-    val chat = Chat.open(MODEL, directory, device()) { stage, part -> stages += "$stage $part" }
+    val chat = Chat.open(MODEL, directory, device(), task) { stage, part -> stages += "$stage $part" }
     note("stages", stages.map { it.substringBefore(" ") }.distinct().joinToString(" "))
     note("last", stages.last())
     val seen = CountDownLatch(1)
@@ -79,7 +85,7 @@ private suspend fun streams() {
     LlmModule.beforePiece = {
         if (++count == 2) note("streamed", seen.await(20, TimeUnit.SECONDS))
     }
-    val parts = chat.say(ask).onEach { seen.countDown() }.toList()
+    val parts = chat.say(ask, LIMIT).onEach { seen.countDown() }.toList()
     LlmModule.beforePiece = {}
     note(flowOf(*parts.toTypedArray()).said())
     note("again", prompts { runBlocking { open().close() } }.size)  // checks of a second start
@@ -92,10 +98,11 @@ private suspend fun goesOn(from: File, model: Model, limit: Int) {
     val first = chat.say(ask, limit).said()
     note(first)
     lateinit var second: Said
-    val sent = prompts { runBlocking { second = chat.say("Again?").said() } }.single()
+    val sent = prompts { runBlocking { second = chat.say("Again?", LIMIT).said() } }.single()
     note("sent", sent)
     val format = model.format
-    val whole = format.begin + format.user.before + ask + format.user.after + format.answer +
+    val opening = task?.let { format.system!!.before + it + format.system.after } ?: format.begin
+    val whole = opening + format.user.before + ask + format.user.after + format.answer +
         first.pieces.joinToString("") + format.assistant.after + format.user.before + "Again?" +
         format.user.after + format.answer
     note("second", second.pieces.joinToString(""))
@@ -108,7 +115,7 @@ private suspend fun stops() {
     val stopped = CountDownLatch(1)
     var count = 0
     LlmModule.beforePiece = { if (++count == 3) stopped.await(20, TimeUnit.SECONDS) }
-    val parts = chat.say(ask).withIndex().onEach { (place, _) ->
+    val parts = chat.say(ask, LIMIT).withIndex().onEach { (place, _) ->
         if (place == 1) {
             chat.stop()
             stopped.countDown()
@@ -116,8 +123,8 @@ private suspend fun stops() {
     }.map { it.value }.toList()
     LlmModule.beforePiece = {}
     note(flowOf(*parts.toTypedArray()).said())
-    note("taken", chat.say(ask).take(2).toList().size)  // who stops collecting stops it
-    note("next", chat.say(ask).said().end)
+    note("taken", chat.say(ask, LIMIT).take(2).toList().size)  // who stops collecting stops it
+    note("next", chat.say(ask, LIMIT).said().end)
     chat.close()
 }
 
@@ -127,7 +134,7 @@ private suspend fun twice() = coroutineScope {
     var count = 0
     LlmModule.beforePiece = { if (++count == 2) asked.await(20, TimeUnit.SECONDS) }
     val parts = mutableListOf<Part>()
-    chat.say(ask).collect {
+    chat.say(ask, LIMIT).collect {
         if (parts.isEmpty()) {
             note("say", refusal { chat.say("secret").collect() })
             note("reset", refusal { chat.reset() })
@@ -144,7 +151,7 @@ private suspend fun closes() {
     val chat = open()
     val before = LlmModule.closed
     var open = true
-    val end = chat.say(ask).onEach {
+    val end = chat.say(ask, LIMIT).onEach {
         if (open) {
             open = false
             chat.close()
@@ -159,8 +166,8 @@ private suspend fun closes() {
 private suspend fun fills() {
     val chat = open()
     fun cold(times: Int) = "secret" + " cold".repeat(times)
-    note("first", refusal { chat.say(cold(2000)).collect() })
-    var most = 1100
+    note("first", refusal { chat.say(cold(2 * MODEL.context)).collect() })
+    var most = MODEL.context
     while (true) {  // the longest text that fits: its answer does not
         try {
             note(chat.say(cold(most)).said(), "-middle")
@@ -173,14 +180,15 @@ private suspend fun fills() {
     chat.reset()
     note("most", chat.say(cold(most * 9 / 10), 3).said().end)
     note(chat.say(cold(most / 9)).said(), "-turn")
-    note("short", chat.say("Is it?").said().end)
+    note("short", chat.say("Is it?", 1).said().end)
     chat.reset()
-    note(chat.say(ask).said(), "-reset")
+    note(chat.say(ask, LIMIT).said(), "-reset")
     chat.close()
 }
 
 private suspend fun refuses() {
     val chat = open()
+    note("text", ODD.ends.single())
     note("special", refusal { chat.say("secret ${MODEL.special[0]}").collect() })
     chat.close()
     note("special-system", refusal { open(system = "secret ${MODEL.special[0]}") })
@@ -274,12 +282,13 @@ fun main() = runBlocking<Unit> {
     val scenarios = mapOf<String, suspend () -> Unit>(
         "streams" to ::streams, "stops" to ::stops, "twice" to ::twice, "closes" to ::closes,
         "fills" to ::fills, "refuses" to ::refuses, "copies" to ::copies, "fetches" to ::fetches,
-        "ended" to { goesOn(directory, MODEL, 256) },
+        "ended" to { goesOn(directory, MODEL, LIMIT) },
         "limited" to { goesOn(directory, MODEL, 3) },
         "first" to { goesOn(directory, MODEL, 1) },
-        "split" to { goesOn(split, halves, 256) },
+        "split" to { goesOn(split, halves, LIMIT) },
         "split-limited" to { goesOn(split, halves, 1) })
     for ((name, action) in scenarios) {
+        if (isShort && name == "fills") continue
         scenario = name
         try {
             action()
