@@ -117,6 +117,11 @@ class Tokenizer:
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Tokens by the names that the template is given, such as `bos_token`."""
+        return dict(self._named)
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 of the definition, the same for tokenizers that give the same ids."""
         return hashlib.sha256(self.definition.encode()).hexdigest()
@@ -149,6 +154,10 @@ class Tokenizer:
         """Return the id of a special token or vocabulary entry, or None."""
         id_: int | None = self._backend.token_to_id(token)
         return id_
+
+    def token_of(self, id_: int) -> str:
+        """Return the text of a token as the vocabulary spells it; empty where there is none."""
+        return self._added.get(id_) or self._backend.id_to_token(id_) or ""
 
     def encode(self, text: str) -> list[int]:
         """Encode plain text; control tokens spelled in it stay ordinary text.
