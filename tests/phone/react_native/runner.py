@@ -10,7 +10,6 @@ A piece is the bytes of one token in Base64, which need not be whole characters.
 from __future__ import annotations
 
 import codecs
-import ctypes
 import importlib.util
 import json
 import os
@@ -25,31 +24,13 @@ from pytorch_tokenizers import CppHFTokenizer
 from cloister.runtime import _executorch
 
 
-class _Option(ctypes.Structure):
-    _fields_ = [("key", ctypes.c_char * 64), ("value", ctypes.c_char * 256),
-                ("index", ctypes.c_uint8), ("padding", ctypes.c_uint8 * 3)]
-
-
-class _Span(ctypes.Structure):
-    _fields_ = [("data", ctypes.POINTER(_Option)), ("size", ctypes.c_size_t)]
-
-
-def share_weights(bindings: Any) -> None:
-    """Switch the weights cache on, as builds for phones have it."""
-    set_option = ctypes.CDLL(
-        bindings.__file__)._ZN10executorch7runtime10set_optionEPKcNS0_4SpanINS0_13BackendOptionEEE
-    set_option.argtypes, set_option.restype = [ctypes.c_char_p, _Span], ctypes.c_uint32
-    option = _Option(key=b"weight_cache_enabled", value=b"\1")
-    assert set_option(b"XnnpackBackend", _Span(ctypes.pointer(option), 1)) == 0
-
-
 def main() -> None:
     """Answer until there is nothing more to read."""
     torch.set_num_threads(1)
     # The bindings decode each piece strictly; so bytes of half a character come through as well.
     codecs.register_error("strict", codecs.lookup_error("surrogateescape"))
     bindings = _executorch._bindings()
-    share_weights(bindings)
+    _executorch.share_weights()
     path = next(Path(bindings.__file__).parents[1].glob("llm/runner/_llm_runner*.so"))
     spec = importlib.util.spec_from_file_location("_llm_runner", path)
     assert spec and spec.loader

@@ -242,7 +242,7 @@ export class Chat {
   private async run(
     prompt: string, limit: number, temperature: number, onPiece: (piece: string) => void,
   ): Promise<string[]> {
-    const config = { echo: false, ignoreEos: false, maxNewTokens: limit, temperature };
+    const config: llm.LLMGenerationConfig = { echo: false, maxNewTokens: limit, temperature };
     try {
       return await wrapAsync(generate)(this.runner, prompt, config, BUNDLE.ends, onPiece);
     } catch { // not passed on: it may quote the prompt
