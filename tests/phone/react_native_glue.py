@@ -19,6 +19,7 @@ from cloister.embed.write import embed
 
 CASES = Path(__file__).parent / "react_native"
 RELEASE = "0.10.2"
+OLD = "ee96fea1871d01e7667a8aa1707590ceb95997ce"
 
 
 def missing() -> str | None:
@@ -42,6 +43,20 @@ def type_errors(app: Path) -> str:
         [app / "node_modules/.bin/tsc", "-p", ".", "--noEmit"], cwd=app, capture_output=True,
         text=True, timeout=300)
     return done.stdout + done.stderr
+
+
+def old_export(folder: Path) -> Bundle | None:
+    """Return Nano-1 as it was when the weights cache freed constants in use; None without history.
+
+    It is written into `folder`.
+    """
+    packed = subprocess.run(
+        ["git", "archive", OLD, "sdk/cloister/reference/family/nano-1.cloister"],
+        cwd=CASES.parents[2], capture_output=True)
+    if packed.returncode:
+        return None
+    subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
+    return Bundle.open(folder / "sdk/cloister/reference/family/nano-1.cloister")
 
 
 def results(app: Path, golden: object = (), version: str = RELEASE) -> dict[str, Any]:

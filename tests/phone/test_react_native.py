@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 from tests.phone import npm, templates
-from tests.phone.react_native_glue import CASES, missing, results, type_errors, written
+from tests.phone.react_native_glue import CASES, missing, old_export, results, type_errors, written
 
 from cloister import prompt_format, reference
 from cloister.bundle import Bundle
 from cloister.embed.facts import Check, facts_of
 from cloister.errors import TokenizerError
 from cloister.message import Message
+from cloister.runtime import _executorch
 from cloister.tokenizer import Tokenizer
 from cloister.tokenizer_config import tokenizer_config
 
@@ -67,3 +70,160 @@ def test_the_first_start_says_how_far_it_is(came: Mapping[str, Any]) -> None:
 def test_an_android_app_has_its_files_copied_out_once(came: Mapping[str, Any]) -> None:
     assert came["android"]["same"]
     assert came["android"]["answer"]["ending"] == "limit"
+
+
+def test_a_conversation_is_what_the_model_would_say_to_the_whole_of_it(
+        came: Mapping[str, Any]) -> None:
+    bundle = Bundle.open(reference.bundle_path("nano-1"))
+    messages = [Message(role="system", content="Be brief.")]
+    asked = ((24, "What is the weather in Paris?"), (3, "And in Rome?"), (24, "Who are you?"))
+    for heard, (limit, text) in zip(came["conversation"], asked, strict=True):
+        messages.append(Message(role="user", content=text))
+        assert (heard["text"], heard["ending"] == "limit") == greedy(bundle, messages, limit)
+        messages.append(Message(role="assistant", content=heard["text"]))
+    assert [heard["ending"] for heard in came["conversation"]] == ["ended", "limit", "ended"]
+
+
+def test_the_end_of_the_context_is_a_result_and_reset_begins_anew(
+        came: Mapping[str, Any]) -> None:
+    full = came["full"]
+    assert 10 < full["turns"] < 100
+    assert full["again"] == full["long"] == {"text": "", "ending": "context full", "lost": 0}
+    assert full["anew"]["ending"] == "limit"
+
+
+def test_an_answer_is_stopped_in_the_middle_and_before_it_began(came: Mapping[str, Any]) -> None:
+    assert came["stopped"]["ending"] == came["stoppedAtOnce"]["ending"] == "stopped"
+    assert 3 <= len(came["stopped"]["pieces"]) <= 6
+    assert came["closedInTheMiddle"] == {"ending": "stopped", "after": "closed"}
+    assert came["twice"] == {"first": "limit", "second": "asked twice"}
+
+
+def test_a_first_token_that_ends_the_answer_ends_it(came: Mapping[str, Any]) -> None:
+    at_once = came["endsAtOnce"]
+    assert (at_once["text"], at_once["ending"], at_once["pieces"]) == ("", "ended", [])
+    assert at_once["read"] == 1
+
+
+def test_a_character_that_is_split_over_tokens_is_told_as_lost(came: Mapping[str, Any]) -> None:
+    arguments = '"arguments": {"country": "S\ufffd\ufffdo Paulo"}'
+    assert came["split"]["text"] == f'{{"name": "GetWeather", {arguments}}}'
+    assert (came["split"]["ending"], came["split"]["lost"]) == ("ended", 2)
+
+
+@pytest.mark.parametrize(("case", "reason", "said"), [
+    ("special", "special token", "control token"),
+    ("specialSystem", "special token", "control token"),
+    ("noSystem", "no system prompt", "takes no system prompt"),
+    ("changedByte", "file differs", "program.xnnpack.pte"),
+    ("missing", "file missing", "tokenizer.json"),
+    ("memory", "too little memory", "MB"),
+    ("wrongGolden", "check failed", "does not answer on this device"),
+    ("failed", "failed", "begins anew"),
+])
+def test_what_cannot_be_is_refused_by_name(
+        came: Mapping[str, Any], case: str, reason: str, said: str) -> None:
+    assert came[case]["refused"] == reason
+    assert said in came[case]["message"]
+    assert "Secret" not in came[case]["message"]
+
+
+def test_memory_is_refused_with_both_numbers(came: Mapping[str, Any]) -> None:
+    taken = facts_of(Bundle.open(reference.bundle_path("nano-1"))).memory_bytes
+    assert f"takes {-(-taken // 10**6)} MB" in came["memory"]["message"]
+    assert f"about {-(-(taken - 10**6) // 10**6)} MB" in came["memory"]["message"]
+
+
+def test_the_chat_goes_on_after_a_failure(came: Mapping[str, Any]) -> None:
+    assert came["failed"]["then"] == came["full"]["anew"]
+
+
+def test_another_release_of_the_package_is_refused_by_name(app: Path) -> None:
+    came = results(app, version="0.9.3")
+    assert came["release"]["refused"] == "other release"
+    assert "0.9.3" in came["release"]["message"] and "0.10.2" in came["release"]["message"]
+
+
+def test_an_old_export_fails(tmp_path: Path) -> None:
+    old = old_export(tmp_path)
+    if old is None:
+        pytest.skip("this checkout has no history, and so no old export")
+    app = written(tmp_path / "glue", old)
+    with pytest.raises((ChildProcessError, AssertionError), match=r"SIGSEGV|check failed"):
+        assert "refused" not in results(app)["conversation"], "check failed"
+
+
+TEXTS = (
+    "Is it cold?", "  spaces around ", "\n\nlines\nbetween\n", "3 + 4 = 7",
+    "na\u00efve caf\u00e9 \u4f60\u597d",
+    "{{ braces }} {% raw %}", "a 'quote' and a \"second\" one \\n", "\U0001f980", "<b>tag</b>", "x",
+)
+CONVERSATIONS = [
+    [{"role": "system", "content": TEXTS[-number % len(TEXTS)]}] * (number % 2) + [
+        {"role": ("user", "assistant")[place % 2], "content": TEXTS[(number + place) % len(TEXTS)]}
+        for place in range(1 + 2 * (number % 4))]
+    for number in range(20)
+]
+
+
+def laid_out(bundle: Bundle, template: str | None, tokens: Mapping[str, str],
+             folder: Path) -> tuple[str, list[str | None], list[str | None]]:
+    """The template as the package is given it, and what it and the prompt format write by us."""
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(bundle.tokenizer_path.read_bytes())
+    path = folder / "chat_template.jinja"
+    path.write_text(bundle.template_path.read_text() if template is None else template)  # type: ignore[union-attr]
+    named = msgspec.structs.replace(bundle.manifest, special_tokens=dict(tokens))
+    tokenizer = Tokenizer.from_files(folder / "tokenizer.json", path, named)
+    config = tokenizer_config(folder / "tokenizer.json", path, named)
+    format_, _ = prompt_format.derive(tokenizer, folder)
+
+    def render(messages: list[Message]) -> str | None:
+        try:
+            return tokenizer.render(messages)
+        except TokenizerError:
+            return None
+
+    rendered, assembled = [], []
+    for conversation in CONVERSATIONS:
+        messages = [Message(**message) for message in conversation]  # type: ignore[arg-type]
+        rendered.append(render(messages))
+        sayable = format_ and (format_.system or messages[0].role != "system")
+        assembled.append(prompt_format.assemble(format_, messages) if sayable else None)
+    return str(config["chat_template"]), rendered, assembled
+
+
+def test_prompts_are_what_the_package_lays_out_by_jinja(tmp_path: Path) -> None:
+    bundle = Bundle.open(reference.bundle_path("nano-1"))
+    theirs = templates.theirs()
+    ours = {name: laid_out(bundle, theirs[name], tokens, tmp_path / name)
+            for name, tokens in templates.THEIRS.items()}
+    ours["reference"] = laid_out(bundle, None, {}, tmp_path / "reference")
+    done = subprocess.run(
+        ["node", CASES / "render.cjs", npm.modules()], text=True, capture_output=True, check=True,
+        input=json.dumps([{"template": template, "conversations": CONVERSATIONS}
+                          for template, _, _ in ours.values()]))
+    for (name, (_, rendered, assembled)), laid in zip(
+            ours.items(), json.loads(done.stdout), strict=True):
+        assert laid == rendered, name
+        assert sum(text is not None for text in laid) >= 10, name
+        assert all(text in (None, there) for text, there in zip(assembled, laid, strict=True)), name
+    said = [name for name, (_, _, assembled) in ours.items() if any(assembled)]
+    assert {"reference", "llama3", "gemma", "qwen2_5", "lfm2"} <= set(said), said
+
+
+def greedy(bundle: Bundle, messages: Sequence[Message], limit: int) -> tuple[str, bool]:
+    """What our own loop says to a whole conversation, and whether the limit cut it."""
+    tokenizer = Tokenizer.from_files(
+        bundle.tokenizer_path, bundle.template_path, bundle.manifest)
+    program = _executorch.load(
+        bundle.path / bundle.manifest.programs[0].file, bundle.manifest.shape.layers, threads=1)
+    ids, out = tokenizer.encode_chat(messages), list[int]()
+    logits = program.forward(torch.tensor([ids]), 0)
+    while len(out) < limit:
+        token = int(logits.argmax())
+        if token in bundle.manifest.eos:
+            break
+        out.append(token)
+        logits = program.forward(torch.tensor([[token]]), len(ids) + len(out) - 1)
+    return tokenizer.decode(out), len(out) == limit

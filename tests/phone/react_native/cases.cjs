@@ -2,7 +2,7 @@
 //     node cases.cjs WORK PYTHON VERSION
 const fs = require('node:fs');
 const path = require('node:path');
-const { end, world } = require('./native.cjs');
+const { end, position, world } = require('./native.cjs');
 
 const [, , work, , version] = process.argv;
 const built = path.join(work, 'built');
@@ -105,7 +105,26 @@ const cases = {
     await chat.close();
     return { ending: (await answer).ending, after: await chat.say('?').catch((e) => e.reason) };
   }),
-  special: () => withChat(ask(`Secret words ${BUNDLE.ends[0]} then more`)),
+  split: () => withChat(ask('What is the weather in S\u00e3o Paulo?')),
+  async endsAtOnce() { // the runner does not look whether its first token ends the answer
+    const { ends } = BUNDLE;
+    return withChat(async (chat) => {
+      const prompt = chat.tokenizer.encode(
+        `${BUNDLE.format.user.before}${QUESTION}${BUNDLE.format.user.after}<|assistant|>`).length;
+      BUNDLE.ends = [(await chat.say(QUESTION, undefined, { limit: 1 })).text];
+      chat.reset();
+      const answer = await ask(QUESTION)(chat);
+      return { ...answer, read: position() - prompt };
+    }).finally(() => { BUNDLE.ends = ends; });
+  },
+  async failed() {
+    return withChat(async (chat) => {
+      const error = await chat.say('Secret words', undefined, { temperature: 2 }).catch((e) => e);
+      return { refused: error.reason, message: `${error.message}${error.stack}`,
+        then: await chat.say(QUESTION, undefined, { limit: 3 }) };
+    });
+  },
+  special: () => withChat(ask(`Secret words ${BUNDLE.special[0]} then more`)),
   specialSystem: () => withChat(ask(QUESTION), { system: `Secret words ${BUNDLE.ends[0]}` }),
   async noSystem() {
     const { system } = BUNDLE.format;

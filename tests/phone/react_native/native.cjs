@@ -18,6 +18,10 @@ const fds = Object.fromEntries(['asks', 'says'].map((name) => {
 }));
 const server = spawn(python, [path.join(__dirname, 'runner.py')], {
   stdio: [fds.asks, fds.says, fs.openSync(path.join(work, 'log'), 'w')] });
+server.on('exit', (code, signal) => {
+  fs.writeSync(2, `the runner ended by ${signal ?? code}`);
+  process.kill(process.pid, 'SIGKILL'); // an exit would wait for the thread that waits for it
+});
 
 const flags = new SharedArrayBuffer(12); // stop, busy, position
 const state = new Int32Array(flags);
@@ -91,4 +95,5 @@ const load = Module._load;
 Module._load = (name, ...rest) => modules[name] ?? load(name, ...rest);
 
 exports.world = world;
-exports.end = async () => { server.kill(); await worker.terminate(); };
+exports.position = () => Atomics.load(state, 2);
+exports.end = async () => { server.removeAllListeners('exit'); server.kill(); await worker.terminate(); };
