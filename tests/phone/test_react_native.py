@@ -49,6 +49,13 @@ def test_the_glue_fits_the_types_of_the_package(app: Path) -> None:
     assert type_errors(app) == ""
 
 
+def test_what_the_readme_pastes_fits_too(tmp_path: Path) -> None:
+    app = written(tmp_path / "glue")
+    pasted = (app / "README.md").read_text().split("```tsx\n")[1].split("```")[0]
+    (app / "src" / "App.tsx").write_text(pasted.replace("./cloister/src", "."))
+    assert type_errors(app) == ""
+
+
 def test_a_field_that_the_package_does_not_have_is_found(tmp_path: Path) -> None:
     app = written(tmp_path / "glue")
     chat = app / "src" / "chat.ts"
