@@ -39,10 +39,11 @@ def tokenizer_config(
     found: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
     if chat_template is not None:
         template = chat_template.read_text("utf-8")
-        found["chat_template"] = "".join(
+        told = "".join(
             f"{{% set {name} = {json.dumps(token, ensure_ascii=False)} %}}"
-            for name, token in sorted(tokens.items()) if re.search(rf"\b{name}\b", template)
-        ) + template
+            for name, token in sorted(tokens.items()) if re.search(rf"\b{name}\b", template))
+        # Templates are read with `trim_blocks`: the line break after a block is not written.
+        found["chat_template"] = f"{told}\n{template}" if told else template
     ends = [tokenizer.token_of(id_) for id_ in named.eos]
     if ends:
         found["eos_token"] = next((end for end in ends if end in _rendered(tokenizer)), ends[0])

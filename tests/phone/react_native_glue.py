@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from tests.phone import npm
 
 from cloister import reference
 from cloister.bundle import Bundle
+from cloister.embed.facts import Check
 from cloister.embed.write import embed
 
 CASES = Path(__file__).parent / "react_native"
@@ -59,13 +63,26 @@ def old_export(folder: Path) -> Bundle | None:
     return Bundle.open(folder / "sdk/cloister/reference/family/nano-1.cloister")
 
 
-def results(app: Path, golden: object = (), version: str = RELEASE) -> dict[str, Any]:
+def golden(bundle: Bundle) -> list[Check]:
+    """Return the golden answers as texts, without the end's, whose prompts give their ids back."""
+    plain = tokenizers.Tokenizer.from_file(str(bundle.tokenizer_path))
+    found = []
+    for row in bundle.golden():
+        ended = row.tokens[-1] in bundle.manifest.eos
+        prompt, answer = (plain.decode(list(ids), skip_special_tokens=False) for ids in (
+            row.prompt, row.tokens[:-1] if ended else row.tokens))
+        if tuple(plain.encode(prompt, add_special_tokens=False).ids) == row.prompt:
+            found.append(Check(prompt=prompt, answer=answer, tokens=len(row.tokens)))
+    return found
+
+
+def results(app: Path, golden: Sequence[Check] = (), version: str = RELEASE) -> dict[str, Any]:
     """Run every case of cases.cjs with the glue in `app`, and return what came of each."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "built").mkdir()
         (work / "model").symlink_to(app / "model")
-        (work / "golden.json").write_text(json.dumps(golden))
+        (work / "golden.json").write_text(json.dumps([asdict(row) for row in golden]))
         subprocess.run(["node", CASES / "build.cjs", app, work / "built"], check=True, timeout=60)
         done = subprocess.run(
             ["node", CASES / "cases.cjs", work, sys.executable, version], capture_output=True,

@@ -13,21 +13,10 @@ from cloister.embed import ios
 from cloister.embed.facts import facts_of
 from cloister.embed.write import embed
 
-tree_sitter = pytest.importorskip("tree_sitter", reason="no parser of Swift: pip install "
-                                  "tree-sitter tree-sitter-swift")
-swift = pytest.importorskip("tree_sitter_swift")
-
-
-def faults(source: str) -> list[int]:
-    """Lines of `source` at which it is no Swift."""
-    tree = tree_sitter.Parser(tree_sitter.Language(swift.language())).parse(source.encode())
-    found, left = [], [tree.root_node]
-    while left:
-        node = left.pop()
-        if node.is_error or node.is_missing:
-            found.append(node.start_point[0] + 1)
-        left += node.children
-    return found
+swift = pytest.importorskip(
+    "tests.phone.swift", reason="no parser of Swift: tree-sitter, tree-sitter-swift",
+    exc_type=ModuleNotFoundError)
+faults = swift.faults
 
 
 @pytest.fixture(scope="module")

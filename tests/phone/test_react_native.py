@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
-from tests.phone import npm, templates
-from tests.phone.react_native_glue import CASES, missing, old_export, results, type_errors, written
+from tests.phone import templates
+from tests.phone.react_native_glue import golden, missing, old_export, results, type_errors, written
 
-from cloister import prompt_format, reference
+from cloister import reference
 from cloister.bundle import Bundle
-from cloister.embed.facts import Check, facts_of
-from cloister.errors import TokenizerError
+from cloister.embed.facts import facts_of
 from cloister.message import Message
 from cloister.runtime import _executorch
 from cloister.tokenizer import Tokenizer
-from cloister.tokenizer_config import tokenizer_config
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=str(missing())),
-]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    if lacking := missing():  # looked for here: it may fetch the packages first
+        pytest.skip(lacking)
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +33,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def golden() -> tuple[Check, ...]:
-    return facts_of(Bundle.open(reference.bundle_path("nano-1"))).checks
-
-
-@pytest.fixture(scope="module")
-def came(app: Path, golden: tuple[Check, ...]) -> Mapping[str, Any]:
-    rows = [{"prompt": row.prompt, "tokens": row.tokens} for row in golden]
-    return results(app, rows)
+def came(app: Path) -> Mapping[str, Any]:
+    return results(app, golden(Bundle.open(reference.bundle_path("nano-1"))))
 
 
 def test_the_glue_fits_the_types_of_the_package(app: Path) -> None:
@@ -63,9 +55,10 @@ def test_a_field_that_the_package_does_not_have_is_found(tmp_path: Path) -> None
     assert "'maxTokens' does not exist in type" in type_errors(app)
 
 
-def test_golden_answers_are_given_without_the_text_of_the_end(
-        came: Mapping[str, Any], golden: tuple[Check, ...]) -> None:
-    assert [heard["text"] for heard in came["golden"]] == [row.answer for row in golden]
+def test_golden_answers_are_given_without_the_text_of_the_end(came: Mapping[str, Any]) -> None:
+    bundle = Bundle.open(reference.bundle_path("nano-1"))
+    assert len(came["golden"]) == len(bundle.golden())
+    assert [heard["text"] for heard in came["golden"]] == [row.answer for row in golden(bundle)]
     assert all("".join(heard["pieces"]) == heard["text"] for heard in came["golden"])
     assert {heard["ending"] for heard in came["golden"]} <= {"ended", "limit"}
 
@@ -86,7 +79,8 @@ def test_a_conversation_is_what_the_model_would_say_to_the_whole_of_it(
     asked = ((24, "What is the weather in Paris?"), (3, "And in Rome?"), (24, "Who are you?"))
     for heard, (limit, text) in zip(came["conversation"], asked, strict=True):
         messages.append(Message(role="user", content=text))
-        assert (heard["text"], heard["ending"] == "limit") == greedy(bundle, messages, limit)
+        text, read, cut = greedy(bundle, messages, limit)
+        assert (heard["text"], heard["read"], heard["ending"] == "limit") == (text, read, cut)
         messages.append(Message(role="assistant", content=heard["text"]))
     assert [heard["ending"] for heard in came["conversation"]] == ["ended", "limit", "ended"]
 
@@ -160,67 +154,18 @@ def test_an_old_export_fails(tmp_path: Path) -> None:
         assert "refused" not in results(app)["conversation"], "check failed"
 
 
-TEXTS = (
-    "Is it cold?", "  spaces around ", "\n\nlines\nbetween\n", "3 + 4 = 7",
-    "na\u00efve caf\u00e9 \u4f60\u597d",
-    "{{ braces }} {% raw %}", "a 'quote' and a \"second\" one \\n", "\U0001f980", "<b>tag</b>", "x",
-)
-CONVERSATIONS = [
-    [{"role": "system", "content": TEXTS[-number % len(TEXTS)]}] * (number % 2) + [
-        {"role": ("user", "assistant")[place % 2], "content": TEXTS[(number + place) % len(TEXTS)]}
-        for place in range(1 + 2 * (number % 4))]
-    for number in range(20)
-]
+def test_prompts_are_what_the_package_lays_out_by_jinja() -> None:
+    found = templates.agreement(Bundle.open(reference.bundle_path("nano-1")))
+    assert len(found) == 1 + len(templates.THEIRS)
+    for name, (laid_out, equal, told, equally_told) in found.items():
+        assert laid_out >= 10 and equal == len(templates.CONVERSATIONS), name
+        assert told == equally_told, name
+    in_strings = {name for name, (_, _, told, _) in found.items() if told}
+    assert {"the bundle's", "llama3", "gemma", "qwen2_5", "lfm2"} <= in_strings
 
 
-def laid_out(bundle: Bundle, template: str | None, tokens: Mapping[str, str],
-             folder: Path) -> tuple[str, list[str | None], list[str | None]]:
-    """The template as the package is given it, and what it and the prompt format write by us."""
-    folder.mkdir()
-    (folder / "tokenizer.json").write_bytes(bundle.tokenizer_path.read_bytes())
-    path = folder / "chat_template.jinja"
-    path.write_text(bundle.template_path.read_text() if template is None else template)  # type: ignore[union-attr]
-    named = msgspec.structs.replace(bundle.manifest, special_tokens=dict(tokens))
-    tokenizer = Tokenizer.from_files(folder / "tokenizer.json", path, named)
-    config = tokenizer_config(folder / "tokenizer.json", path, named)
-    format_, _ = prompt_format.derive(tokenizer, folder)
-
-    def render(messages: list[Message]) -> str | None:
-        try:
-            return tokenizer.render(messages)
-        except TokenizerError:
-            return None
-
-    rendered, assembled = [], []
-    for conversation in CONVERSATIONS:
-        messages = [Message(**message) for message in conversation]  # type: ignore[arg-type]
-        rendered.append(render(messages))
-        sayable = format_ and (format_.system or messages[0].role != "system")
-        assembled.append(prompt_format.assemble(format_, messages) if sayable else None)
-    return str(config["chat_template"]), rendered, assembled
-
-
-def test_prompts_are_what_the_package_lays_out_by_jinja(tmp_path: Path) -> None:
-    bundle = Bundle.open(reference.bundle_path("nano-1"))
-    theirs = templates.theirs()
-    ours = {name: laid_out(bundle, theirs[name], tokens, tmp_path / name)
-            for name, tokens in templates.THEIRS.items()}
-    ours["reference"] = laid_out(bundle, None, {}, tmp_path / "reference")
-    done = subprocess.run(
-        ["node", CASES / "render.cjs", npm.modules()], text=True, capture_output=True, check=True,
-        input=json.dumps([{"template": template, "conversations": CONVERSATIONS}
-                          for template, _, _ in ours.values()]))
-    for (name, (_, rendered, assembled)), laid in zip(
-            ours.items(), json.loads(done.stdout), strict=True):
-        assert laid == rendered, name
-        assert sum(text is not None for text in laid) >= 10, name
-        assert all(text in (None, there) for text, there in zip(assembled, laid, strict=True)), name
-    said = [name for name, (_, _, assembled) in ours.items() if any(assembled)]
-    assert {"reference", "llama3", "gemma", "qwen2_5", "lfm2"} <= set(said), said
-
-
-def greedy(bundle: Bundle, messages: Sequence[Message], limit: int) -> tuple[str, bool]:
-    """What our own loop says to a whole conversation, and whether the limit cut it."""
+def greedy(bundle: Bundle, messages: Sequence[Message], limit: int) -> tuple[str, int, bool]:
+    """What our own loop says to a conversation, what it has read then, and whether it was cut."""
     tokenizer = Tokenizer.from_files(
         bundle.tokenizer_path, bundle.template_path, bundle.manifest)
     program = _executorch.load(
@@ -233,4 +178,5 @@ def greedy(bundle: Bundle, messages: Sequence[Message], limit: int) -> tuple[str
             break
         out.append(token)
         logits = program.forward(torch.tensor([[token]]), len(ids) + len(out) - 1)
-    return tokenizer.decode(out), len(out) == limit
+    cut = len(out) == limit  # and the last token was not read
+    return tokenizer.decode(out), len(ids) + len(out) - cut, cut

@@ -10,6 +10,7 @@ const { Chat } = require(path.join(built, 'chat.js'));
 const { bundledFiles, filesIn } = require(path.join(built, 'files.js'));
 const { BUNDLE } = require(path.join(built, 'bundle.js'));
 const files = filesIn(`file://${work}/model`);
+world.context = BUNDLE.context;
 const QUESTION = 'What is the weather in Paris?';
 
 /** What is said with a chat, its pieces, and what it is refused with. */
@@ -50,9 +51,9 @@ const cases = {
       const heard = [];
       for (const { prompt, tokens } of JSON.parse(fs.readFileSync(`${work}/golden.json`))) {
         chat.reset();
-        const { user, answer } = BUNDLE.format;
-        const text = prompt.slice(user.before.length, -(user.after + answer).length);
-        heard.push(await ask(text, { limit: tokens })(chat));
+        const pieces = [];
+        const answer = await chat.turn(prompt, (piece) => pieces.push(piece), { limit: tokens });
+        heard.push({ ...answer, pieces });
       }
       return heard;
     });
@@ -67,12 +68,14 @@ const cases = {
     return withChat(async (chat) => {
       const heard = [];
       for (const text of [QUESTION, 'And in Rome?', 'Who are you?']) {
-        heard.push(await ask(text, { limit: heard.length === 1 ? 3 : 24 })(chat));
+        const answer = await ask(text, { limit: heard.length === 1 ? 3 : 24 })(chat);
+        heard.push({ ...answer, read: position() });
       }
       return heard;
     }, { system: 'Be brief.' });
   },
-  async full() {
+  async full() { // of a longer context, its beginning: the stand-in tells the glue that it is all
+    world.context = Math.min(BUNDLE.context, 1024);
     return withChat(async (chat) => {
       let turns = 0;
       let answer;
@@ -83,9 +86,9 @@ const cases = {
       const again = await chat.say('Tell me about rain and rivers.', undefined, { limit: 40 });
       chat.reset();
       const anew = await chat.say(QUESTION, undefined, { limit: 3 });
-      const long = (chat.reset(), await chat.say('word '.repeat(2000)));
-      return { turns, again, anew, long };
-    });
+      const long = (chat.reset(), await chat.say('word '.repeat(world.context)));
+      return { context: world.context, turns, again, anew, long };
+    }).finally(() => { world.context = BUNDLE.context; });
   },
   stopped: () => withChat(ask('Tell me about rain and rivers.', {}, (chat, pieces) => {
     if (pieces.length === 3) chat.stop();

@@ -19,7 +19,7 @@ const fds = Object.fromEntries(['asks', 'says'].map((name) => {
 const server = spawn(python, [path.join(__dirname, 'runner.py')], {
   stdio: [fds.asks, fds.says, fs.openSync(path.join(work, 'log'), 'w')] });
 server.on('exit', (code, signal) => {
-  fs.writeSync(2, `the runner ended by ${signal ?? code}`);
+  fs.writeSync(2, `the runner ended by ${signal ?? code}\n`);
   process.kill(process.pid, 'SIGKILL'); // an exit would wait for the thread that waits for it
 });
 
@@ -69,7 +69,7 @@ const wrapAsync = (fn) => (...args) => {
   });
 };
 
-const world = { memory: 4e9, context: 1024, os: 'ios', bundleDir: '' };
+const world = { memory: 4e9, context: 0, os: 'ios', bundleDir: '' };
 const blobs = {
   dirs: { DocumentDir: documents, CacheDir: documents,
     get MainBundleDir() { return world.bundleDir; } },
