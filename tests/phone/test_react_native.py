@@ -120,6 +120,7 @@ def test_a_character_that_is_split_over_tokens_is_told_as_lost(came: Mapping[str
     ("missing", "file missing", "tokenizer.json"),
     ("memory", "too little memory", "MB"),
     ("wrongGolden", "check failed", "does not answer on this device"),
+    ("hot", "temperature", "within 0 and 1"),
     ("failed", "failed", "begins anew"),
 ])
 def test_what_cannot_be_is_refused_by_name(

@@ -24,7 +24,7 @@ PACKAGE = f"react-native-executorch {RELEASE}"
 WHERE = "the glue for React Native in Node, stock runner behind a stand-in"
 VERSIONS = {"react-native-executorch": RELEASE, "trl's templates": "1.16.0"}
 REFUSED = ("special", "specialSystem", "noSystem", "changedByte", "missing", "memory",
-           "wrongGolden", "failed")
+           "wrongGolden", "hot", "failed")
 
 
 def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:

@@ -2,7 +2,7 @@
 //     node cases.cjs WORK PYTHON VERSION
 const fs = require('node:fs');
 const path = require('node:path');
-const { end, position, world } = require('./native.cjs');
+const { end, failNext, position, world } = require('./native.cjs');
 
 const [, , work, , version] = process.argv;
 const built = path.join(work, 'built');
@@ -122,11 +122,13 @@ const cases = {
   },
   async failed() {
     return withChat(async (chat) => {
-      const error = await chat.say('Secret words', undefined, { temperature: 2 }).catch((e) => e);
+      failNext();
+      const error = await chat.say('Secret words').catch((e) => e);
       return { refused: error.reason, message: `${error.message}${error.stack}`,
         then: await chat.say(QUESTION, undefined, { limit: 3 }) };
     });
   },
+  hot: () => withChat(ask('Secret words', { temperature: 2 })),
   special: () => withChat(ask(`Secret words ${BUNDLE.special[0]} then more`)),
   specialSystem: () => withChat(ask(QUESTION), { system: `Secret words ${BUNDLE.ends[0]}` }),
   async noSystem() {

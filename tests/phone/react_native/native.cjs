@@ -23,7 +23,7 @@ server.on('exit', (code, signal) => {
   process.kill(process.pid, 'SIGKILL'); // an exit would wait for the thread that waits for it
 });
 
-const flags = new SharedArrayBuffer(12); // stop, busy, position
+const flags = new SharedArrayBuffer(16); // stop, busy, position, whether the next answer fails
 const state = new Int32Array(flags);
 const worker = new Worker(path.join(__dirname, 'worklet.cjs'), { workerData: { flags, fds } });
 const waiting = new Map();
@@ -95,5 +95,6 @@ const load = Module._load;
 Module._load = (name, ...rest) => modules[name] ?? load(name, ...rest);
 
 exports.world = world;
+exports.failNext = () => Atomics.store(state, 3, 1);
 exports.position = () => Atomics.load(state, 2);
 exports.end = async () => { server.removeAllListeners('exit'); server.kill(); await worker.terminate(); };

@@ -12,6 +12,7 @@ const react_native_worklets_1 = {
 const native = {
   stop: () => Atomics.store(flags, 0, 1),
   generate(prompt, config, onToken) {
+    if (Atomics.exchange(flags, 3, 0)) throw new Error(`no answer to ${prompt}`);
     Atomics.store(flags, 1, 1);
     try {
       ask(workerData.fds, {

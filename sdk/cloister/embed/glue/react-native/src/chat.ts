@@ -59,7 +59,8 @@ export type Answer = {
 /** Why a chat or an answer was refused. */
 export type Reason =
   | 'other release' | 'file missing' | 'file differs' | 'too little memory' | 'cannot load'
-  | 'check failed' | 'no system prompt' | 'special token' | 'asked twice' | 'closed' | 'failed';
+  | 'check failed' | 'no system prompt' | 'special token' | 'temperature' | 'asked twice'
+  | 'closed' | 'failed';
 
 /** Its message never holds what a user typed. */
 export class ChatError extends Error {
@@ -158,6 +159,10 @@ export class Chat {
   async say(text: string, onPiece?: (piece: string) => void, ask: Ask = {}): Promise<Answer> {
     this.free();
     refuse(text);
+    const { temperature = 0 } = ask;
+    if (!(temperature >= 0 && temperature <= 1)) {
+      throw new ChatError('temperature', 'The temperature is not within 0 and 1; change it.');
+    }
     const { user, answer, strip } = BUNDLE.format;
     const said = user.before + (strip ? text.trim() : text) + user.after;
     this.stopping = false;

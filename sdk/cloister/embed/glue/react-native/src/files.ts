@@ -52,6 +52,8 @@ export async function sha256(path: string): Promise<string | undefined> {
 /** Hashes of the programs whose answers were compared on this device. */
 export const checked = {
   has: (hash: string): Promise<boolean> => fs.exists(mark(hash)),
-  add: (hash: string): Promise<void> => fs.writeFile(mark(hash), '1', 'utf8').then(() => undefined),
+  async add(hash: string): Promise<void> { // where it fails, they are compared again next time
+    await fs.writeFile(mark(hash), '1', 'utf8').catch(() => undefined);
+  },
 };
 const mark = (hash: string) => `${fs.dirs.CacheDir}/cloister-checked-${hash}`;

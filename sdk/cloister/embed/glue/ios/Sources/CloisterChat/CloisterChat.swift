@@ -17,6 +17,7 @@ public enum ChatError: Error, Equatable, LocalizedError {
   case checkFailed
   case noSystemPrompt
   case specialToken
+  case temperature
   case askedTwice
   case closed
   case failed(code: Int)
@@ -38,7 +39,8 @@ public enum ChatError: Error, Equatable, LocalizedError {
       return "\(name) does not answer on this device as it did when it was exported; do not use it "
         + "here, and report the device."
     case .noSystemPrompt: return "\(name) takes no system prompt; leave it out."
-    case .specialToken: return "The text spells a control token of the model; leave it out."
+    case .specialToken: return "The text spells a control token or has a NUL; leave it out."
+    case .temperature: return "The temperature is not within 0 and 1; change it."
     case .askedTwice: return "An answer is being made; wait for it, or stop it."
     case .closed: return "This chat is closed; open another."
     case .failed(let code):
@@ -138,6 +140,7 @@ public final class CloisterChat: @unchecked Sendable {
       let prompt: String
       do {
         try refuse(text)
+        guard 0...1 ~= temperature else { throw ChatError.temperature }
         let format = CloisterBundle.format
         let said = format.user.before + trimmed(text) + format.user.after + format.answer
         prompt = try state.withLock { now in
@@ -270,7 +273,7 @@ public final class CloisterChat: @unchecked Sendable {
       }
     }
     runner.reset()
-    try Data().write(to: mark)
+    try? Data().write(to: mark)  // else it is compared again next time
   }
 
   private func onQueue<T>(_ work: @escaping () throws -> T) async throws -> T {
@@ -290,8 +293,10 @@ private func trimmed(_ text: String) -> String {
 private func isEnd(_ piece: String) -> Bool { CloisterBundle.ends.contains(piece) }
 
 /// By bytes, as the tokenizer compares: to Swift, a token and an accent after it are another text.
+/// The runner takes a NUL for the end of the prompt.
 private func refuse(_ text: String) throws {
   let bytes = Data(text.utf8)
+  if bytes.contains(0) { throw ChatError.specialToken }
   for token in CloisterBundle.special + CloisterBundle.ends
   where bytes.range(of: Data(token.utf8)) != nil {
     throw ChatError.specialToken
