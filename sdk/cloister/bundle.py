@@ -3,6 +3,7 @@
     manifest.json                         what it holds, with the sha256 and size of every file
     program.BACKEND.pte                   ExecuTorch programs
     tokenizer.json, chat_template.jinja   as the host and the C++ tokenizers read them
+    tokenizer_config.json                 both for React Native
     receipt.json                          what was lost on the way, measured on this program
     golden.jsonl                          prompts with the ids they must give
 

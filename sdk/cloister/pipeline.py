@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from cloister.runtime.program import load, runs_here
 from cloister.runtime.sampling import Sampler
 from cloister.settings import processor
 from cloister.tokenizer import Tokenizer
+from cloister.tokenizer_config import tokenizer_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -253,10 +255,14 @@ def _finish(
         "further_programs": [said for _, said in programs if said],
         "phone_tokenizer": {
             "reason": phone.complaint(source.tokenizer_path, tokenizer, golden.PROMPTS)},
+        "ran": [{"executorch": write.release(), "weights_cache": cache} for cache in (False, True)],
     })
     for path in filter(None, (source.tokenizer_path, source.template_path)):
         (directory / path.name).write_bytes(path.read_bytes())
     metadata, shape = source.metadata, source.metadata.config.shape
+    config = tokenizer_config(source.tokenizer_path, source.template_path, metadata)
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=1, ensure_ascii=False) + "\n", "utf-8")
     said, reason = prompt_format.derive(tokenizer, source.path)
     bundles.finish(directory, functools.partial(
         Manifest, format=FORMAT, name=metadata.name, shape=shape, context=shape.context,
