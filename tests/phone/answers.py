@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -62,19 +61,16 @@ def by_our_loop(bundle: Bundle) -> tuple[str, str]:
 
 def by_the_stock_runner(bundle: Bundle) -> str:
     """Return how many answers are the same, as texts."""
-    # Its package imports transformers, for a type of pictures (executorch 1.4.1).
-    unused = types.ModuleType("transformers.feature_extraction_utils")
-    unused.BatchFeature = object  # type: ignore[attr-defined]
-    sys.modules |= {"transformers": types.ModuleType("transformers"), unused.__name__: unused}
-    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+    from tests.phone.runner import stock
 
+    llm = stock()
     program, asked = bundle.path / bundle.manifest.programs[0].file, spoken(bundle)
     right = list[bool]()
-    runner = TextLLMRunner(str(program), str(bundle.tokenizer_path))
+    runner = llm.TextLLMRunner(str(program), str(bundle.tokenizer_path))
     for row in asked:
-        config = GenerationConfig(max_new_tokens=row.tokens, temperature=0.0, echo=False)
+        config = llm.GenerationConfig(max_new_tokens=row.tokens, temperature=0.0, echo=False)
         pieces = list[str]()
-        runner.generate(row.prompt, config, token_callback=pieces.append)
+        runner.generate(row.prompt, config, pieces.append)
         runner.reset()
         right.append("".join(pieces) == row.answer)
     return same(asked, right)

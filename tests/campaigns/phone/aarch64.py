@@ -1,9 +1,9 @@
 """ExecuTorch's aarch64 wheel with XNNPACK's weights cache on, on two emulated processors.
 
-Nothing of ARM is run natively, and nothing as root: Debian's packages for arm64 are unpacked into
-a directory, wheels beside them, and an emulator of programs (qemu-user-static) takes files from
-there first. Wanted are mmdebstrap, qemu-user-static, clang-19 and lld-19. It takes some 1.2 GB in
-CLOISTER_TEST_CACHE, or in a temporary place. Times mean nothing here.
+Debian's packages for arm64 are unpacked into a directory, wheels beside them, and an emulator of
+programs (qemu-user-static) takes files from there first. Wanted are mmdebstrap, qemu-user-static,
+clang-19 and lld-19. It takes some 1.2 GB in CLOISTER_TEST_CACHE, or in a temporary place. Times
+mean nothing here.
 """
 
 from __future__ import annotations
