@@ -13,8 +13,7 @@ from tests.phone.test_android_library import OLD
 
 from cloister.bundle import Bundle
 
-WHERE = "Android's x86-64 library (ExecuTorch 1.2), stock runner"
-VERSIONS = {"react-native-executorch": android_library.PACKAGE.partition("@")[2]}
+WHERE = f"Android's x86-64 library in {android_library.PACKAGE} (ExecuTorch 1.2), stock runner"
 
 
 def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
