@@ -63,6 +63,20 @@ def old_export(folder: Path) -> Bundle | None:
     return Bundle.open(folder / "sdk/cloister/reference/family/nano-1.cloister")
 
 
+def built(app: Path, out: Path) -> None:
+    """Write the glue as an app is built: by React Native's Babel preset and worklets' plugin."""
+    out.mkdir()
+    subprocess.run(["node", CASES / "build.cjs", app, out], check=True, timeout=120)
+
+
+def bytecode(out: Path) -> list[str]:
+    """Compile what `built` wrote by Hermes's compiler; return what it could not."""
+    compiler = npm.modules() / "hermes-compiler/hermesc/linux64-bin/hermesc"  # type: ignore[operator]
+    return [source.name for source in sorted(out.glob("*.js")) if subprocess.run(
+        [compiler, "-emit-binary", "-out", source.with_suffix(".hbc"), source],
+        capture_output=True, timeout=60).returncode]
+
+
 def golden(bundle: Bundle) -> list[Check]:
     """Return the golden answers as texts, without the end's, whose prompts give their ids back."""
     plain = tokenizers.Tokenizer.from_file(str(bundle.tokenizer_path))
@@ -80,10 +94,10 @@ def results(app: Path, golden: Sequence[Check] = (), version: str = RELEASE) -> 
     """Run every case of cases.cjs with the glue in `app`, and return what came of each."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        (work / "built").mkdir()
+        built(app, work / "built")
         (work / "model").symlink_to(app / "model")
         (work / "golden.json").write_text(json.dumps([asdict(row) for row in golden]))
-        subprocess.run(["node", CASES / "build.cjs", app, work / "built"], check=True, timeout=60)
+        (work / "node_modules").symlink_to(app / "node_modules")
         done = subprocess.run(
             ["node", CASES / "cases.cjs", work, sys.executable, version], capture_output=True,
             text=True, timeout=300,

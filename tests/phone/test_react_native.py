@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from tests.phone import templates
-from tests.phone.react_native_glue import golden, missing, old_export, results, type_errors, written
+from tests.phone.react_native_glue import (
+    built,
+    bytecode,
+    golden,
+    missing,
+    old_export,
+    results,
+    type_errors,
+    written,
+)
 
 from cloister import reference
 from cloister.bundle import Bundle
@@ -46,6 +55,14 @@ def test_what_the_readme_pastes_fits_too(tmp_path: Path) -> None:
     pasted = (app / "README.md").read_text().split("```tsx\n")[1].split("```")[0]
     (app / "src" / "App.tsx").write_text(pasted.replace("./cloister/src", "."))
     assert type_errors(app) == ""
+
+
+def test_it_is_built_as_an_app_is_down_to_the_code_of_hermes(app: Path, tmp_path: Path) -> None:
+    built(app, tmp_path / "built")
+    assert bytecode(tmp_path / "built") == []
+    assert (tmp_path / "built" / "useChat.hbc").stat().st_size > 1000
+    (tmp_path / "built" / "chat.js").write_text("let answer = ;")
+    assert bytecode(tmp_path / "built") == ["chat.js"]
 
 
 def test_a_field_that_the_package_does_not_have_is_found(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from tests.phone import templates
 from tests.phone.react_native_glue import (
     RELEASE,
+    built,
+    bytecode,
     golden,
     missing,
     old_export,
@@ -36,6 +38,9 @@ def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
     with tempfile.TemporaryDirectory() as work:
         app = written(Path(work, "glue"), opened[0])
         yield "it compiles", f"{PACKAGE}, its own types", type_errors(app) or "yes", "compiled"
+        built(app, Path(work, "built"))
+        yield "it is built as an app is", "React Native's Babel preset, worklets' plugin, Hermes", (
+            ", ".join(bytecode(Path(work, "built"))) or "yes"), "compiled"
         chat = app / "src" / "chat.ts"
         chat.write_text(chat.read_text().replace("maxNewTokens: limit", "maxTokens: limit"))
         wrong = type_errors(app).splitlines()

@@ -1,12 +1,14 @@
-// Turns the glue's TypeScript into plain JavaScript:  node build.cjs FROM TO  (typescript required)
+// Builds the glue as an app does, by React Native's preset and the plugin of worklets, into what
+// Hermes and Node read:  node build.cjs APP TO
 const fs = require('node:fs');
 const path = require('node:path');
-const ts = require(path.join(process.argv[2], 'node_modules/typescript'));
 
-const [, , from, to] = process.argv;
-for (const name of ['bundle', 'chat', 'files']) {
-  const source = fs.readFileSync(path.join(from, `src/${name}.ts`), 'utf8');
-  const { outputText } = ts.transpileModule(source, { compilerOptions: {
-    module: ts.ModuleKind.CommonJS, target: ts.ScriptTarget.ES2022, esModuleInterop: true } });
-  fs.writeFileSync(path.join(to, `${name}.js`), outputText);
+const [, , app, to] = process.argv;
+const find = (name) => require.resolve(name, { paths: [app] });
+const babel = require(find('@babel/core'));
+for (const name of ['bundle', 'chat', 'files', 'index', 'useChat']) {
+  const { code } = babel.transformFileSync(path.join(app, `src/${name}.ts`), {
+    configFile: false, babelrc: false,
+    presets: [find('@react-native/babel-preset')], plugins: [find('react-native-worklets/plugin')] });
+  fs.writeFileSync(path.join(to, `${name}.js`), code);
 }

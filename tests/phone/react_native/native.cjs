@@ -65,7 +65,8 @@ const wrapAsync = (fn) => (...args) => {
     : arg && arg.runner ? { runner: true } : arg));
   return new Promise((resolve, reject) => {
     waiting.set(id, { resolve, reject });
-    worker.postMessage({ source: fn.toString(), args: plain, id });
+    const { code } = fn.__initData;
+    worker.postMessage({ code, closure: Object.keys(fn.__closure), args: plain, id });
   });
 };
 

@@ -1,11 +1,10 @@
-// The thread of worklets: runs the source of a function, as that of the real one does, so what it
-// closes over is not there; and makes its native call, which blocks this thread.
+// The thread of worklets: runs the text that the plugin of worklets made of a function, with what
+// that closes over; and makes its native call, which blocks this thread.
 const { parentPort, workerData } = require('node:worker_threads');
 const { ask, listen } = require('./lines.cjs');
 
 const flags = new Int32Array(workerData.flags);
-// As the compiler writes the import.
-const react_native_worklets_1 = {
+const shared = {
   scheduleOnRN: (remote, ...args) => parentPort.postMessage({ call: remote.remote, args }),
 };
 
@@ -34,11 +33,13 @@ const native = {
   },
 };
 
-parentPort.on('message', ({ source, args, id }) => {
+parentPort.on('message', ({ code, closure, args, id }) => {
   const given = args.map((arg) => (arg && arg.runner ? native : arg));
   let answer;
   try {
-    answer = { ok: true, value: eval(`(${source})`)(...given) };
+    const missing = closure.filter((name) => !(name in shared));
+    if (missing.length > 0) throw new Error(`a worklet closes over ${missing}`);
+    answer = { ok: true, value: eval(`(${code})`).apply({ __closure: shared }, given) };
   } catch (error) {
     answer = { ok: false, error: error.message };
   }
