@@ -108,7 +108,7 @@ const cases = {
     await chat.close();
     return { ending: (await answer).ending, after: await chat.say('?').catch((e) => e.reason) };
   }),
-  split: () => withChat(ask('What is the weather in S\u00e3o Paulo?')),
+  split: () => withChat(ask('What is the weather in S\u00e3o Paulo?', { limit: 48 })),
   async endsAtOnce() { // the runner does not look whether its first token ends the answer
     const { ends } = BUNDLE;
     return withChat(async (chat) => {
