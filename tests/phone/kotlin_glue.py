@@ -33,7 +33,7 @@ Trial = dict[str, dict[str, str]]  # by scenario and name
 def missing() -> str | None:
     """Return what is not here of what the glue's trial needs."""
     if shutil.which("java") is None:
-        return "no Java: apt-get install openjdk-17-jdk-headless"
+        return "no Java: apt-get install openjdk-17-jre-headless"
     if compiler() is None:
         return "no Kotlin: TEST_KOTLIN must name an unpacked npm package kotlin-compiler"
     return None

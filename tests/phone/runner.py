@@ -1,6 +1,6 @@
 """ExecuTorch's stock C++ runner behind lines, as on a phone: with XNNPACK's weights cache on.
 
-    asks  new PROGRAM TOKENIZER | generate ID PROMPT SEQ_LEN ECHO TEMPERATURE | reset ID
+    asks  new PROGRAM TOKENIZER | generate ID PROMPT SEQ_LEN ECHO TEMPERATURE | reset ID | close ID
     says  made ID | piece BYTES (and waits for `go` or `stop`) | done PROMPT GENERATED | failed TEXT
 
 Texts are in Base64. A piece is the bytes of one token, which need not be whole characters.
@@ -48,7 +48,11 @@ def serve(asks: Any, says: Any) -> None:
             except RuntimeError as error:
                 say("failed", b64encode(str(error).encode()).decode())
             continue
-        runner = runners[int(rest[0])]
+        id_ = int(rest[0])
+        if what == "close":
+            runners[id_] = None
+            continue
+        runner = runners[id_]
         if what == "reset":
             runner.reset()
             continue

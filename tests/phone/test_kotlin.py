@@ -57,6 +57,7 @@ def test_the_first_start_shows_progress_and_checks_itself_once(trial: Trial) -> 
 @pytest.mark.parametrize("scenario", ["ended", "limited", "first", "split", "split-limited"])
 def test_a_conversation_goes_on_as_if_it_were_read_at_once(trial: Trial, scenario: str) -> None:
     found = trial[scenario]
+    assert found["read"] == "true"  # the conversation, and nothing twice
     assert found["whole"].endswith("<|end|>")
     assert found["second"] + "<|end|>" == found["whole"]
 

@@ -4,6 +4,7 @@
 // piece on (extension/android/jni/jni_layer_llama.cpp).
 package org.pytorch.executorch.extension.llm
 
+import java.io.ByteArrayOutputStream
 import java.io.Closeable
 import java.nio.ByteBuffer
 import java.nio.charset.CharacterCodingException
@@ -24,6 +25,7 @@ class LlmModule(modulePath: String, tokenizerPath: String, private val temperatu
     Closeable {
   private val lock = ReentrantLock()
   private val id: String
+  private val read = ByteArrayOutputStream()  // what lies in the KV cache, as text
   @Volatile private var stopping = false
   @Volatile private var destroyed = false
 
@@ -49,13 +51,18 @@ class LlmModule(modulePath: String, tokenizerPath: String, private val temperatu
     prompts += prompt
     val heat = if (temperature >= 0) temperature else this.temperature
     Runner.say("generate", id, encode(prompt), "$seqLen", "$echo", "$heat")
+    read.write(prompt.toByteArray())
+    lastRead = read.toString(Charsets.UTF_8)
     var bytes = ByteArray(0)
+    var token = ByteArray(0)  // the last, which the model has not read
     stopping = false
     while (true) {
       val words = Runner.hear()
       when (words[0]) {
         "piece" -> {
-          bytes += Base64.getDecoder().decode(words.getOrElse(1) { "" })
+          read.write(token)
+          token = Base64.getDecoder().decode(words.getOrElse(1) { "" })
+          bytes += token
           decode(bytes)?.let {
             bytes = ByteArray(0)
             beforePiece()
@@ -77,7 +84,10 @@ class LlmModule(modulePath: String, tokenizerPath: String, private val temperatu
     }
   }
 
-  fun resetContext() = checked { Runner.say("reset", id) }
+  fun resetContext() = checked {
+    read.reset()
+    Runner.say("reset", id)
+  }
 
   fun stop() {
     if (!destroyed) stopping = true
@@ -87,8 +97,10 @@ class LlmModule(modulePath: String, tokenizerPath: String, private val temperatu
     check(lock.tryLock()) { "Cannot close module while method is executing" }
     try {
       check(lock.holdCount == 1) { "Cannot close module from within a callback during execution" }
-      if (!destroyed) closed++
+      if (destroyed) return
       destroyed = true
+      closed++
+      Runner.say("close", id)
     } finally {
       lock.unlock()
     }
@@ -103,8 +115,10 @@ class LlmModule(modulePath: String, tokenizerPath: String, private val temperatu
   companion object {
     const val INVALID_ARGUMENT = 0x12
 
-    // For trials: what was asked, how many modules were closed, what happens before a piece.
+    // For trials: what was asked, all that was read before the last answer, how many modules were
+    // closed, and what happens before a piece.
     val prompts = mutableListOf<String>()
+    @Volatile var lastRead = ""
     @Volatile var closed = 0
     @Volatile var beforePiece: () -> Unit = {}
 

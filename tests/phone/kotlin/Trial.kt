@@ -59,7 +59,8 @@ private fun note(said: Said, name: String = "") {
 private fun direct(text: String, from: File = directory): String {
     val found = mutableListOf<String>()
     LlmModule(File(from, MODEL.program.name).path, File(from, MODEL.tokenizer.name).path, 0f).use {
-        it.generate(text, MODEL.context, object : LlmCallback {
+        val bound = minOf(MODEL.context, text.toByteArray().size + 4 * LIMIT)
+        it.generate(text, bound, object : LlmCallback {
             override fun onResult(result: String) {
                 found += result
                 if (found.size > LIMIT) it.stop()
@@ -77,7 +78,9 @@ private fun prompts(action: () -> Unit): List<String> {
 
 private suspend fun streams() {
     val stages = mutableListOf<String>()
-    val chat = Chat.open(MODEL, directory, device(), task) { stage, part -> stages += "$stage $part" }
+    val chat = Chat.open(MODEL, directory, device(), task) { stage, part ->
+        stages += "$stage $part"
+    }
     note("stages", stages.map { it.substringBefore(" ") }.distinct().joinToString(" "))
     note("last", stages.last())
     val seen = CountDownLatch(1)
@@ -105,6 +108,7 @@ private suspend fun goesOn(from: File, model: Model, limit: Int) {
     val whole = opening + format.user.before + ask + format.user.after + format.answer +
         first.pieces.joinToString("") + format.assistant.after + format.user.before + "Again?" +
         format.user.after + format.answer
+    note("read", LlmModule.lastRead == whole)
     note("second", second.pieces.joinToString(""))
     note("whole", direct(whole, from))
     chat.close()

@@ -43,7 +43,7 @@ sealed class Refused(message: String) : Exception(message)
 class FileMissing(name: String) : Refused("$name is not on the device; copy it again.")
 class FileDiffers(name: String) : Refused("$name is not the file of this release; copy it again.")
 class ReleaseDiffers(made: String, found: String) : Refused(
-    "The model is for ExecuTorch $made and the app has $found; pin $made or export the model again.")
+    "The model is for ExecuTorch $made and the app has $found; pin $made or export it again.")
 class NotEnoughMemory(needed: Long, free: Long) : Refused(
     "The model takes $needed bytes of memory and $free are free; close other apps.")
 class AnswerDiffers(check: Int) : Refused(
@@ -98,8 +98,11 @@ class Chat private constructor(
         }
     }.buffer(Channel.UNLIMITED)
 
-    /** Stops the answer that is being written, at its next piece; call it in `onStop`. */
-    fun stop() { stopping = true }
+    /** Stops the answer that is being written, at its next token; call it in `onStop`. */
+    fun stop() = synchronized(runner) {
+        stopping = true
+        if (!closed) runner.stop()
+    }
 
     /** Begins a new conversation. */
     fun reset() {
@@ -111,8 +114,8 @@ class Chat private constructor(
 
     /** Lets go of the model: now, or when the answer that is being written has stopped. */
     override fun close() {
+        stop()
         closed = true
-        stopping = true
         closeIfFree()
     }
 
@@ -130,7 +133,7 @@ class Chat private constructor(
         if (closed) closeIfFree()
     }
 
-    private fun closeIfFree() {
+    private fun closeIfFree() = synchronized(runner) {
         if (busy.compareAndSet(false, true)) runner.close()  // and nobody enters any more
     }
 
@@ -150,12 +153,14 @@ class Chat private constructor(
         val format = model.format
         val asked = said + format.user.before + stripped(text) + format.user.after + format.answer
         val prompt = asked.substring(read)
+        val most = position + prompt.toByteArray().size  // a token is no shorter than a byte
         try {
-            runner.generate(prompt, model.context, answer, false, temperature, 0, 0)
+            // LlmModule gives nothing after bytes that are no text; so tokens are bounded, too.
+            val bound = minOf(model.context, most + TOKENS * minOf(model.context, answer.limit))
+            runner.generate(prompt, bound, answer, false, temperature, 0, 0)
         } catch (error: ExecutorchRuntimeException) {  // whose message may hold the prompt
             read = UNKNOWN
-            val most = position + prompt.toByteArray().size + answer.pieces  // tokens are no shorter
-            if (most < model.context) throw RunnerFailed("answer", error.errorCode)
+            if (most + answer.pieces < model.context) throw RunnerFailed("answer", error.errorCode)
             if (answer.pieces == 0 && said == opening()) throw PromptTooLong(model.context)
             if (answer.pieces > 0) said = asked + answer.text + format.assistant.after
             return Finished(End.CONTEXT_FULL)
@@ -169,12 +174,17 @@ class Chat private constructor(
         } else {
             UNKNOWN
         }
-        val end = answer.end ?: if (position + 1 < model.context) End.ENDED else End.CONTEXT_FULL
-        return Finished(end)
+        return Finished(answer.end ?: when {
+            stopping -> End.STOPPED
+            position + 1 >= model.context -> End.CONTEXT_FULL
+            answer.readTokens < answer.limit -> End.ENDED
+            else -> End.LIMIT
+        })
     }
 
     companion object {
         private const val UNKNOWN = -1
+        private const val TOKENS = 4  // of a character, at most: it has no more bytes
 
         /** Loads the model whose files are in `directory`, or refuses by name.
          *
@@ -248,7 +258,7 @@ class Chat private constructor(
 
 /** Collects an answer. LlmModule joins the tokens of a character, so a piece may be several. */
 private class Answer(
-    private val ends: List<String>, private val limit: Int, private val isStopped: () -> Boolean,
+    private val ends: List<String>, val limit: Int, private val isStopped: () -> Boolean,
     private val stop: () -> Unit, private val show: (String) -> Unit,
 ) : LlmCallback {
     val text = StringBuilder()
