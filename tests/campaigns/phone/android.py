@@ -21,7 +21,11 @@ VERSIONS = {"kotlin-compiler": "2.4.20", "kotlinx-coroutines": "1.8.0"}
 
 # What that source takes of other libraries.
 STUBS = {
-    "Jni": "package com.facebook.jni\nclass HybridData {\n  val isValid = true\n  fun resetNative() {}\n}",
+    "Jni": """package com.facebook.jni
+class HybridData {
+  val isValid = true
+  fun resetNative() {}
+}""",
     "Annotations": "package com.facebook.jni.annotations\nannotation class DoNotStrip",
     "Loader": """package com.facebook.soloader.nativeloader
 class SystemDelegate
