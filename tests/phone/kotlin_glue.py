@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from base64 import b64decode
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import platformdirs
 from tokenizers import Tokenizer
 
 from cloister.bundle import Bundle, Golden
@@ -24,25 +29,42 @@ __all__ = ["ODD", "Trial", "compile_kotlin", "compiler", "missing", "trial"]
 
 HERE = Path(__file__).parent
 TRIAL = HERE / "kotlin"
+PACKAGE = "kotlin-compiler@2.4.20"
 MOST = 1024  # tokens of a context that is filled
 ODD = "a\"b\\f $x ${y} \t\n\r\f\x00 é 😀 \u2028 \\"
 HALVES = ("Ã", "©")  # the bytes C3 and A9, as byte-level BPE writes them
 Trial = dict[str, dict[str, str]]  # by scenario and name
 
 
-def missing() -> str | None:
-    """Return what is not here of what the glue's trial needs."""
-    if shutil.which("java") is None:
-        return "no Java: apt-get install openjdk-17-jre-headless"
-    if compiler() is None:
-        return "no Kotlin: TEST_KOTLIN must name an unpacked npm package kotlin-compiler"
-    return None
+def missing() -> str:
+    """Return what this machine lacks to try the glue, or nothing."""
+    return ", ".join(tool for tool in ("java", "npm") if not shutil.which(tool))
 
 
-def compiler() -> Path | None:
-    """Return the libraries of npm's kotlin-compiler, among which is kotlinx.coroutines."""
-    path = Path(os.environ.get("TEST_KOTLIN", "/nowhere"), "lib")
-    return path if (path / "kotlin-compiler.jar").exists() else None
+@cache
+def compiler() -> Path:
+    """Return the jars of npm's kotlin-compiler, among which is kotlinx.coroutines.
+
+    Fetched once into CLOISTER_TEST_CACHE or the user's cache.
+
+    Raises:
+        RuntimeError: npm did not give it.
+    """
+    given = os.environ.get("CLOISTER_TEST_CACHE")
+    folder = Path(given) if given else platformdirs.user_cache_path("cloister-tests", False)
+    home = folder / PACKAGE
+    if not home.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            done = subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=work, timeout=540,
+                                  capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"npm gave no {PACKAGE}: {' '.join(done.stderr.split()[:12])}")
+            with tarfile.open(next(Path(work).glob("*.tgz"))) as archive:
+                archive.extractall(work, filter="data")
+            with contextlib.suppress(OSError):  # another process was first
+                Path(work, "package").rename(home)
+    return home / "lib"
 
 
 def compile_kotlin(sources: list[Path], out: Path) -> None:
@@ -52,7 +74,6 @@ def compile_kotlin(sources: list[Path], out: Path) -> None:
         RuntimeError: it does not compile; it says where.
     """
     lib = compiler()
-    assert lib is not None
     done = subprocess.run([
         "java", "-Xmx1500m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
         "-cp", str(lib / "kotlin-preloader.jar"), "org.jetbrains.kotlin.preloading.Preloader",
@@ -128,6 +149,5 @@ def _splits(row: Golden) -> bool:
 
 
 def _libraries() -> str:
-    lib = compiler()
-    assert lib is not None
-    return f"{lib / 'kotlin-stdlib.jar'}:{lib / 'kotlinx-coroutines-core-jvm.jar'}"
+    return ":".join(str(compiler() / f"{name}.jar")
+                    for name in ("kotlin-stdlib", "kotlinx-coroutines-core-jvm"))

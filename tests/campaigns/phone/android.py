@@ -17,7 +17,8 @@ from cloister.embed.write import embed
 WHERE = "the glue for Android on the JVM, stock runner behind a stand-in for LlmModule"
 SOURCE = "extension/android/executorch_android/src/main/java"
 REAL = "the glue for Android, Kotlin source of ExecuTorch's archive"
-VERSIONS = {"kotlin-compiler": "2.4.20", "kotlinx-coroutines": "1.8.0"}
+VERSIONS = {"kotlin-compiler": kotlin_glue.PACKAGE.partition("@")[2],
+            "kotlinx-coroutines": "1.8.0"}
 
 # What that source takes of other libraries.
 STUBS = {
@@ -40,8 +41,9 @@ object NativeLoader {
 
 def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
     if lacking := kotlin_glue.missing():
-        yield "answers by the glue", WHERE, f"not run: {lacking}", "run"
+        yield "answers by the glue", WHERE, f"not run: this machine lacks {lacking}", "run"
         return
+    yield "it compiles", f"{REAL} 1.4.1", _compiled(bundles[0]), "compiled"
     for path in bundles:
         bundle = Bundle.open(path)
         name = bundle.manifest.name
@@ -52,7 +54,6 @@ def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
         for what, result in _results(found):
             yield f"{what}, {name}", WHERE, result, "run"
         yield f"from the bundle to all of these, {name}", WHERE, f"{took_s:.0f} s", "run"
-    yield "it compiles", f"{REAL} 1.4.1", _compiled(bundles[0]), "compiled"
     yield "the build files", "Gradle, Android", "-", "written"
     yield ("the glue on a device", "Android",
            "steps and expected output: glue/android/README.md", "written")

@@ -194,9 +194,13 @@ private suspend fun refuses() {
     val chat = open()
     note("text", ODD.ends.single())
     note("special", refusal { chat.say("secret ${MODEL.special[0]}").collect() })
+    note("limit", refusal { chat.say("secret", 0).collect() })
     chat.close()
     note("special-system", refusal { open(system = "secret ${MODEL.special[0]}") })
     val without = MODEL.copy(format = MODEL.format.copy(system = null))
+    note("temperature", refusal {
+        Chat.open(MODEL, directory, device(), temperature = 1.5f)
+    })
     note("system", refusal { open(without, system = "secret") })
     note("release", refusal {
         Chat.open(MODEL, directory, device().copy(executorch = "1.3.0"))

@@ -50,6 +50,8 @@ class AnswerDiffers(check: Int) : Refused(
     "The model answers check $check in another way on this device; do not use it here.")
 class SpecialToken : Refused("The text spells a control token of the model; write it another way.")
 class NoSystemPrompt : Refused("This model takes no system prompt; open the chat without one.")
+class OutOfRange(what: String, from: Number, to: Number) : Refused(
+    "The $what must be from $from to $to; give another.")
 class PromptTooLong(context: Int) : Refused("The text does not fit $context tokens; shorten it.")
 class Busy : Refused("An answer is being written; wait for its end or stop it.")
 class Closed : Refused("The chat is closed; open another.")
@@ -83,7 +85,7 @@ class Chat private constructor(
 
     /** Streams the answer to `text`, of at most `limit` pieces; who stops collecting stops it. */
     fun say(text: String, limit: Int = 256): Flow<Part> = channelFlow {
-        require(limit > 0) { "The limit must be positive." }
+        if (limit < 1) throw OutOfRange("limit", 1, model.context)
         refuseSpecial(model, text)
         enter()
         try {
@@ -194,7 +196,7 @@ class Chat private constructor(
             model: Model, directory: File, device: Device, system: String? = null,
             temperature: Float = 0f, progress: Progress = Progress { _, _ -> },
         ): Chat = withContext(Dispatchers.IO) {
-            require(temperature in 0f..1f) { "The temperature must be within 0 and 1." }
+            if (temperature !in 0f..1f) throw OutOfRange("temperature", 0, 1)
             if (device.executorch != model.executorch) {
                 throw ReleaseDiffers(model.executorch, device.executorch)
             }
