@@ -91,7 +91,8 @@ def export(
         parts.prove_forward(program.forward, run)
         progress("golden")
         core = Core(program, name=metadata.name, context=shape.context, chunk=chunk)
-        rows = _golden(core, tokenizer, prompts, metadata.eos)
+        least = golden.margin(report.divergences.program_from_checkpoint.mean_kld)
+        rows = _golden(core, tokenizer, prompts, metadata.eos, least)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
         failing = as_on_phones.complaint(directory / entry.file, shape.layers, rows, chunk)
@@ -198,14 +199,15 @@ def _check(
 
 def _golden(
     core: Core, tokenizer: Tokenizer, prompts: Sequence[tuple[str | None, str]],
-    eos: tuple[int, ...],
+    eos: tuple[int, ...], least: float,
 ) -> list[Golden]:
+    asked = [(*each, "") for each in prompts] or [(None, *each) for each in golden.PROMPTS]
     laid_out = (
-        check.lay_out(tokenizer, system, prompt)
-        for system, prompt in prompts or ((None, prompt) for prompt in golden.PROMPTS))
+        check.lay_out(tokenizer, system, prompt) + (tokenizer.encode(begun) if begun else [])
+        for system, prompt, begun in asked)
     return golden.rows(
         (ids for ids in laid_out if len(ids) < core.context),
-        functools.partial(_answer, core), eos)
+        functools.partial(_answer, core), eos, least)
 
 
 def _further(
@@ -254,7 +256,8 @@ def _finish(
         },
         "further_programs": [said for _, said in programs if said],
         "phone_tokenizer": {
-            "reason": phone.complaint(source.tokenizer_path, tokenizer, golden.PROMPTS)},
+            "reason": phone.complaint(
+                source.tokenizer_path, tokenizer, [prompt for prompt, _ in golden.PROMPTS])},
         "ran": [{"executorch": write.release(), "weights_cache": cache} for cache in (False, True)],
     })
     for path in filter(None, (source.tokenizer_path, source.template_path)):

@@ -42,19 +42,33 @@ class Stored:
             self.program, base = read_program(file)
         self.data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
         self.starts = [base + segment.offset for segment in self.program.segments]
+        (self.plan,) = (each for each in self.program.execution_plan if each.name == "score")
+        self.calls: list[Any] = [each.instr_args for each in self.plan.chains[0].instructions]
         self.named = {each.key: self.starts[each.segment_index] for each in self.program.named_data}
+        norms = [at for call in self.calls if isinstance(call, schema.DelegateCall)
+                 for at in map(self.constant, call.args) if at is not None]
+        layers = sum(name.endswith(".attn.qkv.q.weight.q") for name in self.named)
+        names = [f"layers.{layer}.{norm}_norm.weight"
+                 for layer in range(layers) for norm in ("attn", "mlp")]
+        if norms:  # else it is of an exporter that named them
+            self.named |= dict(zip([*names, "norm.weight"], norms, strict=True))
+
+    def constant(self, value: int) -> int | None:
+        """Return where a value of the plan lies in the file; None for what is computed."""
+        found: Any = self.plan.values[value].val
+        if not getattr(found, "data_buffer_idx", 0):
+            return None
+        held = self.program.constant_segment
+        return int(self.starts[held.segment_index] + held.offsets[found.data_buffer_idx])
 
     def embedding(self, place: int) -> int:
         """Return where an argument of the embedding's operator begins."""
-        (plan,) = (each for each in self.program.execution_plan if each.name == "score")
-        for instruction in plan.chains[0].instructions:
-            call = instruction.instr_args
-            if isinstance(call, schema.KernelCall) and (
-                    "embedding" in plan.operators[call.op_index].name):
-                number: Any = plan.values[call.args[place]].val
-                held = self.program.constant_segment
-                return self.starts[held.segment_index] + held.offsets[number.data_buffer_idx]
-        raise AssertionError("the program looks up no embedding")
+        (call,) = (
+            call for call in self.calls if isinstance(call, schema.KernelCall)
+            and "embedding" in self.plan.operators[call.op_index].name)
+        at = self.constant(call.args[place])
+        assert at is not None
+        return at
 
     def tensor(self, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         count = torch.Size(shape).numel() * dtype.itemsize
@@ -124,9 +138,13 @@ def main(out: Path) -> None:
         bundle = pipeline.export(source, out / "family" / f"{tier}.cloister", prompts=prompts)
         found = distance(before, bundle)
         receipt, earlier = bundle.receipt(), before.receipt()
-        rewrite_receipt(bundle, {**receipt, "evaluations": earlier["evaluations"], "evaluated": {
-            "program": before.manifest.files[before.manifest.programs[0].file].sha256,
-            "from_this_one": found}})
+        file = before.manifest.programs[0].file
+        evaluated: object = {
+            "program": before.manifest.files[file].sha256, "from_this_one": found}
+        if before.manifest.files[file] == bundle.manifest.files[file]:
+            evaluated = earlier["evaluated"]
+        rewrite_receipt(bundle, {
+            **receipt, "evaluations": earlier["evaluations"], "evaluated": evaluated})
         same = all(
             one.prompt == other.prompt and all(map(eq, one.tokens, other.tokens))
             for one, other in zip(before.golden(), bundle.golden(), strict=True))
