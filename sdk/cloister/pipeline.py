@@ -95,11 +95,7 @@ def export(
         rows = _golden(core, tokenizer, prompts, metadata.eos, least)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
-        failing = as_on_phones.complaint(directory / entry.file, shape.layers, rows, chunk)
-        if failing:
-            raise ExportMismatch(
-                f"With XNNPACK's weights cache on, as phones have it, the program fails "
-                f"({failing}); nothing was written, report it.")
+        _prove_on_phones(directory / entry.file, shape.layers, rows, chunk)
         made = _further(source, tokenizer, directory, also, chunk, progress)
         _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
@@ -195,6 +191,14 @@ def _check(
         parts=len(gaps), worst=worst, constants_bytes=constants_bytes, divergences=divergences,
         parent=source.metadata.parent,
     ), again[-1]
+
+
+def _prove_on_phones(path: Path, layers: int, rows: list[Golden], chunk: int) -> None:
+    failing = as_on_phones.complaint(path, layers, rows, chunk)
+    if failing:
+        raise ExportMismatch(
+            f"With XNNPACK's weights cache on, as phones have it, the program fails ({failing}); "
+            "nothing was written, report it.")
 
 
 def _golden(
