@@ -46,7 +46,8 @@ def program(
         ExportError: the backend's exporter is not installed, or the graph is not the checkpoint's.
     """
     metadata, shape = source.metadata, source.metadata.config.shape
-    chunk, ids = partitioned.chunk_of(backend, chunk), ids[:TOKENS]
+    most = write.longest(metadata.config, chunk)
+    chunk, ids = partitioned.chunk_of(backend, most), ids[:TOKENS]
     reading = check.Reading(source.load(), [ids])
     traced = partitioned.trace(source.load(), chunk)
     found = check.measure(
@@ -56,8 +57,11 @@ def program(
         raise ExportMismatch(
             f"The graph for {backend} is {found.mean_kld:.2g} nats a token from the checkpoint, "
             f"the bound is {BOUND}; nothing was written, report it.")
+    # Without dynamic shapes the runner reads token by token, whatever the most of a call is said to
+    # be; said to be the context, it counts against that.
     manager = partitioned.lower(traced, backend, {
-        **write.constants(metadata, chunk), "enable_dynamic_shape": chunk > 1})
+        **write.constants(metadata, shape.context if chunk == 1 else most),
+        "enable_dynamic_shape": chunk > 1})
     path = directory / f"program.{backend}.pte"
     with path.open("wb") as file:
         manager.write_to_file(file)
