@@ -116,6 +116,7 @@ def test_the_contexts_end_has_a_name_and_reset_begins_anew(trial: Trial) -> None
     assert found["pieces-middle"]  # what was said until then
     assert (found["end-turn"], found["pieces-turn"]) == ("CONTEXT_FULL", "")
     assert found["short"] == "LIMIT"  # a shorter turn still fits
+    assert found["short-read"] == "false"  # and what did not is gone, however much was read of it
     assert found["end-reset"] == "ENDED"
     assert found["pieces-reset"] == trial["streams"]["pieces"]
 
