@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from tests.phone.golden import spoken
 
 from cloister import reference
 from cloister.bundle import Bundle
+from cloister.embed import cpp
 from cloister.embed.facts import facts_of
 from cloister.embed.write import embed
 
@@ -28,6 +30,13 @@ LOADS = ("mapped", "file")  # ExecuTorch's FileDataLoader frees what it read
 SANITIZED = ("-DCMAKE_CXX_FLAGS=-g -fsanitize=address,undefined -fno-sanitize-recover=undefined "
              "-fno-sanitize=vptr")  # the wheel's classes are declared, not defined
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+FROM_A_SHELL = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def readme_commands() -> list[str]:
+    """Return the commands that lead from a bundle to the first answer."""
+    readme = Path(cpp.__file__).parent / "glue" / "cpp" / "README.md"
+    return re.findall(r"```sh\n(.*?)```", readme.read_text("utf-8"), re.S)[0].splitlines()
 
 
 def missing() -> str:
@@ -44,19 +53,19 @@ def embedded(bundle: Bundle, directory: Path) -> Path:
     return directory / "embedded"
 
 
-def build(glue: Path, directory: Path, *options: str) -> Path:
-    """Return the directory with `drive` and `stock`, built with `glue`."""
+def build(target: str, glue: Path, directory: Path, *options: str) -> Path:
+    """Return `drive` or `stock`, built with `glue` in `directory`."""
     for command in (("cmake", "-S", HERE, "-B", directory, f"-DGLUE={glue}", *options,
                      "-DCLOISTER_WHEEL=ON", f"-DPython3_EXECUTABLE={sys.executable}"),
-                    ("cmake", "--build", directory, "-j2")):
+                    ("cmake", "--build", directory, "-j2", "--target", target)):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    return directory
+    return directory / target
 
 
 def old_bundle(directory: Path) -> Bundle | None:
     """Return Nano-1 as it was before the mend; None where the checkout has no history."""
-    family = Path(reference.bundle_path("nano-1")).parent
+    family = Path(reference.__file__).parent / "family"
     done = subprocess.run(
         ["git", "archive", "--format=tar", OLD, "nano-1.cloister"], cwd=family, capture_output=True)
     if done.returncode:

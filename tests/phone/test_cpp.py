@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tokenizers
 import torch
 from tests.phone import cpp_glue
-from tests.phone.cpp_glue import ENVIRONMENT, LOADS, Turn, driven, golden
+from tests.phone.cpp_glue import ENVIRONMENT, FROM_A_SHELL, LOADS, Turn, driven, golden
 
 from cloister import reference
 from cloister.bundle import Bundle
-from cloister.embed import cpp
 from cloister.message import Message
 from cloister.prompt_format import assemble
 from cloister.runtime import _executorch
@@ -29,7 +25,6 @@ pytestmark = [
 ]
 
 SAID = ("Is it cold?", "Who are you?", "Tell me a story")
-FROM_A_SHELL = {**ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +39,7 @@ def glue(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
 
 @pytest.fixture(scope="module")
 def drive(glue: Path) -> Path:
-    return cpp_glue.build(glue, glue.parent / "build") / "drive"
+    return cpp_glue.build("drive", glue, glue.parent / "build")
 
 
 class Reference:
@@ -238,7 +233,7 @@ def test_files_are_checked_until_a_start_went_well(
 
 
 def test_sanitizers_find_nothing(glue: Path, tmp_path: Path) -> None:
-    drive = cpp_glue.build(glue, tmp_path, cpp_glue.SANITIZED) / "drive"
+    drive = cpp_glue.build("drive", glue, tmp_path, cpp_glue.SANITIZED)
     lines = ["say 0 play na\u00efve by M\u00f6tley", "say 0 <|end|>", f"stop 3 {SAID[2]}", "reset",
              f"throw 2 {SAID[2]}", f"twice 2 {SAID[2]}", "say 0 " + "again " * 2000,
              f"close 1 {SAID[2]}", f"say 0 {SAID[1]}"]
@@ -259,7 +254,7 @@ def test_an_export_that_lets_operators_read_freed_constants_is_found(tmp_path: P
     if old is None:
         pytest.skip("this checkout has no history, and so no old export")
     glue = cpp_glue.embedded(old, tmp_path)
-    drive = cpp_glue.build(glue, tmp_path / "build") / "drive"
+    drive = cpp_glue.build("drive", glue, tmp_path / "build")
     assert driven(drive, glue / "model", cache="off")[0].events[-1] == "ready"
     try:
         said = driven(drive, glue / "model")[0].events[-1]
@@ -270,8 +265,7 @@ def test_an_export_that_lets_operators_read_freed_constants_is_found(tmp_path: P
 
 def test_three_commands_lead_from_a_bundle_to_the_first_answer(
         tmp_path: Path, bundle: Bundle, reference_: Reference) -> None:
-    readme = (Path(cpp.__file__).parent / "glue" / "cpp" / "README.md").read_text("utf-8")
-    commands = re.findall(r"```sh\n(.*?)```", readme, re.S)[0].splitlines()
+    commands = cpp_glue.readme_commands()
     assert len(commands) == 3
     for command in commands:
         done = subprocess.run(

@@ -22,7 +22,7 @@ pytestmark = [
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("stock")
     glue = cpp_glue.embedded(Bundle.open(reference.bundle_path("nano-1")), directory)
-    return cpp_glue.build(glue, directory / "build") / "stock"
+    return cpp_glue.build("stock", glue, directory / "build")
 
 
 @pytest.mark.parametrize("load", LOADS)
