@@ -65,7 +65,7 @@ def enough(bundle: Bundle) -> int:
 
 
 def test_too_little_memory_is_refused_with_both_numbers(bundle: Bundle) -> None:
-    with pytest.raises(NotEnoughMemory, match=r"GB and 0\.03 GB"):
+    with pytest.raises(NotEnoughMemory, match=r"GB and 0\.07 GB"):
         FakeEngine(bundle.path, available_bytes=enough(bundle) - 1)
     FakeEngine(bundle.path, available_bytes=enough(bundle))
 
