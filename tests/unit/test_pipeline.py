@@ -170,7 +170,7 @@ def test_a_bundle_that_the_gate_refuses_is_not_written(
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    ({"backend": "magic"}, "xnnpack"), ({"chunk": 0}, "from 1 to 1024"),
+    ({"backends": ("magic",)}, "xnnpack"), ({"chunk": 0}, "from 1 to 1024"),
 ])
 def test_an_impossible_setting_is_refused_before_any_work(
     quantized: Checkpoint, tmp_path: Path, options: dict[str, object], match: str
