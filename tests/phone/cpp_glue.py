@@ -22,6 +22,7 @@ from cloister.bundle import Bundle
 from cloister.embed import cpp
 from cloister.embed.facts import facts_of
 from cloister.embed.write import embed
+from cloister.manifest import PromptFormat
 
 HERE = Path(__file__).parent / "cpp"
 # The last commit at which operators read constants in place, which the cache frees.
@@ -137,17 +138,36 @@ def golden(drive: Path, glue: Path, bundle: Bundle, **options: object) -> tuple[
 
     An answer that was cut when it was recorded is the beginning of what the glue gives.
     """
-    said = facts_of(bundle)
-    before = said.format.begin + said.format.user.before
-    between = said.format.user.after + said.format.answer
-    asked = [each for each in spoken(bundle)
-             if each.prompt.startswith(before) and each.prompt.endswith(between)]
-    lines = [line for each in asked for line in (
-        "reset", f"say 0 {each.prompt.removeprefix(before).removesuffix(between)}")]
-    turns = driven(drive, glue / "model", *lines, limit=max(each.tokens for each in asked),
-                   **options)
-    same = 0
-    for each, turn in zip(asked, turns[1:], strict=True):
-        whole = [each.answer.removesuffix(end) for end in said.ends if each.answer.endswith(end)]
-        same += turn.text == whole[0] if whole else turn.text.startswith(each.answer)
-    return same, len(asked)
+    said, same, count = facts_of(bundle), 0, 0
+    for system in ("", *_systems(bundle, said.format)):
+        opening = said.format.begin
+        if system:
+            assert said.format.system
+            opening = said.format.system.before + system + said.format.system.after
+        before, between = (opening + said.format.user.before,
+                           said.format.user.after + said.format.answer)
+        asked = [(each, each.prompt.removeprefix(before).removesuffix(between))
+                 for each in spoken(bundle)
+                 if each.prompt.startswith(before) and each.prompt.endswith(between)]
+        asked = [(each, text) for each, text in asked
+                 if not any(special in text for special in (*said.special, "\n"))]
+        if not asked:
+            continue
+        lines = [line for _, text in asked for line in ("reset", f"say 0 {text}")]
+        turns = driven(drive, glue / "model", *lines, system=system,
+                       limit=max(each.tokens for each, _ in asked), **options)
+        for (each, _), turn in zip(asked, turns[1:], strict=True):
+            whole = [each.answer.removesuffix(end) for end in said.ends
+                     if each.answer.endswith(end)]
+            same += turn.text == whole[0] if whole else turn.text.startswith(each.answer)
+        count += len(asked)
+    return same, count
+
+
+def _systems(bundle: Bundle, format_: PromptFormat) -> set[str]:
+    """Return the system prompts of golden prompts."""
+    if format_.system is None:
+        return set()
+    before, after = format_.system.before, format_.system.after
+    return {each.prompt.removeprefix(before).partition(after)[0] for each in spoken(bundle)
+            if each.prompt.startswith(before) and before}
