@@ -239,6 +239,29 @@ def test_a_sealed_conversation_leaves_no_trace_and_outlives_its_kernel(
     assert "nano-1" in json.dumps(json.loads(notebook.path.read_text())["metadata"]["widgets"])
 
 
+def test_a_question_before_the_page_was_told_what_there_is_goes_behind_it(
+    open_notebook: Open
+) -> None:
+    deaf = ("\n".join(CHAT.format(session=None, system="call").splitlines()[:-1])
+            + """
+receive, opened = chat.receive, []
+
+def late(content):
+    if content["type"] != "open" or opened:
+        receive(content)
+    else:
+        opened.append(content)
+
+chat.receive = late
+chat""")
+    notebook = open_notebook("chat-early.ipynb", deaf)
+    notebook.run_cell(0)
+    chat = notebook.lab()
+    send(chat, "wake me up at eight")
+    roles = chat.locator(".cl-message").evaluate_all("all => all.map((each) => each.className)")
+    assert [each.split("cl-")[-1] for each in roles] == ["system", "user", "assistant"]
+
+
 def test_two_chats_of_one_session_and_an_answer_that_is_no_markup(open_notebook: Open) -> None:
     second = CHAT.replace("chat = ", "other = ").replace("\nchat", "\nother").format(
         session="both", system="call")

@@ -155,7 +155,7 @@ class Chat {
   }
 
   sendNew() {
-    this.ask(this.box.value, this.messages.length, this.box);
+    this.ask(this.box.value, this.next < 0 ? null : this.messages.length, this.box);
   }
 
   /** @param {number} at of the answer */
@@ -190,8 +190,9 @@ class Chat {
   }
 
   /**
-   * Ask; what stands behind the first `after` messages goes once the answer is there.
-   * @param {string} text @param {number} after @param {HTMLTextAreaElement | null} box it was typed in
+   * Ask; what stands behind the first `after` messages goes once the answer is there. Null keeps
+   * all, which is for a page that was not told yet what there is.
+   * @param {string} text @param {number | null} after @param {HTMLTextAreaElement | null} box it was typed in
    */
   ask(text, after, box) {
     if (this.turn || this.link.detached) return false;
