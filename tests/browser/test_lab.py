@@ -146,7 +146,7 @@ def long_answers(lab: Any) -> None:
     choose(lab, task="story", prompt="once upon a time there was a king")
     lab.locator(".cl-sampling summary").click()
     field(lab, "Temperature").fill("9")
-    field(lab, "Seed").fill("1")  # neither tier ends by chance
+    field(lab, "Seed").fill("6")  # no tier ends by chance
     field(lab, "Tokens at most").fill("480")
 
 

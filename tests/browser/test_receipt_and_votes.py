@@ -54,7 +54,7 @@ def test_a_receipt_has_its_plots_in_every_theme_and_its_numbers_where_they_are_s
     output = notebook.page.locator(".jp-OutputArea-output").first
     plots = output.get_by_role("img")
     plots.first.wait_for()
-    assert plots.count() == 4
+    assert plots.count() == 6
     assert output.get_by_role("img", name="Scores divided by pro's").is_visible()
     widths = [plot.bounding_box()["width"] for plot in plots.all()]
     assert min(widths) > 300

@@ -36,7 +36,7 @@ def test_export_says_so_in_a_line(
     lost = {"n": 1, "mean_kld": 0.0, "p99_kld": 0.0, "top1": 1.0, "relative_error": 0.0}
     show_receipt({"bundle": "x", "size_bytes": 1, "program_against_checkpoint": lost,
                   "parts_against_checkpoint": {"parts": 9, "worst": {"part": "head", "size": 0.0}},
-                  "against_parent": {"parent": None, "reason": "none"},
+                  "against_parent": {"parent": None, "reason": "none"}, "further_programs": [],
                   "phone_tokenizer": {"reason": reason}})
     said = capsys.readouterr().out
     assert ("phones" in said) == (reason is not None)

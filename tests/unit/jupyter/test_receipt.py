@@ -77,15 +77,18 @@ def test_scores_are_divided_by_pros_and_each_has_its_number() -> None:
 def test_every_plot_says_its_numbers_to_a_screen_reader_and_in_a_table() -> None:
     root = shown(ReceiptView("nano-1", against="nano-2"))
     plots = [each for each in root.iter(f"{SVG}svg") if each.get("role") == "img"]
-    assert len(plots) == 4  # sizes of both, divergence, scores
+    assert len(plots) == 6  # sizes of both, divergence, its histograms of both, scores
     for plot in plots:
         assert (plot[0].tag, plot[1].tag) == (f"{SVG}title", f"{SVG}desc")
         assert plot[0].text
         assert "." in (plot[1].text or "")
     assert len(list(root.iter("details"))) == len(plots)
     divergence = numbers(root, "nats a token")
-    assert divergence["largest"] == ["0.00092", "0.0012"]
-    assert "0.00092 and 0.0012" in (plots[2][1].text or "")
+    lost = [Bundle.open(name).receipt()["program_against_checkpoint"] for name in (
+        "nano-1", "nano-2")]
+    largest = [f"{each['max_kld']:.2g}" for each in lost]
+    assert divergence["largest"] == largest
+    assert f"largest: {' and '.join(largest)}" in (plots[2][1].text or "")
 
 
 def test_a_new_receipt_shows_its_histogram_and_where_it_was_measured(
@@ -156,8 +159,8 @@ def test_a_notebook_that_is_exported_as_a_page_has_the_plots() -> None:
     output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell("ReceiptView('nano-1')", outputs=[output])]))
-    assert page.count('<svg role="img"') == 3
-    assert page.count("<summary>The numbers</summary>") == 3
+    assert page.count('<svg role="img"') == 4
+    assert page.count("<summary>The numbers</summary>") == 4
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
