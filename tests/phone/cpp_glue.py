@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -10,14 +9,12 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.phone.golden import spoken
 
-from cloister import reference
 from cloister.bundle import Bundle
 from cloister.embed import cpp
 from cloister.embed.facts import facts_of
@@ -25,8 +22,6 @@ from cloister.embed.write import embed
 from cloister.manifest import PromptFormat
 
 HERE = Path(__file__).parent / "cpp"
-# The last commit at which operators read constants in place, which the cache frees.
-OLD = "ee96fea1871d01e7667a8aa1707590ceb95997ce"
 LOADS = ("mapped", "file")  # ExecuTorch's FileDataLoader frees what it read
 SANITIZED = ("-DCMAKE_CXX_FLAGS=-g -fsanitize=address,undefined -fno-sanitize-recover=undefined "
              "-fno-sanitize=vptr")  # the wheel's classes are declared, not defined
@@ -62,18 +57,6 @@ def build(target: str, glue: Path, directory: Path, *options: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return directory / target
-
-
-def old_bundle(directory: Path) -> Bundle | None:
-    """Return Nano-1 as it was before the mend; None where the checkout has no history."""
-    family = Path(reference.__file__).parent / "family"
-    done = subprocess.run(
-        ["git", "archive", "--format=tar", OLD, "nano-1.cloister"], cwd=family, capture_output=True)
-    if done.returncode:
-        return None
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(directory, filter="data")
-    return Bundle.open(directory / "nano-1.cloister")
 
 
 @dataclass

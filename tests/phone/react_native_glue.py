@@ -13,17 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 from tests.phone import npm
+from tests.phone.golden import spoken
 
 from cloister import reference
 from cloister.bundle import Bundle
-from cloister.embed.facts import Check
+from cloister.embed.facts import Check, facts_of
 from cloister.embed.write import embed
 
 CASES = Path(__file__).parent / "react_native"
 RELEASE = "0.10.2"
-OLD = "ee96fea1871d01e7667a8aa1707590ceb95997ce"
 
 
 def missing() -> str | None:
@@ -49,20 +48,6 @@ def type_errors(app: Path) -> str:
     return done.stdout + done.stderr
 
 
-def old_export(folder: Path) -> Bundle | None:
-    """Return Nano-1 as it was when the weights cache freed constants in use; None without history.
-
-    It is written into `folder`.
-    """
-    packed = subprocess.run(
-        ["git", "archive", OLD, "sdk/cloister/reference/family/nano-1.cloister"],
-        cwd=CASES.parents[2], capture_output=True)
-    if packed.returncode:
-        return None
-    subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
-    return Bundle.open(folder / "sdk/cloister/reference/family/nano-1.cloister")
-
-
 def built(app: Path, out: Path) -> None:
     """Write the glue as an app is built: by React Native's Babel preset and worklets' plugin."""
     out.mkdir()
@@ -78,16 +63,14 @@ def bytecode(out: Path) -> list[str]:
 
 
 def golden(bundle: Bundle) -> list[Check]:
-    """Return the golden answers as texts, without the end's, whose prompts give their ids back."""
-    plain = tokenizers.Tokenizer.from_file(str(bundle.tokenizer_path))
-    found = []
-    for row in bundle.golden():
-        ended = row.tokens[-1] in bundle.manifest.eos
-        prompt, answer = (plain.decode(list(ids), skip_special_tokens=False) for ids in (
-            row.prompt, row.tokens[:-1] if ended else row.tokens))
-        if tuple(plain.encode(prompt, add_special_tokens=False).ids) == row.prompt:
-            found.append(Check(prompt=prompt, answer=answer, tokens=len(row.tokens)))
-    return found
+    """Return the golden answers as texts, without the end's."""
+    ends = facts_of(bundle).ends
+
+    def told(answer: str) -> str:
+        return next((answer.removesuffix(end) for end in ends if answer.endswith(end)), answer)
+
+    return [Check(prompt=row.prompt, answer=told(row.answer), tokens=row.tokens)
+            for row in spoken(bundle)]
 
 
 def results(app: Path, golden: Sequence[Check] = (), version: str = RELEASE) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import os
 import sys
 from base64 import b64decode, b64encode
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -32,21 +32,38 @@ def stock() -> Any:
     return module
 
 
-def serve(asks: Any, says: Any) -> None:
-    llm, runners = stock(), []
+def begin() -> tuple[Any, TextIO]:
+    """Return the runner's module, and where to say lines: it prints every piece itself."""
+    torch.set_num_threads(1)
+    # The bindings decode each piece strictly; so bytes of half a character come through as well.
+    codecs.register_error("strict", codecs.lookup_error("surrogateescape"))
+    _executorch.share_weights()
+    says = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return stock(), says
+
+
+def encoded(text: str) -> str:
+    """Return the bytes of a text in Base64; those of half a character, too."""
+    return b64encode(text.encode("utf-8", "surrogateescape")).decode()
+
+
+def main() -> None:
+    """Answer until there is nothing more to read."""
+    (llm, says), runners = begin(), list[Any]()
 
     def say(*words: object) -> None:
         says.write(" ".join(map(str, words)) + "\n")
         says.flush()
 
-    for line in asks:
+    for line in sys.stdin:
         what, *rest = line.split()
         if what == "new":
             try:
                 runners.append(llm.TextLLMRunner(*(b64decode(path).decode() for path in rest)))
                 say("made", len(runners) - 1)
             except RuntimeError as error:
-                say("failed", b64encode(str(error).encode()).decode())
+                say("failed", encoded(str(error)))
             continue
         id_ = int(rest[0])
         if what == "close":
@@ -59,8 +76,8 @@ def serve(asks: Any, says: Any) -> None:
         prompt, (seq_len, echo, temperature) = b64decode(rest[1]).decode(), rest[2:]
 
         def piece(text: str, runner: Any = runner) -> None:
-            say("piece", b64encode(text.encode("utf-8", "surrogateescape")).decode())
-            if asks.readline() == "stop\n":
+            say("piece", encoded(text))
+            if sys.stdin.readline() == "stop\n":
                 runner.stop()
 
         config = llm.GenerationConfig(
@@ -69,17 +86,7 @@ def serve(asks: Any, says: Any) -> None:
             runner.generate(prompt, config, piece, lambda stats: say(
                 "done", stats.num_prompt_tokens, stats.num_generated_tokens))
         except RuntimeError as error:
-            say("failed", b64encode(f"{error}: {prompt}".encode()).decode())
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    # The bindings decode each piece strictly; so bytes of half a character come through as well.
-    codecs.register_error("strict", codecs.lookup_error("surrogateescape"))
-    _executorch.share_weights()
-    says = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where the runner prints each piece
-    serve(sys.stdin, says)
+            say("failed", encoded(f"{error}: {prompt}"))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from pathlib import Path
 
 import pytest
-from tests.phone import android_library
+from tests.phone import android_library, old_export
 from tests.phone.golden import spoken
 
 from cloister import reference
@@ -20,9 +19,6 @@ pytestmark = [
 ]
 
 TIERS = ("nano-1", "nano-2", "pro", "ultra")
-# Nano-1 as it was when operators read constants in place that the cache had freed.
-OLD = ("ee96fea1871d01e7667a8aa1707590ceb95997ce"
-       ":sdk/cloister/reference/family/nano-1.cloister/program.xnnpack.pte")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +39,11 @@ def test_every_golden_answer_of_a_bundle_is_given(runner: Path, tier: str, load:
 def test_an_export_that_lets_operators_read_freed_constants_is_found(
         runner: Path, tmp_path: Path, load: str) -> None:
     bundle = Bundle.open(reference.bundle_path("nano-1"))
-    old = subprocess.run(["git", "show", OLD], cwd=Path(__file__).parent, capture_output=True)
-    if old.returncode:
+    nano = old_export.bundle(tmp_path)
+    if nano is None:
         pytest.skip("this checkout has no history, and so no old export")
-    (tmp_path / "old.pte").write_bytes(old.stdout)
+    program = nano.path / nano.manifest.programs[0].file
     asked, said = spoken(bundle), list[str]()
     with contextlib.suppress(ChildProcessError):  # SIGSEGV, where the program is mapped
-        said = android_library.answers(runner, bundle, asked, load, tmp_path / "old.pte")
+        said = android_library.answers(runner, bundle, asked, load, program)
     assert not [row for row, text in zip(asked, said, strict=False) if row.answer == text]

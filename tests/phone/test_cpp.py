@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from tests.phone import cpp_glue
+from tests.phone import cpp_glue, old_export
 from tests.phone.cpp_glue import ENVIRONMENT, FROM_A_SHELL, LOADS, Turn, driven, golden
 
 from cloister import reference
@@ -250,7 +250,7 @@ def test_a_text_that_spells_a_special_token_is_refused_and_not_repeated(
 
 
 def test_an_export_that_lets_operators_read_freed_constants_is_found(tmp_path: Path) -> None:
-    old = cpp_glue.old_bundle(tmp_path)
+    old = old_export.bundle(tmp_path)
     if old is None:
         pytest.skip("this checkout has no history, and so no old export")
     glue = cpp_glue.embedded(old, tmp_path)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.phone import templates
+from tests.phone import old_export, templates
 from tests.phone.react_native_glue import (
     built,
     bytecode,
     golden,
     missing,
-    old_export,
     results,
     type_errors,
     written,
@@ -164,7 +163,7 @@ def test_another_release_of_the_package_is_refused_by_name(app: Path) -> None:
 
 
 def test_an_old_export_fails(tmp_path: Path) -> None:
-    old = old_export(tmp_path)
+    old = old_export.bundle(tmp_path)
     if old is None:
         pytest.skip("this checkout has no history, and so no old export")
     app = written(tmp_path / "glue", old)

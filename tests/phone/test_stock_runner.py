@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.phone import cpp_glue
+from tests.phone import cpp_glue, old_export
 from tests.phone.cpp_glue import LOADS, stock_answers
 from tests.phone.golden import spoken
 
@@ -37,7 +37,7 @@ def test_every_golden_answer_of_a_bundle_is_given(stock: Path, tier: str, load: 
 @pytest.mark.parametrize("load", LOADS)
 def test_an_export_that_lets_operators_read_freed_constants_fails(
         stock: Path, tmp_path: Path, load: str) -> None:
-    old = cpp_glue.old_bundle(tmp_path)
+    old = old_export.bundle(tmp_path)
     if old is None:
         pytest.skip("this checkout has no history, and so no old export")
     wanted = [each.answer for each in spoken(old)]

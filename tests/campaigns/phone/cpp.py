@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.phone import cpp_glue
+from tests.phone import cpp_glue, old_export
 from tests.phone.cpp_glue import LOADS, driven, golden, stock_answers
 from tests.phone.golden import spoken
 
@@ -60,14 +60,14 @@ def _of(bundle: Bundle, work: Path) -> Iterator[Row]:
 
 
 def _old(work: Path) -> Iterator[Row]:
-    old = cpp_glue.old_bundle(work)
-    if old is None:
+    before = old_export.bundle(work)
+    if before is None:
         yield "golden answers of nano-1, old export", STOCK, "not run: no history here", "run"
         return
-    stock = cpp_glue.build("stock", cpp_glue.embedded(old, work), work / "build")
+    stock = cpp_glue.build("stock", cpp_glue.embedded(before, work), work / "build")
     for load in LOADS:
         yield ("golden answers of nano-1, old export", f"{STOCK}, {load}",
-               _same(stock, old, load), "run")
+               _same(stock, before, load), "run")
 
 
 def _same(stock: Path, bundle: Bundle, load: str) -> str:

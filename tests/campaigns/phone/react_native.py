@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.phone import templates
+from tests.phone import old_export, templates
 from tests.phone.react_native_glue import (
     RELEASE,
     built,
     bytecode,
     golden,
     missing,
-    old_export,
     results,
     type_errors,
     written,
@@ -99,7 +98,7 @@ def _results(came: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _old(work: Path) -> str:
-    bundle = old_export(work)
+    bundle = old_export.bundle(work)
     if bundle is None:
         return "not run: this checkout has no history"
     try:

@@ -9,35 +9,17 @@ A piece is the bytes of one token in Base64, which need not be whole characters.
 
 from __future__ import annotations
 
-import codecs
-import importlib.util
 import json
-import os
 import sys
-from base64 import b64encode
-from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_tokenizers import CppHFTokenizer
-
-from cloister.runtime import _executorch
+from tests.phone.runner import begin, encoded
 
 
 def main() -> None:
     """Answer until there is nothing more to read."""
-    torch.set_num_threads(1)
-    # The bindings decode each piece strictly; so bytes of half a character come through as well.
-    codecs.register_error("strict", codecs.lookup_error("surrogateescape"))
-    bindings = _executorch._bindings()
-    _executorch.share_weights()
-    path = next(Path(bindings.__file__).parents[1].glob("llm/runner/_llm_runner*.so"))
-    spec = importlib.util.spec_from_file_location("_llm_runner", path)
-    assert spec and spec.loader
-    llm = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(llm)
-    says = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where the runner prints each piece
+    llm, says = begin()
 
     def say(**words: object) -> None:
         says.write(json.dumps(words) + "\n")
@@ -68,7 +50,7 @@ def generate(llm: Any, runner: Any, ask: dict[str, Any], say: Any) -> list[int]:
     counts: list[int] = []
 
     def piece(text: str) -> None:
-        say(piece=b64encode(text.encode("utf-8", "surrogateescape")).decode())
+        say(piece=encoded(text))
         if json.loads(sys.stdin.readline())["stop"]:
             runner.stop()
 
