@@ -52,7 +52,7 @@ def measure(bundle: Bundle, settings: Settings, *, debug: bool = False) -> dict[
     """
     entry = bundle.program(runs_here)
     bundle.check_program(entry, settings)  # a first start would hash it, a cold one does not
-    required = memory.required_bytes(entry, bundle.manifest.shape)
+    required = entry.required_bytes(bundle.manifest.shape)
     rows = []
     for name in CLASSES:
         row: dict[str, Any] = {"class": name, "limit_bytes": DEVICES[name]}

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # By its kind, the file that a directory of ours is known by, a JSON object with a format number.
-MARKS = {"bundle": "manifest.json", "checkpoint": "config.json"}
+MARKS = {"bundle": "manifest.json", "checkpoint": "config.json", "app": "embedded.json"}
 _MARK_LIMIT = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

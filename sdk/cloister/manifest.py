@@ -19,6 +19,7 @@ __all__ = ["FORMAT", "LIMIT_BYTES", "Around", "FileEntry", "Manifest", "ProgramE
 
 FORMAT = 2
 LIMIT_BYTES = 1 << 20
+_LATER_BYTES = 64 << 20  # what a process grows by after it was loaded
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -33,6 +34,19 @@ class ProgramEntry(Record, frozen=True):
     kv_bytes: Whole  # for the whole context
     arena_bytes: Whole  # activations planned by the exporter
     note: Label | None = None  # what a reader must know: `cloister.backend.NEVER_RUN`
+
+    def required_bytes(self, shape: Shape, *, methods: int = 1) -> int:
+        """Memory that loading takes for good: weights as the backend packs them, KV, activations.
+
+        XNNPACK packs the weights again for each method it loads. The file's own pages can be
+        evicted and do not count, but those of the embedding and of the largest matrix while it is
+        packed: ExecuTorch locks what it reads (executorch 1.4.1,
+        `extension/pybindings/pybindings.cpp`). Without them a model of 1.8 B weights was ended by
+        limits from 1.28 to 1.45 GB.
+        """
+        locked = 2 * shape.vocab_size * shape.hidden_size
+        return (methods * self.weight_bytes + self.kv_bytes + self.arena_bytes
+                + locked + _LATER_BYTES)
 
 
 class FileEntry(Record, frozen=True):

@@ -29,7 +29,7 @@ class Embed(Options):
 
 def embed(args: Embed) -> Record:
     """Write what an app needs of a bundle."""
-    check_output(args.output, kind="output", replace=args.force)
+    check_output(args.output, kind="app", replace=args.force)
     facts = write(Bundle.open(args.bundle), args.platform, args.output, replace=args.force)
     files = sorted(
         (str(path.relative_to(args.output)), path.stat().st_size)

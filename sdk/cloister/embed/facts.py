@@ -50,7 +50,7 @@ class Facts:
     program: ModelFile
     tokenizer: ModelFile
     context: int  # tokens
-    memory_bytes: int  # that loading takes: packed weights, KV buffers, activations
+    memory_bytes: int  # that loading takes
     format: PromptFormat
     ends: tuple[str, ...]  # texts of the tokens that end an answer
     special: tuple[str, ...]  # texts that the tokenizer reads as control tokens
@@ -91,7 +91,7 @@ def facts_of(bundle: Bundle) -> Facts:
     return Facts(
         name=said.name, version=version("cloister"), executorch=said.executorch,
         program=file(entry.file), tokenizer=file("tokenizer.json"), context=said.context,
-        memory_bytes=entry.weight_bytes + entry.kv_bytes + entry.arena_bytes,
+        memory_bytes=entry.required_bytes(said.shape),
         format=said.prompt_format, ends=ends,
         special=tuple(texts[id_] for id_ in said.special_ids if id_ in texts),
         checks=tuple(_checks(bundle, plain)), source=bundle.path)

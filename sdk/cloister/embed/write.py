@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from cloister.embed import android, cpp, ios, react_native
 from cloister.embed.facts import facts_of
 from cloister.embed.platforms import PLATFORMS
 from cloister.errors import SettingError
-from cloister.files import whole_directory
+from cloister.files import MARKS, whole_directory
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -36,7 +37,7 @@ def embed(bundle: Bundle, platform: str, out: Path, *, replace: bool = False) ->
         raise SettingError(f"Platforms are {', '.join(PLATFORMS)}; name one of them.")
     module, facts = _MODULES[platform], facts_of(bundle)
     size = bundle.manifest.size_bytes
-    with whole_directory(out, kind="output", size_bytes=size, replace=replace) as directory:
+    with whole_directory(out, kind="app", size_bytes=size, replace=replace) as directory:
         _copy(resources.files("cloister.embed") / "glue" / platform, directory)
         for name, text in module.constants(facts).items():
             path = directory / name
@@ -46,6 +47,10 @@ def embed(bundle: Bundle, platform: str, out: Path, *, replace: bool = False) ->
         model.mkdir(parents=True, exist_ok=True)
         for file in module.files(facts):
             shutil.copyfile(bundle.path / file.name, model / file.name)
+        (directory / MARKS["app"]).write_text(json.dumps({
+            "format": 1, "platform": platform, "name": facts.name, "cloister": facts.version,
+            "executorch": facts.executorch, "program": facts.program.sha256,
+        }, indent=1) + "\n", "utf-8")
     return facts
 
 

@@ -173,6 +173,6 @@ class Engine(Core, Summary):
 
     def _check_memory(self, *, methods: int) -> None:
         available = memory.available_bytes() if self._available is None else self._available
-        required = memory.required_bytes(
-            self._entry, self.bundle.manifest.shape, methods=methods)
+        required = self._entry.required_bytes(
+            self.bundle.manifest.shape, methods=methods)
         memory.check(self.bundle.path.name, required, available)

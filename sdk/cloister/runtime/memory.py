@@ -14,26 +14,9 @@ from cloister.errors import NotEnoughMemory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cloister.manifest import ProgramEntry
-    from cloister.tiers import Shape
-
-__all__ = ["PROCESS_BYTES", "available_bytes", "check", "peak_bytes", "required_bytes"]
+__all__ = ["PROCESS_BYTES", "available_bytes", "check", "peak_bytes"]
 
 PROCESS_BYTES = 250_000_000  # interpreter and torch
-_LATER_BYTES = 64 << 20  # what the process itself grows by
-
-
-def required_bytes(program: ProgramEntry, shape: Shape, *, methods: int = 1) -> int:
-    """Memory that cannot be given back: weights as the backend packs them, KV, activations.
-
-    XNNPACK packs the weights again for each method it loads. The file's own pages can be evicted
-    and do not count, but those of the embedding and of the largest matrix while it is packed:
-    ExecuTorch locks what it reads (executorch 1.4.1, `extension/pybindings/pybindings.cpp`).
-    Without them a model of 1.8 B weights was ended by limits from 1.28 to 1.45 GB.
-    """
-    locked = 2 * shape.vocab_size * shape.hidden_size
-    return (methods * program.weight_bytes + program.kv_bytes + program.arena_bytes
-            + locked + _LATER_BYTES)
 
 
 _GROUP_FILES = (  # limit, use, and the file pages counted in it that can be evicted

@@ -61,7 +61,7 @@ def test_a_snapshot_of_a_picture_is_refused(engine: FakeEngine) -> None:
 
 
 def enough(bundle: Bundle) -> int:
-    return memory.required_bytes(bundle.manifest.programs[0], bundle.manifest.shape)
+    return bundle.manifest.programs[0].required_bytes(bundle.manifest.shape)
 
 
 def test_too_little_memory_is_refused_with_both_numbers(bundle: Bundle) -> None:
