@@ -41,7 +41,7 @@ REPEATS = 3
 PROCESSORS = {
     "no dot products, as cortex-a53": ("a64fx", "0xd03"),
     "dot products, cortex-a76": ("cortex-a76", "0xd0b"),
-    "int8 matrices, max": ("max", "0xd0b"),
+    "int8 matrices, max": ("max,sme=off", "0xd0b"),  # see aarch64.py
 }
 LIBRARIES = (
     "extension/pybindings/_portable_lib.cpython-311-aarch64-linux-gnu.so",
