@@ -88,19 +88,26 @@ def trial(bundle: Bundle, scratch: Path) -> Trial:
     """Return what tests/phone/kotlin/Trial.kt prints about the glue with `bundle`.
 
     A context that would take minutes to fill is not filled.
+
+    Raises:
+        ValueError: no golden answer answers a text and begins with two tokens of its own.
     """
     out, split = scratch / "app", scratch / "split"
     facts = embed(bundle, "android", out)
     model = out / "model/src/main/assets"
     shutil.copytree(model, split)
-    row = next(row for row in bundle.golden() if _splits(row))
+    end = facts.format.user.after + facts.format.answer
+    row = next((row for row in bundle.golden()
+                if _splits(row) and text_of(bundle, row.prompt).endswith(end)), None)
+    if row is None:
+        raise ValueError("no golden answer of it answers a text and begins with two tokens of its "
+                         "own")
     tokenizer = split_characters(split / "tokenizer.json", row)
     odd = android.constants(replace(facts, ends=(ODD,)))["Model.kt"]
     (out / "Odd.kt").write_text(odd.replace("val MODEL", "val ODD"))
     compile_kotlin([*out.glob("*.kt"), *TRIAL.glob("*.kt")], scratch / "classes")
     prompt, answer = (text_of(bundle, ids) for ids in (row.prompt, row.tokens))
-    before, _, ask = prompt.removesuffix(
-        facts.format.user.after + facts.format.answer).rpartition(facts.format.user.before)
+    before, _, ask = prompt.removesuffix(end).rpartition(facts.format.user.before)
     properties = {
         "model": model, "split": split, "scratch": scratch, "splitSha256": tokenizer,
         "runner": f"{sys.executable} -P -m tests.phone.runner", "ask": ask,

@@ -49,7 +49,11 @@ def rows(bundles: Sequence[Path]) -> Iterator[tuple[str, str, str, str]]:
         name = bundle.manifest.name
         with tempfile.TemporaryDirectory() as work:
             began = time.perf_counter()
-            found = kotlin_glue.trial(bundle, Path(work))
+            try:
+                found = kotlin_glue.trial(bundle, Path(work))
+            except ValueError as error:
+                yield f"answers by the glue, {name}", WHERE, f"not run: {error}", "run"
+                continue
             took_s = time.perf_counter() - began
         for what, result in _results(found):
             yield f"{what}, {name}", WHERE, result, "run"
