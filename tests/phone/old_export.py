@@ -17,7 +17,7 @@ def bundle(folder: Path) -> Bundle | None:
     """Write it into `folder`, and return it; None where this checkout has no history."""
     family = f"{COMMIT}:sdk/cloister/reference/family"
     done = subprocess.run(["git", "archive", "--format=tar", family, NAME],
-                          cwd=Path(__file__).parent, capture_output=True)
+                          cwd=Path(__file__).parents[2], capture_output=True)
     if done.returncode:
         return None
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
