@@ -70,7 +70,8 @@ def main() -> int:
     given = parser.parse_args()
     sys.path.insert(0, str(HERE.parents[1]))  # for tests.phone
     bundles = [family.bundle(name) for name in given.bundles or Tier]
-    versions = {"Python": platform.python_version(), "on": f"{platform.platform()}, {processor()};",
+    versions = {"Python": platform.python_version(),
+                "on": f"{platform.system()} {platform.machine()}, {processor()}",
                 "cloister": version("cloister"), "executorch": version("executorch")}
     rows, failed, began = list[Row](), False, time.perf_counter()
     for module in modules(given.only, given.slow):
