@@ -202,7 +202,7 @@ def test_a_start_is_refused_by_name(
     assert start.events[-1].startswith(f"refused {reason} ")
     if "memory" in options:
         program = bundle.manifest.programs[0]
-        needed = program.weight_bytes + program.kv_bytes + program.arena_bytes
+        needed = program.required_bytes(bundle.manifest.shape)
         assert f" {needed} bytes" in start.events[-1]
         assert " 1000000 are free" in start.events[-1]
 

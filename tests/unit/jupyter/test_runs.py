@@ -76,9 +76,11 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-def two(shared: Runs, heard: Heard) -> Runs:
+def two(shared: Runs, heard: Heard) -> Iterator[Runs]:
     shared._tell = heard
-    return shared
+    yield shared
+    shared.stop()  # what a test left going on is not the next one's
+    assert shared.wait(60)
 
 
 @pytest.fixture
