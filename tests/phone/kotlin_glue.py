@@ -25,7 +25,7 @@ from cloister.bundle import Bundle, Golden
 from cloister.embed import android
 from cloister.embed.write import embed
 
-__all__ = ["ODD", "Trial", "compile_kotlin", "compiler", "missing", "trial"]
+__all__ = ["ODD", "Trial", "asked", "compile_kotlin", "compiler", "missing", "trial"]
 
 HERE = Path(__file__).parent
 TRIAL = HERE / "kotlin"
@@ -88,20 +88,14 @@ def trial(bundle: Bundle, scratch: Path) -> Trial:
     """Return what tests/phone/kotlin/Trial.kt prints about the glue with `bundle`.
 
     A context that would take minutes to fill is not filled.
-
-    Raises:
-        ValueError: no golden answer answers a text and begins with two tokens of its own.
     """
     out, split = scratch / "app", scratch / "split"
     facts = embed(bundle, "android", out)
     model = out / "model/src/main/assets"
     shutil.copytree(model, split)
     end = facts.format.user.after + facts.format.answer
-    row = next((row for row in bundle.golden()
-                if _splits(row) and text_of(bundle, row.prompt).endswith(end)), None)
-    if row is None:
-        raise ValueError("no golden answer of it answers a text and begins with two tokens of its "
-                         "own")
+    row = asked(bundle)
+    assert row is not None
     tokenizer = split_characters(split / "tokenizer.json", row)
     odd = android.constants(replace(facts, ends=(ODD,)))["Model.kt"]
     (out / "Odd.kt").write_text(odd.replace("val MODEL", "val ODD"))
@@ -128,6 +122,14 @@ def trial(bundle: Bundle, scratch: Path) -> Trial:
         scenario, name, value = line.split(" ")
         found[scenario][name] = b64decode(value).decode()
     return found
+
+
+def asked(bundle: Bundle) -> Golden | None:
+    """Return a golden answer to a text that begins with two tokens of its own; None without one."""
+    form = bundle.manifest.prompt_format
+    assert form is not None
+    return next((row for row in bundle.golden() if _splits(row) and text_of(
+        bundle, row.prompt).endswith(form.user.after + form.answer)), None)
 
 
 def split_characters(path: Path, row: Golden) -> str:
