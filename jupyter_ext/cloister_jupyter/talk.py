@@ -353,7 +353,7 @@ class Talk:
                 self._process.release()
 
 def _said(message: Message) -> Said:
-    calls = tool_calls(message.content) if message.role == "assistant" else ()
-    return Said(role=message.role, text=message.content, calls=tuple(
+    calls = tool_calls(message.text) if message.role == "assistant" else ()
+    return Said(role=message.role, text=message.text, calls=tuple(
         json.dumps({"name": call.name, "arguments": call.arguments}, indent=2, ensure_ascii=False)
         for call in calls))

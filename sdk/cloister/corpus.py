@@ -254,12 +254,12 @@ def _flaw(example: Example, kind: str) -> Flaw:
 
 def _opening(example: Example) -> str:
     """Return the first request of a conversation."""
-    return next((each.content for each in example.turns if each.role == "user"), example.input)
+    return next((each.text for each in example.turns if each.role == "user"), example.input)
 
 
 def _asked(example: Example) -> tuple[str, ...]:
     """Return what an answer is given to, without its spelling."""
-    texts = [turn.content for turn in example.turns] or [example.input]
+    texts = [turn.text for turn in example.turns] or [example.input]
     return (example.task, *map(normalized, texts))
 
 

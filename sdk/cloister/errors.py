@@ -24,7 +24,9 @@
     │   ├── EmptyPrompt
     │   ├── InvalidText                 bytes that are not UTF-8
     │   ├── ContextExceeded             more tokens than the context holds
-    │   └── UnsupportedMedia            a picture or recording for a model that reads text only
+    │   ├── MediaTooLarge               a picture or recording with too many pixels or samples
+    │   ├── MediaUnreadable             what is no picture or recording of a known format
+    │   └── UnsupportedMedia            a picture or recording for a model that does not take it
     ├── ConstraintError             a schema, grammar or list of choices that cannot be followed
     │   └── AnswerIncomplete            an answer cut off before it met its constraint
     ├── ResourceError               the machine has too little of something
@@ -84,6 +86,8 @@ __all__ = [
     "KeyMissing",
     "LossNotFinite",
     "ManifestInvalid",
+    "MediaTooLarge",
+    "MediaUnreadable",
     "NonFiniteTensor",
     "NotEnoughDisk",
     "NotEnoughMemory",
@@ -219,8 +223,16 @@ class ContextExceeded(PromptError):
     """More tokens than the context holds."""
 
 
+class MediaTooLarge(PromptError):
+    """A picture or recording with too many pixels or samples."""
+
+
+class MediaUnreadable(PromptError):
+    """What is no picture or recording of a known format."""
+
+
 class UnsupportedMedia(PromptError):
-    """A picture or recording for a model that reads text only."""
+    """A picture or recording for a model that does not take it."""
 
 
 class ConstraintError(CloisterError):

@@ -168,7 +168,7 @@ class DataFile:
         if kind:
             yield Flaw(file=self.name, number=number, kind=kind)
         for example in examples:
-            if all(turn.content.strip() for turn in example.messages[-1:] + example.turns):
+            if all(turn.text.strip() for turn in example.messages[-1:] + example.turns):
                 yield replace(example, place=f"{self.name}:{number}")
             else:
                 yield Flaw(file=self.name, number=number, kind="empty")
@@ -283,13 +283,13 @@ def _conversation(record: dict[str, object]) -> list[Example]:
         turn = Message(
             role=_ROLES[name], content=_content(row["content" if "content" in row else "value"]))
         if turn.role == "system":
-            if turns == [turn] or not turn.content.strip():
+            if turns == [turn] or not turn.text.strip():
                 continue
             if turns:
                 raise ValueError
         asked = any(earlier.role == "user" for earlier in turns)
         if turn.role == "assistant" and _is_learnt(row) and asked:
-            examples.append(replace(_unanswered(turns), target=turn.content))
+            examples.append(replace(_unanswered(turns), target=turn.text))
         turns.append(turn)
     if not examples:
         if not turns or turns[-1].role != "user":
@@ -309,7 +309,7 @@ def _is_learnt(row: dict[str, object]) -> bool:
 
 
 def _unanswered(turns: list[Message]) -> Example:
-    return Example(task=CHAT, input=turns[-1].content, target="", turns=tuple(turns))
+    return Example(task=CHAT, input=turns[-1].text, target="", turns=tuple(turns))
 
 
 def _content(content: object) -> str:

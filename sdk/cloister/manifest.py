@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cloister import records
 from cloister.errors import BundleVersionError, ManifestInvalid, SettingError
+from cloister.pieces import MediaFormats  # noqa: TC001
 from cloister.records import Label, Record, Sha256, Whole
 from cloister.tiers import Shape  # noqa: TC001
 
@@ -99,6 +100,7 @@ class Manifest(Record, frozen=True):
     parent: Sha256  # identity of the checkpoint
     files: Mapping[str, FileEntry]  # every other file of the bundle
     special_tokens: Mapping[str, str] | None = None  # that the template is given, by name
+    media: MediaFormats | None = None  # None: it reads text only
 
     def __post_init__(self) -> None:
         _need(1 <= self.prefill_chunk <= self.context, "prefill_chunk is not within the context")

@@ -1,11 +1,10 @@
-"""What is said in a conversation: messages, and the tool calls and results among them.
-
-Standard library only.
-"""
+"""What is said in a conversation: messages, and the tool calls and results among them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from cloister.parts import Content  # noqa: TC001  # msgspec reads the annotations
 
 __all__ = ["Message", "ToolCall"]
 
@@ -23,6 +22,17 @@ class Message:
     """One turn. Its repr does not show what was said."""
 
     role: str  # system, user, assistant or tool
-    content: str = field(repr=False)  # of a tool: its result
+    content: Content = field(repr=False)  # of a tool: its result
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant; the content is their text
     name: str | None = None  # of the tool whose result this is
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.content, str | tuple):  # a list, as callers write it
+            object.__setattr__(self, "content", tuple(self.content))
+
+    @property
+    def text(self) -> str:
+        """The texts of the content, one behind the other."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part for part in self.content if isinstance(part, str))

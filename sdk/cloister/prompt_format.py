@@ -76,7 +76,7 @@ def assemble(format_: PromptFormat, messages: Sequence[Message]) -> str:
     for message in messages:
         strings = around[message.role]
         assert strings is not None, "the template has no system role"
-        content = message.content.strip() if format_.strip else message.content
+        content = message.text.strip() if format_.strip else message.text
         text += strings.before + content + strings.after
     return text + format_.answer
 

@@ -243,7 +243,7 @@ class Tokenizer:
         """Whether the template lays out a system message, and neither refuses nor drops it."""
         probes = [self._record(message, lambda text, role: text) for message in (_TASK, _USER)]
         try:
-            return _TASK.content in self._lay_out(probes, True, None)
+            return _TASK.text in self._lay_out(probes, True, None)
         except TokenizerError:
             return False
 
@@ -257,7 +257,7 @@ class Tokenizer:
             written = self.render([_USER, _REPLY], add_generation_prompt=False)
         except TokenizerError:
             written = ""
-        after = written.rpartition(_REPLY.content)[2].lstrip()
+        after = written.rpartition(_REPLY.text)[2].lstrip()
         found = re.match(_any_of(self._added.values()), after)
         if found and len(found[0]) > 1:
             return self.id_of(found[0])
@@ -385,7 +385,7 @@ class Tokenizer:
         def change(text: str) -> str:
             return typed(text, message.role)
 
-        record: dict[str, object] = {"role": message.role, "content": change(message.content)}
+        record: dict[str, object] = {"role": message.role, "content": change(message.text)}
         if message.name is not None:
             record["name"] = change(message.name)
         if message.tool_calls and self.renders_tool_calls:  # in place of their text

@@ -80,7 +80,7 @@ def ask(name: str, path: Path, requests: Sequence[Record | None], *, debug: bool
             session = worker.session(system=row["system"])
             texts.append(session.ask(
                 row["prompt"], max_tokens=MAX_TOKENS,
-                sampling=_TALE if row["system"] == "story" else None).content)
+                sampling=_TALE if row["system"] == "story" else None).text)
             speeds.append(session.stats.decode_tokens_per_s or 0.0)
             peak = session.stats.peak_rss_bytes
             session.close()

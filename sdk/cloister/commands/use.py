@@ -159,7 +159,7 @@ def compare(options: Compare) -> Record:
     for name in names:
         with _worker(name, options) as worker:  # one process a tier: its own peak memory
             session = worker.session(system=options.system)
-            text = session.ask(options.prompt, **asked).content
+            text = session.ask(options.prompt, **asked).text
             assert worker.loaded is not None
             rows.append({
                 "tier": str(name), "text": text, **_measured(session.stats),

@@ -274,7 +274,7 @@ def _check_template(tokenizer: Tokenizer) -> None:
         if not tokenizer.has_system_role:
             raise
         return
-    if user.content not in written:
+    if user.text not in written:
         raise TokenizerError(
             "The chat template leaves out what a user says (it may want a list of parts, or be no "
             "template); take the model's chat_template.jinja for text."

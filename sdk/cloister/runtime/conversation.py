@@ -81,7 +81,7 @@ class Conversation:
         mine, kept = list(messages[:both]), self.messages[:both]
         # Of the answer at which the worker died more may have been kept than the client heard of.
         heard = mine and mine[-1].role == "assistant" and kept[-1].role == "assistant" and (
-            kept[-1].content.startswith(mine[-1].content))
+            kept[-1].text.startswith(mine[-1].text))
         if mine != kept and not (mine[:-1] == kept[:-1] and heard):
             raise SessionMismatch(
                 "A session of that name went on otherwise than this conversation; name another "

@@ -1,0 +1,121 @@
+"""What a model takes of pictures and recordings, and how a prompt is laid out around them.
+
+Stored in checkpoints and manifests. No torch.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from cloister.errors import SettingError
+from cloister.records import Record, Whole
+
+if TYPE_CHECKING:
+    from cloister.parts import Picture, Recording
+
+__all__ = ["Fit", "MediaFormats", "PictureFormat", "Piece", "RecordingFormat", "Resample", "Tiles"]
+
+Piece = str | int
+"""A text that the prompt has, or a number of vectors of the picture or recording."""
+
+
+class Fit(StrEnum):
+    """How a picture becomes one of the encoder's size."""
+
+    STRETCH = "stretch"  # to the size, whatever its own proportions
+    PAD = "pad"  # as large as fits, at the upper left; the rest is filled
+    TILES = "tiles"  # cut into pictures of the size, and the whole one behind them
+
+
+class Resample(StrEnum):
+    """The filter by which a picture is made larger or smaller, in Pillow's names."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+class Tiles(Record, frozen=True):
+    """How a picture is cut into tiles, and what the prompt has around them (Idefics 3)."""
+
+    longest_edge: Whole  # pixels that the picture is resized to first
+    before: str  # each tile; `{row}` and `{column}` are its numbers from 1
+    row_end: str  # behind each row
+    whole: str  # before the whole picture
+
+
+class PictureFormat(Record, frozen=True):
+    """The pictures that `vision_encoder` takes, uint8[1, 3, height, width] each."""
+
+    height: Whole  # pixels
+    width: Whole
+    tokens: Whole  # vectors of one
+    fit: Fit
+    resample: Resample
+    fill: tuple[Whole, Whole, Whole] = (255, 255, 255)  # behind transparency, and around
+    marker: str = ""  # what the chat template writes for a picture; "": it knows of none
+    before: str = ""  # texts around a picture in the prompt, in place of the marker
+    after: str = ""
+    both_ways: bool = False  # its vectors attend to one another in both directions
+    tiles: Tiles | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.height and self.width and self.tokens) or max(self.fill) > 255:
+            raise SettingError("A picture's size, vectors or colour are out of their bounds.")
+        if (self.fit is Fit.TILES) != (self.tiles is not None):
+            raise SettingError("Pictures are cut into tiles, and how is not said, or not cut.")
+
+    def layout(self, picture: Picture) -> list[Piece]:
+        """Return the texts and numbers of vectors that stand for `picture` in a prompt.
+
+        The vectors are those of its tiles in their order.
+        """
+        (rows, columns), pieces = picture.grid, [self.before]
+        laid_out: list[Piece] = []
+        if self.tiles is not None and rows:
+            for row in range(rows):
+                for column in range(columns):
+                    laid_out += [
+                        _numbered(self.tiles.before, row + 1, column + 1), self.tokens]
+                laid_out.append(self.tiles.row_end)
+        if self.tiles is not None:
+            laid_out.append(self.tiles.whole)
+        return [piece for piece in (*pieces, *laid_out, self.tokens, self.after) if piece != ""]
+
+
+class RecordingFormat(Record, frozen=True):
+    """The recordings that `audio_encoder` takes, float32[1, 1, samples] of one channel."""
+
+    rate: Whole  # samples a second
+    samples_per_token: Whole
+    multiple: Whole  # samples; the end is filled with silence up to a multiple of it
+    most: Whole  # samples of the longest one
+    marker: str = ""  # see `PictureFormat`
+    before: str = ""
+    after: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.rate and self.samples_per_token and self.multiple) or (
+                self.multiple % self.samples_per_token or self.most < self.multiple):
+            raise SettingError("A recording's rate or lengths are out of their bounds.")
+
+    def padded(self, samples: int) -> int:
+        """Return the number of samples that the encoder is given for `samples` of a recording."""
+        return -(-samples // self.multiple) * self.multiple
+
+    def layout(self, recording: Recording) -> list[Piece]:
+        """Return the texts and the number of vectors that stand for `recording` in a prompt."""
+        vectors = self.padded(recording.samples) // self.samples_per_token
+        return [piece for piece in (self.before, vectors, self.after) if piece != ""]
+
+
+class MediaFormats(Record, frozen=True):
+    """What a model takes besides text."""
+
+    picture: PictureFormat | None = None
+    recording: RecordingFormat | None = None
+
+
+def _numbered(text: str, row: int, column: int) -> str:
+    return text.replace("{row}", str(row)).replace("{column}", str(column))
