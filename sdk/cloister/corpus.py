@@ -35,6 +35,7 @@ _WHY = {
     "empty": "a request or an answer is missing",
     "with tools": "calls of tools are not read",
     "with reasoning": "reasoning is read only within an answer, as the model's template writes it",
+    "without its file": "a picture or recording is not there, or outside the folder of the data",
     "weighted": "an answer is learnt whole or not at all, with a weight of 1 or 0",
 }
 
@@ -260,7 +261,7 @@ def _opening(example: Example) -> str:
 def _asked(example: Example) -> tuple[str, ...]:
     """Return what an answer is given to, without its spelling."""
     texts = [turn.text for turn in example.turns] or [example.input]
-    return (example.task, *map(normalized, texts))
+    return (example.task, *map(normalized, texts), *(path.name for _, path in example.files))
 
 
 def _candidates(path: Path) -> tuple[list[str], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""An example: what was said, and the answer wanted. Standard library only."""
+"""An example: what was said or shown, and the answer wanted."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cloister.message import Message
+from cloister.parts import Audio, Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-__all__ = ["CHAT", "NONE", "Example", "tool_call"]
+__all__ = ["CHAT", "MEDIA", "NONE", "Example", "tool_call"]
 
 CHAT = "chat"  # task of a conversation
 NONE = "none"  # name of the call that answers a request outside every intent
+# Fields of a record that name a file.
+MEDIA: dict[str, type[Image | Audio]] = {"image": Image, "audio": Audio}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,7 @@ class Example:
     input: str  # the last message before the answer
     target: str
     turns: tuple[Message, ...] = ()  # of a conversation: all before the answer
+    files: tuple[tuple[str, Path], ...] = ()  # pictures and recordings before the input, by MEDIA
     place: str = field(default="", compare=False)  # file and number, where it was read
 
     def __repr__(self) -> str:
@@ -32,18 +37,25 @@ class Example:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation before the answer; a task, unless it is empty, is its system message."""
+        """The conversation before the answer; a task, unless it is empty, is its system message.
+
+        Raises:
+            MediaUnreadable, MediaTooLarge: a picture or recording cannot be read from its file.
+        """
         if self.turns:
             return self.turns
-        request = Message(role="user", content=self.input)
+        media = tuple(MEDIA[kind].open(path) for kind, path in self.files)
+        said = (self.input,) if self.input else ()
+        request = Message(role="user", content=(*media, *said) if media else self.input)
         return (Message(role="system", content=self.task), request) if self.task else (request,)
 
     def to_dict(self) -> dict[str, object]:
         """Return the record of a data file that is read as this example alone."""
         if not self.turns:
-            return {"task": self.task, "input": self.input, "target": self.target}
+            named = {kind: str(path) for kind, path in self.files}
+            return {"task": self.task, "input": self.input, "target": self.target, **named}
         earlier: list[dict[str, object]] = [
-            {"role": turn.role, "content": turn.content}
+            {"role": turn.role, "content": turn.text}
             | ({"weight": 0} if turn.role == "assistant" else {}) for turn in self.turns]
         return {"messages": [*earlier, {"role": "assistant", "content": self.target}]}
 

@@ -8,7 +8,8 @@
 | chat | `chat` | records with `messages`: `role`, `content` |
 | ShareGPT | `chat` | records with `conversations`: `from`, `value` |
 | Alpaca, Dolly | `chat` | records of `instruction`, `input`, `output`; or `context`, `response` |
-| plain | any | records of `task`, `input`, `target` |
+| plain | any | records of `task`, `input`, `target`; `image` or `audio` names a file beside them |
+| spoken intents | `order` | `intent` and `slots` by the names of recordings |
 
 Records are JSON lines, one list, or lists by name, in UTF-8, compressed by gzip or not. Each answer
 of a conversation is an example, unless it is marked as not to be learnt. No torch.
@@ -24,15 +25,15 @@ import zlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.errors import DataError
-from cloister.example import CHAT, NONE, Example, tool_call
+from cloister.example import CHAT, MEDIA, NONE, Example, tool_call
 from cloister.message import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
 
 __all__ = ["DataFile", "Flaw", "Split", "is_data", "split_of"]
 
@@ -168,10 +169,27 @@ class DataFile:
         if kind:
             yield Flaw(file=self.name, number=number, kind=kind)
         for example in examples:
-            if all(turn.text.strip() for turn in example.messages[-1:] + example.turns):
-                yield replace(example, place=f"{self.name}:{number}")
+            example = replace(example, place=f"{self.name}:{number}")
+            if example.files:
+                files = tuple((kind, self._beside(path)) for kind, path in example.files)
+                found = [(kind, path) for kind, path in files if path is not None]
+                if len(found) == len(files):
+                    yield replace(example, files=tuple(found))
+                else:
+                    yield Flaw(file=self.name, number=number, kind="without its file")
+            elif all(turn.text.strip() for turn in example.messages[-1:] + example.turns):
+                yield example
             else:
                 yield Flaw(file=self.name, number=number, kind="empty")
+
+    def _beside(self, name: Path) -> Path | None:
+        """Return a file that a record names, unless it lies outside the data's own folder."""
+        folder = self._path.parent.resolve()
+        try:
+            path = (folder / name).resolve()
+            return path if path.is_relative_to(folder) and path.is_file() else None
+        except (OSError, ValueError):  # a name that no file can have
+            return None
 
 
 def _text(path: Path) -> str:
@@ -220,6 +238,10 @@ def _rows(data: object) -> list[tuple[str | None, object]]:
     """Return the rows of a JSON file: those of its one list, of lists by name, or itself."""
     if isinstance(data, list):
         return [("", row) for row in data]
+    if isinstance(data, dict) and data and all(
+        isinstance(label, dict) and label.keys() == {"intent", "slots"} for label in data.values()
+    ):
+        return [("", {"audio": name, **label}) for name, label in data.items()]
     if isinstance(data, dict) and not {"messages", "conversations"} & data.keys() and all(
         isinstance(rows, list) for rows in data.values()
     ):
@@ -250,7 +272,25 @@ def _record(record: object) -> list[Example]:
         return _conversation(record)
     if "instruction" in record:
         return _conversation({**record, "messages": _instruction(record)})
+    if any(kind in record for kind in MEDIA):
+        return [_with_media(record)]
     return [_example(record["task"], record["input"], record.get("target", ""))]
+
+
+def _with_media(record: dict[str, object]) -> Example:
+    """Return an example whose request is, or begins with, a picture or a recording."""
+    if "intent" in record:
+        slots = record["slots"]
+        if not isinstance(slots, dict):
+            raise TypeError
+        example = _example("order", "", tool_call(
+            _unicode(record["intent"]),
+            [(_unicode(slot), _unicode(value)) for slot, value in slots.items()]))
+    else:
+        example = _example(record["task"], record.get("input", ""), record.get("target", ""))
+    files = tuple(
+        (kind, Path(_unicode(record[kind]))) for kind in MEDIA if kind in record)
+    return replace(example, files=files)
 
 
 def _example(task: object, text: object, target: object) -> Example:

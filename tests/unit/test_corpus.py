@@ -27,6 +27,7 @@ from cloister.corpus import (
 )
 from cloister.errors import DataError, OverlapError, SettingError
 from cloister.message import Message
+from cloister.parts import Audio, Image
 from cloister.settings import Settings
 
 SECRET = "zebra"  # stands for text of the data, which no message may show
@@ -629,3 +630,39 @@ def test_lists_of_one_file_and_splits_of_another_are_never_mixed(tmp_path: Path)
     assert [each.input for each in read(path)] == ["try"]
     assert select(path, MEASURE).left_out == {"a.json": "train, validate"}
     assert select(path, LEARN).left_out == {"a.json: val": "validate", "b.json": "test"}
+
+
+def test_recordings_with_intents_become_orders_whose_files_stand_beside_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.flac").write_bytes(b"fLaC")
+    (tmp_path / "labels.json").write_text(json.dumps({
+        "clips/a.flac": {"intent": "orderDrink", "slots": {"size": "large", "drink": " mocha"}}}))
+    (example,) = read(tmp_path)
+    assert (example.task, example.input) == ("order", "")
+    assert example.target == tool_call("orderDrink", [("size", "large"), ("drink", "mocha")])
+    assert [message.content for message in example.messages] == [
+        "order", (Audio(data=b"fLaC"),)]
+
+
+def test_a_record_may_have_a_picture_before_its_text(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    (tmp_path / "notes.jsonl").write_text(json.dumps(
+        {"task": "read", "image": "a.png", "input": "the first line", "target": "Milk"}))
+    (example,) = read(tmp_path / "notes.jsonl")
+    assert example.messages[-1].content == (Image(data=b"\x89PNG"), "the first line")
+    assert example.to_dict()["image"] == str(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["none.png", "../outside.png", "/etc/hostname", ".", "a\0b"])
+def test_a_file_that_is_not_there_or_outside_the_folder_is_refused_by_place(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "outside.png").write_bytes(b"\x89PNG")
+    (folder / "notes.jsonl").write_text(json.dumps(
+        {"task": "read", "image": name, "target": "Milk"}))
+    with pytest.raises(DataError, match=r"Record 1 of notes\.jsonl is without its file"):
+        read(folder)

@@ -2,21 +2,25 @@
 
 | task | scores |
 |---|---|
-| `call` | `frame_exact`, `intent_accuracy`, `slot_f1` |
+| `call`, `order` | `frame_exact`, `intent_accuracy`, `slot_f1` |
 | `intent` | `intent_accuracy` (of what is in scope), `oos_recall` |
+| `read` | `exact`, `cer` and `wer`, the share of characters and of words to be corrected |
 | any other | `exact` |
 
-A tool call that is no JSON is a wrong answer, never an error.
+A tool call that is no JSON is a wrong answer, never an error. Of a picture or a recording a slot is
+right by its name and value, since nobody says at which place of it the value stands.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
+from collections import Counter
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
-from cloister.errors import DataError
+from cloister.errors import DataError, SettingError
 from cloister.example import NONE
 from cloister.runtime.tools import tool_calls
 
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Score", "check", "correct", "flips", "resampled_error", "scores", "spans"]
 
-_CALLS = ("call", "intent")  # tasks whose answer is a tool call
+_FRAMES = ("call", "order")  # tasks whose answer is a tool call with slots
+_CALLS = (*_FRAMES, "intent")
 _RESAMPLES = 200
 _T = TypeVar("_T")
 
@@ -37,7 +42,7 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A share between 0 and 1 of `n` things counted, or bits a byte of `n` texts."""
+    """A share of `n` things counted, or bits a byte of `n` texts."""
 
     value: float
     error: float  # standard error
@@ -69,7 +74,7 @@ def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Sco
     """
     task = examples[0].task
     right = correct(examples, answers)
-    if task == "call":
+    if task in _FRAMES:
         names = [
             (_call(answer) or (None, {}))[0] == _target(example)[0]
             for example, answer in zip(examples, answers, strict=True)
@@ -85,6 +90,8 @@ def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Sco
             "oos_recall": [hit for hit, scope in zip(right, inside, strict=True) if not scope],
         }
         return {name: Score.of(hits) for name, hits in parts.items() if hits}
+    if task == "read":
+        return {"exact": Score.of(right), **_corrections(examples, answers)}
     return {"exact": Score.of(right)}
 
 
@@ -129,12 +136,52 @@ def _slot_f1(examples: Sequence[Example], answers: Sequence[str]) -> Score:
     """Return micro F1 over spans (the CoNLL rule), its error by resampling requests."""
     rows = []
     for example, answer in zip(examples, answers, strict=True):
-        wanted = set(spans(example.input, _target(example)[1]))
-        call = _call(answer)
-        got = set(spans(example.input, call[1])) if call else set()
-        hits = len({span for span in wanted & got if span[1] >= 0})
-        rows.append((hits, len(wanted), len(got)))
+        wanted, call = _target(example)[1], _call(answer)
+        rows.append(
+            (_hits_by_value if example.files else _hits_by_place)(
+                example.input, wanted, call[1] if call else {}))
     return Score(value=_f1(rows), error=resampled_error(rows, _f1), n=sum(row[1] for row in rows))
+
+
+def _hits_by_place(
+    request: str, wanted: dict[str, list[str]], got: dict[str, list[str]]
+) -> tuple[int, int, int]:
+    """Return the numbers of right, wanted and given spans."""
+    right, given = set(spans(request, wanted)), set(spans(request, got))
+    return len({span for span in right & given if span[1] >= 0}), len(right), len(given)
+
+
+def _hits_by_value(
+    _: str, wanted: dict[str, list[str]], got: dict[str, list[str]]
+) -> tuple[int, int, int]:
+    """Return the numbers of right, wanted and given values."""
+    right, given = (
+        Counter((slot, value) for slot, values in slots.items() for value in values)
+        for slots in (wanted, got))
+    return (right & given).total(), right.total(), given.total()
+
+
+def _corrections(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Score]:
+    """Return the share of characters and words that are inserted, deleted or replaced."""
+    if find_spec("jiwer") is None:
+        raise SettingError('Error rates need jiwer; run pip install "cloister[media]".')
+    import jiwer
+
+    found = {}
+    for name, process in (("cer", jiwer.process_characters), ("wer", jiwer.process_words)):
+        rows = []
+        for example, answer in zip(examples, answers, strict=True):
+            out = process(example.target.strip(), answer.strip())
+            wrong = out.substitutions + out.deletions + out.insertions
+            rows.append((wrong, out.hits + out.substitutions + out.deletions))
+        found[name] = Score(
+            value=_share(rows), error=resampled_error(rows, _share), n=sum(row[1] for row in rows))
+    return found
+
+
+def _share(rows: Sequence[tuple[int, int]]) -> float:
+    wrong, of = (sum(column) for column in zip(*rows, strict=True))
+    return wrong / of if of else 0.0
 
 
 def resampled_error(rows: Sequence[_T], value: Callable[[Sequence[_T]], float]) -> float:

@@ -1,6 +1,7 @@
 """Scores count what their names say, whatever a model answers."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,24 @@ def test_a_wanted_call_that_is_none_is_refused_by_its_number(task: str) -> None:
     with pytest.raises(DataError, match=f"example 2 of task {task}") as refused:
         check([PLAY, Example(task=task, input="zebra", target="zebra")])
     assert "zebra" not in str(refused.value)
+
+
+def test_slots_of_a_recording_count_by_name_and_value() -> None:
+    heard = Example(
+        task="order", input="", files=(("audio", Path("a.flac")),),
+        target=tool_call("order", [("size", "large"), ("milk", "oat"), ("milk", "soy")]))
+    answers = [tool_call("order", [("milk", "oat"), ("size", "small")])]
+    found = scores([heard], answers)
+    assert found["slot_f1"].value == pytest.approx(2 * 1 / (3 + 2))
+    assert found["intent_accuracy"].value == 1
+    assert found["frame_exact"].value == 0
+    assert scores([heard], [heard.target])["slot_f1"].value == 1
+
+
+def test_what_is_read_counts_by_its_characters_and_words() -> None:
+    lines = [Example(task="read", input="", target=text) for text in ("Total 12.50", "Milk")]
+    found = scores(lines, ["Total 12.60", "Milk\n"])
+    assert found["exact"].value == 0.5
+    assert found["cer"].value == pytest.approx(1 / 15)
+    assert found["wer"].value == pytest.approx(1 / 3)
+    assert scores(lines, ["", "a b c d"])["wer"].value == pytest.approx((2 + 4) / 3)
