@@ -195,12 +195,21 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens_BT: torch.Tensor, start: int, attend: Attend) -> torch.Tensor:
         """Return normed last hidden states, int64[B, T] -> [B, T, D]; tokens begin at `start`."""
-        x_BTD = self.embed(tokens_BT)
+        return self.hidden_from(self.embed_tokens(tokens_BT), start, attend)
+
+    def embed_tokens(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Return what the first layer reads of tokens, int64[B, T] -> [B, T, D]."""
+        x_BTD: torch.Tensor = self.embed(tokens_BT)
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' type, as the checkpoints that need it were trained.
             x_BTD = x_BTD * torch.tensor(self.config.embedding_scale, dtype=x_BTD.dtype)
+        return x_BTD
+
+    def hidden_from(self, x_BTD: torch.Tensor, start: int, attend: Attend) -> torch.Tensor:
+        """Return normed last hidden states of `embed_tokens`' or an encoder's, [B, T, D]."""
+        length = x_BTD.shape[1]
         for layer, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, self.cos_sin(layer, start, tokens_BT.shape[1]), attend)
+            x_BTD = block(x_BTD, self.cos_sin(layer, start, length), attend)
         out: torch.Tensor = self.norm(x_BTD)
         return out
 
