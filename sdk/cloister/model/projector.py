@@ -81,7 +81,8 @@ class Projector(nn.Module):
 
     def side_by_side(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Map [B, N, D] -> [B, M, F * D]."""
-        return x_BND.unflatten(1, (-1, self.shape.factor)).flatten(2)
+        x_BMFD: torch.Tensor = x_BND.unflatten(1, (-1, self.shape.factor))
+        return x_BMFD.flatten(2)
 
 
 class _Pool(Projector):
