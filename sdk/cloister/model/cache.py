@@ -26,11 +26,19 @@ class Attend(Protocol):
         """Return the attention output, [B, T, H, D]."""
 
 
-def visible(rows: int, columns: int, start: int, window: int | None) -> torch.Tensor:
-    """Return which keys each query sees, bool[rows, columns]; queries begin at `start`."""
+def visible(
+    rows: int, columns: int, start: int, window: int | None,
+    blocks_T: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return which keys each query sees, bool[rows, columns]; queries begin at `start`.
+
+    Those of the same block, if not -1, see one another in both directions.
+    """
     query = torch.arange(start, start + rows)[:, None]
     key = torch.arange(columns)[None, :]
     seen = key <= query
+    if blocks_T is not None:
+        seen[:, start:] |= (blocks_T[:, None] == blocks_T) & (blocks_T >= 0)
     return seen if window is None else seen & (key > query - window)
 
 
@@ -79,6 +87,7 @@ class KVCache:
 
     config: ModelConfig
     start: int = 0  # positions already cached
+    blocks_T: torch.Tensor | None = None  # of the new positions (see `visible`)
 
     def __post_init__(self) -> None:
         self._layers: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -89,7 +98,8 @@ class KVCache:
         """Append keys and values, then attend, [B, T, H, D]."""
         k_BSGD, v_BSGD = self._appended(layer, k_BTGD, v_BTGD)
         mask = visible(
-            q_BTHD.shape[1], k_BSGD.shape[1], self.start, self.config.window_of(layer)
+            q_BTHD.shape[1], k_BSGD.shape[1], self.start, self.config.window_of(layer),
+            self.blocks_T,
         ).to(q_BTHD.device)
         return attend(
             q_BTHD, k_BSGD, v_BSGD, mask,
