@@ -4,6 +4,8 @@
     model.safetensors     weights (above 4 GB: shards, and model.safetensors.index.json)
     tokenizer.json        as the tokenizers library and ExecuTorch's C++ tokenizers read it
     chat_template.jinja   optional
+    vision.safetensors    optional: what reads pictures (`sense_file`)
+    audio.safetensors     optional: what reads recordings
 
 A quantized tensor `NAME` is stored as `NAME.q` int8 and `NAME.scale`. Weights are read through
 the file mapping one tensor at a time, and written one at a time (`writer`); pickles are never read.
@@ -24,8 +26,11 @@ from cloister.errors import CheckpointError, NonFiniteTensor, TensorMismatch
 from cloister.model.config import ModelConfig  # noqa: TC001  # read at run time, by `records`
 from cloister.model.quantized import scale_dtype, swap
 from cloister.model.recipe import Recipe
+from cloister.model.sense_file import SenseFile, SenseKind, fits
 from cloister.model.shards import read_json, shards
+from cloister.model.tensor_file import TYPE_NAMES, Plan
 from cloister.model.transformer import Decoder
+from cloister.pieces import MediaFormats
 from cloister.records import Whole  # noqa: TC001
 from cloister.summary import Summary
 
@@ -37,21 +42,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT",
-    "TYPE_NAMES",
     "Checkpoint",
     "Metadata",
     "Origin",
-    "Plan",
     "check_finite",
     "expected_tensors",
     "plan",
 ]
 
 FORMAT = 1
-TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
-
-Plan = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Type and shape of each tensor of a checkpoint, by name, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +79,7 @@ class Metadata:
     eos: tuple[Whole, ...] = ()
     special_tokens: dict[str, str] | None = None  # that the template is given, by name
     origin: Origin | None = None  # of these weights, or of those that they were made from
+    media: MediaFormats | None = None  # that it reads besides text
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
@@ -88,8 +88,9 @@ class Metadata:
     def to_json(self) -> str:
         """Return the text of `config.json`."""
         record = {"format": FORMAT, **asdict(self)}
-        if self.special_tokens is None:
-            del record["special_tokens"]
+        for name in ("special_tokens", "media"):  # added since: others keep their identity
+            if getattr(self, name) is None:
+                del record[name]
         return records.to_json(record)
 
 
@@ -165,7 +166,15 @@ class Checkpoint(Summary):
         ))
         checkpoint = cls(path, metadata, shards(path))
         checkpoint._check()
+        checkpoint._check_senses()
         return checkpoint
+
+    @cached_property
+    def senses(self) -> dict[SenseKind, SenseFile]:
+        """What reads pictures and recordings, where there is any."""
+        return {
+            kind: SenseFile.open(self.path / kind.file) for kind in SenseKind
+            if (self.path / kind.file).exists()}
 
     @property
     def tokenizer_path(self) -> Path:
@@ -242,6 +251,23 @@ class Checkpoint(Summary):
                     f"Tensor {name} of checkpoint {self.path.name} is {dtype}{list(shape)}, not "
                     f"{TYPE_NAMES[kind]}{list(size)}; make the checkpoint again."
                 )
+
+    def _check_senses(self) -> None:
+        """Raise CheckpointError unless each sense fits the decoder, and what it is told to read."""
+        media = self.metadata.media or MediaFormats()
+        for kind, form in (SenseKind.VISION, media.picture), (SenseKind.AUDIO, media.recording):
+            file = self.senses.get(kind)
+            if (file is None) != (form is None):
+                raise CheckpointError(
+                    f"Checkpoint {self.path.name} has {kind.file} or says how it is used, and not "
+                    "both; make it again.")
+            if file is None or form is None:
+                continue
+            if file.config.size != self.metadata.config.shape.hidden_size or (
+                    not fits(file.config, form)):
+                raise CheckpointError(
+                    f"What {kind.file} of checkpoint {self.path.name} reads or gives is not what "
+                    "its config.json says; make it again.")
 
     def _headers(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         for path in dict.fromkeys(self._where.values()):

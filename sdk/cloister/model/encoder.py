@@ -63,8 +63,9 @@ class EncoderShape:
             own = ("halvings", "width")
         for name in ("rows", "positions", "hidden_size", "layers", "heads", "feed_forward",
                      "channels", *own):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            most = 16 if name == "halvings" else 2**24
+            if not 1 <= getattr(self, name) <= most:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be from 1 to {most}.")
         for name in {"patch", "halvings", "width"}.difference(own):
             if getattr(self, name):
                 raise SettingError(f"{name} is {getattr(self, name)}; with {self.stem} leave it 0.")

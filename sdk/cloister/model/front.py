@@ -57,9 +57,9 @@ class MelShape:
     hop: int = 160  # samples from frame to frame
 
     def __post_init__(self) -> None:
-        for name, least in (("bins", 1), ("rate", 1), ("window", 2), ("hop", 1)):
-            if getattr(self, name) < least:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        for name, most in (("bins", 1024), ("rate", 192_000), ("window", 8192), ("hop", 8192)):
+            if not 1 <= getattr(self, name) <= most:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be from 1 to {most}.")
         if self.window % 2 or self.window < 2 * self.hop:
             raise SettingError(
                 f"window is {self.window}; it must be even, and at least two hops of {self.hop}.")

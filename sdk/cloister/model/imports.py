@@ -18,7 +18,6 @@ from cloister.model.checkpoint import (
     Checkpoint,
     Metadata,
     Origin,
-    Plan,
     check_finite,
     expected_tensors,
 )
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from cloister.model.config import ModelConfig
     from cloister.model.shards import Stored
+    from cloister.model.tensor_file import Plan
     from cloister.model.tokens import Tokens
     from cloister.progress import Progress
 

@@ -41,7 +41,7 @@ class ProjectorShape:
     """Dimensions of a projector.
 
     Raises:
-        SettingError: a dimension is not positive.
+        SettingError: a dimension is out of bounds.
     """
 
     kind: ProjectorKind
@@ -50,8 +50,8 @@ class ProjectorShape:
 
     def __post_init__(self) -> None:
         for name in ("size", "factor"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            if not 1 <= getattr(self, name) <= 2**24:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be from 1 to 2**24.")
 
     @property
     def merged(self) -> int:
@@ -81,8 +81,8 @@ class Projector(nn.Module):
 
     def side_by_side(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Map [B, N, D] -> [B, M, F * D]."""
-        x_BMFD: torch.Tensor = x_BND.unflatten(1, (-1, self.shape.factor))
-        return x_BMFD.flatten(2)
+        out_BMX: torch.Tensor = x_BND.unflatten(1, (-1, self.shape.factor)).flatten(2)
+        return out_BMX
 
 
 class _Pool(Projector):

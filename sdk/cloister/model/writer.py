@@ -8,19 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import torch
-
 from cloister import files
 from cloister.errors import CheckpointError
-from cloister.model.checkpoint import TYPE_NAMES
 from cloister.model.shards import INDEX
+from cloister.model.tensor_file import TensorFile, size_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from io import BufferedWriter
     from types import TracebackType
 
-    from cloister.model.checkpoint import Metadata, Plan
+    import torch
+
+    from cloister.model.checkpoint import Metadata
+    from cloister.model.sense_file import SenseKind
+    from cloister.model.tensor_file import Plan
 
 __all__ = ["CheckpointWriter", "check_output"]
 
@@ -38,6 +40,7 @@ class CheckpointWriter:
 
     Use as a context manager and `add` every tensor of `tensors` in that order; each goes to disk
     at once. On any failure nothing is left behind. With `private` only its owner can read it.
+    Each of `senses` writes its file (`sense_file.carried`, `sense_file.write`).
 
     Raises:
         OutputExists, NotEnoughDisk, OutputUnwritable: see `cloister.files.whole_directory`.
@@ -52,6 +55,7 @@ class CheckpointWriter:
         tensors: Plan,
         tokenizer: Path | str,  # a file, or its contents
         template: Path | str | None,  # a file, or the template itself
+        senses: Mapping[SenseKind, Callable[[Path], object]] | None = None,
         replace: bool = False,
         private: bool = False,
         shard_bytes: int = SHARD_BYTES,
@@ -59,12 +63,9 @@ class CheckpointWriter:
         self.path, self._replace, self._private = Path(path), replace, private
         self._metadata, self._tokenizer, self._template = metadata, tokenizer, template
         self._files = _divide(tensors, shard_bytes)
-        self._plan = tensors
+        self._plan, self._senses = tensors, senses or {}
         self._pending = list(tensors)
-        self._sizes = {
-            name: torch.Size(shape).numel() * dtype.itemsize
-            for name, (dtype, shape) in tensors.items()
-        }
+        self._total = sum(size_bytes(*each) for each in tensors.values())
 
     def __enter__(self) -> Self:
         self._written = self._write()
@@ -80,21 +81,17 @@ class CheckpointWriter:
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor."""
         assert self._pending and self._pending[0] == name, f"{name} is out of order"
-        dtype, shape = self._plan[name]
-        assert tuple(tensor.shape) == tuple(shape), f"{name} has shape {tuple(tensor.shape)}"
         self._pending.pop(0)
         for file, names in self._files.items():
             if names[0] == name:
                 self._begin(file, names)
-        data = tensor.detach().to("cpu", dtype).contiguous().flatten()
-        assert self._file is not None
-        self._file.write(data.view(torch.uint8).numpy().data)
+        self._tensors.add(name, tensor)
 
     @contextmanager
     def _write(self) -> Iterator[Path]:
         self._file: BufferedWriter | None = None
         with files.whole_directory(
-            self.path, kind=_KIND, size_bytes=sum(self._sizes.values()),
+            self.path, kind=_KIND, size_bytes=self._total,
             replace=self._replace, private=self._private,
         ) as directory:
             try:
@@ -108,23 +105,13 @@ class CheckpointWriter:
     def _begin(self, file: str, names: list[str]) -> None:
         if self._file is not None:
             self._file.close()
-        header, offset = {}, 0
-        for name in names:
-            dtype, shape = self._plan[name]
-            end = offset + self._sizes[name]
-            header[name] = {
-                "dtype": TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end],
-            }
-            offset = end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # keeps the data aligned
         self._file = (self._directory / file).open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._tensors = TensorFile(self._file, {name: self._plan[name] for name in names})
 
     def _finish(self, directory: Path) -> None:
         if len(self._files) > 1:
             index = {
-                "metadata": {"total_size": sum(self._sizes.values())},
+                "metadata": {"total_size": self._total},
                 "weight_map": {name: file for file, names in self._files.items() for name in names},
             }
             (directory / INDEX).write_text(json.dumps(index, indent=1), "utf-8")
@@ -135,6 +122,8 @@ class CheckpointWriter:
         _put(self._tokenizer, directory / "tokenizer.json")
         if self._template is not None:
             _put(self._template, directory / "chat_template.jinja")
+        for kind, write in self._senses.items():
+            write(directory / kind.file)
         (directory / files.MARKS[_KIND]).write_text(self._metadata.to_json(), "utf-8")
 
 
@@ -150,8 +139,8 @@ def _divide(tensors: Plan, limit: int) -> dict[str, list[str]]:
     """Return the tensor names of each file, none above `limit` bytes unless one tensor is."""
     groups: list[list[str]] = [[]]
     total = 0
-    for name, (dtype, shape) in tensors.items():
-        size = torch.Size(shape).numel() * dtype.itemsize
+    for name, each in tensors.items():
+        size = size_bytes(*each)
         if groups[-1] and total + size > limit:
             groups.append([])
             total = 0
