@@ -58,6 +58,7 @@ class PictureFormat(Record, frozen=True):
     before: str = ""  # texts around a picture in the prompt, in place of the marker
     after: str = ""
     both_ways: bool = False  # its vectors attend to one another in both directions
+    fewer: bool = False  # the encoder leaves out what says nothing: `tokens` are the most
     tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class RecordingFormat(Record, frozen=True):
     samples_per_token: Whole
     multiple: Whole  # samples; the end is filled with silence up to a multiple of it
     most: Whole  # samples of the longest one
+    fewer: bool = False  # see `PictureFormat`
     marker: str = ""  # see `PictureFormat`
     before: str = ""
     after: str = ""

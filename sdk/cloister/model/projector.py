@@ -1,7 +1,7 @@
 """The projector: what turns an encoder's vectors into those that a decoder reads.
 
 Shapes: B batch, N positions of the encoder, M of the projector, D encoder's hidden size, E
-decoder's hidden size, F factor, S positions of a square grid's side.
+decoder's hidden size, F factor, S positions of a square grid's side, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from cloister.errors import SettingError
 from cloister.model.transformer import RMSNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloister.model.encoder import EncoderShape
 
-__all__ = ["Projector", "ProjectorKind", "ProjectorShape", "projector"]
+__all__ = ["Projector", "ProjectorKind", "ProjectorShape", "TokenProjector", "projector"]
 
 
 class ProjectorKind(StrEnum):
@@ -31,6 +33,7 @@ class ProjectorKind(StrEnum):
     STACK = "stack"  # F positions side by side, two matrices (Voxtral)
     NORM_LINEAR = "norm_linear"  # F positions side by side, a norm, a linear layer (our own)
     LINEAR = "linear"  # F positions side by side, a linear layer
+    TOKENS = "tokens"  # the tokens that are seen or heard (our own)
 
 
 _SQUARE = (ProjectorKind.POOL, ProjectorKind.SHUFFLE)
@@ -47,11 +50,16 @@ class ProjectorShape:
     kind: ProjectorKind
     size: int  # the decoder's hidden size
     factor: int = 1  # positions that become one, or the side of a square of them
+    vocabulary: int = 0  # of the decoder, for `TOKENS` alone
 
     def __post_init__(self) -> None:
-        for name in ("size", "factor"):
-            if not 1 <= getattr(self, name) <= 2**24:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be from 1 to 2**24.")
+        for name, least in (("size", 1), ("factor", 1), ("vocabulary", 0)):
+            if not least <= getattr(self, name) <= 2**24:
+                raise SettingError(
+                    f"{name} is {getattr(self, name)}; it must be from {least} to 2**24.")
+        tokens = self.kind is ProjectorKind.TOKENS
+        if tokens != (self.vocabulary > 0) or (tokens and self.factor > 1):
+            raise SettingError("A projector to tokens has a vocabulary and no factor, others none.")
 
     @property
     def merged(self) -> int:
@@ -135,9 +143,57 @@ class _Linear(Projector):
         return out_BME
 
 
+class TokenProjector(Projector):
+    """The decoder's embeddings of the tokens that the encoder sees or hears, and a correction.
+
+    Each position is the likeliest of the tokens and of none, as connectionist temporal
+    classification has it (Graves et al., ICML 2006). Only the first of a row of equal ones is kept,
+    so a decoder reads as many vectors as it would read tokens. The correction, of the encoder's own
+    vector, is what else there is to know. Where no token is found the last position stands for it.
+    """
+
+    def __init__(self, shape: ProjectorShape, encoder: EncoderShape) -> None:
+        super().__init__(shape, encoder)
+        self.norm = nn.LayerNorm(encoder.hidden_size)
+        self.head = nn.Linear(encoder.hidden_size, shape.vocabulary + 1)  # none is the last
+        self.correction = nn.Linear(encoder.hidden_size, shape.size, bias=False)
+        nn.init.zeros_(self.correction.weight)
+        self._embed: list[Callable[[torch.Tensor], torch.Tensor]] = []  # no module of this one's
+
+    def read_with(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Take the decoder's embedding, int64[M] -> float32[M, E], its scale included."""
+        self._embed = [embed]
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Map [1, N, D] -> [1, M, E], M from 1 to N."""
+        x_ND = self.norm(x_BND).squeeze(0)
+        best_N = self.head(x_ND).argmax(-1)
+        # Not `[:, 0]`: of the column that nonzero gives ExecuTorch 1.4.1 reads the whole alone.
+        at_M = torch.nonzero(self.kept(best_N)).reshape(-1)
+        torch._check(at_M.shape[0] >= 1)
+        torch._check(at_M.shape[0] <= x_ND.shape[0])
+        return self.vectors(x_ND.index_select(0, at_M), best_N.index_select(0, at_M)).unsqueeze(0)
+
+    def kept(self, best_BN: torch.Tensor) -> torch.Tensor:
+        """Return which positions begin a token, bool[..., N]: one at least of each row."""
+        none = self.shape.vocabulary
+        before_BN = torch.cat((torch.full_like(best_BN[..., :1], none), best_BN[..., :-1]), -1)
+        begins_BN = (best_BN != none) & (best_BN != before_BN)
+        last_B1 = begins_BN[..., -1:] | ~begins_BN.any(-1, keepdim=True)
+        return torch.cat((begins_BN[..., :-1], last_B1), -1)
+
+    def vectors(self, x_MD: torch.Tensor, tokens_M: torch.Tensor) -> torch.Tensor:
+        """Return what a decoder reads for positions and their tokens, [M, E]."""
+        (embed,) = self._embed
+        known_M = tokens_M.clamp(max=self.shape.vocabulary - 1)
+        out_ME: torch.Tensor = embed(known_M) + self.correction(x_MD)
+        return out_ME
+
+
 _KINDS: dict[ProjectorKind, type[Projector]] = {
     ProjectorKind.POOL: _Pool, ProjectorKind.SHUFFLE: _Shuffle, ProjectorKind.STACK: _Stack,
     ProjectorKind.NORM_LINEAR: _Linear, ProjectorKind.LINEAR: _Linear,
+    ProjectorKind.TOKENS: TokenProjector,
 }
 
 
