@@ -19,7 +19,6 @@ from cloister.errors import CloisterError, InvalidText, place_of
 from cloister.formats import Split
 from cloister.settings import share_processor, under_torchrun
 from cloister.tiers import Scale, Tier
-from cloister.vault import hygiene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # a whole process
         share_processor()
         if not parsed.debug:  # whose crash must leave no text
-            hygiene.keep_out_of_dumps()
+            guard.keep_out_of_dumps()
         # Processes of torchrun talk to each other over the network, a page to its server.
         if not (under_torchrun() or getattr(parsed, "action", "") == "start"):
             guard.enforce(files=True)

@@ -9,11 +9,11 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from cloister import display
+from cloister import display, guard
 from cloister.commands.options import Options, Record
 from cloister.errors import SettingError, VaultError
 from cloister.settings import Settings
-from cloister.vault import hygiene, local, store
+from cloister.vault import local, store
 from cloister.vault.keys import Provider
 from cloister.vault.namespace import Kind
 
@@ -243,7 +243,7 @@ def _facts(opened: store.Vault) -> Record:
         "directory": str(opened.directory), "provider": str(provider),
         "protects": provider.protects, "rollback": _ROLLBACK.get(provider, _NO_ROLLBACK),
         "epoch": opened.header.epoch, "writes": opened.generation,
-        "memory": hygiene.keep_out_of_dumps() | opened.keys.locked(),
+        "memory": guard.keep_out_of_dumps() | opened.keys.locked(),
         "namespaces": [
             {"name": space.name, "kinds": {
                 kind.name.lower(): {"objects": count, "bytes": size}

@@ -16,7 +16,7 @@ import struct
 import sys
 from dataclasses import dataclass
 
-__all__ = ["NETWORK", "SOCKETS", "Filter", "architecture", "install", "refused"]
+__all__ = ["COMPUTE", "NETWORK", "SOCKETS", "Filter", "architecture", "install", "refused"]
 
 # linux/audit.h, and asm/unistd.h for the numbers that are not the same everywhere.
 _ARCHITECTURES = {
@@ -24,11 +24,19 @@ _ARCHITECTURES = {
         "socket": 41, "connect": 42, "sendto": 44, "sendmsg": 46, "recvmsg": 47, "bind": 49,
         "socketpair": 53, "ptrace": 101, "recvmmsg": 299, "sendmmsg": 307,
         "process_vm_writev": 311, "seccomp": 317,
+        "read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "mmap": 9, "mprotect": 10,
+        "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
+        "sched_yield": 24, "mremap": 25, "madvise": 28, "exit": 60, "sigaltstack": 131,
+        "futex": 202, "clock_gettime": 228, "exit_group": 231, "getrandom": 318,
     }),
     "aarch64": (0xC00000B7, {
         "socket": 198, "socketpair": 199, "bind": 200, "connect": 203, "sendto": 206,
         "sendmsg": 211, "recvmsg": 212, "ptrace": 117, "recvmmsg": 243, "sendmmsg": 269,
         "process_vm_writev": 271, "seccomp": 277,
+        "read": 63, "write": 64, "close": 57, "fstat": 80, "lseek": 62, "mmap": 222,
+        "mprotect": 226, "munmap": 215, "brk": 214, "rt_sigaction": 134, "rt_sigprocmask": 135,
+        "rt_sigreturn": 139, "sched_yield": 124, "mremap": 216, "madvise": 233, "exit": 93,
+        "sigaltstack": 132, "futex": 98, "clock_gettime": 113, "exit_group": 94, "getrandom": 278,
     }),
 }
 _EVERYWHERE = {
@@ -49,6 +57,7 @@ class Filter:
 
     whole: tuple[str, ...] = ()  # names
     unix_only: tuple[str, ...] = ()  # refused unless their first argument is AF_UNIX
+    only: tuple[str, ...] = ()  # where it names any, all others are refused, too
 
 
 # io_uring makes and connects sockets past every filter. The last three act through a process
@@ -61,6 +70,11 @@ NETWORK = Filter(
 # No local service either, which might act for this process or hand it a connected socket.
 SOCKETS = Filter(
     whole=("socket", "connect", "bind", "sendto", "sendmsg", "sendmmsg", "recvmsg", "recvmmsg"))
+# Compute, and use what is open: no file, socket, pipe, process or thread is made, nobody signalled.
+COMPUTE = Filter(
+    only=("read", "write", "close", "fstat", "lseek", "mmap", "mprotect", "munmap", "brk",
+          "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_yield", "mremap", "madvise",
+          "exit", "sigaltstack", "futex", "clock_gettime", "exit_group", "getrandom"))
 
 
 def architecture() -> str | None:
@@ -129,7 +143,9 @@ def _program(name: str, filter_: Filter) -> list[tuple[int, int, int, int]]:
             (_EQUAL, 0, 4, _number(name, call)), (_LOAD, 0, 0, _FIRST_ARGUMENT),
             (_EQUAL, 0, 1, int(socket.AF_UNIX)), (_RETURN, 0, 0, _ALLOW), refuse,
         ]
-    return [*lines, (_RETURN, 0, 0, _ALLOW)]
+    for call in filter_.only:
+        lines += [(_EQUAL, 0, 1, _number(name, call)), (_RETURN, 0, 0, _ALLOW)]
+    return [*lines, refuse if filter_.only else (_RETURN, 0, 0, _ALLOW)]
 
 
 def _last_error() -> OSError:

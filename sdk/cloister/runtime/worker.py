@@ -27,7 +27,6 @@ from cloister.runtime import protocol
 from cloister.runtime.chat import Stats
 from cloister.runtime.memory import peak_bytes
 from cloister.settings import share_processor
-from cloister.vault import hygiene
 from cloister.vault.namespace import Kind
 
 if TYPE_CHECKING:
@@ -240,7 +239,7 @@ def main() -> None:
     """Serve until the other end closes the pipe."""
     # A terminal sends Ctrl-C to the client too, which cancels its request or closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    memory = hygiene.keep_out_of_dumps()
+    memory = guard.keep_out_of_dumps()
     share_processor()
     # Only our own lines may reach the client: both descriptors are moved out of everybody's way.
     lines = os.fdopen(os.dup(1), "wb")

@@ -1,4 +1,4 @@
-"""Keep memory from reaching a disk, as far as the system allows; each item says how it went.
+"""Keep keys from reaching a disk, as far as the system allows; each item says how it went.
 
 Python cannot promise to wipe memory, and nothing here claims it: strings are copied and freed at
 the interpreter's will.
@@ -9,27 +9,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import resource
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["LockedMemory"]
 
-__all__ = ["LockedMemory", "keep_out_of_dumps"]
-
-_PR_SET_DUMPABLE = 4
 _DONTDUMP = 16
-
-
-def keep_out_of_dumps() -> dict[str, str]:
-    """Allow this process no core file, and other processes of the user no look into its memory.
-
-    To be called before anything private is read; more than once does no harm.
-    """
-    return {
-        "RLIMIT_CORE=0": _tried(lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
-        "PR_SET_DUMPABLE=0": _tried(lambda: _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)),
-    }
 
 
 class LockedMemory:
@@ -52,19 +35,3 @@ class LockedMemory:
     def report(self, keys: int) -> dict[str, str]:
         """Say how it went for all that was ever locked, `keys` of which are in memory now."""
         return {name: f"{how} ({keys} keys)" for name, how in self._how.items()}
-
-
-def _call(name: str, *values: object) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)  # libc, as the process has it
-    if getattr(libc, name)(*values):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-
-
-def _tried(action: Callable[[], None]) -> str:
-    try:
-        action()
-    except (OSError, ValueError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-        return f"failed: {reason}"
-    return "done"
