@@ -28,7 +28,7 @@ from cloister.errors import CloisterError, OutputExists, SettingError, VaultErro
 from cloister.files import whole_file
 from cloister.runtime import conversation, protocol
 from cloister.settings import Settings
-from cloister.vault import hygiene, local
+from cloister.vault import local
 from cloister.vault.keys import Provider
 from cloister_jupyter.background import Idle
 
@@ -238,7 +238,7 @@ class _Service:
 
 def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    memory = hygiene.keep_out_of_dumps()
+    memory = guard.keep_out_of_dumps()
     # Only our own lines may reach the server: both descriptors are moved out of everybody's way.
     lines = os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_WRONLY)

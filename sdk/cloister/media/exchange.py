@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from cloister.media.limits import Limits
-from cloister.pieces import PictureFormat, RecordingFormat
+# msgspec reads the annotations
+from cloister.media.limits import Limits  # noqa: TC001
+from cloister.pieces import PictureFormat, RecordingFormat  # noqa: TC001
 from cloister.records import Record, Whole
 
 if TYPE_CHECKING:

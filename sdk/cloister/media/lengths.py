@@ -1,8 +1,8 @@
 """Check that a sound file is as long as it says, before it is decoded.
 
-libsndfile reads what a header promises, or what it guesses, and no more: without this, the end of a
-file that was cut off, of two Ogg files one after the other, and three quarters of an MP3 of variable
-bit rate without a Xing header (libsndfile 1.2) would be lost without a word. A FLAC that is cut off
+libsndfile reads what a header promises, or what it guesses, and no more. Without this check, a file
+that was cut off, the second of two Ogg files in one, and three quarters of an MP3 of variable bit
+rate without a Xing header (libsndfile 1.2) would be lost without a word. A FLAC that is cut off
 libsndfile refuses by itself; one whose header names fewer samples than follow is believed.
 
 Sources: RFC 3533 (Ogg pages), ISO 11172-3 and 13818-3 (MPEG audio frames), the ID3v2 structure.

@@ -4,9 +4,9 @@ PNG, JPEG and WebP are read by Pillow, told by their first bytes. The orientatio
 names is applied; one that cannot be read is none. Grey, palette and CMYK become red, green and blue
 as Pillow converts them: a colour profile is not applied. Transparency is laid over the format's
 `fill` colour. Of 16 bits a channel become 8: grey is divided by 257 and rounded, not clipped; of
-colours Pillow keeps the upper byte, which is at most 1 off. Of a file for several views of one
-picture (MPO) the first is read; an animation is refused. Pictures are resized by Pillow's filters on
-8-bit channels, as the image processors of transformers do.
+colours Pillow keeps the upper byte, which is at most 1 off. Of a file with several views (MPO) the
+first is read; an animation is refused. Pictures are resized by Pillow's filters on 8-bit channels,
+as the image processors of transformers do.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ import math
 import struct
 from typing import TYPE_CHECKING
 
-# The last, which reads EXIF, is imported by Pillow when it is first needed: too late.
-from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+# Pillow imports the one for TIFF when it first reads EXIF: too late.
+from PIL import (
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from cloister.media.exchange import Answer, Code, Refused
 from cloister.pieces import Fit
@@ -30,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decode"]
 
-_ = TiffImagePlugin
+_READS_EXIF = TiffImagePlugin
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # of EXIF: what was done to the picture, to be undone
 _TURNS = {
@@ -63,7 +70,7 @@ def _opened(data: bytes, limits: Limits) -> Image.Image:
     """Read the header, refuse what is out of bounds, and decode."""
     if announced := _announced(data):
         _check_size(*announced, limits)
-    image: PngImagePlugin.PngImageFile | JpegImagePlugin.JpegImageFile | WebPImagePlugin.WebPImageFile
+    image: ImageFile.ImageFile
     file = io.BytesIO(data)
     if data.startswith(_PNG):
         image = PngImagePlugin.PngImageFile(file)
@@ -111,7 +118,7 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     turn = None
     with contextlib.suppress(Exception):  # EXIF is damaged in more ways than can be named
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif()[_ORIENTATION])
     return image if turn is None else image.transpose(turn)
 
 
@@ -124,7 +131,7 @@ def _coloured(image: Image.Image, data: bytes, fill: tuple[int, int, int]) -> Im
         image = wide.point([(value + 128) // 257 for value in range(65536)], "L")
         if key is not None:
             image.putalpha(wide.point([255 * (value != key) for value in range(65536)], "L"))
-    elif isinstance(key, tuple) and depth == 16:  # of the file's values, and Pillow compares its own
+    elif isinstance(key, tuple) and depth == 16:  # the file's, which has 16 bits
         image.info["transparency"] = tuple(value >> 8 for value in key)
     elif isinstance(key, int) and image.mode == "L" and depth in (2, 4):
         image.info["transparency"] = key * 255 // (2**depth - 1)

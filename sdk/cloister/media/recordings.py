@@ -1,9 +1,10 @@
 """Make samples of one channel at a format's rate of what a recording's file holds.
 
-WAV, FLAC, Ogg (Vorbis, Opus) and MP3 are read by libsndfile, told by their first bytes. Channels are
-mixed by their mean; the rate is converted by soxr in its high quality (HQ), as librosa does; samples
-beyond -1 to 1 are clipped, as a sound card does. Far beyond, they are refused: their scale is
-another one. So is a file that ends before its header says, or goes on behind it (`lengths`).
+WAV, FLAC, Ogg (Vorbis, Opus) and MP3 are read by libsndfile, told by their first bytes. Channels
+are mixed by their mean; the rate is converted by soxr in its high quality (HQ), as librosa does;
+samples beyond -1 to 1 are clipped, as a sound card does, and refused far beyond, where their scale
+is another one. A file that ends before its header says, or goes on behind it, is refused
+(`lengths`).
 """
 
 from __future__ import annotations
