@@ -8,70 +8,25 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 
-from cloister.errors import (
-    CheckpointError,
-    SettingError,
-    UnsupportedArchitecture,
-    UnsupportedFeature,
-)
+from cloister.errors import CheckpointError, SettingError, UnsupportedArchitecture
 from cloister.model.config import Activation, ModelConfig, RopeScaling
+from cloister.model.fields import Fields
 from cloister.model.shards import Stored, read_json
 from cloister.tiers import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
 
 
-__all__ = ["ARCHITECTURES", "configured", "read_config", "stored"]
+__all__ = ["ARCHITECTURES", "configured", "read_config", "rename", "stored"]
 
-# Of training, bookkeeping or output format, or (the last line) read by some architectures, which
-# take them first: where they are left over, none changes the logits of inference.
-_HARMLESS = frozenset({
-    "add_cross_attention", "attention_dropout", "auto_map", "axolotl_config", "bos_token",
-    "chunk_size_feed_forward", "classifier_dropout", "cross_attention_hidden_size",
-    "decoder_start_token_id", "dropout", "dtype", "embd_pdrop", "eos_token", "finetuning_task",
-    "gradient_checkpointing", "hidden_dropout", "id2label", "initializer_factor",
-    "initializer_range", "is_decoder", "is_encoder_decoder", "is_llama_config",
-    "keys_to_ignore_at_inference", "label2id", "max_seq_len", "max_sequence_length",
-    "model_max_length", "model_type", "name_or_path", "neftune_noise_alpha", "output_attentions",
-    "output_hidden_states", "pad_token", "pad_token_id", "pretraining_tp", "problem_type",
-    "resid_pdrop", "return_dict", "sep_token_id", "seq_length", "task_specific_params",
-    "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
-    "transformers.js_config", "transformers_version", "unk_token", "unk_token_id", "use_bfloat16",
-    "use_cache",
-    "hidden_act", "max_window_layers", "use_sliding_window",
-})
-# Settings of generation, which files of transformers 4 have in config.json: ours are the user's.
-_GENERATION = frozenset({
-    "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
-    "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens", "cache_config",
-    "cache_implementation", "compile_config", "constraints", "continuous_batching_config",
-    "disable_compile", "diversity_penalty", "do_sample", "dola_layers", "early_stopping",
-    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff",
-    "eta_cutoff", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
-    "forced_decoder_ids", "forced_eos_token_id", "guidance_scale", "is_assistant",
-    "length_penalty", "low_memory", "max_cache_len", "max_length", "max_matching_ngram_size",
-    "max_new_tokens", "max_time", "min_length", "min_new_tokens", "min_p",
-    "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
-    "num_beam_groups", "num_beams", "num_return_sequences", "output_logits", "output_scores",
-    "penalty_alpha", "prefill_chunk_size", "prefix", "prompt_lookup_num_tokens",
-    "remove_invalid_values", "renormalize_logits", "repetition_penalty",
-    "return_dict_in_generate", "return_legacy_cache", "sequence_bias", "speculation_type",
-    "stop_strings", "suppress_tokens", "target_lookbehind", "temperature", "token_healing",
-    "top_h", "top_k", "top_p", "typical_p", "use_model_defaults", "use_mtp",
-    "watermarking_config",
-})
-_MARKS = ("_", "unsloth_")  # of fields that are private, or that a tool left its version in
-_NEUTRAL: dict[str, object] = {"partial_rotary_factor": 1.0}  # asks for nothing with this value
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # What transformers 5.23 takes for a field that is missing (models/*/configuration_*.py), for the
@@ -106,79 +61,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 ARCHITECTURES = tuple(_DEFAULTS)
-_NULLABLE = frozenset({  # beside those whose default is None
-    "attn_logit_softcapping", "final_logit_softcapping", "num_key_value_heads", "sliding_window",
-})
-_MUST_BE = {
-    bool: "true or false", str: "a text", list: "a list", dict: "an object",
-    int: "a whole number from {least} to 2**24", float: "a finite number above 0",
-}
-
-
-@dataclass
-class _Fields:
-    """The fields of a configuration, each taken once; what is left over is refused."""
-
-    values: dict[str, Any]
-    defaults: dict[str, Any]
-    source: str  # the name of the model's directory or file
-    ignore: frozenset[str] = frozenset()
-    taken: set[str] = field(default_factory=set)
-    ignored: set[str] = field(default_factory=set)
-
-    def take(self, name: str, kind: type, *, least: int = 1) -> Any:
-        """Return the field `name`, else its default; null only where that is a value."""
-        self.taken.add(name)
-        if name not in self.values:
-            if name in self.defaults:
-                return self.defaults[name]
-            raise CheckpointError(
-                f"The configuration of {self.source} lacks {name}; copy it again."
-            )
-        value = self.values[name]
-        if value is None and (self.defaults.get(name, ...) is None or name in _NULLABLE):
-            return None
-        good = type(value) is kind
-        if kind is int:  # within what a tensor can have
-            good = good and least <= value <= 2**24
-        elif kind is float:  # JSON may hold NaN, and whole numbers that are too large for a float
-            good = type(value) in (int, float) and 0 < value <= sys.float_info.max
-        if not good:
-            raise CheckpointError(
-                f"Field {name} of the configuration of {self.source} must be "
-                f"{_MUST_BE[kind].format(least=least)}; copy it again."
-            )
-        return float(value) if kind is float else value
-
-    def part(self, name: str) -> _Fields:
-        """Return the fields of the object `name`, without defaults; none where it is absent."""
-        values = self.take(name, dict) or {}
-        return _Fields(values, {}, self.source, self.ignore, ignored=self.ignored)
-
-    def unsupported(self, what: str) -> UnsupportedFeature:
-        return UnsupportedFeature(f"{self.source} {what}, so it cannot be imported.")
-
-    def done(self) -> None:
-        """Raise UnsupportedFeature for a field that nobody took and that may ask for something."""
-        for name in sorted(set(self.values) - self.taken - _HARMLESS - _GENERATION):
-            asks = self.values[name] not in (None, False, "", [], {}, _NEUTRAL.get(name))
-            if name in self.ignore:
-                self.ignored.add(name)
-            elif asks and not name.startswith(_MARKS):
-                raise UnsupportedFeature(
-                    f"{self.source} uses {name[:60]}, which Cloister does not implement; where it "
-                    f"changes nothing that the model computes, pass --ignore {name[:60]}."
-                )
-
-    def check_ignored(self) -> None:
-        """Raise SettingError for a field to be ignored that nobody would have refused."""
-        for name in sorted(self.ignore - self.ignored):
-            raise SettingError(
-                f"{self.source} has no field {name[:60]} that is passed over; leave out --ignore "
-                f"{name[:60]}."
-            )
-
-
 def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
     """Read the configuration of the Hugging Face directory `path`, see `configured`."""
     return configured(read_json(path / "config.json"), path.name, context=context)
@@ -186,12 +68,13 @@ def read_config(path: Path, *, context: int | None = None) -> ModelConfig:
 
 def configured(
     record: Mapping[str, object], source: str, *, context: int | None = None,
-    ignore: Collection[str] = ()
+    ignore: Collection[str] = (), ignored: Collection[str] = ()
 ) -> ModelConfig:
     """Read the configuration of the model called `source` from what its `config.json` says.
 
     A field that is missing has the architecture's own default. `context` shortens the context,
-    since a program's KV buffers take its whole length. Fields of `ignore` are let through.
+    since a program's KV buffers take its whole length. Fields of `ignore` are let through;
+    `ignored` are those that were already, in other parts of the file.
 
     Raises:
         UnsupportedArchitecture, UnsupportedFeature: see the module.
@@ -205,9 +88,9 @@ def configured(
         raise UnsupportedArchitecture(
             f"{source} has the architecture {name}; Cloister reads {', '.join(ARCHITECTURES)}."
         )
-    fields = _Fields(
+    fields = Fields(
         dict(record), _DEFAULTS[name], source, frozenset(ignore),
-        {"architectures", "bos_token_id", "eos_token_id"},
+        {"architectures", "bos_token_id", "eos_token_id"}, set(ignored),
     )
     hidden, heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
     longest = fields.take("max_position_embeddings", int)
@@ -243,7 +126,7 @@ def configured(
     return config
 
 
-def _family(fields: _Fields, hidden: int) -> dict[str, Any]:
+def _family(fields: Fields, hidden: int) -> dict[str, Any]:
     """Return the activation, and the settings of Gemma."""
     gemma = "hidden_activation" in fields.defaults  # its old files have an unused hidden_act too
     named = fields.take("hidden_activation" if gemma else "hidden_act", str)
@@ -266,7 +149,7 @@ def _family(fields: _Fields, hidden: int) -> dict[str, Any]:
     }
 
 
-def _rotary(fields: _Fields, longest: int) -> dict[str, Any]:
+def _rotary(fields: Fields, longest: int) -> dict[str, Any]:
     """Return base and scaling, as transformers 4 (rope_scaling) or 5 (rope_parameters) has them."""
     theta, local = fields.take("rope_theta", float), None
     old, new = fields.part("rope_scaling"), fields.part("rope_parameters")
@@ -285,7 +168,7 @@ def _rotary(fields: _Fields, longest: int) -> dict[str, Any]:
     return {"rope_theta": theta, "local_rope_theta": local, "rope_scaling": scaling}
 
 
-def _scaling(fields: _Fields, theta: float, longest: int) -> tuple[float, RopeScaling | None]:
+def _scaling(fields: Fields, theta: float, longest: int) -> tuple[float, RopeScaling | None]:
     """Return base and scaling of one set of rotary parameters."""
     fields.defaults = {
         "rope_theta": theta, "type": "default", "original_max_position_embeddings": longest,
@@ -319,7 +202,7 @@ def _scaling(fields: _Fields, theta: float, longest: int) -> tuple[float, RopeSc
     return theta, RopeScaling(kind=kind, **known)
 
 
-def _windows(fields: _Fields, name: str, layers: int, no_rope: tuple[int, ...]) -> dict[str, Any]:
+def _windows(fields: Fields, name: str, layers: int, no_rope: tuple[int, ...]) -> dict[str, Any]:
     """Return the window, and the layers that have it."""
     window = fields.take("sliding_window", int)
     if "use_sliding_window" in fields.defaults and not fields.take("use_sliding_window", bool):
@@ -346,7 +229,7 @@ def _windows(fields: _Fields, name: str, layers: int, no_rope: tuple[int, ...]) 
     return {"window": window, "windowed_layers": windowed} if windowed else {}
 
 
-def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
+def _no_rope(fields: Fields, layers: int) -> tuple[int, ...]:
     """Return the layers without rotary embedding."""
     interval = fields.take("no_rope_layer_interval", int)
     rotary = fields.take("no_rope_layers", list)  # 1 where a layer is rotary
@@ -360,20 +243,20 @@ def _no_rope(fields: _Fields, layers: int) -> tuple[int, ...]:
     return tuple(i for i in range(layers) if not rotary[i])
 
 
-def stored(where: Mapping[str, Path], *, gemma: bool) -> dict[str, Stored]:
-    """Return the tensors in the files `where` by our names; one that we do not know is marked.
-
-    Gemma's norms have other places than those of the same names in other layouts.
-    """
+def stored(
+    where: Mapping[str, Path], name_of: Callable[[str], str | None]
+) -> dict[str, Stored]:
+    """Return the tensors in the files `where` by our names, without those that have None."""
     result = {}
     for path in dict.fromkeys(where.values()):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  # not a dict
-                if key.endswith("rotary_emb.inv_freq"):
+                name = name_of(key)
+                if name is None:
                     continue
                 part = file.get_slice(key)
                 kind = part.get_dtype()
-                result[_rename(key, gemma=gemma)] = Stored(
+                result[name] = Stored(
                     key=key, kind=kind, dtype=_DTYPES.get(kind), shape=tuple(part.get_shape()),
                     read=partial(_tensor, path, key))
     return result
@@ -402,8 +285,13 @@ _TOP = {
 }
 
 
-def _rename(key: str, *, gemma: bool) -> str:
-    """Return our name of a tensor, or its own, marked, where we have none."""
+def rename(key: str, *, gemma: bool) -> str | None:
+    """Return our name of a tensor; its own, marked, where we have none; None for one that is none.
+
+    Gemma's norms have other places than those of the same names in other layouts.
+    """
+    if key.endswith("rotary_emb.inv_freq"):
+        return None
     if key in _TOP:
         return _TOP[key]
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,7 @@ def _directory(source: Path, context: int | None, ignore: Collection[str]) -> _M
         raise CheckpointError(f"{name} is a Cloister checkpoint already; use it as it is.")
     config = huggingface.configured(record, name, context=context, ignore=ignore)
     where = shards(source)
-    stored = huggingface.stored(where, gemma=config.post_norms)
+    stored = huggingface.stored(where, partial(huggingface.rename, gemma=config.post_norms))
     return _Model(
         name=name, config=config, stored=stored,
         tokens=lambda: spoken.read(source, config.shape.vocab_size),
