@@ -15,13 +15,21 @@ from cloister.tiers import Shape  # noqa: TC001
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["FORMAT", "LIMIT_BYTES", "Around", "FileEntry", "Manifest", "ProgramEntry",
-           "PromptFormat"]
+__all__ = ["FORMAT", "LIMIT_BYTES", "Around", "Encoder", "FileEntry", "Manifest", "ProgramEntry",
+           "PromptFormat", "modalities"]
 
 FORMAT = 2
 LIMIT_BYTES = 1 << 20
 _LATER_BYTES = 64 << 20  # what a process grows by after it was loaded
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Encoder(Record, frozen=True):
+    """A method that makes vectors of pictures or recordings, and what it takes once it is used."""
+
+    method: Label
+    weight_bytes: Whole
+    arena_bytes: Whole
 
 
 class ProgramEntry(Record, frozen=True):
@@ -35,6 +43,7 @@ class ProgramEntry(Record, frozen=True):
     kv_bytes: Whole  # for the whole context
     arena_bytes: Whole  # activations planned by the exporter
     note: Label | None = None  # what a reader must know: `cloister.backend.NEVER_RUN`
+    encoders: tuple[Encoder, ...] = ()  # apart from the weights and activations above
 
     def required_bytes(self, shape: Shape, *, methods: int = 1) -> int:
         """Memory that loading takes for good: weights as the backend packs them, KV, activations.
@@ -115,7 +124,6 @@ class Manifest(Record, frozen=True):
             (self.prompt_format is None) == (self.prompt_format_reason is not None),
             "it must have a prompt format or a reason why not",
         )
-        _need("text" in self.modalities, "it does not read text")
         _need(
             all(_NAME.fullmatch(file) and file != "manifest.json" for file in self.files),
             "a file name is not a plain name inside the bundle",
@@ -125,6 +133,8 @@ class Manifest(Record, frozen=True):
             == sorted(file for file in self.files if file.endswith(".pte")),
             "its programs are not the .pte files that it lists",
         )
+        _need(
+            self.modalities == modalities(self.media), "its modalities are not those of its media")
 
     @property
     def size_bytes(self) -> int:
@@ -160,6 +170,13 @@ class Manifest(Record, frozen=True):
         yield self.prompt_format_reason or ""
         for program in self.programs:
             yield from (program.file, program.backend, *program.methods, program.note or "")
+            yield from (encoder.method for encoder in program.encoders)
+
+
+def modalities(media: MediaFormats | None) -> tuple[str, ...]:
+    """Return the names of what is read: text, and what `media` says."""
+    named = {} if media is None else {"picture": media.picture, "recording": media.recording}
+    return ("text", *(name for name, format_ in named.items() if format_ is not None))
 
 
 def _need(condition: bool, complaint: str) -> None:

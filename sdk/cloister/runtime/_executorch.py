@@ -129,8 +129,7 @@ class ExecutorchProgram:
 
     def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after the last token, int64[1, T] -> float32[1, V]."""
-        out: torch.Tensor = self._method("forward")([tokens, torch.tensor([start])])[0]
-        return out
+        return self._call("forward", tokens, torch.tensor([start]))
 
     def score(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after every token, int64[1, T] -> float32[1, T, V]."""
@@ -141,6 +140,22 @@ class ExecutorchProgram:
         out: list[torch.Tensor] = self._method("score")([tokens, torch.tensor([start])])
         return out
 
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what the decoder reads of tokens, int64[1, T] -> float32[1, T, E]."""
+        return self._call("token_embedding", tokens)
+
+    def decode(self, vectors: torch.Tensor, start: int) -> torch.Tensor:
+        """Logits after the last vector, float32[1, T, E] -> float32[1, V]."""
+        return self._call("text_decoder", vectors, torch.tensor([start]))
+
+    def see(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Vectors of a picture, uint8[1, 3, height, width] -> float32[1, N, E]."""
+        return self._call("vision_encoder", pixels)
+
+    def hear(self, samples: torch.Tensor) -> torch.Tensor:
+        """Vectors of a recording, float32[1, 1, samples] -> float32[1, N, E]."""
+        return self._call("audio_encoder", samples)
+
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
         """Live views of the KV buffers by name, float32[1, C, G, D] each."""
         names = (
@@ -148,6 +163,10 @@ class ExecutorchProgram:
             for layer in range(self._layers) for side in ("k", "v")
         )
         return {name: self._method(self._first).get_attribute(name) for name in names}
+
+    def _call(self, name: str, *inputs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self._method(name)(list(inputs))[0]
+        return out
 
     def _method(self, name: str) -> Any:  # untyped bindings
         if name not in self._methods:

@@ -1,6 +1,7 @@
 """The decode core: a loaded program, and the positions that its KV buffers hold.
 
-Shapes: N new positions, T positions of one call, V vocabulary, G KV heads, D head size.
+Shapes: N new positions, T positions of one call, V vocabulary, E size of a vector, G KV heads,
+D head size.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from cloister.runtime.program import Program
 
-__all__ = ["DIGEST_BYTES", "MEDIA", "Core", "MediaPosition", "Position", "Rows", "encoded"]
+__all__ = ["DIGEST_BYTES", "MEDIA", "Core", "MediaPosition", "Position", "Rows", "Vectors",
+           "encoded"]
 
 MEDIA = 2**32 - 1  # stands in a name where a token's id would: no vocabulary is as large
 DIGEST_BYTES = 32
@@ -33,13 +35,32 @@ class Rows(StrEnum):
     ALL = "all"  # of those that were not held yet
 
 
+class Vectors(Protocol):
+    """The vectors of a picture or recording: a tensor float32[N, E], or what makes it when asked.
+
+    E is the hidden size, and one more where vectors of a picture attend to one another both ways
+    (see `cloister.export.media`).
+    """
+
+    def __getitem__(self, places: slice, /) -> torch.Tensor:
+        """Return some of them, float32[T, E]."""
+
+
 @dataclass(frozen=True)
 class MediaPosition:
     """One vector of a picture or a recording; two are equal where digest and place are."""
 
     digest: bytes  # keyed digest of the decoded media, DIGEST_BYTES long
     place: int  # number of the vector in it
-    vector: torch.Tensor | None = field(default=None, compare=False, repr=False)  # float32[hidden]
+    vectors: Vectors | None = field(default=None, compare=False, repr=False)  # all of the medium's
+    together: int = field(default=1, compare=False)
+    """Vectors that are read in one call, since they attend to one another both ways: this one's
+    are those from the last multiple of it on."""
+
+    @property
+    def behind(self) -> int:
+        """Number of the vector's fellows before it that are read in one call with it."""
+        return self.place % self.together
 
 
 Position = int | MediaPosition
@@ -62,9 +83,15 @@ class Core:
     One thread at a time, and one unfinished stream at a time: the second is refused by name.
     """
 
-    def __init__(self, program: Program, *, name: str, context: int, chunk: int) -> None:
-        """Take `program`, for `context` positions, read at most `chunk` at a time."""
+    def __init__(
+        self, program: Program, *, name: str, context: int, chunk: int, reads_media: bool = False
+    ) -> None:
+        """Take `program`, for `context` positions, read at most `chunk` at a time.
+
+        With `reads_media` it reads vectors of pictures or recordings, too.
+        """
         self.program, self.name, self.context, self.chunk = program, name, context, chunk
+        self.reads_media = reads_media
         self._cached: list[Position] = []
         self._lock = threading.RLock()  # of the thread that is using it
         self._thread: int | None = None
@@ -76,12 +103,27 @@ class Core:
         return list(self._cached)
 
     def common(self, positions: Sequence[Position]) -> int:
-        """Count the positions, from the front, that the buffers hold already."""
+        """Count the positions, from the front, that the buffers hold already.
+
+        Those of a picture that is read in one call count once all of them are held.
+        """
         most = min(len(self._cached), len(positions))
-        if self._cached[:most] == list(positions[:most]):
-            return most
-        pairs = zip(self._cached, positions, strict=False)
-        return next(number for number, (old, new) in enumerate(pairs) if old != new)
+        if self._cached[:most] != list(positions[:most]):
+            pairs = zip(self._cached, positions, strict=False)
+            most = next(number for number, (old, new) in enumerate(pairs) if old != new)
+        return _before(positions, most)
+
+    def calls(self, positions: Sequence[Position]) -> list[int]:
+        """Return the ends of the calls by which `extend` reads `positions`.
+
+        A call has at most `chunk` of them, tokens or vectors; but vectors that attend to one
+        another both ways are one call.
+        """
+        ends, at = list[int](), self._start(positions)
+        while at < len(positions):
+            at = self._end(positions, at)
+            ends.append(at)
+        return ends
 
     def extend(self, positions: Sequence[Position], rows: Rows = Rows.LAST) -> torch.Tensor:
         """Read those of `positions` that the buffers do not hold, from the front, yet.
@@ -93,20 +135,22 @@ class Core:
         Raises:
             EmptyPrompt: no positions.
             ContextExceeded: more positions than the context holds; nothing has changed.
-            UnsupportedMedia: a vector of a picture or recording, which the program cannot read.
+            UnsupportedMedia: a vector of a picture or recording, which the program cannot read, or
+                not with logits after each.
             EngineBusy: another thread is using the engine.
         """
         if not positions:
             raise EmptyPrompt("There are no tokens to read; give at least one.")
         self._check(len(positions))
         with self.exclusive():
-            start = min(self.common(positions), len(positions) - 1)
+            start = self._start(positions)
             del self._cached[start:]
             parts = []
-            for at in range(start, len(positions), self.chunk):
-                part = positions[at:at + self.chunk]
-                parts.append(self._read(part, at, rows))
+            for end in self.calls(positions):
+                part = positions[start:end]
+                parts.append(self._read(part, start, rows))
                 self._cached += part
+                start = end
         return parts[-1] if rows is Rows.LAST or len(parts) == 1 else torch.cat(parts)
 
     def truncate(self, length: int) -> None:
@@ -172,18 +216,74 @@ class Core:
         if self._owner is owner:
             self._owner = None
 
+    def _start(self, positions: Sequence[Position]) -> int:
+        """Number of the first position that `extend` reads: the last one in any case."""
+        return _before(positions, max(0, min(self.common(positions), len(positions) - 1)))
+
+    def _end(self, positions: Sequence[Position], start: int) -> int:
+        """Where the call ends that begins at `start`."""
+        first, most = positions[start], min(start + self.chunk, len(positions))
+        if isinstance(first, MediaPosition) and first.together > 1:
+            return min(start + first.together, len(positions))
+        return next((at for at in range(start + 1, most) if _parted(first, positions[at])), most)
+
     def _read(self, part: Sequence[Position], start: int, rows: Rows) -> torch.Tensor:
-        if not all(isinstance(position, int) for position in part):
+        tokens = [position for position in part if isinstance(position, int)]
+        if not tokens:
+            return self._read_media(part, start, rows)
+        if rows is Rows.LAST:
+            return self.program.forward(torch.tensor([tokens]), start)
+        # The next call overwrites it.
+        return self.program.score(torch.tensor([tokens]), start)[0].clone()
+
+    def _read_media(self, part: Sequence[Position], start: int, rows: Rows) -> torch.Tensor:
+        if not self.reads_media:
             raise UnsupportedMedia(
                 f"Bundle {self.name} reads text only; name one that reads pictures or sound."
             )
-        tokens = torch.tensor([list(part)])
-        if rows is Rows.LAST:
-            return self.program.forward(tokens, start)
-        return self.program.score(tokens, start)[0].clone()  # the next call overwrites it
+        if rows is Rows.ALL:
+            raise UnsupportedMedia(
+                "Only text has likelihoods; ask for those of what follows the picture or recording."
+            )
+        first = part[0]
+        if isinstance(first, MediaPosition) and len(part) % first.together:
+            raise UnsupportedMedia(
+                "A picture whose vectors attend to one another both ways is read whole; give all "
+                "of its positions.")
+        return self.program.decode(_vectors(part), start)
 
     def _check(self, length: int) -> None:
         if length > self.context:
             raise ContextExceeded(
                 f"The text has {length} tokens and the context holds {self.context}; shorten it."
             )
+
+
+def _before(positions: Sequence[Position], at: int) -> int:
+    """Return `at`, or the beginning of those that are read in one call with it."""
+    position = positions[at] if at < len(positions) else 0
+    return at if isinstance(position, int) else at - position.behind
+
+
+def _parted(first: Position, other: Position) -> bool:
+    """Whether the two are not read in one call."""
+    if isinstance(first, int) or isinstance(other, int):
+        return not (isinstance(first, int) and isinstance(other, int))
+    return other.together > 1
+
+
+def _vectors(part: Sequence[Position]) -> torch.Tensor:
+    """Return the vectors of `part`, float32[1, T, E]."""
+    runs: list[torch.Tensor] = []
+    at = 0
+    while at < len(part):
+        first = part[at]
+        assert isinstance(first, MediaPosition)
+        assert first.vectors is not None, "what is read has its vectors"
+        end = at + 1
+        while end < len(part) and part[end] == MediaPosition(
+                first.digest, first.place + end - at):
+            end += 1
+        runs.append(first.vectors[first.place:first.place + end - at])
+        at = end
+    return torch.cat(runs)[None]

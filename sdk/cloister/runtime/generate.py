@@ -92,12 +92,10 @@ def _generate(
 ) -> Iterator[Choice]:
     constraint, seen = decoding.constraint, list[int]()
     limit = core.context if decoding.limit is None else decoding.limit
-    end = core.chunk + core.common(positions)
-    while end < len(positions):  # in calls that can be stopped between
+    for end in core.calls(positions)[:-1]:  # it can be stopped between them
         if stopped():
             return
         core.extend(positions[:end])
-        end += core.chunk
     while not stopped():
         for choice in _choices(core, positions, seen, decoding):
             positions.append(choice.id)
@@ -125,7 +123,7 @@ def _choices(
     constraint, draft, forced = decoding.constraint, list[int](), None
     if len(seen) < len(decoding.forced):
         forced = decoding.forced[len(seen)]
-    elif decoding.drafter is not None:
+    elif decoding.drafter is not None and isinstance(positions[-1], int):  # its row is read, too
         room = core.context - len(positions) - 1
         draft = list(decoding.drafter.propose(positions))[:max(0, room)]
     if draft:
@@ -148,16 +146,19 @@ def score(
 ) -> Iterator[torch.Tensor]:
     """Logits after each of `positions` from number `first` on, float32[N, V] a part.
 
-    What the buffers hold of the positions before is not read again.
+    What the buffers hold of the positions before is not read again. Pictures and recordings are
+    all before `first`.
 
     Raises:
         EmptyPrompt, ContextExceeded, UnsupportedMedia, EngineBusy: see `Core.extend`.
     """
     if core.common(positions) > first:
         core.truncate(first)
+    shown = [at for at in range(first) if not isinstance(positions[at], int)]
+    if shown and core.common(positions) <= shown[-1]:  # they have no rows
+        core.extend(positions[:shown[-1] + 1])
     start = core.common(positions)
-    while start < len(positions):
-        end = start + core.chunk
+    for end in core.calls(positions):
         rows_NV = core.extend(positions[:end], Rows.ALL)
         if end > first:
             yield rows_NV[max(0, first - start):]

@@ -6,6 +6,8 @@ Blocks of BLOCK positions are shared by all sessions of a namespace. A block's n
 ids of all text up to its end, under the namespace's key: equal beginnings find equal blocks, and
 nobody else can tell what they are of. A conversation also keeps its state, the ids and what is
 behind their last whole block, so that it goes on where it stopped, to the bit.
+
+Vectors of pictures and recordings are kept beside them, by their keyed digests.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 
 from cloister.errors import EngineBusy, NotEnoughDisk, VaultDamaged
 from cloister.runtime.core import DIGEST_BYTES, MEDIA, MediaPosition, encoded
+from cloister.runtime.encoded import Encoded
 from cloister.vault.namespace import Kind
 from cloister.vault.retention import Retention
 from cloister.vault.seal import context
@@ -68,16 +71,34 @@ class PrefixCache:
         with self.engine.exclusive():
             return max(0, self._put_back(positions, names[:found], cached // BLOCK) - cached)
 
+    @property
+    def media_key(self) -> bytes:
+        """The key of the digests of the namespace's pictures and recordings."""
+        return self.space.vault.keys.tag("media", self.space.tag)
+
+    def fetch_media(self, digest: bytes, count: int) -> torch.Tensor | None:
+        """Return the `count` vectors of a picture or recording, float32[N, E], if they are kept."""
+        name = self._media(digest)
+        try:
+            data = self.space.get_large(Kind.PREFIX, name, bound=self._bound)
+        except VaultDamaged:
+            self.space.forget(Kind.PREFIX, name)  # it is made again
+            return None
+        return None if data is None else torch.frombuffer(data, dtype=torch.float32).view(count, -1)
+
     def names(self, positions: Sequence[Position], conversation: bytes) -> list[bytes]:
-        """Names that `keep` would write."""
+        """Names that `keep` would write, the conversation's own last."""
         read = positions[:self.engine.common(positions)]
-        return [*self._names(read), self._state(conversation)]
+        media = {each.digest: None for each in read if isinstance(each, MediaPosition)}
+        return [*self._names(read), *map(self._media, media), self._state(conversation)]
 
     def keep(
         self, positions: Sequence[Position], conversation: bytes | None = None,
         owner: Identity | None = None,
     ) -> None:
         """Keep what the engine has cached of `positions`: whole blocks, for a conversation all.
+
+        Of pictures and recordings also the vectors, where they were made to be read.
 
         With an `owner`, only until that is forgotten (see `Namespace.put_large`).
 
@@ -100,6 +121,10 @@ class PrefixCache:
                 rows = engine.buffers(number * BLOCK, (number + 1) * BLOCK)
                 space.put_large(
                     Kind.PREFIX, name, self._packed(rows), bound=self._bound, owner=owner)
+        for digest, vectors_NE in _made(positions).items():
+            if not space.has(Kind.PREFIX, name := self._media(digest)):
+                space.put_large(
+                    Kind.PREFIX, name, [_bytes(vectors_NE)], bound=self._bound, owner=owner)
         if conversation is not None:
             rest = engine.buffers(len(names) * BLOCK, len(positions))
             space.put_large(
@@ -158,6 +183,9 @@ class PrefixCache:
     def _state(self, conversation: bytes) -> bytes:
         return context("state", self._bound, self.precision, conversation)
 
+    def _media(self, digest: bytes) -> bytes:
+        return context("encoded", self._bound, digest)
+
     def _packed(self, rows: Sequence[torch.Tensor]) -> Iterator[memoryview]:
         rows = [row_TGD for row_TGD in rows if row_TGD.numel()]
         if self.precision is Precision.EXACT:
@@ -188,6 +216,14 @@ class PrefixCache:
             for row_TGD, scale_TG1 in zip(rows, scales, strict=True):
                 row_TGD.copy_(take(row_TGD.shape, torch.int8) * scale_TG1)
         assert at == len(data), "sealed for this model, so of its size"
+
+
+def _made(positions: Sequence[Position]) -> dict[bytes, torch.Tensor]:
+    """Return the vectors that were made of each picture and recording, by its digest."""
+    return {
+        each.digest: each.vectors.made for each in positions
+        if isinstance(each, MediaPosition) and isinstance(each.vectors, Encoded)
+        and each.vectors.made is not None}
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -12,6 +12,8 @@ import torch
 from tests.conftest import SHAPE, make_bundle
 
 from cloister.bundle import Bundle
+from cloister.manifest import modalities
+from cloister.pieces import Fit, MediaFormats, PictureFormat, RecordingFormat, Resample
 from cloister.runtime.engine import Engine
 from cloister.runtime.program import FakeProgram
 from cloister.settings import Settings
@@ -26,8 +28,10 @@ LETTERS = tuple(range(70, 90))
 class Program(FakeProgram):
     """A fake that does something before its next calls: raises, or looks around."""
 
-    def __init__(self, context: int, prefer: tuple[int, ...] = ()) -> None:
-        super().__init__(VOCABULARY, context, prefer)
+    def __init__(
+        self, context: int, prefer: tuple[int, ...] = (), media: MediaFormats | None = None
+    ) -> None:
+        super().__init__(VOCABULARY, context, prefer, media)
         self.before: Callable[[], Any] = lambda: None
 
     def score(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
@@ -47,9 +51,9 @@ class FakeEngine(Engine):
     program: Program
 
     def __init__(self, path: Path, prefer: tuple[int, ...] = (), **options: Any) -> None:
-        context = Bundle.open(path).manifest.context
+        said = Bundle.open(path).manifest
         super().__init__(
-            path, load=lambda *_, **__: Program(context, prefer),
+            path, load=lambda *_, **__: Program(said.context, prefer, said.media),
             runs_here=lambda backend: True,
             settings=Settings(home=path.with_name("home"), data=None), **options)
 
@@ -64,6 +68,26 @@ def long_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -
     """One whose context holds some turns."""
     path = tmp_path_factory.mktemp("long") / "long.cloister"
     return make_bundle(path, tokenizer_dir, context=512, shape=replace(SHAPE, context=512))
+
+
+MEDIA = MediaFormats(
+    picture=PictureFormat(
+        height=4, width=6, tokens=12, fit=Fit.PAD, resample=Resample.BILINEAR, before="<",
+        after=">"),
+    recording=RecordingFormat(rate=100, samples_per_token=10, multiple=20, most=400))
+
+
+def make_media_bundle(path: Path, tokenizer_dir: Path, media: MediaFormats = MEDIA) -> Bundle:
+    """One that takes pictures and recordings, whose context holds some."""
+    return make_bundle(
+        path, tokenizer_dir, context=512, shape=replace(SHAPE, context=512), media=media,
+        modalities=modalities(media))
+
+
+@pytest.fixture(scope="session")
+def media_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Bundle:
+    """See `make_media_bundle`."""
+    return make_media_bundle(tmp_path_factory.mktemp("media") / "media.cloister", tokenizer_dir)
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_names_of_positions_are_never_the_beginning_of_another() -> None:
 
 
 def test_a_media_position_is_its_digest_and_place_whatever_the_vector_is() -> None:
-    one = MediaPosition(bytes(32), 3, torch.zeros(4))
+    one = MediaPosition(bytes(32), 3, torch.zeros(9, 4), 2)
     assert one == MediaPosition(bytes(32), 3)
     assert hash(one) == hash(MediaPosition(bytes(32), 3))
     assert one != MediaPosition(bytes(32), 4)
@@ -187,10 +187,10 @@ def test_a_media_position_is_its_digest_and_place_whatever_the_vector_is() -> No
 def test_a_program_that_reads_text_only_refuses_a_picture_by_name(
     core: Core, program: FakeProgram
 ) -> None:
-    shown = [*IDS[:10], MediaPosition(bytes(32), 0, torch.zeros(4))]
+    shown = [*IDS[:10], MediaPosition(bytes(32), 0, torch.zeros(1, 4))]
     with pytest.raises(UnsupportedMedia, match="tiny reads text only"):
         core.extend(shown)
-    assert core.cached == IDS[:8]  # the chunk before it
+    assert core.cached == IDS[:10]  # the text before it
     assert torch.equal(core.extend(IDS), alone(IDS)[-1:])
 
 

@@ -12,8 +12,10 @@ import torch
 from tests.conftest import SHAPE, make_bundle
 from tests.unit.runtime.conftest import FakeEngine
 
+from cloister.bundle import Bundle
 from cloister.errors import NotEnoughDisk, SessionMismatch, SettingError
 from cloister.message import Message, ToolCall
+from cloister.parts import Picture
 from cloister.runtime.chat import Ask, Sampling, Token
 from cloister.runtime.conversation import Conversation, forget
 from cloister.runtime.core import MediaPosition, Position
@@ -170,38 +172,26 @@ def test_what_is_damaged_is_read_again(fresh: Fresh, space: Namespace, lost: str
     assert third.restored_tokens == len(second.engine.cached)
 
 
-def picture(digest: int, count: int) -> list[Position]:
-    return [
-        MediaPosition(bytes([digest]) * 32, place, torch.full((4,), float(place)))
-        for place in range(count)
-    ]
-
-
-class SeeingEngine(FakeEngine):
-    """Reads a vector as the number that stands for it, as an encoder would give it."""
-
-    def _read(self, part: Any, start: int, rows: Any) -> torch.Tensor:
-        return super()._read([
-            position if isinstance(position, int) else 100 + (position.digest[0] + position.place)
-            % 200 for position in part
-        ], start, rows)
-
-
 def test_a_beginning_with_a_picture_is_found_again_by_its_digest_and_places(
-    long_bundle: Any, space: Namespace
+    media_bundle: Bundle, space: Namespace
 ) -> None:
-    def seeing() -> SeeingEngine:
-        return SeeingEngine(long_bundle.path)
+    def seeing() -> FakeEngine:
+        return FakeEngine(media_bundle.path)
 
-    shown = [*IDS[:20], *picture(1, 70), *IDS[:90]]
+    def picture(engine: FakeEngine, shade: int) -> list[MediaPosition]:
+        return engine.media(
+            Picture(data=bytes([shade]) * 72, height=4, width=6), PrefixCache(engine, space))
+
     engine = seeing()
+    shown: list[Position] = [*IDS[:60], *picture(engine, 1), *IDS[:90]]
     expected = engine.extend(shown)
     PrefixCache(engine, space).keep(shown, b"seen")
     other = seeing()
     assert PrefixCache(other, space).fetch(shown) == len(shown) // BLOCK * BLOCK
     assert torch.equal(other.extend(shown), expected)
-    for changed in ([*IDS[:20], *picture(2, 70), *IDS[:90]],
-                    [*IDS[:20], *picture(1, 70)[::-1], *IDS[:90]]):
+    assert other.program.encoded == []  # what is read already needs no vectors
+    for changed in ([*IDS[:60], *picture(engine, 2), *IDS[:90]],
+                    [*IDS[:60], *picture(engine, 1)[::-1], *IDS[:90]]):
         assert PrefixCache(seeing(), space).fetch(changed) == 0
     third = seeing()
     assert PrefixCache(third, space).resume(b"seen") == len(shown)

@@ -1,0 +1,78 @@
+"""Pictures and recordings as positions: what they are called, and their vectors when they are read.
+
+Shapes: N vectors, E size of a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol
+
+from cloister.parts import Picture
+from cloister.runtime.core import DIGEST_BYTES, MediaPosition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from cloister.parts import Recording
+
+__all__ = ["Encoded", "Kept", "digest", "positions"]
+
+
+class Kept(Protocol):
+    """Where vectors of pictures and recordings are put back from."""
+
+    @property
+    def media_key(self) -> bytes:
+        """The key of the digests that they are found by."""
+        ...
+
+    def fetch_media(self, digest: bytes, count: int) -> torch.Tensor | None:
+        """Return `count` vectors, float32[N, E]; None where they are not kept."""
+        ...
+
+
+class Encoded:
+    """The vectors of a picture or recording, made when they are first read.
+
+    What was cached of it is not read, so that it is not encoded either.
+    """
+
+    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
+        self._make = make
+        self.made: torch.Tensor | None = None  # float32[N, E]
+
+    def __getitem__(self, places: slice, /) -> torch.Tensor:
+        if self.made is None:
+            self.made = self._make()
+        return self.made[places]
+
+
+def digest(key: bytes, part: Picture | Recording) -> bytes:
+    """Return the keyed digest of a picture or recording: of its kind, size and content."""
+    if isinstance(part, Picture):
+        header = f"picture {part.height} {part.width} {part.grid[0]} {part.grid[1]}"
+    else:
+        header = f"recording {part.rate}"
+    found = hashlib.blake2b(header.encode() + b"\0", key=key, digest_size=DIGEST_BYTES)
+    found.update(part.data)
+    return found.digest()
+
+
+def positions(
+    name: bytes, count: int, encode: Callable[[], torch.Tensor], *, together: int = 1,
+    kept: Kept | None = None,
+) -> list[MediaPosition]:
+    """Return the positions of the `count` vectors of what is called `name`.
+
+    They come out of `kept` where they are there, else from `encode`.
+    """
+
+    def make() -> torch.Tensor:
+        found = None if kept is None else kept.fetch_media(name, count)
+        return encode() if found is None else found
+
+    vectors = Encoded(make)
+    return [MediaPosition(name, place, vectors, together) for place in range(count)]
