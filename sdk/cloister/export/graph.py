@@ -1,6 +1,8 @@
-"""The decoder as `torch.export` sees it: two methods over one set of KV buffers.
+"""The decoder as `torch.export` sees it: its methods over one set of KV buffers.
 
-Shapes: T new positions, C context, H query heads, G KV heads, D head size, V vocabulary.
+Shapes: T new positions, C context, H query heads, G KV heads, D head size, V vocabulary, E what a
+position is read as: the hidden size, and where vectors of a picture attend to one another both ways
+one more, which is 1 for these and 0 for all others.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
 
-__all__ = ["Attention", "Delegated", "LayerCache", "Program", "trace"]
+__all__ = ["Attention", "Delegated", "LayerCache", "Program", "marked", "trace", "trace_decode",
+           "trace_embed"]
 
 
 @torch.library.custom_op("cloister::delegate", mutates_args=())
@@ -71,11 +74,13 @@ class LayerCache(nn.Module):
 
 
 Attention = Callable[
-    ["ModelConfig", int, LayerCache, int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    ["ModelConfig", int, LayerCache, int, tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+     torch.Tensor | None],
     torch.Tensor,
 ]
 """A backend's attention: writes new keys and values into a layer's buffers, and attends:
-queries [1, T, H, D], keys and values [1, T, G, D] -> [1, T, H, D]."""
+queries [1, T, H, D], keys and values [1, T, G, D] -> [1, T, H, D]. Last which of the new positions
+attend to all new ones, bool[T], or None."""
 
 
 class _LayerState(nn.Module):
@@ -94,34 +99,67 @@ class Program(nn.Module):
         # Named like the decoder's own modules: layers.0.attn.k_cache.
         self.layers = nn.ModuleList(_LayerState(self.config) for _ in decoder.layers)
 
-    def rows(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states of the new tokens, float32[1, T, hidden]."""
+    def start(self, start_pos: torch.Tensor, length: int) -> int:
+        """Return the first of `length` new positions."""
         start: Any = start_pos[0].item()  # a symbol while it is traced
         torch._check(start >= 0)
-        torch._check(start + tokens.shape[1] <= self.config.shape.context)
-        return self.decoder.hidden(tokens, start, _Attend(self, start))
+        torch._check(start + length <= self.config.shape.context)
+        return start  # type: ignore[no-any-return]
 
 
 class _Attend:
     """The backend's attention on the KV buffers (see `cloister.model.cache.Attend`)."""
 
-    def __init__(self, program: Program, start: int) -> None:
-        self.program, self.start = program, start
+    def __init__(
+        self, program: Program, start: int, both_ways_T: torch.Tensor | None = None
+    ) -> None:
+        self.program, self.start, self.both_ways_T = program, start, both_ways_T
 
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
         state: Any = self.program.layers[layer]
         return self.program.attention(
-            self.program.config, layer, state.attn, self.start, (q_BTHD, k_BTGD, v_BTGD)
+            self.program.config, layer, state.attn, self.start, (q_BTHD, k_BTGD, v_BTGD),
+            self.both_ways_T,
         )
 
 
 class _Score(Program):
     def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
         """Return logits after every token, [1, T, V]."""
-        logits: torch.Tensor = self.decoder.logits(self.rows(tokens, start_pos))
-        return logits
+        start = self.start(start_pos, tokens.shape[1])
+        return self.decoder.logits(self.decoder.hidden(tokens, start, _Attend(self, start)))
+
+
+class _Decode(Program):
+    def __init__(self, decoder: Decoder, attention: Attention, *, both_ways: bool) -> None:
+        super().__init__(decoder, attention)
+        self.both_ways = both_ways
+
+    def forward(self, x_1TE: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
+        """Return logits after every vector, [1, T, V]."""
+        start, both_ways_T = self.start(start_pos, x_1TE.shape[1]), None
+        if self.both_ways:
+            x_1TE, both_ways_T = x_1TE[..., :-1], x_1TE[0, :, -1] > 0
+        attend = _Attend(self, start, both_ways_T)
+        return self.decoder.logits(self.decoder.hidden_from(x_1TE, start, attend))
+
+
+class _Embed(nn.Module):
+    def __init__(self, decoder: Decoder, *, both_ways: bool) -> None:
+        super().__init__()
+        self.decoder, self.both_ways = decoder, both_ways
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what the decoder reads of tokens, float32[1, T, E]."""
+        x_1TE = self.decoder.embed_tokens(tokens)
+        return marked(x_1TE, 0.0) if self.both_ways else x_1TE
+
+
+def marked(x_1TE: torch.Tensor, mark: float) -> torch.Tensor:
+    """Append the feature that tells what attends both ways."""
+    return torch.cat((x_1TE, torch.full_like(x_1TE[..., :1], mark)), dim=-1)
 
 
 def trace(decoder: Decoder, attention: Attention, most: int) -> ExportedProgram:
@@ -130,7 +168,31 @@ def trace(decoder: Decoder, attention: Attention, most: int) -> ExportedProgram:
     `forward` differs in its last steps only; `lower.py` derives it.
     """
     tokens = torch.zeros(1, 2, dtype=torch.int64)
+    return _traced(_Score(decoder, attention), tokens, most)
+
+
+def trace_decode(
+    decoder: Decoder, attention: Attention, most: int, *, both_ways: bool
+) -> ExportedProgram:
+    """Trace the method `text_decoder`, with a row for each vector, for 1 to `most` of them."""
+    vectors = torch.zeros(1, 2, decoder.config.shape.hidden_size + both_ways)
+    return _traced(_Decode(decoder, attention, both_ways=both_ways), vectors, most)
+
+
+def trace_embed(decoder: Decoder, most: int, *, both_ways: bool) -> ExportedProgram:
+    """Trace the method `token_embedding`, for 1 to `most` tokens."""
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    return export(
+        _Embed(decoder, both_ways=both_ways), (tokens,), dynamic_shapes=(_length(most),),
+        strict=False)
+
+
+def _traced(program: Program, positions: torch.Tensor, most: int) -> ExportedProgram:
     start = torch.zeros(1, dtype=torch.int64)
+    return export(
+        program, (positions, start), dynamic_shapes=(_length(most), None), strict=False)
+
+
+def _length(most: int) -> dict[int, Any]:
     # A length that is fixed at 1 gives a program whose attention is wrong (executorch 1.4.1).
-    dynamic = ({1: Dim("T", min=1, max=max(2, most))}, None)
-    return export(_Score(decoder, attention), (tokens, start), dynamic_shapes=dynamic, strict=False)
+    return {1: Dim("T", min=1, max=max(2, most))}

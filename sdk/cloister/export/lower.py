@@ -28,24 +28,31 @@ if TYPE_CHECKING:
 __all__ = ["lower"]
 
 
+_LAST_ROW = ("forward", "text_decoder")  # methods that give the last row of what is traced
+
+
 def lower(
-    traced: tuple[ExportedProgram, ExportedProgram], registered: str,
+    traced: Mapping[str, ExportedProgram], registered: str,
     payloads: Mapping[str, bytes], store: NamedDataStore, constants: Mapping[str, object],
     progress: Progress,
 ) -> ExecutorchProgramManager:
-    """Return a program with the methods `forward`, the last row of the first of `traced`, and
-    `score`, the second. They may be one, which saves half of the time.
+    """Return a program of `traced`, its methods by name.
+
+    Of `forward` and `text_decoder` the last row alone. That `forward` and `score` are traced as one
+    saves half of the time.
 
     `registered` is the backend's name in ExecuTorch's registry. `constants` become methods
     without arguments, as the C++ runners read them.
     """
     progress("convert")
-    edge = _executorch.to_edge(dict(zip(("rows", "score"), traced, strict=True))
-                               if traced[0] is not traced[1] else {"score": traced[1]})
+    distinct = {id(method): name for name, method in traced.items()}
+    edge = _executorch.to_edge({
+        name: method for name, method in traced.items() if distinct[id(method)] == name})
     progress("plan")
-    score = edge.exported_program("score")
-    rows = edge.exported_program("rows") if "rows" in edge.methods else score
-    methods = {"forward": _last_row(rows), "score": score}
+    methods = {}
+    for name, method in traced.items():
+        found = edge.exported_program(distinct[id(method)])
+        methods[name] = _last_row(found) if name in _LAST_ROW else found
     for method in methods.values():
         _insert(method, registered, payloads)
     return _executorch.to_program(methods, constants, store)

@@ -13,7 +13,7 @@ from torch import nn
 from cloister.backend import XNNPACK
 from cloister.export._executorch import NamedDataStore
 from cloister.export.backends.xnnpack_graph import Subgraph
-from cloister.export.graph import Delegated, trace
+from cloister.export.graph import Delegated, trace, trace_decode, trace_embed
 from cloister.export.lower import lower
 from cloister.model.cache import visible
 from cloister.model.config import Activation
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cloister.export._executorch import ExecutorchProgramManager
     from cloister.export.backends.xnnpack_graph import Value
     from cloister.export.graph import LayerCache
+    from cloister.export.media import Media
     from cloister.model.config import ModelConfig
     from cloister.model.quantized import QuantizedEmbedding
     from cloister.model.transformer import RMSNorm
@@ -37,25 +38,32 @@ __all__ = ["attention", "program"]
 
 def program(
     decoder: Decoder, chunk: int, most: int, constants: Mapping[str, object],
-    progress: Progress = silent,
+    progress: Progress = silent, media: Media | None = None,
 ) -> ExecutorchProgramManager:
     """Return the program of a quantized `decoder`, for 1 to `chunk` tokens a call of `score`.
 
     `forward` takes up to `most`. `constants` are those of `cloister.export.lower.lower`; `progress`
-    is called with the name of each stage (see `cloister.export.write.STAGES`).
+    is called with the name of each stage (see `cloister.export.write.STAGES`). With `media` it has
+    the methods for them, too.
     """
     progress("pack")
     twin, delegates = _delegate(decoder, chunk)
     progress("trace")
     score = trace(twin, attention, chunk)
-    forward = score if most == chunk else trace(twin, attention, most)
-    return lower((forward, score), XNNPACK.registered, delegates.payloads, delegates.store,
-                 constants, progress)
+    traced = {"forward": score if most == chunk else trace(twin, attention, most), "score": score}
+    if media is not None:
+        traced |= {
+            "text_decoder": trace_decode(
+                twin, attention, media.most(most), both_ways=media.both_ways),
+            "token_embedding": trace_embed(twin, media.most(most), both_ways=media.both_ways),
+        }
+    return lower(traced, XNNPACK.registered, delegates.payloads, delegates.store, constants,
+                 progress)
 
 
 def attention(
     config: ModelConfig, layer: int, cache: LayerCache, start: int,
-    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor], both_ways_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend by ExecuTorch's own kernels (see `cloister.export.graph.Attention`)."""
     (q_BTHD, k_BTGD, v_BTGD), k_cache, v_cache = qkv, cache.k_cache, cache.v_cache
@@ -63,12 +71,16 @@ def attention(
     torch.ops.llama.update_cache(v_BTGD, v_cache, start)
     window, softcap = config.window_of(layer), config.attention_softcap
     scale = config.attention_scale
-    if window is None and softcap is None:
+    if window is None and softcap is None and both_ways_T is None:
         out: torch.Tensor = torch.ops.llama.custom_sdpa(
             q_BTHD, k_cache, v_cache, start, None, 0.0, True, scale
         )
         return out
     seen = visible(q_BTHD.shape[1], config.shape.context, start, window)
+    if both_ways_T is not None:  # all new positions, past a window as well
+        column = torch.arange(config.shape.context)
+        seen = seen | both_ways_T[:, None] & (column >= start) & (
+            column < start + q_BTHD.shape[1])
     mask = torch.where(seen, 0.0, float("-inf"))
     if softcap is None:
         # With is_causal=True beside a mask the kernel returns garbage (executorch 1.4.1).
