@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cloister.parts import Content  # noqa: TC001  # msgspec reads the annotations
+from cloister.parts import Content, Media  # noqa: TC001  # msgspec reads the annotations
 
 __all__ = ["Message", "ToolCall"]
 
@@ -36,3 +36,10 @@ class Message:
         if isinstance(self.content, str):
             return self.content
         return "".join(part for part in self.content if isinstance(part, str))
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """The pictures and recordings of the content."""
+        if isinstance(self.content, str):
+            return ()
+        return tuple(part for part in self.content if not isinstance(part, str))

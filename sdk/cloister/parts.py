@@ -19,7 +19,7 @@ from cloister.errors import MediaTooLarge, MediaUnreadable, SettingError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["LIMIT_BYTES", "Audio", "Content", "Image", "Picture", "Recording"]
+__all__ = ["LIMIT_BYTES", "Audio", "Content", "Image", "Media", "Picture", "Recording"]
 
 LIMIT_BYTES = 32 << 20  # of a file, or of samples
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -158,7 +158,10 @@ class Recording(_Part, frozen=True):
         return len(self.data) // 4
 
 
-Content = str | tuple[str | Image | Audio | Picture | Recording, ...]
+Media = Image | Audio | Picture | Recording
+"""A part of a message that is no text."""
+
+Content = str | tuple[str | Media, ...]
 """What a message says: a text, or texts, pictures and recordings in any order."""
 
 

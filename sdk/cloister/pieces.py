@@ -8,13 +8,22 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from cloister.errors import SettingError
+from cloister.errors import MediaTooLarge, SettingError, UnsupportedMedia
+from cloister.parts import Image, Picture, Recording
 from cloister.records import Record, Whole
 
 if TYPE_CHECKING:
-    from cloister.parts import Picture, Recording
+    from collections.abc import Iterator
 
-__all__ = ["Fit", "MediaFormats", "PictureFormat", "Piece", "RecordingFormat", "Resample", "Tiles"]
+    from cloister.parts import Media
+
+__all__ = [
+    "MEDIA", "Fit", "MediaFormats", "PictureFormat", "Piece", "RecordingFormat", "Resample",
+    "Tiles",
+]
+
+MEDIA = 2**32 - 1
+"""Stands among token ids for a vector of a picture or recording: no vocabulary is as large."""
 
 Piece = str | int
 """A text that the prompt has, or a number of vectors of the picture or recording."""
@@ -43,6 +52,7 @@ class Tiles(Record, frozen=True):
     before: str  # each tile; `{row}` and `{column}` are its numbers from 1
     row_end: str  # behind each row
     whole: str  # before the whole picture
+    grid_end: str = ""  # behind the last row, where there are rows
 
 
 class PictureFormat(Record, frozen=True):
@@ -71,18 +81,35 @@ class PictureFormat(Record, frozen=True):
         """Return the texts and numbers of vectors that stand for `picture` in a prompt.
 
         The vectors are those of its tiles in their order.
+
+        Raises:
+            UnsupportedMedia: it was decoded for a model that takes others.
         """
-        (rows, columns), pieces = picture.grid, [self.before]
-        laid_out: list[Piece] = []
-        if self.tiles is not None and rows:
+        (rows, columns), tiles = picture.grid, self.tiles
+        if (picture.height, picture.width) != (self.height, self.width) or (
+                rows * columns and tiles is None):
+            raise _decoded_for_another("picture")
+        laid_out: list[Piece] = [self.before]
+        if tiles is not None and rows * columns:
             for row in range(rows):
                 for column in range(columns):
-                    laid_out += [
-                        _numbered(self.tiles.before, row + 1, column + 1), self.tokens]
-                laid_out.append(self.tiles.row_end)
+                    laid_out += [_numbered(tiles.before, row + 1, column + 1), self.tokens]
+                laid_out.append(tiles.row_end)
+            laid_out.append(tiles.grid_end)
+        if tiles is not None:
+            laid_out.append(tiles.whole)
+        return [piece for piece in (*laid_out, self.tokens, self.after) if piece != ""]
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """Texts that a prompt may have for a picture, each written by no user."""
+        yield from (self.marker, self.before, self.after)
         if self.tiles is not None:
-            laid_out.append(self.tiles.whole)
-        return [piece for piece in (*pieces, *laid_out, self.tokens, self.after) if piece != ""]
+            yield from (self.tiles.row_end, self.tiles.grid_end, self.tiles.whole)
+            edge = self.tiles.longest_edge
+            for row in range(1, -(-edge // self.height) + 1):
+                for column in range(1, -(-edge // self.width) + 1):
+                    yield _numbered(self.tiles.before, row, column)
 
 
 class RecordingFormat(Record, frozen=True):
@@ -107,9 +134,25 @@ class RecordingFormat(Record, frozen=True):
         return -(-samples // self.multiple) * self.multiple
 
     def layout(self, recording: Recording) -> list[Piece]:
-        """Return the texts and the number of vectors that stand for `recording` in a prompt."""
+        """Return the texts and the number of vectors that stand for `recording` in a prompt.
+
+        Raises:
+            UnsupportedMedia: it was decoded for a model that takes another rate.
+            MediaTooLarge: it is over `most`.
+        """
+        if recording.rate != self.rate:
+            raise _decoded_for_another("recording")
+        if recording.samples > self.most:
+            raise MediaTooLarge(
+                f"A recording of {recording.samples / self.rate:.1f} s is over the "
+                f"{self.most / self.rate:.1f} s that the model takes; give a shorter one.")
         vectors = self.padded(recording.samples) // self.samples_per_token
         return [piece for piece in (self.before, vectors, self.after) if piece != ""]
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """Texts that a prompt may have for a recording, each written by no user."""
+        yield from (self.marker, self.before, self.after)
 
 
 class MediaFormats(Record, frozen=True):
@@ -118,6 +161,53 @@ class MediaFormats(Record, frozen=True):
     picture: PictureFormat | None = None
     recording: RecordingFormat | None = None
 
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What the chat template writes for a picture or recording, where it knows of them."""
+        known = (self.picture, self.recording)
+        return tuple(each.marker for each in known if each is not None and each.marker)
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """Texts that a prompt may have for a picture or recording, each written by no user."""
+        for each in (self.picture, self.recording):
+            if each is not None:
+                yield from each.texts
+
+    def of(self, part: Media) -> PictureFormat | RecordingFormat:
+        """Return the format that `part` has, or is to be decoded into.
+
+        Raises:
+            UnsupportedMedia: the model takes none of its kind.
+        """
+        picture = isinstance(part, Image | Picture)
+        found = self.picture if picture else self.recording
+        if found is None:
+            raise UnsupportedMedia(
+                f"The model takes no {'pictures' if picture else 'recordings'}; name a bundle "
+                "that does.")
+        return found
+
+    def layout(self, part: Media) -> list[Piece]:
+        """Return what stands for `part` in a prompt; see `PictureFormat.layout`.
+
+        Raises:
+            UnsupportedMedia: the model takes none of its kind or size, or it is not decoded.
+            MediaTooLarge: see `RecordingFormat.layout`.
+        """
+        found = self.of(part)
+        if isinstance(found, PictureFormat) and isinstance(part, Picture):
+            return found.layout(part)
+        if isinstance(found, RecordingFormat) and isinstance(part, Recording):
+            return found.layout(part)
+        raise UnsupportedMedia(
+            "A picture or recording is not decoded; do so with `cloister.media.read` first.")
+
 
 def _numbered(text: str, row: int, column: int) -> str:
     return text.replace("{row}", str(row)).replace("{column}", str(column))
+
+
+def _decoded_for_another(what: str) -> UnsupportedMedia:
+    return UnsupportedMedia(
+        f"A {what} was decoded for a model that takes others; give the file or array again.")

@@ -19,11 +19,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cloister.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from jinja2.parser import Parser
 
-__all__ = ["Template"]
+__all__ = ["Template", "map_texts"]
 
 
 class Template:
@@ -74,10 +74,26 @@ class Template:
         # Not chained: the cause may quote a message.
         raise TokenizerError(f"The chat template {reason}.")
 
+    def reads(self, special_tokens: Mapping[str, str]) -> tuple[bool, bool]:
+        """Whether it lays out contents that are texts, and those that are lists of parts."""
+        text, other = "Probed question", "Probed key"
+
+        def written(content: object) -> str:
+            try:
+                return self.render(
+                    [{"role": "user", "content": content}], add_generation_prompt=False,
+                    tools=None, special_tokens=special_tokens)
+            except TokenizerError:
+                return ""
+
+        parts = written([{"type": "text", "text": text, "other": other}])
+        # One that takes texts writes a list as Python would, with all that is in it.
+        return text in written(text), text in parts and other not in parts
+
     def _reason(self, error: Exception) -> str:
         """Say why it failed, in its own words where these quote nobody else's."""
         if isinstance(error, _Refused):
-            if error.args[0] in self._reasons:
+            if isinstance(error.args[0], str) and error.args[0] in self._reasons:
                 said = " ".join(str(error.args[0]).split()).rstrip(".")
                 return f"refuses this conversation ({said}); change it accordingly"
             return (
@@ -95,6 +111,17 @@ class Template:
             if isinstance(error, jinja2.TemplateRuntimeError):
                 return f"uses {name}, which Jinja does not have; correct it"
         return f"fails ({type(error).__name__}); correct it"
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Map every text in a JSON value, names of fields included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_texts(item, change) for item in value]
+    return value
 
 
 class _Refused(Exception):

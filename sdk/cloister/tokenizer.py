@@ -8,19 +8,22 @@ import re
 import secrets
 from functools import cached_property
 from itertools import pairwise, takewhile
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import tokenizers
 
 from cloister.errors import EmptyPrompt, InvalidText, TokenizerError, VocabularyMismatch
 from cloister.message import Message
-from cloister.template import Template
+from cloister.pieces import MEDIA, MediaFormats
+from cloister.placeholders import Placeholders
+from cloister.template import Template, map_texts
+from cloister.text_stream import TextStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Named", "TextStream", "Tokenizer"]
+__all__ = ["Named", "Tokenizer"]
 
 # Without a template: as the model was trained to begin, then a line a turn.
 _PLAIN = (
@@ -52,15 +55,17 @@ class Tokenizer:
     """A `tokenizer.json` and its chat template.
 
     Control tokens are the special ones, those of `eos`, and any other added token that the
-    template writes. Only the template writes them: what a user types stays text. Those of one
-    character cannot be told from text, and count wherever they stand.
+    template writes, or `media` has around a picture or recording. Only the template writes them:
+    what a user types stays text. Those of one character cannot be told from text, and count
+    wherever they stand.
     """
 
     def __init__(
         self, backend: tokenizers.Tokenizer, template: str | None, *,
         special_tokens: Mapping[str, str] | None = None, eos: Collection[int] = (),
+        media: MediaFormats | None = None,
     ) -> None:
-        self._backend, self._eos = backend, tuple(eos)
+        self._backend, self._eos, self._media = backend, tuple(eos), media or MediaFormats()
         self._named = dict(special_tokens or {})
         self._template = Template(_PLAIN if template is None else template)
         self.renders_tool_calls = template is not None and "tool_calls" in template
@@ -81,11 +86,13 @@ class Tokenizer:
 
     @classmethod
     def from_files(
-        cls, tokenizer_json: Path, chat_template: Path | None, named: Named | None = None
+        cls, tokenizer_json: Path, chat_template: Path | None, named: Named | None = None, *,
+        media: MediaFormats | None = None,
     ) -> Tokenizer:
         """Read a tokenizer and, where there is one, its chat template; `named` are its tokens.
 
-        Without a template a conversation is `role: content` lines.
+        Without a template a conversation is `role: content` lines. `media` is what the model takes
+        of pictures and recordings.
 
         Raises:
             TokenizerError: a file is missing or malformed.
@@ -101,7 +108,7 @@ class Tokenizer:
         if backend.get_vocab_size() == 0:
             raise TokenizerError(f"{tokenizer_json.name} has no vocabulary; copy it again.")
         if named is None:
-            return cls(backend, template)
+            return cls(backend, template, media=media)
         tokens = named.special_tokens
         if tokens is None:  # written by a release that did not store them
             ids = {"bos_token": named.bos, "eos_token": next(iter(named.eos), None)}
@@ -109,7 +116,7 @@ class Tokenizer:
                 name: token for name, id_ in ids.items()
                 if id_ is not None and (token := backend.id_to_token(id_)) is not None
             }
-        return cls(backend, template, special_tokens=tokens, eos=named.eos)
+        return cls(backend, template, special_tokens=tokens, eos=named.eos, media=media)
 
     @property
     def vocab_size(self) -> int:
@@ -182,20 +189,27 @@ class Tokenizer:
         """Encode a conversation by the chat template, which is given `tools`.
 
         The ids are those of the template's text as a whole, with one exception: control tokens
-        count where the template writes them, and a user who types `<|end|>` ends nothing.
+        count where the template writes them, and a user who types `<|end|>` ends nothing. Each
+        vector of a picture or recording is MEDIA, in the order of the messages.
 
         Raises:
             EmptyPrompt: a message is empty; only an answer may be.
             InvalidText: see `encode`; for every message.
-            TokenizerError: the template refuses the conversation.
+            UnsupportedMedia: a picture or recording that the model does not take, or that was not
+                decoded for it.
+            MediaTooLarge: a recording that is longer than the model takes.
+            TokenizerError: the template refuses the conversation, or leaves media out.
         """
         # Control tokens that were typed are broken by a mark that nobody can guess, which goes
         # once the template's own are found. The rest reaches the template as it is, since
         # templates trim and search it.
         mark, typed = _mark(), list[str]()
         for message in messages:
-            if not message.content and message.role != "assistant":
+            if not (message.text or message.media) and message.role != "assistant":
                 raise EmptyPrompt("A message is empty; give it at least one character.")
+        places = Placeholders(
+            [part for message in messages for part in message.media], self._media, mark=mark,
+            lists=self._reads[1])
 
         def broken(text: str, role: str) -> str:
             _check_unicode(text)
@@ -206,10 +220,12 @@ class Tokenizer:
             return self._broken(text, spelled, mark)
 
         def laid_out(change: Callable[[str, str], str]) -> str:
+            places.restart()
             return self._render(
-                [self._record(message, change) for message in messages], add_generation_prompt,
+                [self._record(message, change, places) for message in messages],
+                add_generation_prompt,
                 None if tools is None else [
-                    _texts(tool, lambda text: broken(text, "tool")) for tool in tools])
+                    map_texts(tool, lambda text: broken(text, "tool")) for tool in tools])
 
         text = laid_out(broken)
         # A content might complete a control token that the template's text begins.
@@ -217,16 +233,8 @@ class Tokenizer:
             guarded = laid_out(lambda text, role: f"{mark}{broken(text, role)}{mark}")
             if re.findall(self._controls, text) != re.findall(self._controls, guarded):
                 text = guarded
-        encoding = _encoding(self._backend, text)
-        if mark not in text:
-            return [*self._begin, *encoding.ids]
-        ids, end = list(self._begin), 0
-        for id_, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
-            if id_ in self._control and start >= end:
-                ids += self._text_ids(text[end:start], mark, first=end == 0)
-                ids.append(id_)
-                end = stop
-        return ids + self._text_ids(text[end:], mark, first=end == 0)
+        text, vectors = places.fill(text, self._stand_in)
+        return [*self._begin, *self._with_vectors(text, vectors, mark)]
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Render a conversation that no user typed by the chat template.
@@ -276,7 +284,8 @@ class Tokenizer:
         With `answer` they follow a prompt of `encode_chat`: without a template an answer begins
         with the space that the layout puts before it, and which is no part of it.
         """
-        return TextStream(self, lead=" " if answer and self._plain else "")
+        return TextStream(
+            self.decode, self._special, lead=" " if answer and self._plain else "")
 
     def _first_ids(self) -> list[int]:
         """Ids that the tokenizer puts before every text: how the model was trained to begin."""
@@ -285,10 +294,42 @@ class Tokenizer:
         return [id_ for id_, _ in takewhile(lambda pair: pair[1], marked)]
 
     @cached_property
+    def _reads(self) -> tuple[bool, bool]:
+        return self._template.reads(self._named)
+
+    @cached_property
+    def _stand_in(self) -> str:
+        """A special token in place of vectors: it parts a text as a picture's own token does."""
+        for id_, token in self._backend.get_added_tokens_decoder().items():
+            bound = token.lstrip or token.rstrip or token.single_word or token.normalized
+            if id_ in self._ids.values() and not (bound or token.content.isspace()):
+                return token.content
+        return ""
+
+    def _with_vectors(self, text: str, vectors: Mapping[int, int], mark: str) -> list[int]:
+        """Encode what the template wrote; `vectors` are the numbers of them by their place."""
+        encoding = _encoding(self._backend, text)
+        marked, ids, end, found = mark in text, list[int](), 0, 0
+        for id_, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            stands = start in vectors and self._added.get(id_) == self._stand_in
+            found += stands
+            if not marked:
+                ids += [MEDIA] * vectors[start] if stands else [id_]
+            elif id_ in self._control and start >= end:
+                ids += self._text_ids(text[end:start], mark, first=end == 0)
+                ids += [MEDIA] * vectors[start] if stands else [id_]
+                end = stop
+        if found != len(vectors):
+            raise TokenizerError(
+                "The tokenizer cannot tell a picture or recording from the text beside it; give it "
+                "a special token.")
+        return ids + self._text_ids(text[end:], mark, first=end == 0) if marked else ids
+
+    @cached_property
     def _turns(self) -> str:
         """A pattern of the control tokens that stand around turns: no answer holds one."""
         laid_out = [[_USER], [_USER, _REPLY, _USER], [_TASK, _USER]]
-        around = dict.fromkeys(self._ids)
+        around = dict.fromkeys([*self._ids, *self._media.markers])
         for messages in laid_out:
             try:
                 written = self.render(messages, add_generation_prompt=False)
@@ -306,10 +347,12 @@ class Tokenizer:
     @cached_property
     def _inner(self) -> tuple[str, ...]:
         around = re.compile(self._turns)
-        return tuple(
+        media = self._media.markers
+        written = "\0".join([self._template.literals, *self._media.texts])
+        return *media, *(
             token for id_, token in self._added.items() if len(token) > 1 and not token.isspace()
-            and (id_ in self._special or token in self._template.literals
-                 or around.fullmatch(token))
+            and token not in media
+            and (id_ in self._special or token in written or around.fullmatch(token))
         )
 
     @cached_property
@@ -380,19 +423,26 @@ class Tokenizer:
         cuts = [0, *sorted(places), len(text)]
         return mark.join(text[start:stop] for start, stop in pairwise(cuts))
 
-    def _record(self, message: Message, typed: Callable[[str, str], str]) -> dict[str, object]:
+    def _record(
+        self, message: Message, typed: Callable[[str, str], str],
+        places: Placeholders | None = None,
+    ) -> dict[str, object]:
         """Return a message as templates read it, each of its texts mapped by `typed`."""
         def change(text: str) -> str:
             return typed(text, message.role)
 
-        record: dict[str, object] = {"role": message.role, "content": change(message.text)}
+        content = change(message.text) if places is None else places.content(
+            message.content, change)
+        if isinstance(content, str) and self._reads == (False, True):
+            content = [{"type": "text", "text": content}]
+        record: dict[str, object] = {"role": message.role, "content": content}
         if message.name is not None:
             record["name"] = change(message.name)
         if message.tool_calls and self.renders_tool_calls:  # in place of their text
             record["content"] = ""
             record["tool_calls"] = [
                 {"type": "function", "function": {
-                    "name": change(call.name), "arguments": _texts(call.arguments, change)}}
+                    "name": change(call.name), "arguments": map_texts(call.arguments, change)}}
                 for call in message.tool_calls
             ]
         return record
@@ -438,59 +488,6 @@ def _mark() -> str:
 def _any_of(tokens: Iterable[str]) -> str:
     """Return a pattern of any of `tokens`, the longest first."""
     return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
-
-
-def _texts(value: Any, typed: Callable[[str], str]) -> Any:
-    """Map every text in a JSON value by `typed`."""
-    if isinstance(value, str):
-        return typed(value)
-    if isinstance(value, dict):
-        return {_texts(key, typed): _texts(item, typed) for key, item in value.items()}
-    return [_texts(item, typed) for item in value] if isinstance(value, list | tuple) else value
-
-
-class TextStream:
-    """The text of ids that arrive one by one, correct where a character spans tokens.
-
-    The texts that `push` and `end` give, joined, are what `Tokenizer.decode` gives for all ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, lead: str = "") -> None:
-        self._tokenizer, self._lead = tokenizer, lead
-        self._pending: list[int] = []
-        self._shown = 0  # characters of the pending ids' text that were returned already
-
-    def push(self, id_: int) -> str:
-        """Return the text that `id_` completes; empty while a character is unfinished."""
-        if id_ in self._tokenizer._special:
-            return ""
-        self._pending.append(id_)
-        text = self._tokenizer.decode(self._pending)
-        if text.endswith(_UNFINISHED):
-            return ""
-        new = text[self._shown:]
-        # The fewest last ids that are text by themselves stay, never none: some tokenizers
-        # join words, or bytes, by what stood before.
-        for start in reversed(range(len(self._pending))):
-            rest = self._tokenizer.decode(self._pending[start:])
-            if rest and _UNFINISHED not in rest:
-                break
-        self._pending, self._shown = self._pending[start:], len(rest)
-        return self._without_lead(new)
-
-    def end(self) -> str:
-        """Return the rest of the text, unfinished characters as U+FFFD."""
-        text = self._tokenizer.decode(self._pending)[self._shown:]
-        self._pending, self._shown = [], 0
-        return self._without_lead(text)
-
-    def _without_lead(self, text: str) -> str:
-        if text:
-            text, self._lead = text.removeprefix(self._lead), ""
-        return text
-
-
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 def _check_unicode(text: str) -> None:

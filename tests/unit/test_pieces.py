@@ -16,12 +16,14 @@ def test_a_picture_is_its_vectors_between_its_texts():
 
 def test_tiles_have_their_rows_and_columns_and_the_whole_comes_last():
     tiled = msgspec.structs.replace(SQUARE, fit=Fit.TILES, before="", after="<f>", tiles=Tiles(
-        longest_edge=4, before="<f><row_{row}_col_{column}>", row_end="\n", whole="\n<f><global>"))
+        longest_edge=4, before="<f><row_{row}_col_{column}>", row_end="\n", grid_end="\n",
+        whole="<f><global>"))
     two = Picture(data=bytes(36), height=2, width=2, grid=(1, 2))
     assert tiled.layout(two) == [
-        "<f><row_1_col_1>", 4, "<f><row_1_col_2>", 4, "\n", "\n<f><global>", 4, "<f>"]
+        "<f><row_1_col_1>", 4, "<f><row_1_col_2>", 4, "\n", "\n", "<f><global>", 4,
+        "<f>"]
     one = Picture(data=bytes(12), height=2, width=2)
-    assert tiled.layout(one) == ["\n<f><global>", 4, "<f>"]
+    assert tiled.layout(one) == ["<f><global>", 4, "<f>"]
 
 
 def test_a_recording_is_filled_up_to_its_multiple():

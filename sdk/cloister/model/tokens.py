@@ -265,7 +265,7 @@ def _template(source: Path, config: Mapping[str, Any]) -> str | None:
 def _check_template(tokenizer: Tokenizer) -> None:
     """Raise the template's own complaint if it lays out neither of two plain conversations.
 
-    One that leaves out what a user says, since it wants lists of parts, would go unnoticed.
+    One that leaves out what a user says would go unnoticed.
     """
     user = Message(role="user", content="Probe")
     try:
@@ -276,6 +276,6 @@ def _check_template(tokenizer: Tokenizer) -> None:
         return
     if user.text not in written:
         raise TokenizerError(
-            "The chat template leaves out what a user says (it may want a list of parts, or be no "
-            "template); take the model's chat_template.jinja for text."
+            "The chat template leaves out what a user says, or is no template; take the model's "
+            "own chat_template.jinja."
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from cloister.errors import ContextExceeded, EmptyPrompt, EngineBusy, UnsupportedMedia
+from cloister.pieces import MEDIA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["DIGEST_BYTES", "MEDIA", "Core", "MediaPosition", "Position", "Rows", "Vectors",
            "encoded"]
 
-MEDIA = 2**32 - 1  # stands in a name where a token's id would: no vocabulary is as large
 DIGEST_BYTES = 32
 
 

@@ -373,7 +373,7 @@ def test_where_there_is_no_system_role_the_sentence_says_so(tmp_path: Path) -> N
     ("{% if messages is odder %}{% endif %}", "odder, which Jinja does not have"),
     ("{% for %}", "line 1"), ("{{ raise_exception('Use another model') }}", "Use another model"),
     ("{{ ''.__class__.__mro__ }}", "no template may use|needs __mro__"),
-    ("{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+    ("{% for m in messages %}{% for part in m.content %}{{ part.type }}{% endfor %}{% endfor %}",
      "leaves out what a user says"), ("chatml", "leaves out what a user says"),
 ])
 def test_a_template_that_needs_what_it_is_not_given_is_refused_by_name(
