@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import CheckpointError, TensorMismatch
-from cloister.model import gguf, gguf_file, gguf_tokens, huggingface
+from cloister.errors import CheckpointError, TensorMismatch, UnsupportedArchitecture
+from cloister.model import (
+    gguf,
+    gguf_file,
+    gguf_tokens,
+    huggingface,
+    media_import,
+    media_names,
+    sense_file,
+)
 from cloister.model import tokens as spoken
 from cloister.model.checkpoint import (
     FORMAT,
@@ -22,14 +32,17 @@ from cloister.model.checkpoint import (
     check_finite,
     expected_tensors,
 )
+from cloister.model.processors import Marks
+from cloister.model.projector import ProjectorKind
 from cloister.model.shards import passed_over, read_json, shards, weight_files
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from cloister.model.config import ModelConfig
+    from cloister.model.media_import import Multimodal
     from cloister.model.shards import Stored
     from cloister.model.tensor_file import Plan
     from cloister.model.tokens import Tokens
@@ -45,8 +58,9 @@ class _Model:
     name: str
     config: ModelConfig
     tokens: Callable[[], Tokens]
-    stored: dict[str, Stored]  # by our names
+    stored: dict[str, Stored]  # by our names; those of a sense with its kind before them
     origin: Origin
+    media: Multimodal | None = None
 
 
 def import_model(
@@ -70,20 +84,32 @@ def import_model(
     source = Path(source)
     model = _read(source, context, ignore)
     _check_tied(model)
-    tensors = _planned(model)
-    tokens = model.tokens()
+    planned, tokens, done = _planned(model), model.tokens(), itertools.count()
+
+    def read(tensor: str) -> torch.Tensor:
+        progress("import", next(done), len(planned))
+        value = model.stored[tensor].read()
+        check_finite(value, model.stored[tensor].key, source)
+        return value
+
+    senses, media = {}, model.media
+    if media is not None:
+        own = _without(f"{media.kind}.", planned)
+        senses[media.kind] = partial(
+            sense_file.write, config=media.sense, planned=own,
+            tensors=((tensor, read(f"{media.kind}.{tensor}")) for tensor in own))
     with CheckpointWriter(
         out,
         metadata=Metadata(
             name=name or model.name, config=model.config, bos=tokens.bos, eos=tokens.eos,
-            special_tokens=dict(tokens.special_tokens), origin=model.origin),
-        tensors=tensors, tokenizer=tokens.tokenizer, template=tokens.template, replace=replace,
+            special_tokens=dict(tokens.special_tokens), origin=model.origin,
+            media=None if media is None else media.formats(
+                Marks(tokens.tokenizer, model.name), model.config.shape.context)),
+        tensors=planned, tokenizer=tokens.tokenizer, template=tokens.template, senses=senses,
+        replace=replace,
     ) as writer:
-        for done, tensor in enumerate(tensors):
-            progress("import", done, len(tensors))
-            value = model.stored[tensor].read()
-            check_finite(value, model.stored[tensor].key, source)
-            writer.add(tensor, value)
+        for tensor in planned:
+            writer.add(tensor, read(tensor))
     checkpoint = Checkpoint.open(out)
     checkpoint.report = model.origin
     return checkpoint
@@ -110,17 +136,65 @@ def _directory(source: Path, context: int | None, ignore: Collection[str]) -> _M
     name = source.resolve().name
     if not (source / "config.json").exists():
         weight_files(source)  # says what the directory holds in place of a model
-    record = read_json(source / "config.json")
+    record, media = read_json(source / "config.json"), None
     if record.get("format") == FORMAT and "architectures" not in record:
         raise CheckpointError(f"{name} is a Cloister checkpoint already; use it as it is.")
-    config = huggingface.configured(record, name, context=context, ignore=ignore)
+    _check_architecture(record, name)
+    if _architecture(record) in media_import.ARCHITECTURES:
+        media = media_import.read(record, source, ignore=ignore)
+        record = media.text
+    config = huggingface.configured(
+        record, name, context=context, ignore=ignore,
+        ignored=() if media is None else media.ignored)
     where = shards(source)
-    stored = huggingface.stored(where, partial(huggingface.rename, gemma=config.post_norms))
+    gemma = config.post_norms
+    stored = huggingface.stored(where, partial(huggingface.rename, gemma=gemma)) if (
+        media is None) else _with_media(where, media, gemma=gemma)
     return _Model(
-        name=name, config=config, stored=stored,
+        name=name, config=config, stored=stored, media=media,
         tokens=lambda: spoken.read(source, config.shape.vocab_size),
         origin=_origin("safetensors", stored, ignore, passed_over(source, where.values())),
     )
+
+
+def _architecture(record: Mapping[str, object]) -> str:
+    names = record.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else "an unnamed one"
+
+
+def _check_architecture(record: Mapping[str, object], source: str) -> None:
+    name = _architecture(record)
+    known = (*huggingface.ARCHITECTURES, *media_import.ARCHITECTURES)
+    if name in media_import.ENCODERS:
+        raise UnsupportedArchitecture(
+            f"{source} is a Whisper model, of which Cloister reads the encoder alone; name a file "
+            "that ends in .safetensors as the output.")
+    if name not in known:
+        raise UnsupportedArchitecture(
+            f"{source} has the architecture {name[:80]}; Cloister reads {', '.join(known)}, and of "
+            "Whisper the encoder.")
+
+
+def _with_media(
+    where: Mapping[str, Path], media: Multimodal, *, gemma: bool
+) -> dict[str, Stored]:
+    """Return the tensors of decoder and sense by our names."""
+
+    def name_of(key: str) -> str | None:
+        found = media_names.name_of(key)
+        if found is None:
+            return None
+        owner, name = found
+        return huggingface.rename(name, gemma=gemma) if owner == "text" else f"{owner}.{name}"
+
+    stored = huggingface.stored(where, name_of)
+    matrix = f"{media.kind}.projector.linear.weight"
+    if media.sense.projector is not None and matrix in stored and (
+            media.sense.projector.kind is ProjectorKind.POOL):  # held by inputs, not by outputs
+        each = stored[matrix]
+        stored[matrix] = changed(
+            each, shape=each.shape[::-1], read=lambda: each.read().T)
+    return stored
 
 
 def _gguf(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
@@ -135,6 +209,13 @@ def _gguf(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
         tokens=lambda: gguf_tokens.read(header).checked(config.shape.vocab_size, stem),
         origin=_origin("gguf", stored, ignore),
     )
+
+
+def _without(prefix: str, planned: Plan) -> Plan:
+    """Take the tensors with `prefix` out of `planned`, and return them without it."""
+    return {
+        name.removeprefix(prefix): planned.pop(name)
+        for name in list(planned) if name.startswith(prefix)}
 
 
 def _origin(
@@ -175,12 +256,18 @@ def _planned(model: _Model) -> Plan:
         TensorMismatch: they are not those of the configuration.
     """
     stored, source, layers = model.stored, model.name, model.config.shape.layers
+    if model.media is not None:
+        layers += model.media.sense.encoder.layers
     if layers > len(stored):  # before a name is made for every tensor of every layer
         raise TensorMismatch(
             f"{source} has {len(stored)} tensors, and its configuration says {layers} layers; copy "
             "it again."
         )
     wanted = expected_tensors(model.config)
+    if model.media is not None:
+        wanted |= {
+            f"{model.media.kind}.{name}": shape
+            for name, (_, shape) in sense_file.plan(model.media.sense).items()}
     for tensor in sorted(set(stored) - set(wanted)):
         raise TensorMismatch(
             f"{source} has tensor {stored[tensor].key[:80]}, which Cloister or its configuration "

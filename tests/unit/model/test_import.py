@@ -88,7 +88,10 @@ def test_an_import_keeps_types_template_and_special_tokens(source: Path, tmp_pat
     assert checkpoint.template_path.read_text() == "{{ messages }}"
 
 
-@pytest.mark.parametrize("name", ["MambaForCausalLM", "Gemma3ForConditionalGeneration", None])
+@pytest.mark.parametrize("name", [
+    "MambaForCausalLM", "Qwen2_5_VLForConditionalGeneration", "LlavaForConditionalGeneration",
+    "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration", None,
+])
 def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path, name: str | None) -> None:
     source = write(tmp_path / "hub", architectures=[name] if name else ...)
     with pytest.raises(UnsupportedArchitecture, match=name or "unnamed"):
