@@ -168,7 +168,7 @@ def _idefics(fields: Fields, source: Path, text: dict[str, Any]) -> Multimodal:
             resample=resample, marker=marks.known("<image>"), after=marks.known(around),
             tiles=Tiles(
                 longest_edge=longest, before=around + "<row_{row}_col_{column}>", row_end="\n",
-                whole=f"\n{around}{whole}")))
+                grid_end="\n", whole=around + whole)))
 
     return Multimodal(text=text, kind=SenseKind.VISION, sense=sense, formats=formats)
 

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from cloister.model.cache import KVCache
+from cloister.pieces import MEDIA
 
 if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
 
-__all__ = ["MEDIA", "embed", "logits", "runs"]
-
-MEDIA = -1
-"""In place of a token id: the position of a vector."""
+__all__ = ["embed", "logits", "runs"]
 
 
 def embed(decoder: Decoder, tokens_1T: torch.Tensor, vectors_ME: torch.Tensor) -> torch.Tensor:
     """Return what the first layer reads, [1, T, E]: at each `MEDIA` the next of the vectors."""
     media_1T = tokens_1T == MEDIA
     assert int(media_1T.sum()) == len(vectors_ME), "as many vectors as places for them"
-    x_1TE = decoder.embed_tokens(tokens_1T.clamp(min=0))
+    x_1TE = decoder.embed_tokens(tokens_1T.masked_fill(media_1T, 0))
     x_1TE[media_1T] = vectors_ME.to(x_1TE.dtype)
     return x_1TE
 

@@ -82,7 +82,8 @@ def test_tiles_of_idefics_have_the_marks_of_its_processor(source: Path, tmp_path
     around = "<fake_token_around_image>"
     assert (form.marker, form.after, form.both_ways) == ("<image>", around, False)
     assert form.tiles.before == around + "<row_{row}_col_{column}>"
-    assert form.tiles.row_end == "\n" and form.tiles.whole.endswith(f"{around}<global-img>")
+    assert (form.tiles.row_end, form.tiles.grid_end) == ("\n", "\n")
+    assert form.tiles.whole == f"{around}<global-img>"
 
 
 @pytest.mark.parametrize("source", ["voxtral"], indirect=True)

@@ -16,8 +16,8 @@ from cloister.model import multimodal  # noqa: E402
 from cloister.model.cache import KVCache  # noqa: E402
 from cloister.model.checkpoint import Checkpoint  # noqa: E402
 from cloister.model.imports import import_model  # noqa: E402
-from cloister.model.multimodal import MEDIA  # noqa: E402
 from cloister.model.sense_file import SenseKind  # noqa: E402
+from cloister.pieces import MEDIA  # noqa: E402
 
 # What a sequence has, in order: texts of a length, and media of a number of vectors.
 SEQUENCES = {
