@@ -81,13 +81,13 @@ def _opened(request: Request, data: bytes) -> tuple[int, Iterator[Samples]]:
         raise Refused(Code.DAMAGED if known else Code.UNKNOWN) from None
     if file.format not in _FORMATS:
         raise Refused(Code.UNKNOWN)
-    _check_length(file.frames, file.channels, file.samplerate, request)
     if file.format in ("WAV", "WAVEX"):
         lengths.check_wav(data)
     elif file.format == "OGG":
         lengths.check_ogg(data)
     elif file.format == "MP3":
         lengths.check_mp3(data, file.frames)
+    _check_length(file.frames, file.channels, file.samplerate, request)
     return file.samplerate, _blocks(file)
 
 

@@ -14,7 +14,7 @@ __all__ = ["sound_span"]
 _HOP_S, _FRAMES = 0.01, 3  # sound lasts that many frames or more; a click does not
 _BEFORE_S, _AFTER_S = 0.15, 0.25  # kept around it: soft first and last sounds
 _SILENT_DB = -70.0  # below full scale
-_BELOW_LOUDEST_DB, _ABOVE_NOISE_DB, _NOISE_QUANTILE = 35.0, 10.0, 0.1
+_BELOW_LOUDEST_DB, _ABOVE_NOISE_DB, _NOISE_SHARE = 35.0, 10.0, 0.1
 _LEAST_DB = 15.0  # below the loudest frame: noise louder than that hides where sound begins
 
 
@@ -34,7 +34,7 @@ def sound_span(samples_T: NDArray[np.float32], rate: int) -> tuple[int, int]:
     loudest = float(level_N.max())
     if loudest < _SILENT_DB:
         return whole
-    noise = float(np.quantile(level_N, _NOISE_QUANTILE))
+    noise = float(np.sort(level_N)[int(_NOISE_SHARE * count)])
     threshold = min(
         max(loudest - _BELOW_LOUDEST_DB, noise + _ABOVE_NOISE_DB), loudest - _LEAST_DB)
     lasting = np.convolve(level_N > threshold, np.ones(_FRAMES), "valid") == _FRAMES
