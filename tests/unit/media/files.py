@@ -18,9 +18,9 @@ RATE = 16000
 
 
 def formats(
-    height: int = 32, width: int = 48, fit: Fit = Fit.STRETCH, resample: Resample = Resample.BICUBIC,
-    tiles: int | None = None, rate: int = RATE, most_s: float = 10,
-    fill: tuple[int, int, int] = (255, 255, 255),
+    height: int = 32, width: int = 48, fit: Fit = Fit.STRETCH,
+    resample: Resample = Resample.BICUBIC, *, tiles: int | None = None, rate: int = RATE,
+    most_s: float = 10, fill: tuple[int, int, int] = (255, 255, 255),
 ) -> MediaFormats:
     """Formats of a picture that may be cut into `tiles` of a longest edge, and of a recording."""
     cut = None if tiles is None else Tiles(longest_edge=tiles, before="", row_end="", whole="")

@@ -48,7 +48,11 @@ ways["takes 200 MB of memory"] = "refused" if big is None else "open"
 print(json.dumps(ways))
 """
 CONFINE = "confinement.confine(Limits(memory_bytes=100 << 20))"
-WITHOUT_FILTER = "def refuse(filter_): raise OSError\nconfinement.seccomp.install = refuse\n" + CONFINE
+WITHOUT_FILTER = f"""
+def refuse(filter_): raise OSError
+confinement.seccomp.install = refuse
+{CONFINE}
+"""
 LINUX = pytest.mark.skipif(seccomp.architecture() is None, reason="no system call filter is known")
 
 

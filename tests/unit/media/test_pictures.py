@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
+from tests.unit.media.files import chunk, formats, noise, png, saved
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
@@ -16,7 +17,6 @@ from cloister.errors import MediaTooLarge, MediaUnreadable
 from cloister.media import Limits, read
 from cloister.parts import Image, Picture
 from cloister.pieces import Fit, Resample
-from tests.unit.media.files import chunk, formats, noise, png, saved
 
 RESAMPLE = {Resample.BILINEAR: 2, Resample.BICUBIC: 3, Resample.LANCZOS: 1}  # as Pillow numbers
 

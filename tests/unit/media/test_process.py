@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image as Pillow
+from tests.unit.media.files import RATE, formats, noise, saved, sine, sound
 
 from cloister.errors import (
     MediaTooLarge,
@@ -26,7 +25,6 @@ from cloister.media import Limits, process, read
 from cloister.media.exchange import Answer, Code
 from cloister.parts import LIMIT_BYTES, Audio, Image
 from cloister.pieces import MediaFormats
-from tests.unit.media.files import RATE, formats, noise, saved, sine, sound
 
 IMAGE = Image(data=saved(Pillow.fromarray(noise(20, 20))))
 AUDIO = Audio(data=sound(sine()))
@@ -186,7 +184,6 @@ def test_threads_read_at_once() -> None:
 
 SCENE = """
 import os, signal, sys, threading, time
-import numpy as np
 from cloister.errors import CloisterError
 from cloister.guard import enforce, keep_out_of_dumps
 from cloister.media import read
@@ -266,5 +263,5 @@ def test_it_starts_without_a_directory_to_be_in_and_with_a_false_package_at_hand
 def test_an_answer_inverts() -> None:
     answer = Answer(code=Code.LONG, counts=(1, 2**63), data=b"x")
     assert Answer.unpack(answer.pack()) == answer
-    with pytest.raises(ValueError, match="."):
-        Answer.unpack(np.full(24, 255, np.uint8).tobytes())
+    with pytest.raises(ValueError, match="not a valid Code"):
+        Answer.unpack(24 * b"\xff")

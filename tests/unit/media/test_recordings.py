@@ -7,11 +7,11 @@ import struct
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.unit.media.files import RATE, formats, sine, sound
 
 from cloister.errors import MediaTooLarge, MediaUnreadable
 from cloister.media import Limits, read
 from cloister.parts import Audio, Recording
-from tests.unit.media.files import RATE, formats, sine, sound
 
 EXACT = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_24"), ("RF64", "PCM_16"),
          ("FLAC", "PCM_16"), ("FLAC", "PCM_24")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.unit.media.files import RATE, sine
 
 from cloister.media.silence import sound_span
-from tests.unit.media.files import RATE, sine
 
 
 def recording(noise: float, level: float = 1.0, offset: float = 0.0) -> np.ndarray:
