@@ -26,7 +26,8 @@ def modules_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [
     "cloister", "cloister.cli", "cloister.tiers", "cloister.settings", "cloister.manifest",
-    "cloister.bundle", "cloister.corpus", "cloister.runtime.client", "cloister.vault.store",
+    "cloister.bundle", "cloister.corpus", "cloister.media", "cloister.runtime.client",
+    "cloister.vault.store",
 ])
 def test_nothing_heavy_comes_with(name: str) -> None:
     assert not modules_after(f"import {name}") & set(HEAVY)
