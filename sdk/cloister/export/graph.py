@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
 
 __all__ = ["Attention", "Delegated", "LayerCache", "Program", "marked", "trace", "trace_decode",
-           "trace_embed"]
+           "trace_embed", "trace_sense"]
 
 
 @torch.library.custom_op("cloister::delegate", mutates_args=())
@@ -157,6 +157,17 @@ class _Embed(nn.Module):
         return marked(x_1TE, 0.0) if self.both_ways else x_1TE
 
 
+class _Encode(nn.Module):
+    def __init__(self, sense: nn.Module, mark: float | None) -> None:
+        super().__init__()
+        self.sense, self.mark = sense, mark
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of pixels or samples, float32[1, N, E]."""
+        x_1NE: torch.Tensor = self.sense(x)
+        return x_1NE if self.mark is None else marked(x_1NE, self.mark)
+
+
 def marked(x_1TE: torch.Tensor, mark: float) -> torch.Tensor:
     """Append the feature that tells what attends both ways."""
     return torch.cat((x_1TE, torch.full_like(x_1TE[..., :1], mark)), dim=-1)
@@ -185,6 +196,18 @@ def trace_embed(decoder: Decoder, most: int, *, both_ways: bool) -> ExportedProg
     return export(
         _Embed(decoder, both_ways=both_ways), (tokens,), dynamic_shapes=(_length(most),),
         strict=False)
+
+
+def trace_sense(
+    sense: nn.Module, example: torch.Tensor, mark: float | None, multiple: int = 0
+) -> ExportedProgram:
+    """Trace an encoder's method, for inputs as long as `example`, the longest.
+
+    With `multiple` also for shorter ones, whose length is one of it.
+    """
+    steps = example.shape[-1] // multiple if multiple else 1
+    dynamic = {2: multiple * Dim("steps", min=1, max=steps)} if steps > 1 else None
+    return export(_Encode(sense, mark), (example,), dynamic_shapes=(dynamic,), strict=False)
 
 
 def _traced(program: Program, positions: torch.Tensor, most: int) -> ExportedProgram:

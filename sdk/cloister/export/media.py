@@ -16,12 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import nn
+import torch
 
+if TYPE_CHECKING:
+    from cloister.model.sense import Sense
     from cloister.pieces import MediaFormats
 
-__all__ = ["Media"]
+__all__ = ["AUDIO", "VISION", "Media"]
+
+VISION, AUDIO = "vision_encoder", "audio_encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,32 @@ class Media:
     """The encoders of a program, and what they take."""
 
     formats: MediaFormats
-    vision: nn.Module | None = None
-    audio: nn.Module | None = None
+    vision: Sense | None = None
+    audio: Sense | None = None
+
+    @property
+    def senses(self) -> dict[str, Sense]:
+        """The encoders by the names of their methods."""
+        both = {VISION: self.vision, AUDIO: self.audio}
+        return {method: sense for method, sense in both.items() if sense is not None}
+
+    def mark(self, method: str) -> float | None:
+        """Return what an encoder appends to its vectors, if anything."""
+        return float(method == VISION) if self.both_ways else None
+
+    def longest(self, method: str) -> tuple[torch.Tensor, int]:
+        """Return the longest input of an encoder, and what the length of a shorter one divides by.
+
+        0 where it has one size.
+        """
+        if method == VISION:
+            picture = self.formats.picture
+            assert picture is not None
+            return torch.zeros(1, 3, picture.height, picture.width, dtype=torch.uint8), 0
+        recording = self.formats.recording
+        assert recording is not None
+        whole = recording.most // recording.multiple * recording.multiple
+        return torch.zeros(1, 1, whole), recording.multiple
 
     @property
     def both_ways(self) -> bool:

@@ -116,7 +116,13 @@ class Mel(nn.Module):
         real_BKT, imaginary_BKT = functional.conv1d(
             x_B1N, self.waves, stride=self.shape.hop).chunk(2, dim=1)
         power_BKT = real_BKT * real_BKT + imaginary_BKT * imaginary_BKT
-        log_BRT = functional.conv1d(power_BKT, self.filters).clamp(min=1e-10).log10()
+        return self.scaled(functional.conv1d(power_BKT, self.filters))
+
+    @staticmethod
+    def scaled(power_BRT: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of the power in each bin, as the encoder reads it, [B, 1, bins, T].
+        """
+        log_BRT = power_BRT.clamp(min=1e-10).log10()
         floor_B11 = log_BRT.amax(dim=(1, 2), keepdim=True) - 8.0
         return (torch.maximum(log_BRT, floor_B11) + 4.0).mul(0.25).unsqueeze(1)
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from cloister.backend import XNNPACK
-from cloister.export._executorch import NamedDataStore
-from cloister.export.backends.xnnpack_graph import Subgraph
-from cloister.export.graph import Delegated, trace, trace_decode, trace_embed
+from cloister.export.backends.xnnpack_graph import Delegates
+from cloister.export.backends.xnnpack_sense import delegate_sense
+from cloister.export.graph import trace, trace_decode, trace_embed, trace_sense
 from cloister.export.lower import lower
 from cloister.model.cache import visible
 from cloister.model.config import Activation
@@ -22,10 +22,12 @@ from cloister.progress import silent
 from cloister_kernels import reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from torch.export import ExportedProgram
 
     from cloister.export._executorch import ExecutorchProgramManager
-    from cloister.export.backends.xnnpack_graph import Value
+    from cloister.export.backends.xnnpack_graph import Subgraph, Value
     from cloister.export.graph import LayerCache
     from cloister.export.media import Media
     from cloister.model.config import ModelConfig
@@ -56,9 +58,21 @@ def program(
             "text_decoder": trace_decode(
                 twin, attention, media.most(most), both_ways=media.both_ways),
             "token_embedding": trace_embed(twin, media.most(most), both_ways=media.both_ways),
+            **_senses(twin, delegates, media),
         }
     return lower(traced, XNNPACK.registered, delegates.payloads, delegates.store, constants,
                  progress)
+
+
+def _senses(twin: Decoder, delegates: Delegates, media: Media) -> dict[str, ExportedProgram]:
+    """Return the methods that encode pictures and recordings, traced."""
+    traced = {}
+    for method, sense in media.senses.items():
+        rows = sense.config.encoder.positions
+        made = delegate_sense(delegates, sense, method, rows, twin.embed_tokens)
+        example, multiple = media.longest(method)
+        traced[method] = trace_sense(made, example, media.mark(method), multiple)
+    return traced
 
 
 def attention(
@@ -115,32 +129,12 @@ class _Embedding(nn.Module):
         return rows
 
 
-class _Delegates:
-    """The delegates of one program: their payloads by name, their constants in one store."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.store = NamedDataStore()
-        self.payloads: dict[str, bytes] = {}
-
-    def __call__(
-        self, name: str, size: int, build: Callable[[Subgraph, Value], list[Value]]
-    ) -> Delegated:
-        """Define the delegate `name` on one input of `size`; return the module that calls it."""
-        graph = Subgraph(self.rows, self.store)
-        outputs = build(graph, graph.input(size))
-        for value in outputs:
-            graph.output(value)
-        self.payloads[name] = graph.payload()
-        return Delegated(name, tuple(value.size for value in outputs), graph.arguments)
-
-
 def _weight(norm: RMSNorm) -> torch.Tensor:
     return norm.weight + 1.0 if norm.offset else norm.weight
 
 
 # Modules are replaced by others of the same signature, which nn.Module's typing cannot say: `Any`.
-def _delegate_block(delegates: _Delegates, block: Any, twin: Any, name: str) -> None:
+def _delegate_block(delegates: Delegates, block: Any, twin: Any, name: str) -> None:
     """Replace in `twin` what `block` computes outside attention by three delegates."""
     attn, mlp = block.attn, block.mlp
     hidden = attn.qkv.q.in_features
@@ -175,9 +169,9 @@ def _delegate_block(delegates: _Delegates, block: Any, twin: Any, name: str) -> 
         twin.attn.q_norm, twin.attn.k_norm = attn.q_norm, attn.k_norm
 
 
-def _delegate(decoder: Decoder, chunk: int) -> tuple[Decoder, _Delegates]:
+def _delegate(decoder: Decoder, chunk: int) -> tuple[Decoder, Delegates]:
     """Return a decoder that calls delegates where `decoder` has matrices, and the delegates."""
-    delegates = _Delegates(chunk)
+    delegates = Delegates(chunk)
     with torch.device("meta"):  # every parameter is replaced
         twin: Any = Decoder(decoder.config)
     for number, block in enumerate(decoder.layers):

@@ -16,18 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cloister.export._executorch import CONSTANT_TENSOR_ALIGNMENT, serialize_xnnpack_binary
+from cloister.export._executorch import (
+    CONSTANT_TENSOR_ALIGNMENT,
+    NamedDataStore,
+    serialize_xnnpack_binary,
+)
 from cloister.export._executorch import xnnpack_constants as xnn
 from cloister.export._executorch import xnnpack_graph_schema as schema
+from cloister.export.graph import Delegated
 from cloister_kernels import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloister.export._executorch import NamedDataStore
     from cloister.model.quantized import QuantizedLinear
 
-__all__ = ["Subgraph", "Value"]
+__all__ = ["Delegates", "Subgraph", "Value"]
+
 
 @dataclass(frozen=True)
 class Value:
@@ -117,6 +122,32 @@ class Subgraph:
         mean = self._fully_connected(squares, averager, 1, shift)
         inverse = self._emit(1, lambda out: schema.XNNReciprocalSquareRoot(mean.id, out, 0))
         return self.multiply(self.multiply(x, inverse), self.argument(name, weight))
+
+    def layer_norm(
+        self, x: Value, name: str, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> Value:
+        """Subtract the mean of the last dimension, divide by the deviation, times `weight` and on.
+        """
+        taker = self.constant(f"negative_mean.{x.size}", torch.full((1, x.size), -1.0 / x.size))
+        centred = self.add(x, self._fully_connected(x, taker, 1))
+        averager = self.constant(f"mean.{x.size}", torch.full((1, x.size), 1.0 / x.size))
+        shift = self.constant(f"shift.{eps!r}", torch.tensor([eps]))
+        variance = self._fully_connected(self.multiply(centred, centred), averager, 1, shift)
+        inverse = self._emit(1, lambda out: schema.XNNReciprocalSquareRoot(variance.id, out, 0))
+        scaled = self.multiply(self.multiply(centred, inverse), self.argument(name, weight))
+        return self.add(scaled, self.argument(f"{name}.bias", bias))
+
+    def dense(
+        self, x: Value, name: str, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> Value:
+        """Multiply by a float32 matrix [N, K]."""
+        shift = None if bias is None else self.constant(f"{name}.bias", bias)
+        return self._fully_connected(
+            x, self.constant(f"{name}.weight", weight), weight.shape[0], shift)
+
+    def gelu(self, x: Value) -> Value:
+        """Return x / 2 (1 + erf(x / sqrt(2)))."""
+        return self._emit(x.size, lambda out: schema.XNNGelu(x.id, out, 0))
 
     def silu(self, x: Value) -> Value:
         """Return x * sigmoid(x)."""
@@ -217,3 +248,27 @@ class Subgraph:
             record = schema.XNNQuantizedTensorValue(record, quantization)
         self._values.append(schema.XValue(record))
         return Value(number, dims[-1])
+
+
+class Delegates:
+    """The delegates of one program: their payloads by name, their constants in one store."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.store = NamedDataStore()
+        self.payloads: dict[str, bytes] = {}
+
+    def __call__(
+        self, name: str, size: int, build: Callable[[Subgraph, Value], list[Value]],
+        rows: int | None = None,
+    ) -> Delegated:
+        """Define the delegate `name` on one input of `size`; return the module that calls it.
+
+        Of other than the decoder's, `rows` is the largest T.
+        """
+        graph = Subgraph(self.rows if rows is None else rows, self.store)
+        outputs = build(graph, graph.input(size))
+        for value in outputs:
+            graph.output(value)
+        self.payloads[name] = graph.payload()
+        return Delegated(name, tuple(value.size for value in outputs), graph.arguments)
