@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from cloister.runtime.program import Program
 
-__all__ = ["DIGEST_BYTES", "MEDIA", "Core", "MediaPosition", "Position", "Rows", "Vectors",
+__all__ = ["DIGEST_BYTES", "Core", "MediaPosition", "Position", "Rows", "Vectors",
            "encoded"]
 
 DIGEST_BYTES = 32

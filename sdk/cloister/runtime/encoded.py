@@ -9,7 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING, Protocol
 
 from cloister.parts import Picture
-from cloister.runtime.core import DIGEST_BYTES, MediaPosition
+from cloister.runtime.core import DIGEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cloister.parts import Recording
 
-__all__ = ["Encoded", "Kept", "digest", "positions"]
+__all__ = ["Encoded", "Kept", "digest"]
 
 
 class Kept(Protocol):
@@ -29,24 +29,29 @@ class Kept(Protocol):
         """The key of the digests that they are found by."""
         ...
 
-    def fetch_media(self, digest: bytes, count: int) -> torch.Tensor | None:
-        """Return `count` vectors, float32[N, E]; None where they are not kept."""
+    def fetch_media(self, digest: bytes) -> torch.Tensor | None:
+        """Return the vectors, float32[N, E]; None where they are not kept."""
         ...
 
 
 class Encoded:
-    """The vectors of a picture or recording, made when they are first read.
+    """The vectors of the picture or recording called `name`, made when they are first read.
 
-    What was cached of it is not read, so that it is not encoded either.
+    They come out of `kept` where they are there. What was cached of them is not read, so that it is
+    not encoded either.
     """
 
-    def __init__(self, make: Callable[[], torch.Tensor]) -> None:
-        self._make = make
+    def __init__(
+        self, name: bytes, encode: Callable[[], torch.Tensor], kept: Kept | None
+    ) -> None:
+        self._name, self._encode, self._kept = name, encode, kept
         self.made: torch.Tensor | None = None  # float32[N, E]
 
     def __getitem__(self, places: slice, /) -> torch.Tensor:
+        if self.made is None and self._kept is not None:
+            self.made = self._kept.fetch_media(self._name)
         if self.made is None:
-            self.made = self._make()
+            self.made = self._encode()
         return self.made[places]
 
 
@@ -59,20 +64,3 @@ def digest(key: bytes, part: Picture | Recording) -> bytes:
     found = hashlib.blake2b(header.encode() + b"\0", key=key, digest_size=DIGEST_BYTES)
     found.update(part.data)
     return found.digest()
-
-
-def positions(
-    name: bytes, count: int, encode: Callable[[], torch.Tensor], *, together: int = 1,
-    kept: Kept | None = None,
-) -> list[MediaPosition]:
-    """Return the positions of the `count` vectors of what is called `name`.
-
-    They come out of `kept` where they are there, else from `encode`.
-    """
-
-    def make() -> torch.Tensor:
-        found = None if kept is None else kept.fetch_media(name, count)
-        return encode() if found is None else found
-
-    vectors = Encoded(make)
-    return [MediaPosition(name, place, vectors, together) for place in range(count)]

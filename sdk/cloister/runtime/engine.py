@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from typing import TYPE_CHECKING, Protocol
@@ -12,24 +13,26 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cloister.bundle import Bundle
-from cloister.errors import MediaTooLarge, SnapshotError, UnsupportedMedia
+from cloister.errors import SnapshotError, UnsupportedMedia
 from cloister.parts import Picture
+from cloister.pieces import MEDIA, PictureFormat
 from cloister.runtime import encoded, memory, program
-from cloister.runtime.core import Core, Rows
+from cloister.runtime.core import Core, MediaPosition, Rows
+from cloister.runtime.encoded import Encoded
 from cloister.settings import Settings
 from cloister.summary import Summary
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from cloister.manifest import ProgramEntry
     from cloister.parts import Recording
-    from cloister.pieces import PictureFormat, RecordingFormat
+    from cloister.pieces import RecordingFormat
     from cloister.runtime.chat import Ask
     from cloister.runtime.constraint import Grammars
-    from cloister.runtime.core import MediaPosition, Position
+    from cloister.runtime.core import Position
     from cloister.runtime.encoded import Kept
     from cloister.runtime.program import Program
     from cloister.runtime.sampling import Constraint
@@ -83,6 +86,7 @@ class Engine(Core, Summary):
         self._grammars: Grammars | None = None  # made at the first constraint
         self._given = {"forward"}  # methods that were given their memory
         self._media_key = secrets.token_bytes(32)
+        self._counts = dict[bytes, int]()  # vectors by digest, where the format does not say
 
     def __repr__(self) -> str:
         return f"Engine({self.bundle.path.name!r})"
@@ -124,24 +128,41 @@ class Engine(Core, Summary):
     def media(self, part: Picture | Recording, kept: Kept | None = None) -> list[MediaPosition]:
         """Return the positions of a picture or recording, one for each of its vectors.
 
-        Nothing is encoded before they are read, and then only what `kept` does not have. Two are
+        Nothing is encoded before they are read, and then only what `kept` does not have; but where
+        the encoder leaves out what says nothing, it is once, to know how many there are. Two are
         the same where key and content are: the key is that of `kept`, or this engine's own.
 
         Raises:
-            UnsupportedMedia: the bundle does not read it, or not of that size or rate.
-            MediaTooLarge: the recording is longer than the encoder takes.
+            UnsupportedMedia, MediaTooLarge: see `MediaFormats.layout`.
         """
+        form, count = self._format(part)
         name = encoded.digest(self._media_key if kept is None else kept.media_key, part)
-        if isinstance(part, Picture):
-            picture = self._picture_format(part)
-            return encoded.positions(
-                name, part.tiles * picture.tokens, lambda: self._see(part),
-                together=picture.tokens if picture.both_ways else 1, kept=kept)
-        recording = self._recording_format(part)
-        samples = recording.padded(part.samples)
-        return encoded.positions(
-            name, samples // recording.samples_per_token, lambda: self._hear(part, samples),
-            kept=kept)
+        vectors = Encoded(name, functools.partial(self._encode, part), kept)
+        if form.fewer:
+            if name not in self._counts:
+                self._counts[name] = len(vectors[0:])
+            count = self._counts[name]
+        together = form.tokens if isinstance(form, PictureFormat) and form.both_ways else 1
+        return [MediaPosition(name, place, vectors, together) for place in range(count)]
+
+    def positions(
+        self, ids: Sequence[int], parts: Iterable[Picture | Recording], kept: Kept | None = None
+    ) -> list[Position]:
+        """Return `ids` with the positions of `parts` in place of each `MEDIA`, in their order.
+
+        Where an encoder leaves some out, they are fewer than `MediaFormats.layout` says.
+
+        Raises:
+            UnsupportedMedia, MediaTooLarge: see `media`.
+        """
+        places = list[MediaPosition | None]()
+        for part in parts:
+            found = self.media(part, kept)
+            places += [*found, *[None] * (self._format(part)[1] - len(found))]
+        next_place = iter(places)
+        return [
+            position for id_ in ids
+            if (position := next(next_place) if id_ == MEDIA else id_) is not None]
 
     def snapshot(self) -> bytes:
         """Return the KV state so far, as safetensors with its ids and the model's id.
@@ -193,48 +214,27 @@ class Engine(Core, Summary):
                 buffers[name][:, :length] = rows
             self._cached = ids.tolist()
 
-    def _picture_format(self, picture: Picture) -> PictureFormat:
+    def _format(self, part: Picture | Recording) -> tuple[PictureFormat | RecordingFormat, int]:
+        """Return the format of a picture or recording, and the most vectors that it has."""
         media = self.bundle.manifest.media
-        if media is None or media.picture is None:
+        if media is None:
             raise UnsupportedMedia(
-                f"Bundle {self.name} reads no pictures; name one that does, or leave them out.")
-        wanted = media.picture
-        if (picture.height, picture.width) != (wanted.height, wanted.width) or (
-                wanted.tiles is None and picture.grid != (0, 0)):
-            raise UnsupportedMedia(
-                f"A picture is of {picture.tiles} tiles of {picture.height} x {picture.width} "
-                f"pixels and bundle {self.name} reads {wanted.height} x {wanted.width}; decode it "
-                "again for this bundle.")
-        return wanted
+                f"Bundle {self.name} reads text only; name one that reads pictures or sound.")
+        return media.of(part), sum(
+            piece for piece in media.layout(part) if isinstance(piece, int))
 
-    def _recording_format(self, recording: Recording) -> RecordingFormat:
+    def _encode(self, part: Picture | Recording) -> torch.Tensor:
+        """Encode a picture tile by tile, or a recording with silence behind it, float32[N, E]."""
+        if isinstance(part, Picture):
+            pixels = torch.frombuffer(bytearray(part.data), dtype=torch.uint8)
+            tiles = pixels.view(part.tiles, 1, 3, part.height, part.width)
+            self._give("vision_encoder")
+            return torch.cat([self.program.see(tile)[0].clone() for tile in tiles])
         media = self.bundle.manifest.media
-        if media is None or media.recording is None:
-            raise UnsupportedMedia(
-                f"Bundle {self.name} reads no recordings; name one that does, or leave them out.")
-        wanted = media.recording
-        if recording.rate != wanted.rate:
-            raise UnsupportedMedia(
-                f"A recording has {recording.rate} samples a second and bundle {self.name} reads "
-                f"{wanted.rate}; decode it again for this bundle.")
-        if wanted.padded(recording.samples) > wanted.most:
-            raise MediaTooLarge(
-                f"A recording has {recording.samples / wanted.rate:.1f} seconds and bundle "
-                f"{self.name} takes {wanted.most / wanted.rate:.1f}; give a shorter one.")
-        return wanted
-
-    def _see(self, picture: Picture) -> torch.Tensor:
-        """Encode a picture tile by tile, float32[N, E]."""
-        pixels = torch.frombuffer(bytearray(picture.data), dtype=torch.uint8)
-        tiles = pixels.view(picture.tiles, 1, 3, picture.height, picture.width)
-        self._give("vision_encoder")
-        return torch.cat([self.program.see(tile)[0].clone() for tile in tiles])
-
-    def _hear(self, recording: Recording, samples: int) -> torch.Tensor:
-        """Encode a recording behind which there is silence up to `samples`, float32[N, E]."""
-        padded = torch.zeros(1, 1, samples)
-        padded[0, 0, :recording.samples] = torch.frombuffer(
-            bytearray(recording.data), dtype=torch.float32)
+        assert media is not None
+        assert media.recording is not None
+        padded = torch.zeros(1, 1, media.recording.padded(part.samples))
+        padded[0, 0, :part.samples] = torch.frombuffer(bytearray(part.data), dtype=torch.float32)
         self._give("audio_encoder")
         return self.program.hear(padded)[0].clone()
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cloister.errors import EngineBusy, NotEnoughDisk, VaultDamaged
-from cloister.runtime.core import DIGEST_BYTES, MEDIA, MediaPosition, encoded
+from cloister.pieces import MEDIA
+from cloister.runtime.core import DIGEST_BYTES, MediaPosition, encoded
 from cloister.runtime.encoded import Encoded
 from cloister.vault.namespace import Kind
 from cloister.vault.retention import Retention
@@ -76,15 +77,18 @@ class PrefixCache:
         """The key of the digests of the namespace's pictures and recordings."""
         return self.space.vault.keys.tag("media", self.space.tag)
 
-    def fetch_media(self, digest: bytes, count: int) -> torch.Tensor | None:
-        """Return the `count` vectors of a picture or recording, float32[N, E], if they are kept."""
+    def fetch_media(self, digest: bytes) -> torch.Tensor | None:
+        """Return the vectors of a picture or recording, float32[N, E], if they are kept."""
         name = self._media(digest)
         try:
             data = self.space.get_large(Kind.PREFIX, name, bound=self._bound)
         except VaultDamaged:
             self.space.forget(Kind.PREFIX, name)  # it is made again
             return None
-        return None if data is None else torch.frombuffer(data, dtype=torch.float32).view(count, -1)
+        if data is None:
+            return None
+        count = int.from_bytes(data[:4], "big")
+        return torch.frombuffer(data, dtype=torch.float32, offset=4).view(count, -1)
 
     def names(self, positions: Sequence[Position], conversation: bytes) -> list[bytes]:
         """Names that `keep` would write, the conversation's own last."""
@@ -124,7 +128,8 @@ class PrefixCache:
         for digest, vectors_NE in _made(positions).items():
             if not space.has(Kind.PREFIX, name := self._media(digest)):
                 space.put_large(
-                    Kind.PREFIX, name, [_bytes(vectors_NE)], bound=self._bound, owner=owner)
+                    Kind.PREFIX, name, [len(vectors_NE).to_bytes(4, "big"), _bytes(vectors_NE)],
+                    bound=self._bound, owner=owner)
         if conversation is not None:
             rest = engine.buffers(len(names) * BLOCK, len(positions))
             space.put_large(

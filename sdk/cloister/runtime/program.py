@@ -92,7 +92,8 @@ class FakeProgram:
         assert pixels.dtype == torch.uint8
         assert pixels.shape == (1, 3, format_.height, format_.width)
         self.encoded.append("picture")
-        return self._encoded(pixels, format_.tokens, both_ways=format_.both_ways)
+        count = 1 + int(pixels[0, 0, 0, 0]) % format_.tokens if format_.fewer else format_.tokens
+        return self._encoded(pixels, count, both_ways=format_.both_ways)
 
     def hear(self, samples: torch.Tensor) -> torch.Tensor:
         """See `Program.hear`."""

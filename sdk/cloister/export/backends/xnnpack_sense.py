@@ -71,7 +71,7 @@ class _Rows(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         if x.dim() == 3 and x.shape[0] == 1:
-            return self.delegate(x)
+            return self.delegate(x)  # type: ignore[no-any-return]
         out = self.delegate(x.reshape(1, -1, x.shape[-1]))
         if isinstance(out, torch.Tensor):
             return out.reshape(*x.shape[:-1], out.shape[-1])
