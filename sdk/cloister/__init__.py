@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloister.message import Message
     from cloister.model.checkpoint import Checkpoint
     from cloister.model.imports import import_model
+    from cloister.parts import Audio, Image
     from cloister.pipeline import export
     from cloister.quantize.apply import quantize
     from cloister.quantize.train import QatSettings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cloister.vault.local import open_vault
 
 __all__ = [
+    "Audio",
     "Bundle",
     "Chat",
     "Checkpoint",
@@ -38,6 +40,7 @@ __all__ = [
     "DistillSettings",
     "Engine",
     "Example",
+    "Image",
     "Message",
     "QatSettings",
     "Sampling",
@@ -55,6 +58,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Audio": "parts",
     "Bundle": "bundle",
     "Chat": "runtime.chat",
     "Checkpoint": "model.checkpoint",
@@ -62,6 +66,7 @@ _HOMES = {
     "DistillSettings": "distill.run",
     "Engine": "runtime.engine",
     "Example": "corpus",
+    "Image": "parts",
     "Message": "message",
     "QatSettings": "quantize.train",
     "Sampling": "runtime.chat",

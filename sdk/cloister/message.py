@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cloister.parts import Content, Media  # noqa: TC001  # msgspec reads the annotations
+from cloister.errors import SettingError
+from cloister.parts import Content, Media  # msgspec reads the annotations
 
 __all__ = ["Message", "ToolCall"]
 
@@ -19,7 +20,11 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn. Its repr does not show what was said."""
+    """One turn. Its repr does not show what was said.
+
+    Raises:
+        SettingError: a part of the content is of another type.
+    """
 
     role: str  # system, user, assistant or tool
     content: Content = field(repr=False)  # of a tool: its result
@@ -27,8 +32,14 @@ class Message:
     name: str | None = None  # of the tool whose result this is
 
     def __post_init__(self) -> None:
-        if not isinstance(self.content, str | tuple):  # a list, as callers write it
+        if isinstance(self.content, str):
+            return
+        if not isinstance(self.content, tuple):  # a list, as callers write it
             object.__setattr__(self, "content", tuple(self.content))
+        if not all(isinstance(part, str | Media) for part in self.content):
+            raise SettingError(
+                "A part of a message is no text, picture or recording; give a file by `Image.open` "
+                "or `Audio.open`.")
 
     @property
     def text(self) -> str:
@@ -36,6 +47,14 @@ class Message:
         if isinstance(self.content, str):
             return self.content
         return "".join(part for part in self.content if isinstance(part, str))
+
+    @property
+    def shown(self) -> str:
+        """The content as people read it: a picture or recording is what it is, in brackets."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(
+            part if isinstance(part, str) else f"[{part.label}]" for part in self.content)
 
     @property
     def media(self) -> tuple[Media, ...]:

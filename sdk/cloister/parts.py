@@ -10,7 +10,7 @@ from __future__ import annotations
 import array
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
@@ -43,6 +43,8 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Image(_Part, frozen=True):
     """A picture as it was given: the bytes of a PNG, JPEG or WebP file, or pixels."""
 
+    label: ClassVar[str] = "picture"  # its size is known once it is decoded
+
     data: bytes
     size: tuple[int, int] | None = None  # height and width, where `data` are uint8[H, W, 3]
 
@@ -74,6 +76,8 @@ class Image(_Part, frozen=True):
 
 class Audio(_Part, frozen=True):
     """A recording as it was given: the bytes of a WAV, FLAC, Ogg or MP3 file, or samples."""
+
+    label: ClassVar[str] = "recording"
 
     data: bytes
     rate: int | None = None  # samples a second, where `data` are float32[samples, channels]
@@ -141,6 +145,12 @@ class Picture(_Part, frozen=True):
         """Pictures that the encoder is given: those of the grid, and the whole one."""
         return self.grid[0] * self.grid[1] + 1
 
+    @property
+    def label(self) -> str:
+        """What it is, in words that tell nothing of its content."""
+        rows, columns = max(1, self.grid[0]), max(1, self.grid[1])
+        return f"picture {columns * self.width} x {rows * self.height}"
+
 
 class Recording(_Part, frozen=True):
     """A decoded recording of one channel, and nothing but its samples."""
@@ -156,6 +166,11 @@ class Recording(_Part, frozen=True):
     def samples(self) -> int:
         """Number of samples."""
         return len(self.data) // 4
+
+    @property
+    def label(self) -> str:
+        """What it is, in words that tell nothing of its content."""
+        return f"recording {self.samples / self.rate:.1f} s"
 
 
 Media = Image | Audio | Picture | Recording

@@ -18,15 +18,19 @@ from collections.abc import (  # msgspec reads the annotations
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from cloister.errors import EmptyPrompt, EngineBusy, NotEnoughDisk, SettingError
 from cloister.message import Message
+from cloister.runtime.prompt import decoded, messages_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
+
+    from cloister.pieces import MediaFormats
+    from cloister.runtime.prompt import Count, Prompt
 
 __all__ = ["Answer", "Ask", "Begin", "Chat", "Sampling", "Stats", "Token", "Turn"]
 
@@ -85,11 +89,14 @@ class Stats:
     """What the last answer took."""
 
     prompt_tokens: int = 0
+    picture_tokens: int = 0  # of the prompt, vectors of pictures
+    recording_tokens: int = 0  # of the prompt, vectors of recordings
     restored_tokens: int = 0  # of the prompt, out of the vault
     tokens: int = 0  # of the answer, the end token included
     forced_tokens: int = 0  # of these, given by the question and not chosen
     finish: str = ""  # end, length, context, stop
     ttft_s: float = 0.0  # to the first token that was chosen
+    encode_s: float = 0.0  # of that, to make vectors of pictures and recordings, or put them back
     decode_s: float = 0.0  # from that one to the last
     peak_rss_bytes: int = 0  # of the process that holds the model
 
@@ -164,14 +171,10 @@ class Ask:
         return self.schema, self.grammar, self.choices, self.tools
 
     @classmethod
-    def of(cls, prompt: str | Message | Sequence[Message], **settings: object) -> Ask:
+    def of(cls, prompt: Prompt, **settings: object) -> Ask:
         """Build the question that a caller of `Chat.stream` means."""
-        if isinstance(prompt, str):
-            messages: tuple[Message, ...] = (Message(role="user", content=prompt),)
-        else:
-            messages = (prompt,) if isinstance(prompt, Message) else tuple(prompt)
         given = {name: value for name, value in settings.items() if value is not None}
-        return cls(messages=messages, **given)  # type: ignore[arg-type]  # checked by the fields
+        return cls(messages=messages_of(prompt), **given)  # type: ignore[arg-type]  # checked above
 
 
 class Turn:
@@ -315,12 +318,28 @@ class Chat(ABC):
         """
 
     @abstractmethod
+    def count(
+        self, prompt: Prompt, *, tools: Sequence[Mapping[str, object]] | None = None
+    ) -> Count:
+        """Count the tokens that the context has to hold for `prompt` and what was said before it.
+
+        Pictures and recordings are decoded, and not encoded; nothing changes.
+
+        Raises:
+            PromptError, SettingError: see `stream`; a prompt that is too long is counted.
+        """
+
+    @abstractmethod
+    def _formats(self) -> MediaFormats | None:
+        """What the model takes besides text."""
+
+    @abstractmethod
     def _answer(self, ask: Ask) -> Begin:
         """Refuse what can be refused, before anything has changed, and return what begins."""
 
     def stream(
         self,
-        prompt: str | Message | Sequence[Message],
+        prompt: Prompt,
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,
@@ -332,13 +351,17 @@ class Chat(ABC):
     ) -> Iterator[Token]:
         """Answer `prompt` token by token, with the `top` likeliest tokens beside each.
 
+        It is a text, a list of texts, pictures and recordings, a message, or several. Files and
+        arrays are decoded first (`cloister.media.read`), before anything has changed.
+
         At most one of `schema` (JSON Schema), `grammar` (Lark, as llguidance reads it), `choices`
         (texts) and `tools` (JSON Schema functions) constrains the answer; with `tools` it is one
         tool call, and the chat template is told of the tools. An unfinished answer of this
         conversation is ended first, as by `stop`.
 
         Raises:
-            PromptError: empty, not Unicode, or longer than the context; nothing has changed.
+            PromptError: empty, not Unicode, longer than the context, or a picture or recording
+                that cannot be decoded, or that the model does not take; nothing has changed.
             SettingError: a value outside its bound.
             ConstraintError: the constraint cannot be followed.
             AnswerIncomplete: the answer was cut off before it met its constraint; it is kept.
@@ -355,13 +378,13 @@ class Chat(ABC):
         counted: an answer is made again, or an earlier question asked otherwise.
         """
         _close_all(self._turns)
-        begin = self._answer(ask)
+        begin = self._answer(replace(ask, messages=decoded(ask.messages, self._formats())))
         with uninterrupted():  # what has begun has a turn that ends it
             return Answer(Turn(*begin(), self._turns))
 
     def ask(
         self,
-        prompt: str | Message | Sequence[Message],
+        prompt: Prompt,
         *,
         max_tokens: int | None = None,
         sampling: Sampling | None = None,

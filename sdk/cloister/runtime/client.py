@@ -14,22 +14,25 @@ from cloister import errors
 from cloister.errors import CloisterError, ProtocolError, SettingError, WorkerError
 from cloister.message import Message
 from cloister.runtime import protocol
-from cloister.runtime.chat import Chat, Stats, Token
+from cloister.runtime.chat import Ask, Chat, Stats, Token
+from cloister.runtime.prompt import decoded, messages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from cloister.guard import Attempt
-    from cloister.runtime.chat import Ask, Begin
+    from cloister.pieces import MediaFormats
+    from cloister.runtime.chat import Begin
+    from cloister.runtime.prompt import Count, Prompt
     from cloister.runtime.protocol import Event, Request
 
 __all__ = ["Worker", "WorkerSession"]
 
 _E = TypeVar("_E", bound="Event")
-_Call = (protocol.Load | protocol.Unlock | protocol.Begin | protocol.Forget | protocol.Record
-         | protocol.Probe)
+_Call = (protocol.Load | protocol.Unlock | protocol.Begin | protocol.Count | protocol.Forget
+         | protocol.Record | protocol.Probe)
 _GRACE_S = 30  # for a cancelled request, which a long call of the program may hold up
 
 
@@ -204,6 +207,15 @@ class WorkerSession(Chat):
             protocol.Forget(id=process.next_id(), chat=self._chat), protocol.Begun)
         self._messages, self.restored_tokens = list(begun.messages), begun.restored_tokens
 
+    def count(
+        self, prompt: Prompt, *, tools: Sequence[Mapping[str, object]] | None = None
+    ) -> Count:
+        """Count the tokens of a prompt; see `Chat.count`."""
+        ask = Ask(messages=decoded(messages_of(prompt), self._formats()), tools=tools)
+        process = self._begun()
+        return process.call(protocol.Count(
+            id=process.next_id(), chat=self._chat, ask=ask), protocol.Counted).count
+
     def close(self) -> None:
         """Keep what is unfinished, and let go of the conversation."""
         super().close()
@@ -211,6 +223,11 @@ class WorkerSession(Chat):
         if process is not None and not process.ended:
             with contextlib.suppress(WorkerError):  # it waits for no other conversation's answer
                 process.send(protocol.End(id=process.next_id(), chat=self._chat))
+
+    def _formats(self) -> MediaFormats | None:
+        self._begun()
+        loaded = self._worker.loaded
+        return None if loaded is None else loaded.media
 
     def _begun(self) -> _Process:
         """Return the process where this conversation is begun; begin it anew after a death."""

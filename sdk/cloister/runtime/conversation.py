@@ -1,17 +1,20 @@
 """A conversation that is kept: what was said under a name, and the KV state to go on from.
 
 Record 0 of the object says its name and with which model and system prompt it was begun; each other
-record is a message, or the names of cached objects that stand for it and must go when it goes.
+record is a message, or the names of cached objects that stand for it and must go when it goes, or
+the pixels or samples of a picture or recording, once, which messages name by their digest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cloister.errors import SessionMismatch, SettingError
 from cloister.message import Message, ToolCall
+from cloister.parts import Picture, Recording
 from cloister.vault.namespace import Kind
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "Listed", "export", "forget", "listed"]
 
 _MOST = 256  # characters of a name
+_BINARY = b"\0"  # begins a record of pixels or samples, and ends what it says of them
+_Media = dict[str, Picture | Recording]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Conversation:
         """
         self._name, self._prefixes = _encoded(name), prefixes
         self._space = prefixes.space
-        rows = _records(self._space, self._name)
+        rows, media = _records(self._space, self._name)
         model = prefixes.engine.model_id
         if rows and rows[0]["model"] != model:
             raise SessionMismatch(
@@ -62,9 +67,9 @@ class Conversation:
                 "another session."
             )
         self.system = rows[0]["system"] if rows else system
-        self.messages = [_message(row) for row in rows if "role" in row]
+        self.messages = [_message(row, media) for row in rows if "role" in row]
         self._cached_names = {name for row in rows for name in row.get("kept", ())}
-        self._records = len(rows)
+        self._media, self._records = set(media), len(rows) + len(media)
         self._identity = self._space.identity(Kind.HISTORY, self._name)
         self.restored = prefixes.resume(self._name) if rows else 0  # positions
 
@@ -117,7 +122,9 @@ class Conversation:
             rows.append({
                 "model": self._prefixes.engine.model_id, "system": self.system,
                 "name": self._name.decode("utf-8", "surrogatepass")})
-        rows += [_row(message) for message in (said if again else said[len(before):])]
+        added = said if again else said[len(before):]
+        rows += [_row(message) for message in added]
+        media = {_digest(part): part for message in added for part in _kept_media(message)}
         names = [name.hex() for name in self._prefixes.names(positions, self._name)]
         blocks, known = set(names[:-1]), self._cached_names
         gone = known - blocks if again else set()
@@ -126,19 +133,22 @@ class Conversation:
         if new:
             rows.append({"kept": sorted(new)})
         records = [json.dumps(row).encode() for row in rows]
+        records += [
+            _packed(part) for digest, part in media.items() if again or digest not in self._media]
         identity = self._write(records, [bytes.fromhex(name) for name in gone], again=again)
         if identity is None:
             raise _gone_on()
         self._records = len(records) + (0 if again else self._records)
         self.messages, self._identity = said, identity
         self._cached_names = new if again else known | new
+        self._media = set(media) if again else self._media | set(media)
         if positions:  # otherwise nothing was read, and what is kept stays
             self._prefixes.keep(positions, self._name, identity)
 
     def forget(self) -> None:
         """Delete it and all KV state that it left; it begins anew, after its system prompt."""
         _forget(self._space, self._name)
-        self.messages, self._cached_names = [], set()
+        self.messages, self._cached_names, self._media = [], set(), set()
         self._records, self._identity = 0, None
 
     def _write(
@@ -168,7 +178,7 @@ def forget(space: Namespace, name: str) -> bool:
 def _forget(space: Namespace, name: bytes) -> bool:
     return space.forget(Kind.HISTORY, name, also=lambda records: [
         (Kind.PREFIX, bytes.fromhex(kept))
-        for record in records for kept in json.loads(record).get("kept", ())])
+        for row in _read(records)[0] for kept in row.get("kept", ())])
 
 
 def _gone_on() -> SessionMismatch:
@@ -198,16 +208,19 @@ def listed(space: Namespace) -> list[Listed]:
 def export(space: Namespace, name: str) -> dict[str, Any]:
     """Return what was said in a conversation, ready for JSON.
 
+    A picture or recording is its size or length, in brackets.
+
     Raises:
         SettingError: there is none of that name.
         VaultError: the vault cannot be read.
     """
-    rows = _records(space, _encoded(name))
+    rows, media = _records(space, _encoded(name))
     if not rows:
         raise SettingError("There is no such conversation any more; look again.")
     return {
         "name": name, "model": rows[0]["model"], "system": rows[0]["system"],
-        "messages": [row for row in rows if "role" in row]}
+        "messages": [
+            {**row, "content": _message(row, media).shown} for row in rows if "role" in row]}
 
 
 def _encoded(name: str) -> bytes:
@@ -216,12 +229,51 @@ def _encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
-def _records(space: Namespace, name: bytes) -> Sequence[dict[str, Any]]:
-    return [json.loads(record) for record in space.records(Kind.HISTORY, name)]
+def _records(space: Namespace, name: bytes) -> tuple[list[dict[str, Any]], _Media]:
+    return _read(space.records(Kind.HISTORY, name))
+
+
+def _read(records: Sequence[bytes]) -> tuple[list[dict[str, Any]], _Media]:
+    """Return the rows among `records`, and pictures and recordings by their digests."""
+    rows, media = [], _Media()
+    for record in records:
+        if record.startswith(_BINARY):
+            part = _unpacked(record)
+            media[_digest(part)] = part
+        else:
+            rows.append(json.loads(record))
+    return rows, media
+
+
+def _packed(part: Picture | Recording) -> bytes:
+    """Return the record of a picture or recording: what it is, in JSON, then its data."""
+    header = {"size": [part.height, part.width], "grid": part.grid} if isinstance(
+        part, Picture) else {"rate": part.rate}
+    return _BINARY + json.dumps(header).encode() + _BINARY + part.data
+
+
+def _unpacked(record: bytes) -> Picture | Recording:
+    _, header, data = record.split(_BINARY, 2)
+    said = json.loads(header)
+    if "rate" in said:
+        return Recording(data=data, rate=said["rate"])
+    height, width = said["size"]
+    return Picture(data=data, height=height, width=width, grid=tuple(said["grid"]))
+
+
+def _digest(part: Picture | Recording) -> str:
+    return hashlib.sha256(_packed(part)).hexdigest()
+
+
+def _kept_media(message: Message) -> list[Picture | Recording]:
+    return [part for part in message.media if isinstance(part, Picture | Recording)]
 
 
 def _row(message: Message) -> dict[str, object]:
-    row: dict[str, object] = {"role": message.role, "content": message.content}
+    content = message.content if isinstance(message.content, str) else [
+        {"media": _digest(part)} if isinstance(part, Picture | Recording) else part
+        for part in message.content]
+    row: dict[str, object] = {"role": message.role, "content": content}
     if message.tool_calls:
         row["calls"] = [[call.name, call.arguments] for call in message.tool_calls]
     if message.name is not None:
@@ -229,7 +281,9 @@ def _row(message: Message) -> dict[str, object]:
     return row
 
 
-def _message(row: dict[str, Any]) -> Message:
+def _message(row: dict[str, Any], media: _Media) -> Message:
     calls = tuple(ToolCall(name=name, arguments=held) for name, held in row.get("calls", ()))
-    return Message(
-        role=row["role"], content=row["content"], tool_calls=calls, name=row.get("name"))
+    content = row["content"]
+    if not isinstance(content, str):
+        content = tuple(part if isinstance(part, str) else media[part["media"]] for part in content)
+    return Message(role=row["role"], content=content, tool_calls=calls, name=row.get("name"))

@@ -6,19 +6,21 @@ Shapes: N vectors, E size of a vector.
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from cloister.parts import Picture
-from cloister.runtime.core import DIGEST_BYTES
+from cloister.runtime.core import DIGEST_BYTES, MediaPosition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
     from cloister.parts import Recording
+    from cloister.runtime.core import Position
 
-__all__ = ["Encoded", "Kept", "digest"]
+__all__ = ["Encoded", "Kept", "digest", "made_s"]
 
 
 class Kept(Protocol):
@@ -46,12 +48,15 @@ class Encoded:
     ) -> None:
         self._name, self._encode, self._kept = name, encode, kept
         self.made: torch.Tensor | None = None  # float32[N, E]
+        self.made_s = 0.0
 
     def __getitem__(self, places: slice, /) -> torch.Tensor:
         if self.made is None and self._kept is not None:
             self.made = self._kept.fetch_media(self._name)
         if self.made is None:
+            began = time.perf_counter()
             self.made = self._encode()
+            self.made_s = time.perf_counter() - began
         return self.made[places]
 
 
@@ -64,3 +69,11 @@ def digest(key: bytes, part: Picture | Recording) -> bytes:
     found = hashlib.blake2b(header.encode() + b"\0", key=key, digest_size=DIGEST_BYTES)
     found.update(part.data)
     return found.digest()
+
+
+def made_s(read: Sequence[Position]) -> float:
+    """Return the seconds that the vectors of what was read took to encode."""
+    made = {
+        id(each.vectors): each.vectors.made_s for each in read
+        if isinstance(each, MediaPosition) and isinstance(each.vectors, Encoded)}
+    return sum(made.values())

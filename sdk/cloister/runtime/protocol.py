@@ -14,21 +14,23 @@ import msgspec
 from cloister.errors import CloisterError, ProtocolError
 from cloister.guard import Attempt  # noqa: TC001  # msgspec reads the annotations
 from cloister.message import Message  # noqa: TC001
+from cloister.pieces import MediaFormats  # noqa: TC001
 from cloister.runtime.chat import Ask, Stats, Token  # noqa: TC001
+from cloister.runtime.prompt import Count as Tokens  # noqa: TC001
 
 if TYPE_CHECKING:
     from typing import IO
 
 __all__ = [
-    "LIMIT_BYTES", "VERSION", "Answered", "Begin", "Begun", "Cancel", "End", "Ended", "Event",
-    "Failed", "Forget", "Hello", "Load", "Loaded", "Probe", "Probed", "Produced", "Question",
-    "Record", "Recorded", "Request", "Unlock", "Unlocked", "Welcome", "check", "decode_event",
-    "decode_request", "encode", "id_of", "read_line",
+    "LIMIT_BYTES", "VERSION", "Answered", "Begin", "Begun", "Cancel", "Count", "Counted", "End",
+    "Ended", "Event", "Failed", "Forget", "Hello", "Load", "Loaded", "Probe", "Probed", "Produced",
+    "Question", "Record", "Recorded", "Request", "Unlock", "Unlocked", "Welcome", "check",
+    "decode_event", "decode_request", "encode", "id_of", "read_line",
 ]
 
 _T = TypeVar("_T")
-VERSION = 3
-LIMIT_BYTES = 16 << 20  # of a line
+VERSION = 4
+LIMIT_BYTES = 64 << 20  # of a line: three pictures of 17 tiles of 512 x 512 in base64
 _MALFORMED = "A message between worker and client is malformed; update both ends."
 
 
@@ -77,6 +79,14 @@ class Begin(_Wire, frozen=True):
 
 class Question(_Wire, frozen=True):
     """Answer `ask` in a conversation."""
+
+    id: int
+    chat: int
+    ask: Ask
+
+
+class Count(_Wire, frozen=True):
+    """Count the tokens of a question in a conversation, and do not answer it."""
 
     id: int
     chat: int
@@ -134,6 +144,7 @@ class Loaded(_Wire, frozen=True):
     model_id: str
     backend: str
     context: int  # tokens
+    media: MediaFormats | None  # what it takes besides text
     load_s: float
     peak_rss_bytes: int
 
@@ -153,6 +164,13 @@ class Begun(_Wire, frozen=True):
     id: int
     messages: tuple[Message, ...]
     restored_tokens: int
+
+
+class Counted(_Wire, frozen=True):
+    """The tokens of a question."""
+
+    id: int
+    count: Tokens
 
 
 class Produced(_Wire, frozen=True):
@@ -199,9 +217,10 @@ class Failed(_Wire, frozen=True):
     stats: Stats | None = None  # of an answer
 
 
-Request = Hello | Load | Unlock | Begin | Question | Cancel | End | Forget | Record | Probe
-Event = (Welcome | Loaded | Unlocked | Begun | Produced | Answered | Ended | Recorded | Probed
-         | Failed)
+Request = (Hello | Load | Unlock | Begin | Question | Count | Cancel | End | Forget | Record
+           | Probe)
+Event = (Welcome | Loaded | Unlocked | Begun | Counted | Produced | Answered | Ended | Recorded
+         | Probed | Failed)
 
 _ID = re.compile(rb'\{"type":"[a-z]+","id":(\d{1,18})[,}]')
 _ENCODER = msgspec.json.Encoder()

@@ -5,21 +5,27 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from cloister.errors import ContextExceeded, SettingError
+from cloister.errors import SettingError
 from cloister.message import Message
+from cloister.parts import Picture, Recording
 from cloister.runtime.chat import Chat, Stats, Token
+from cloister.runtime.encoded import made_s
 from cloister.runtime.generate import Decoding, generate
 from cloister.runtime.memory import peak_bytes
+from cloister.runtime.prompt import counted, decoded, messages_of
 from cloister.runtime.sampling import Sampler
 from cloister.runtime.tools import tool_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
+    from cloister.pieces import MediaFormats
     from cloister.runtime.chat import Ask, Begin
     from cloister.runtime.conversation import Conversation
+    from cloister.runtime.core import Position
     from cloister.runtime.engine import Engine
     from cloister.runtime.prefix import PrefixCache
+    from cloister.runtime.prompt import Count, Prompt
     from cloister.runtime.responses import ResponseCache
     from cloister.runtime.sampling import Constraint
     from cloister.vault.store import Vault
@@ -60,7 +66,7 @@ class Session(Chat):
         self._conversation: Conversation | None = None
         self._prefixes: PrefixCache | None = None
         self._responses: ResponseCache | None = None
-        self._said = list(messages)
+        self._said = list(decoded(list(messages), self._formats()))
         if vault is not None and (cached or name is not None):
             self._keep_in(vault, namespace, name, system, kv)
         elif name is not None or cached:
@@ -95,6 +101,17 @@ class Session(Chat):
             self._conversation.forget()
         self._said = []
 
+    def count(
+        self, prompt: Prompt, *, tools: Sequence[Mapping[str, object]] | None = None
+    ) -> Count:
+        """Count the tokens of a prompt; see `Chat.count`."""
+        messages = [*self.messages, *decoded(messages_of(prompt), self._formats())]
+        return counted(
+            self.engine.tokenizer.encode_chat(messages, tools=tools), messages, self._formats())
+
+    def _formats(self) -> MediaFormats | None:
+        return self.engine.bundle.manifest.media
+
     def _keep_in(
         self, vault: Vault, namespace: str, name: str | None, system: str | None, kv: str
     ) -> None:
@@ -128,16 +145,16 @@ class Session(Chat):
         if max(ask.forced, default=0) >= vocabulary:
             raise SettingError(
                 f"forced holds {max(ask.forced)}; this bundle's token ids are below {vocabulary}.")
-        ids = engine.tokenizer.encode_chat(
-            [*said[:ask.after], *ask.messages], tools=ask.tools)
-        if len(ids) >= engine.context:
-            raise ContextExceeded(
-                f"The prompt has {len(ids)} tokens and the context holds {engine.context}, one of "
-                "them for the answer; shorten it."
-            )
+        messages = [*said[:ask.after], *ask.messages]
+        ids = engine.tokenizer.encode_chat(messages, tools=ask.tools)
+        count = counted(ids, messages, self._formats())
+        count.check(engine.context)
+        positions = engine.positions(
+            ids, [part for message in messages for part in message.media
+                  if isinstance(part, Picture | Recording)], self._prefixes)
         constraint = engine.constraint(ask)
-        known = None if self._responses is None else self._responses.get(ids, ask)
-        read = list[int]() if known else ids
+        known = None if self._responses is None else self._responses.get(positions, ask)
+        read = [] if known else positions
         owner = object()
 
         def settle(said: list[Token]) -> None:
@@ -150,14 +167,16 @@ class Session(Chat):
         def begin() -> tuple[Generator[Token], Callable[[list[Token]], None]]:
             engine.claim(owner)
             self._stop.clear()
-            self.stats = Stats(prompt_tokens=len(ids))
-            tokens = self._generate(ids, ask, constraint, owner) if known is None else (
+            self.stats = Stats(
+                prompt_tokens=len(positions), picture_tokens=count.picture,
+                recording_tokens=count.recording)
+            tokens = self._generate(positions, ask, constraint, owner) if known is None else (
                 self._again(*known))
             return tokens, settle
 
         return begin
 
-    def _keep(self, ask: Ask, said: Sequence[Token], positions: Sequence[int]) -> None:
+    def _keep(self, ask: Ask, said: Sequence[Token], positions: Sequence[Position]) -> None:
         """Take up a turn: in the vault first, where the conversation is kept."""
         text = "".join(token.text for token in said)
         if not text:
@@ -185,7 +204,7 @@ class Session(Chat):
             yield token
 
     def _generate(
-        self, ids: list[int], ask: Ask, constraint: Constraint | None, owner: object
+        self, prompt: list[Position], ask: Ask, constraint: Constraint | None, owner: object
     ) -> Generator[Token]:
         engine, stats = self.engine, self.stats
         stats.begin()  # what the vault gives back takes its time, too
@@ -194,11 +213,13 @@ class Session(Chat):
             sampler=Sampler(ask.sampling), end=end, limit=ask.max_tokens, top=ask.top,
             constraint=constraint, forced=ask.forced)
         if self._prefixes is not None:
-            stats.restored_tokens = self._prefixes.fetch(ids)
+            stats.restored_tokens = self._prefixes.fetch(prompt)
         text, answer = engine.tokenizer.stream(answer=True), list[Token]()
         for choice in generate(
-            engine, ids, decoding, stats=stats, stopped=self._stop.is_set, owner=owner
+            engine, prompt, decoding, stats=stats, stopped=self._stop.is_set, owner=owner
         ):
+            if not answer:
+                stats.encode_s = made_s(prompt)
             piece = "" if choice.id in end else text.push(choice.id)
             if stats.finish != "stop":
                 piece += text.end()
@@ -207,5 +228,5 @@ class Session(Chat):
             # One that its constraint was not met by is not to be given again.
             whole = stats.finish == "end" or (stats.finish != "stop" and constraint is None)
             if whole and self._responses is not None:
-                self._responses.put(ids, ask, answer, stats.finish)
+                self._responses.put(prompt, ask, answer, stats.finish)
             yield token

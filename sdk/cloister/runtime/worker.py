@@ -26,6 +26,7 @@ from cloister.errors import CloisterError, ProtocolError, WorkerError, named
 from cloister.runtime import protocol
 from cloister.runtime.chat import Stats
 from cloister.runtime.memory import peak_bytes
+from cloister.runtime.prompt import refuse_undecoded
 from cloister.settings import share_processor
 from cloister.vault.namespace import Kind
 
@@ -115,6 +116,11 @@ class Service:
                 return self._begin(request)
             case protocol.Question():
                 return self._ask(request)
+            case protocol.Count():
+                refuse_undecoded(request.ask.messages)
+                session = self._session(request.chat)
+                return protocol.Counted(id=request.id, count=session.count(
+                    request.ask.messages, tools=request.ask.tools))
             case protocol.End():
                 if request.chat in self._sessions:
                     self._sessions[request.chat].close()
@@ -142,8 +148,8 @@ class Service:
         engine = self._engine = Engine(request.bundle, threads=request.threads)
         return protocol.Loaded(
             id=request.id, model_id=engine.model_id, backend=engine.backend,
-            context=engine.context, load_s=time.perf_counter() - began,
-            peak_rss_bytes=peak_bytes())
+            context=engine.context, media=engine.bundle.manifest.media,
+            load_s=time.perf_counter() - began, peak_rss_bytes=peak_bytes())
 
     def _unlock(self, request: protocol.Unlock) -> Event:
         from cloister.vault.keys import Provider
@@ -168,6 +174,7 @@ class Service:
             raise WorkerError("No bundle is loaded; load one first.")
         if (request.cached or request.name is not None) and self._vault is None:
             raise WorkerError("No vault is open; open it first.")
+        refuse_undecoded(request.messages)
         session = self._sessions[request.chat] = Session(
             self._engine, system=request.system, messages=request.messages, vault=self._vault,
             namespace=request.namespace, name=request.name, cached=request.cached, kv=request.kv)
@@ -205,6 +212,7 @@ class Service:
             return () if said == before else tuple(said[len(before[:after]):])
 
         try:
+            refuse_undecoded(request.ask.messages)
             tokens = session.answer(request.ask)
             with self._lock:
                 if self._stopping:  # the wish came before the answer could begin

@@ -8,12 +8,15 @@ import traceback
 from typing import Any
 
 import pytest
+from tests.unit.runtime.conftest import MEDIA
 
 from cloister.errors import ProtocolError
 from cloister.guard import Attempt
 from cloister.message import Message, ToolCall
+from cloister.parts import Picture, Recording
 from cloister.runtime import protocol
 from cloister.runtime.chat import Ask, Sampling, Stats, Token
+from cloister.runtime.prompt import Count
 from cloister.runtime.protocol import LIMIT_BYTES
 
 SECRET = "a most private word"
@@ -21,7 +24,11 @@ TALK = (
     Message(role="system", content="call"), Message(role="user", content=SECRET + " \u4f60\n\0"),
     Message(role="assistant", content="{}", tool_calls=(
         ToolCall(name="f", arguments={"a": [1, 2.5, None, True, {"b": "c"}]}),)),
-    Message(role="tool", content="[]", name="f"))
+    Message(role="tool", content="[]", name="f"),
+    Message(role="user", content=(
+        SECRET, Picture(data=bytes(range(72)), height=4, width=6), "",
+        Picture(data=bytes(216), height=4, width=6, grid=(1, 2)),
+        Recording(data=b"\0\1\2\3", rate=100))))
 ASK = Ask(
     messages=TALK, max_tokens=5, top=3, after=2, forced=(7, 0, 299),
     sampling=Sampling(temperature=0.7, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.3,
@@ -41,12 +48,14 @@ REQUESTS: list[Any] = [
           ("choices", ["a", "b"]))),
     protocol.Cancel(id=5), protocol.End(id=6, chat=4), protocol.Probe(id=9),
     protocol.Forget(id=7, chat=4), protocol.Record(id=8, texts=(SECRET,), namespace="me"),
+    protocol.Count(id=5, chat=4, ask=ASK),
 ]
 EVENTS: list[Any] = [
     protocol.Welcome(version=2, guard_tier=1, guard="seccomp", evidence={"b": "c"},
         memory={"a": "done"}),
     protocol.Loaded(
-        id=1, model_id="0" * 64, backend="xnnpack", context=64, load_s=0.5, peak_rss_bytes=1),
+        id=1, model_id="0" * 64, backend="xnnpack", context=64, media=None, load_s=0.5,
+        peak_rss_bytes=1),
     protocol.Unlocked(id=2, provider="keyfile", notice=None, memory={}),
     protocol.Begun(id=3, messages=TALK, restored_tokens=7),
     protocol.Produced(id=5, token=Token(1, SECRET, -0.25, ((1, -0.25), (2, -3.0)), 1)),
@@ -56,6 +65,10 @@ EVENTS: list[Any] = [
     protocol.Probed(id=9, attempts=(Attempt(name="a way", refused=True, how="refused"),)),
     protocol.Failed(id=None, kind="SettingError", message="no"),
     protocol.Failed(id=5, kind="EngineBusy", message="no", kept=TALK[1:3]),
+    protocol.Loaded(
+        id=1, model_id="0" * 64, backend="xnnpack", context=64, media=MEDIA, load_s=0.5,
+        peak_rss_bytes=1),
+    protocol.Counted(id=5, count=Count(text=3, picture=12, pictures=1)),
 ]
 
 
@@ -134,7 +147,7 @@ def test_what_json_has_not_is_refused_before_it_is_sent(record: Any) -> None:
 
 
 def test_a_line_over_the_limit_is_refused_before_it_is_sent() -> None:
-    with pytest.raises(ProtocolError, match=r"[\d,]+ bytes is over the 16,777,216"):
+    with pytest.raises(ProtocolError, match=r"[\d,]+ bytes is over the 67,108,864"):
         protocol.encode(protocol.Begin(id=1, chat=2, system="x" * LIMIT_BYTES))
     room = LIMIT_BYTES - len(protocol.encode(protocol.Begin(id=1, chat=2, system="")))
     line = protocol.encode(protocol.Begin(id=1, chat=2, system="x" * room))
@@ -146,7 +159,7 @@ def test_a_line_over_the_limit_is_passed_over_when_it_is_read() -> None:
     after = protocol.encode(protocol.Cancel(id=1))
     for length in (LIMIT_BYTES, 3 * LIMIT_BYTES + 5):
         stream = io.BytesIO(b"x" * length + b"\n" + after)
-        with pytest.raises(ProtocolError, match="over the 16,777,216"):
+        with pytest.raises(ProtocolError, match="over the 67,108,864"):
             protocol.read_line(stream)
         assert protocol.read_line(stream) == after
         assert protocol.read_line(stream) is None
