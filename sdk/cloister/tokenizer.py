@@ -36,7 +36,7 @@ _REPLY = Message(role="assistant", content="Probed reply")
 
 
 class Named(Protocol):
-    """What a manifest or a checkpoint's metadata says of the model's tokens."""
+    """What a manifest or a checkpoint's metadata says of what the model reads."""
 
     @property
     def bos(self) -> int | None:
@@ -49,6 +49,10 @@ class Named(Protocol):
     @property
     def special_tokens(self) -> Mapping[str, str] | None:
         """Tokens by the names that templates use, such as `bos_token`; None where not stored."""
+
+    @property
+    def media(self) -> MediaFormats | None:
+        """Pictures and recordings; None where it reads text only."""
 
 
 class Tokenizer:
@@ -86,13 +90,12 @@ class Tokenizer:
 
     @classmethod
     def from_files(
-        cls, tokenizer_json: Path, chat_template: Path | None, named: Named | None = None, *,
-        media: MediaFormats | None = None,
+        cls, tokenizer_json: Path, chat_template: Path | None, named: Named | None = None
     ) -> Tokenizer:
-        """Read a tokenizer and, where there is one, its chat template; `named` are its tokens.
+        """Read a tokenizer and, where there is one, its chat template.
 
-        Without a template a conversation is `role: content` lines. `media` is what the model takes
-        of pictures and recordings.
+        `named` are the model's tokens, and what it takes besides text. Without a template a
+        conversation is `role: content` lines.
 
         Raises:
             TokenizerError: a file is missing or malformed.
@@ -108,7 +111,7 @@ class Tokenizer:
         if backend.get_vocab_size() == 0:
             raise TokenizerError(f"{tokenizer_json.name} has no vocabulary; copy it again.")
         if named is None:
-            return cls(backend, template, media=media)
+            return cls(backend, template)
         tokens = named.special_tokens
         if tokens is None:  # written by a release that did not store them
             ids = {"bos_token": named.bos, "eos_token": next(iter(named.eos), None)}
@@ -116,7 +119,7 @@ class Tokenizer:
                 name: token for name, id_ in ids.items()
                 if id_ is not None and (token := backend.id_to_token(id_)) is not None
             }
-        return cls(backend, template, special_tokens=tokens, eos=named.eos, media=media)
+        return cls(backend, template, special_tokens=tokens, eos=named.eos, media=named.media)
 
     @property
     def vocab_size(self) -> int:

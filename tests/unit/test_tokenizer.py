@@ -300,7 +300,7 @@ def test_what_was_stored_without_names_has_those_of_its_first_ids(
     tokenizer_dir: Path, tmp_path: Path, stored: dict[str, str] | None
 ) -> None:
     """Earlier releases kept the ids of begin and end alone."""
-    named = SimpleNamespace(bos=1, eos=(3, 0), special_tokens=stored)
+    named = SimpleNamespace(bos=1, eos=(3, 0), special_tokens=stored, media=None)
     template = tmp_path / "chat_template.jinja"
     template.write_text("{{ bos_token }} {{ eos_token }} {{ sep_token }}")
     tokenizer = Tokenizer.from_files(tokenizer_dir / "tokenizer.json", template, named)

@@ -19,6 +19,7 @@ class Named:
     bos: int | None = 0
     eos: tuple[int, ...] = (1, 2)
     special_tokens: dict[str, str] | None = None
+    media: None = None
 
 
 @pytest.fixture

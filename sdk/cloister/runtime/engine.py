@@ -72,7 +72,7 @@ class Engine(Core, Summary):
         self._entry = self.bundle.program(runs_here)
         self.bundle.check_program(self._entry, settings or Settings.from_environment())
         self.tokenizer = Tokenizer.from_files(
-            self.bundle.tokenizer_path, self.bundle.template_path, manifest, media=manifest.media
+            self.bundle.tokenizer_path, self.bundle.template_path, manifest
         )
         self.tokenizer.check_vocabulary(manifest.shape.vocab_size)
         self._available = available_bytes
