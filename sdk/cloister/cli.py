@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from cloister import guard
 from cloister.backend import FURTHER
 from cloister.commands.start import explained
 from cloister.embed import platforms as embedding
-from cloister.errors import CloisterError, InvalidText, place_of
+from cloister.errors import CloisterError, InvalidText, SettingError, place_of
 from cloister.formats import Split
 from cloister.settings import share_processor, under_torchrun
 from cloister.tiers import Scale, Tier
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     try:
         if getattr(parsed, "prompt", None) is not None:
+            _check_input(parsed)
             parsed.prompt = _prompt(parsed.prompt)
         from cloister import commands
 
@@ -112,6 +114,13 @@ def _drop_output() -> None:
     """Send what is still buffered nowhere: the interpreter would fail once more as it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_input(parsed: argparse.Namespace) -> None:
+    """Raise unless one thing at most is read from the standard input."""
+    given = [parsed.prompt, *(file for _, file in getattr(parsed, "media", ()))]
+    if given.count("-") > 1:
+        raise SettingError("Standard input is one prompt, picture or recording; give one -.")
 
 
 def _prompt(text: str) -> str:
@@ -351,6 +360,10 @@ def _for_jupyter(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
     return ["lab", "start", *words[1:end]], tuple(words[end + 1:])
 
 
+def _of_kind(kind: str, file: str) -> tuple[str, str]:
+    return kind, file
+
+
 def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number < 1 << 16:
@@ -408,6 +421,12 @@ def _output(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 
 def _asking(parser: argparse.ArgumentParser) -> None:
+    for kind, name in (("image", "a picture"), ("audio", "a recording")):
+        parser.add_argument(
+            f"--{kind}", dest="media", action="append", default=[], type=partial(_of_kind, kind),
+            metavar="FILE", help=f"{name} before the prompt, or - for standard input; repeatable")
+    parser.add_argument("--trim", action="store_true",
+                        help="leave the quiet beginning and end of recordings out")
     parser.add_argument("--system", help="system prompt; for the reference family, the task: call")
     parser.add_argument("--family", type=Path, metavar="DIR", help="where TIER names bundles")
     parser.add_argument("--max-tokens", type=int, default=256)

@@ -18,6 +18,7 @@ from cloister.errors import MediaTooLarge, MediaUnreadable, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import IO
 
 __all__ = ["LIMIT_BYTES", "Audio", "Content", "Image", "Media", "Picture", "Recording"]
 
@@ -49,14 +50,14 @@ class Image(_Part, frozen=True):
     size: tuple[int, int] | None = None  # height and width, where `data` are uint8[H, W, 3]
 
     @classmethod
-    def open(cls, path: str | Path) -> Image:
-        """Read a file of this machine.
+    def open(cls, source: str | Path | IO[bytes]) -> Image:
+        """Read a file of this machine, or one that is open.
 
         Raises:
             MediaUnreadable: there is no such file, or it is a URL: nothing is ever fetched.
             MediaTooLarge: it is over LIMIT_BYTES.
         """
-        return cls(data=_read(path))
+        return cls(data=_read(source))
 
     @classmethod
     def of(cls, pixels: _Array) -> Image:
@@ -82,14 +83,15 @@ class Audio(_Part, frozen=True):
     data: bytes
     rate: int | None = None  # samples a second, where `data` are float32[samples, channels]
     channels: int = 1
+    trim: bool = False  # leave its quiet beginning and end out
 
     @classmethod
-    def open(cls, path: str | Path) -> Audio:
-        """Read a file of this machine; see `Image.open`."""
-        return cls(data=_read(path))
+    def open(cls, source: str | Path | IO[bytes], *, trim: bool = False) -> Audio:
+        """Read a file of this machine, or one that is open; see `Image.open`."""
+        return cls(data=_read(source), trim=trim)
 
     @classmethod
-    def of(cls, samples: _Array, *, rate: int) -> Audio:
+    def of(cls, samples: _Array, *, rate: int, trim: bool = False) -> Audio:
         """Take the samples of an array, float32[N] or float32[N, channels] from -1 to 1.
 
         Raises:
@@ -103,10 +105,12 @@ class Audio(_Part, frozen=True):
                 "or of samples and channels.")
         return cls(
             data=_bounded(samples.tobytes()), rate=_rate(rate),
-            channels=shape[1] if len(shape) == 2 else 1)
+            channels=shape[1] if len(shape) == 2 else 1, trim=trim)
 
     @classmethod
-    def of_chunks(cls, chunks: Iterable[bytes], *, rate: int, channels: int = 1) -> Audio:
+    def of_chunks(
+        cls, chunks: Iterable[bytes], *, rate: int, channels: int = 1, trim: bool = False
+    ) -> Audio:
         """Take what a microphone gives chunk by chunk: signed 16-bit samples, channels by turns.
 
         Raises:
@@ -124,7 +128,7 @@ class Audio(_Part, frozen=True):
         if len(raw) % (2 * channels):
             raise MediaUnreadable("The recording ends within a sample; give whole ones.")
         samples = array.array("f", (value / 32768 for value in array.array("h", bytes(raw))))
-        return cls(data=samples.tobytes(), rate=_rate(rate), channels=channels)
+        return cls(data=samples.tobytes(), rate=_rate(rate), channels=channels, trim=trim)
 
 
 class Picture(_Part, frozen=True):
@@ -180,11 +184,14 @@ Content = str | tuple[str | Media, ...]
 """What a message says: a text, or texts, pictures and recordings in any order."""
 
 
-def _read(path: str | Path) -> bytes:
-    if isinstance(path, str) and _URL.match(path) and not Path(path).exists():
-        raise MediaUnreadable("A URL was given as a file; nothing is fetched: give a local file.")
+def _read(source: str | Path | IO[bytes]) -> bytes:
     try:
-        with Path(path).open("rb") as file:
+        if not isinstance(source, str | Path):
+            return _bounded(source.read(LIMIT_BYTES + 1))
+        if isinstance(source, str) and _URL.match(source) and not Path(source).exists():
+            raise MediaUnreadable(
+                "A URL was given as a file; nothing is fetched: give a local file.")
+        with Path(source).open("rb") as file:
             return _bounded(file.read(LIMIT_BYTES + 1))
     except (OSError, ValueError):
         raise MediaUnreadable(

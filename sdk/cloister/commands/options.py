@@ -6,18 +6,20 @@ A command's options have the names of its arguments (`cloister.cli`).
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from cloister import family
 from cloister.errors import CheckpointError, DataError, SettingError
+from cloister.parts import Audio, Image
 from cloister.runtime.chat import Sampling
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from pathlib import Path
 
-__all__ = ["Asking", "Options", "Record", "check_data", "checkpoint", "read_json"]
+__all__ = ["Asking", "Options", "Record", "check_data", "checkpoint", "part", "read_json"]
 
 Record = dict[str, Any]
 """What a command prints with `--json`."""
@@ -53,6 +55,17 @@ class Asking(Options):
     seed: int | None
     schema: Path | None
     tools: Path | None
+    media: list[tuple[str, str]] = field(repr=False)  # image or audio, and a file or -
+    trim: bool
+
+    @property
+    def parts(self) -> list[Image | Audio]:
+        """Pictures and recordings, in the order in which they were given.
+
+        Raises:
+            MediaUnreadable, MediaTooLarge: see `Image.open`.
+        """
+        return [part(kind, file, trim=self.trim) for kind, file in self.media]
 
     @property
     def sampling(self) -> Sampling:
@@ -78,6 +91,16 @@ class Asking(Options):
             raise SettingError(f"{self.schema.name if self.schema else ''} holds no JSON Schema.")
         return {"max_tokens": self.max_tokens, "sampling": self.sampling, "schema": schema,
                 "tools": tools}
+
+
+def part(kind: str, file: str, *, trim: bool) -> Image | Audio:
+    """Read a picture or recording out of a file, or out of the standard input.
+
+    Raises:
+        MediaUnreadable, MediaTooLarge: see `Image.open`.
+    """
+    source = sys.stdin.buffer if file == "-" else file
+    return Image.open(source) if kind == "image" else Audio.open(source, trim=trim)
 
 
 def read_json(path: Path) -> object:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloister import display, reference
-from cloister.commands.options import Asking, Options, Record
+from cloister.commands.options import Asking, Options, Record, part
 from cloister.errors import CloisterError, InvalidText, OutputExists, SettingError
 from cloister.runtime.client import Worker
 from cloister.tiers import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from cloister.parts import Audio, Image
     from cloister.runtime.chat import Stats
 
 __all__ = ["Chat", "Compare", "Replay", "Run", "chat", "compare", "replay", "run"]
@@ -61,16 +63,21 @@ class Replay(Options):
     family: Path | None
 
 
+_FILES = "/image FILE and /audio FILE go with the next question, an empty line leaves."
+
+
 def run(options: Run) -> Record:
     """One answer, streamed."""
-    asked = options.asked
+    asked, parts = options.asked, options.parts
     _check_replay(options)
     with _worker(options.bundle, options) as worker:
         chat = worker.session(
             system=options.system, namespace=options.namespace, cached=options.cached)
         _tell_of_a_new_vault(worker)
         text, tokens = "", []
-        for token in chat.stream(options.prompt, top=options.logprobs, **asked):
+        for token in chat.stream(
+            [*parts, options.prompt], top=options.logprobs, **asked
+        ):
             text += token.text
             tokens.append(token)
             if not options.json:
@@ -94,7 +101,9 @@ def run(options: Run) -> Record:
             f"{options.replay.name} holds the prompt and the answer in plain text; keep it safe.")
     record = {
         "text": text, **_measured(stats), "guard_tier": guard_tier,
-        "prompt_tokens": stats.prompt_tokens, "restored_tokens": stats.restored_tokens,
+        "prompt_tokens": stats.prompt_tokens, "picture_tokens": stats.picture_tokens,
+        "recording_tokens": stats.recording_tokens, "encode_s": stats.encode_s,
+        "restored_tokens": stats.restored_tokens,
         "load_s": loaded.load_s, "model_id": loaded.model_id,
     }
     if options.logprobs:
@@ -108,6 +117,9 @@ def run(options: Run) -> Record:
 def chat(options: Chat) -> Record:
     """A conversation."""
     asked, answers = options.asked, list[str | None]()
+    if ("image", "-") in options.media or ("audio", "-") in options.media:
+        raise SettingError("A chat's standard input is its questions; name a file.")
+    parts = options.parts  # of the next question
     with _worker(options.bundle, options) as worker:
         def begin() -> Any:
             return worker.session(
@@ -126,11 +138,15 @@ def chat(options: Chat) -> Record:
         for prompt in _lines(prompts=not options.json):
             if prompt == "/new" and options.session is None:
                 session.close()
-                session = begin()
+                session, parts = begin(), []
                 continue
             text = ""
             try:
-                for token in session.stream(prompt, **asked):
+                if added := _added(prompt, trim=options.trim):
+                    parts.append(added)
+                    continue
+                question, parts = [*parts, prompt], []
+                for token in session.stream(question, **asked):
                     text += token.text
                     if not options.json:
                         display.show(token.text, end="")
@@ -150,7 +166,7 @@ def chat(options: Chat) -> Record:
 
 def compare(options: Compare) -> Record:
     """Tiers side by side."""
-    asked = options.asked
+    asked, parts = options.asked, options.parts
     names: list[str] = options.tiers.split(",") if options.tiers else [
         tier for tier in Tier if reference.bundle_path(tier, options.family).is_dir()]
     if not names:
@@ -159,7 +175,7 @@ def compare(options: Compare) -> Record:
     for name in names:
         with _worker(name, options) as worker:  # one process a tier: its own peak memory
             session = worker.session(system=options.system)
-            text = session.ask(options.prompt, **asked).text
+            text = session.ask([*parts, options.prompt], **asked).text
             assert worker.loaded is not None
             rows.append({
                 "tier": str(name), "text": text, **_measured(session.stats),
@@ -197,6 +213,8 @@ def _check_replay(options: Run) -> None:
     """Raise unless what is asked for can be written to a replay file, and replayed."""
     if options.replay is None:
         return
+    if options.media:
+        raise SettingError("A replay file holds text only; leave --replay out.")
     if options.schema is not None or options.tools is not None:
         raise SettingError("A replay file holds no schema or tools; leave --replay out.")
     if options.temperature > 0 and options.seed is None:
@@ -229,13 +247,20 @@ def _tell_of_a_new_vault(worker: Worker) -> None:
 
 def _greeting(opened: Record) -> str:
     if not opened:
-        return "Nothing is kept once you leave. /new begins again, an empty line leaves."
+        return f"Nothing is kept once you leave. /new begins again, {_FILES}"
     if not opened["messages"]:
-        return "This conversation is kept, sealed. An empty line leaves."
+        return f"This conversation is kept, sealed. {_FILES.capitalize()}"
     return (
         f"{opened['messages']} messages were kept; {opened['restored_tokens']} tokens of them need "
-        "not be read again. An empty line leaves."
+        f"not be read again. {_FILES.capitalize()}"
     )
+
+
+def _added(line: str, *, trim: bool) -> Image | Audio | None:
+    """Read the file that a line adds to the next question, if it does."""
+    found = re.fullmatch(r"/(image|audio) +(.+)", line)
+    return None if found is None else part(
+        found[1], str(Path(found[2]).expanduser()), trim=trim)
 
 
 def _lines(*, prompts: bool) -> Iterator[str]:

@@ -67,7 +67,8 @@ def messages_of(prompt: Prompt) -> tuple[Message, ...]:
             "A question has messages among the parts of one; give either, or put the parts into a "
             "message.")
     parts = tuple(item for item in items if not isinstance(item, Message))
-    return (Message(role="user", content=parts),)
+    texts = [part for part in parts if isinstance(part, str)]
+    return (Message(role="user", content=parts if len(texts) < len(parts) else "".join(texts)),)
 
 
 def decoded(messages: Sequence[Message], formats: MediaFormats | None) -> tuple[Message, ...]:
@@ -114,6 +115,9 @@ def _decoded(message: Message, formats: MediaFormats | None) -> Message:
             "model.")
     from cloister import media
 
-    return replace(message, content=tuple(
-        media.read(part, formats) if isinstance(part, Image | Audio) else part
-        for part in message.content))
+    def read(part: str | Media) -> str | Media:
+        if isinstance(part, Image):
+            return media.read(part, formats)
+        return media.read(part, formats, trim=part.trim) if isinstance(part, Audio) else part
+
+    return replace(message, content=tuple(map(read, message.content)))

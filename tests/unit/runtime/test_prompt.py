@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import array
 import base64
-import io
-import itertools
 import queue
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.unit.runtime.conftest import LETTERS, MEDIA, FakeEngine, make_media_bundle
+from tests.unit.runtime.served import Served, picture, png, recording
 
 from cloister.bundle import Bundle
 from cloister.errors import (
@@ -29,36 +27,15 @@ from cloister.message import Message
 from cloister.parts import Audio, Image, Picture, Recording
 from cloister.runtime import conversation, protocol
 from cloister.runtime.chat import Ask
-from cloister.runtime.client import Worker, WorkerSession
 from cloister.runtime.core import MediaPosition, Position
 from cloister.runtime.generate import Decoding, generate
 from cloister.runtime.prompt import Count
 from cloister.runtime.sampling import Sampler
 from cloister.runtime.session import Session
-from cloister.runtime.worker import Service
 from cloister.vault.namespace import Kind, Namespace
 from cloister.vault.store import Vault
 
 RNG = np.random.default_rng(7)
-
-
-def picture(shade: int = 1) -> Picture:
-    return Picture(data=bytes([shade]) * 72, height=4, width=6)
-
-
-def recording(samples: int = 35) -> Recording:
-    return Recording(data=array.array("f", [0.5] * samples).tobytes(), rate=100)
-
-
-def png(pixels: Any, **text: str) -> bytes:
-    from PIL import Image as Pillow
-    from PIL.PngImagePlugin import PngInfo
-
-    info, file = PngInfo(), io.BytesIO()
-    for name, value in text.items():
-        info.add_text(name, value)
-    Pillow.fromarray(pixels).save(file, "PNG", pnginfo=info)
-    return file.getvalue()
 
 
 def ask(session: Any, prompt: Any, n: int = 4, **options: Any) -> list[int]:
@@ -208,54 +185,9 @@ def test_an_answer_is_given_again_for_the_same_picture_only(
 # Through a worker.
 
 
-class Served:
-    """A worker whose other end is in this process, on a fake engine; `lines` are what it was sent.
-    """
-
-    welcome = ended = None
-
-    def __init__(self, engine: FakeEngine) -> None:
-        self.lines: list[bytes] = []
-        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.service = Service(lambda event: self._waiting.put(
-            protocol.decode_event(protocol.encode(event))))
-        self.service._engine = engine
-        self._ids = itertools.count(1)
-        self.loaded = protocol.Loaded(
-            id=0, model_id=engine.model_id, backend="xnnpack", context=engine.context,
-            media=engine.bundle.manifest.media, load_s=0, peak_rss_bytes=0)
-
-    def ready(self, *, vault: bool = False) -> Served:
-        return self
-
-    def next_id(self) -> int:
-        return next(self._ids)
-
-    def send(self, request: protocol.Request) -> None:
-        self.lines.append(protocol.check(request))
-        self.service.handle(protocol.decode_request(self.lines[-1]))
-
-    def ask(self, request: protocol.Request, events: queue.SimpleQueue[Any]) -> None:
-        self._waiting = events
-        self.send(request)
-
-    def call(self, request: protocol.Request, kind: type) -> Any:
-        self.ask(request, queue.SimpleQueue())
-        event = self._waiting.get_nowait()
-        assert isinstance(event, kind), event
-        return event
-
-    def forget(self, id_: int) -> None:
-        pass
-
-
 @pytest.fixture
 def served(seeing: FakeEngine) -> Served:
     return Served(seeing)
-
-
-def conversation_of(served: Served) -> WorkerSession:
-    return Worker.session(served)  # type: ignore[arg-type]
 
 
 def test_a_worker_answers_as_a_session_does_and_never_sees_the_file(
@@ -263,7 +195,7 @@ def test_a_worker_answers_as_a_session_does_and_never_sees_the_file(
 ) -> None:
     pixels = RNG.integers(0, 256, (4, 6, 3), np.uint8)
     file = png(pixels, Place="52.5 N 13.4 E, a most private place")
-    session, alone = conversation_of(served), Session(FakeEngine(media_bundle.path, LETTERS))
+    session, alone = served.session(), Session(FakeEngine(media_bundle.path, LETTERS))
     for prompt in ([Image(data=file), "the fox"], "and the dog", [recording(), picture()]):
         assert session.count(prompt) == alone.count(prompt)
         assert ask(session, prompt) == ask(alone, prompt)
@@ -277,7 +209,7 @@ def test_a_worker_answers_as_a_session_does_and_never_sees_the_file(
 
 
 def test_a_worker_refuses_what_is_not_decoded_by_name(served: Served) -> None:
-    session = conversation_of(served)
+    session = served.session()
     undecoded = (Message(role="user", content=(Image(data=b"x"), "y")),)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for request in (
