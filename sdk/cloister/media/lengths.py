@@ -3,9 +3,10 @@
 libsndfile reads what a header promises, or what it guesses, and no more. Without this check, a file
 that was cut off, the second of two Ogg files in one, and three quarters of an MP3 of variable bit
 rate without a Xing header (libsndfile 1.2) would be lost without a word. A FLAC that is cut off
-libsndfile refuses by itself; one whose header names fewer samples than follow is believed.
+libsndfile refuses by itself.
 
-Sources: RFC 3533 (Ogg pages), ISO 11172-3 and 13818-3 (MPEG audio frames), the ID3v2 structure.
+Sources: RFC 3533 (Ogg pages), RFC 9639 (FLAC), ISO 11172-3 and 13818-3 (MPEG audio frames), the
+structure of ID3v2.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import struct
 
 from cloister.media.exchange import Code, Refused
 
-__all__ = ["check_mp3", "check_ogg", "check_wav"]
+__all__ = ["check_mp3", "check_ogg", "check_wav", "one_longer"]
 
 _ENDLESS = 0x7FFF_F000  # from here on a WAV says that its length was not known when it was begun
+_TAGS = (b"ID3", b"TAG", b"APETAGEX")  # which some programs append
 _SLACK = 4  # MPEG frames: one of Xing, the encoder's delay and padding
 _BITRATES = {  # 1000 bits a second, layer III, by version
     1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -24,20 +26,27 @@ _BITRATES = {  # 1000 bits a second, layer III, by version
 }
 _VERSIONS = {3: (1, 1), 2: (2, 2), 0: (2, 4)}  # by two bits: tables, and divisor of the rate
 _RATES = (44100, 48000, 32000)
+_COUNT_AT, _COUNT_BITS = 18, 36  # of a FLAC's samples: the lower bits of 8 bytes
 _BEGINS, _ENDS = 2, 4  # flags of an Ogg page: first and last of a stream
 
 
 def check_wav(data: bytes) -> None:
-    """Refuse a WAV whose samples end before its header says."""
-    place = 12
-    while place + 8 <= len(data):
+    """Refuse a WAV whose samples end before its header says, or go on behind that."""
+    place, found = 12, False
+    while place + 8 <= len(data) and not data.startswith(_TAGS, place):
         name, size = data[place:place + 4], struct.unpack_from("<I", data, place + 4)[0]
-        place += 8
-        if name == b"data":
-            if place + size > len(data) and size < _ENDLESS:
+        if not all(0x20 <= letter < 0x7F for letter in name):  # no chunk begins here
+            if found and any(data[place:]):
                 raise Refused(Code.DAMAGED)
             return
-        place += size + size % 2
+        place += 8 + size
+        if name == b"data":
+            found = True
+            if size >= _ENDLESS:
+                return
+            if place > len(data):
+                raise Refused(Code.DAMAGED)
+        place += size % 2
 
 
 def check_ogg(data: bytes) -> None:
@@ -69,6 +78,13 @@ def check_mp3(data: bytes, samples: int) -> None:
         place += size
     if abs(found - samples) > _SLACK * each:
         raise Refused(Code.DAMAGED)
+
+
+def one_longer(data: bytes, samples: int) -> bytes:
+    """Return a FLAC whose header names one sample more than `samples`."""
+    place = data.index(b"fLaC") + _COUNT_AT
+    head = int.from_bytes(data[place:place + 8], "big") >> _COUNT_BITS << _COUNT_BITS
+    return data[:place] + (head | samples + 1).to_bytes(8, "big") + data[place + 8:]
 
 
 def _mpeg_frame(data: bytes, place: int) -> tuple[int, int]:

@@ -88,7 +88,19 @@ def _opened(request: Request, data: bytes) -> tuple[int, Iterator[Samples]]:
     elif file.format == "MP3":
         lengths.check_mp3(data, file.frames)
     _check_length(file.frames, file.channels, file.samplerate, request)
+    if file.format == "FLAC" and _goes_on(lengths.one_longer(data, file.frames), file.frames):
+        raise Refused(Code.DAMAGED)
     return file.samplerate, _blocks(file)
+
+
+def _goes_on(data: bytes, samples: int) -> bool:
+    """Whether a FLAC, whose header says so, has a sample behind the first `samples`."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            file.seek(samples)
+            return len(file.read(1)) > 0
+    except soundfile.LibsndfileError:  # its end, which it does not find where the header says
+        return False
 
 
 def _check_length(samples: int, channels: int, rate: int, request: Request) -> None:

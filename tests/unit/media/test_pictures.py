@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -163,6 +164,12 @@ def test_a_picture_of_one_line_is_read(size: tuple[int, int], fit: Fit) -> None:
         64, 64, fit, tiles=128 if fit is Fit.TILES else None)))
     if fit is not Fit.PAD:
         assert (found == np.array([9, 8, 7])[:, None, None]).all()
+
+
+def test_a_text_that_unpacks_to_a_hundred_megabytes_is_refused() -> None:
+    packed = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100 << 20)))
+    with pytest.raises(MediaUnreadable, match="damaged"):
+        read(Image(data=png(1, 1, 8, 0, b"\0\0", packed)), formats())
 
 
 FRAMES = [Pillow.fromarray(noise(8, 8, seed=seed)) for seed in range(3)]

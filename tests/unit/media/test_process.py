@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image as Pillow
 from tests.unit.media.files import RATE, formats, noise, saved, sine, sound
@@ -163,6 +164,43 @@ def test_a_file_that_takes_more_memory_than_it_may_is_refused() -> None:
     with pytest.raises(MediaTooLarge, match="over 8 MiB"):
         read(large, formats(), limits=Limits(memory_bytes=8 << 20))
     assert read(large, formats()).tiles == 1
+
+
+BOMBS = {
+    "164 megapixels": (
+        "Image", lambda: saved(Pillow.new("1", (12800, 12800))), "12800 x 12800 pixels"),
+    "an hour": ("Audio", lambda: sound(np.zeros(3600 * RATE, np.float32), "FLAC"), "3600.00 s"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_by_its_header_and_takes_little_memory(
+    name: str, tmp_path: Path
+) -> None:
+    kind, made, why = BOMBS[name]
+    (tmp_path / "bomb").write_bytes(made())
+    # Small itself: what a process has when it starts another counts for that one, too.
+    program = f"""
+import resource
+from cloister.errors import MediaTooLarge
+from cloister.media import read
+from cloister.parts import Audio, Image
+from cloister.pieces import *
+formats = MediaFormats(
+    picture=PictureFormat(
+        height=64, width=64, tokens=1, fit=Fit.PAD, resample=Resample.BICUBIC),
+    recording=RecordingFormat(rate=16000, samples_per_token=1, multiple=1, most=160000))
+try:
+    read({kind}.open({str(tmp_path / "bomb")!r}), formats)
+except MediaTooLarge as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    said, peak_kib = done.stdout.splitlines()
+    assert why in said
+    assert int(peak_kib) < 150 << 10
 
 
 def test_threads_read_at_once() -> None:

@@ -11,6 +11,7 @@ from tests.unit.media.files import RATE, formats, sine, sound
 
 from cloister.errors import MediaTooLarge, MediaUnreadable
 from cloister.media import Limits, read
+from cloister.media.lengths import one_longer
 from cloister.parts import Audio, Recording
 
 EXACT = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_24"), ("RF64", "PCM_16"),
@@ -132,7 +133,12 @@ def with_size(data: bytes, size: int) -> bytes:
 WAV = sound(sine())
 LIES = {
     "WAV, three times as long": with_size(WAV, 3 * len(WAV)),
+    "WAV, half as long": with_size(WAV, RATE),
+    "WAV, of no length": with_size(WAV, 0),
     "WAV, cut off": WAV[:len(WAV) // 2],
+    "FLAC, one sample longer": one_longer(sound(sine(), "FLAC"), RATE - 2),
+    "FLAC, twice as long": one_longer(sound(sine(), "FLAC"), RATE // 2 - 1),
+    "FLAC, one sample shorter": one_longer(sound(sine(), "FLAC"), RATE),
     "FLAC, cut off": sound(sine(), "FLAC")[:8000],
     "Ogg, cut off": sound(sine(3), "OGG", "OPUS")[:-100],
     "Ogg, two in one": sound(sine(), "OGG") + sound(sine(rate=8000), "OGG", rate=8000),
@@ -152,6 +158,12 @@ def test_a_wav_that_was_begun_before_its_length_was_known_is_read_to_its_end(siz
     assert read(Audio(data=with_size(WAV, size)), formats()).samples == RATE
 
 
+@pytest.mark.parametrize("behind", [
+    b"", b"LIST\3\0\0\0abc\0", b"ID3\4" + bytes(range(100)), b"TAG".ljust(128, b"x"), bytes(600)])
+def test_a_wav_may_have_more_than_its_samples(behind: bytes) -> None:
+    assert read(Audio(data=WAV + behind), formats()).samples == RATE
+
+
 def test_an_mp3_without_a_xing_header_is_not_cut_to_the_length_that_is_guessed() -> None:
     """Of a variable bit rate that begins low; the first frame is Xing's."""
     quiet, rng = np.zeros(RATE, np.float32), np.random.default_rng(0)
@@ -162,6 +174,12 @@ def test_an_mp3_without_a_xing_header_is_not_cut_to_the_length_that_is_guessed()
     assert b"Xing" in data[:second]
     with pytest.raises(MediaUnreadable, match="damaged or ends early"):
         read(Audio(data=data[second:]), formats())
+
+
+@pytest.mark.parametrize("samples", [1, 10, 4095, 4096, 4097, 40000])
+def test_a_flac_of_any_length_is_read_whole(samples: int) -> None:
+    flac = sound(np.resize(sine(), samples), "FLAC")
+    assert read(Audio(data=flac), formats()).samples == samples
 
 
 def test_an_mp3_between_tags_is_read() -> None:
