@@ -18,7 +18,6 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +46,7 @@ from cloister.quantize.apply import QuantizeReport, quantize
 from cloister.quantize.train import QatSettings, qat_schedule
 from cloister.reference import mixture, requests_path, vocabulary
 from cloister.reference.card import card
+from cloister.reference.console import lines
 from cloister.settings import Settings
 from cloister.tiers import Tier, ladder
 from cloister.tokenizer import Tokenizer
@@ -276,18 +276,6 @@ def _device() -> str:
     return f"{name}, {dtype}"
 
 
-def _lines(screen: Console, every_s: float = 30.0) -> Progress:
-    """Return a progress that prints a line now and then."""
-    printed: dict[str, float] = {}
-
-    def show(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
-        if done == total or time.monotonic() - printed.get(stage, -every_s) >= every_s:
-            printed[stage] = time.monotonic()
-            screen.print(f"{stage}: {done:,} of {total:,} {note}", highlight=False)
-
-    return show
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 1 after one sentence."""
     parser = argparse.ArgumentParser(prog="python -m cloister.reference.build", description=__doc__,
@@ -315,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.out.mkdir(parents=True, exist_ok=True)
         builder = _Builder(
             given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
-            begin=given.begin, mean=given.mean, progress=_lines(screen))
+            begin=given.begin, mean=given.mean, progress=lines(screen))
         for tier in tiers:  # what takes hours, before what needs an idle machine
             builder.quantized(tier)
         for tier in tiers:
