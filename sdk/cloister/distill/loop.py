@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from cloister.pairs import Pair
     from cloister.progress import Progress
 
-__all__ = ["Run", "check_recorded", "restore", "train"]
+__all__ = ["Run", "check_recorded", "graceful_interrupt", "restore", "train"]
 
 _Loss = tuple[torch.Tensor, torch.Tensor]
 
@@ -173,7 +173,7 @@ def _hidden(decoder: Decoder, tokens_BT: torch.Tensor, segments_BT: torch.Tensor
 
 
 @contextmanager
-def _graceful_interrupt() -> Iterator[Callable[[], bool]]:
+def graceful_interrupt() -> Iterator[Callable[[], bool]]:
     """Tell whether Ctrl-C was pressed, so that the step ends first; a second one interrupts it."""
     pressed: list[bool] = []
 
@@ -220,7 +220,7 @@ class _Loop:
         try:
             with torch.random.fork_rng(
                 self.parallel.random_devices
-            ), _graceful_interrupt() as interrupted:
+            ), graceful_interrupt() as interrupted:
                 # A resumed run draws the same batches.
                 for number, plan in islice(enumerate(self._plans()), done, self.steps):
                     stop = self._learn(number, plan, interrupted)

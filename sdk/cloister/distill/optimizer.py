@@ -12,7 +12,7 @@ from cloister.model.device import multiplies_bfloat16
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cloister.model.transformer import Decoder
+    from torch import nn
 
 __all__ = ["Muon", "Optimizer", "orthogonal"]
 
@@ -24,13 +24,14 @@ class Optimizer:
     one learning rate each of a few tried).
     """
 
-    def __init__(self, decoder: Decoder, schedule: Schedule) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, *, blocks: str = "layers") -> None:
+        """`blocks` names the submodule whose matrices Muon updates."""
         matrices = [
-            parameter for parameter in decoder.layers.parameters()
+            parameter for parameter in model.get_submodule(blocks).parameters()
             if parameter.dim() == 2 and schedule.optimizer is Kind.MUON
         ]
         chosen = set(matrices)
-        rest = [parameter for parameter in decoder.parameters() if parameter not in chosen]
+        rest = [parameter for parameter in model.parameters() if parameter not in chosen]
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(
             rest, lr=schedule.peak, betas=(0.9, 0.95), weight_decay=schedule.weight_decay)]
         if matrices:
@@ -39,7 +40,7 @@ class Optimizer:
                 autocast=schedule.autocast))
         # The optimizer state of each weight, by its name in a saved state.
         self.tensors: dict[str, torch.Tensor] = {}
-        names = {parameter: name for name, parameter in decoder.named_parameters()}
+        names = {parameter: name for name, parameter in model.named_parameters()}
         for part in self._parts:
             # There from the start, so that a state can be read into it.
             keys = ("momentum_buffer",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq")

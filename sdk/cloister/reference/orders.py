@@ -7,22 +7,18 @@ cream"), and where somebody corrects themselves, the last one counts.
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import Levenshtein
 
 from cloister.corpus import Example, tool_call
-from cloister.errors import DataError
 from cloister.reference import word_lists
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["INTENT", "SLOTS", "Clip", "frame", "generate", "read_clips"]
+__all__ = ["INTENT", "SLOTS", "frame", "generate"]
 
 INTENT = "orderDrink"
 _AMOUNTS = ("", "some ", "a bit of ", "a little bit of ", "a lot of ", "lots of ")
@@ -49,42 +45,11 @@ _LIMIT = 0.34  # edits a letter up to which words are taken for a value
 _WORDS = 6  # of the longest value, and one that was misheard as two
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A recording of a person's order."""
-
-    path: Path
-    arguments: Mapping[str, str]
-
-
 def generate(count: int, *, seed: int) -> Iterator[Example]:
     """Yield `count` examples of the task; the same arguments give the same ones."""
     rng = random.Random(f"order {seed}")
     for _ in range(count):
         yield _Order(rng).example()
-
-
-def read_clips(folder: Path) -> list[Clip]:
-    """Read which recordings a folder with `labels.json` has, and what is ordered in them.
-
-    Raises:
-        DataError: the labels are missing, or not of this task.
-    """
-    try:
-        labels = json.loads((folder / "labels.json").read_text("utf-8"))
-        clips = []
-        for name, label in sorted(labels.items()):
-            arguments = {slot: value.strip() for slot, value in label["slots"].items()}
-            if label["intent"] != INTENT or any(
-                value not in SLOTS[slot] for slot, value in arguments.items()
-            ):
-                raise ValueError(name)
-            clips.append(Clip(path=folder / name, arguments=arguments))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise DataError(
-            f"labels.json of {folder.name} is missing or not of the task order; name the folder of "
-            "the spoken orders.") from None
-    return clips
 
 
 def frame(text: str) -> dict[str, str]:

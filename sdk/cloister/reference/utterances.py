@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     from cloister.progress import Progress
 
-__all__ = ["Utterance", "main", "plan", "present", "read_plan", "synthesize", "write_plan"]
+__all__ = ["Utterance", "main", "plan", "present", "read_plan", "samples", "synthesize",
+           "write_plan"]
 
 _PLAN = "utterances.jsonl"
 _SHARES = {Engine.ESPEAK: 0.55, Engine.FLITE: 0.25, Engine.FESTIVAL: 0.2}  # but for Kokoro
