@@ -94,7 +94,8 @@ def noise(
     if kind not in NOISES:
         raise SettingError(f"Noise {kind} is not known; use {', '.join(NOISES)}.")
     made_N = NOISES[kind](length, rng, others)
-    return (made_N / np.sqrt(np.mean(np.square(made_N)) + 1e-12)).astype(np.float32)
+    loudness = float(np.sqrt(np.mean(np.square(made_N))))
+    return np.asarray(made_N / np.float32(loudness + 1e-6), np.float32)
 
 
 def _white(

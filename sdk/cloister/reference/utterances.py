@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
     from cloister.progress import Progress
 
-__all__ = ["Utterance", "main", "plan", "present", "read_plan", "samples", "synthesize",
-           "write_plan"]
+__all__ = ["PLAN", "Utterance", "length", "main", "plan", "present", "read_plan", "samples",
+           "synthesize", "write_plan"]
 
-_PLAN = "utterances.jsonl"
+PLAN = "utterances.jsonl"
 _SHARES = {Engine.ESPEAK: 0.55, Engine.FLITE: 0.25, Engine.FESTIVAL: 0.2}  # but for Kokoro
 _CHUNK = 20  # lines that a worker says at a time
 _MEASURED = 0.04  # utterances to measure with, of those to train on
@@ -120,7 +120,7 @@ def write_plan(folder: Path, planned: Iterable[Utterance]) -> None:
     Raises:
         NotEnoughDisk, OutputUnwritable: see `cloister.files.disk_errors`.
     """
-    with whole_file(folder / _PLAN) as file:
+    with whole_file(folder / PLAN) as file:
         for each in planned:
             file.write(msgspec.json.encode(each) + b"\n")
 
@@ -132,13 +132,13 @@ def read_plan(folder: Path) -> list[Utterance]:
         DataError: the plan is missing or malformed.
     """
     def refuse(why: str) -> DataError:
-        return DataError(f"{_PLAN} of {folder.name} cannot be used ({why}); write it again.")
+        return DataError(f"{PLAN} of {folder.name} cannot be used ({why}); write it again.")
 
     try:
-        raw = (folder / _PLAN).read_bytes()
+        raw = (folder / PLAN).read_bytes()
     except OSError:
         raise DataError(
-            f"{folder.name} has no {_PLAN}; make it with python -m cloister.reference.utterances."
+            f"{folder.name} has no {PLAN}; make it with python -m cloister.reference.utterances."
         ) from None
     return records.decode_lines(raw, Utterance, limit_bytes=1 << 16, refuse=refuse)
 
@@ -149,19 +149,31 @@ def present(folder: Path, planned: Iterable[Utterance]) -> list[Utterance]:
     return [each for each in planned if each.file in there]
 
 
-def samples(folder: Path, utterance: Utterance) -> NDArray[np.int16]:
-    """Read a recording, int16[N] at 16 kHz.
+def samples(folder: Path, utterance: Utterance) -> NDArray[np.float32]:
+    """Read a recording, float32[N] at 16 kHz.
 
     Raises:
         DataError: it is missing or malformed.
     """
     try:
-        samples, rate = soundfile.read(folder / utterance.file, dtype="int16")
+        samples, rate = soundfile.read(folder / utterance.file, dtype="float32")
     except (soundfile.LibsndfileError, OSError):
         rate = 0
     if rate != speech.RATE:
-        raise DataError(f"{utterance.file} cannot be read; delete it and make it again.")
-    return np.asarray(samples, np.int16)
+        raise _unreadable(utterance)
+    return np.asarray(samples, np.float32)
+
+
+def length(folder: Path, utterance: Utterance) -> int:
+    """Return the number of samples of a recording.
+
+    Raises:
+        DataError: it is missing or malformed.
+    """
+    try:
+        return int(soundfile.info(folder / utterance.file).frames)
+    except (soundfile.LibsndfileError, OSError):
+        raise _unreadable(utterance) from None
 
 
 def synthesize(
@@ -197,6 +209,10 @@ def synthesize(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _unreadable(utterance: Utterance) -> DataError:
+    return DataError(f"{utterance.file} cannot be read; delete it and make it again.")
 
 
 def _say(folder: Path, chunk: Sequence[Utterance], kokoro: Path | None) -> None:
@@ -254,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
         with disk_errors(given.cache.name):
             given.cache.mkdir(parents=True, exist_ok=True)
-        if not (given.cache / _PLAN).exists():
+        if not (given.cache / PLAN).exists():
             write_plan(given.cache, plan(given.data, given.count, given.by_kokoro, seed=given.seed))
         planned = read_plan(given.cache)
         synthesize(given.cache, planned, kokoro=given.kokoro, workers=given.workers,

@@ -1,0 +1,119 @@
+"""How well a model hears: word error rate, and orders understood by the words alone.
+
+An order is what `orders.frame` makes of the words that were heard, so a slot can be right though a
+letter was not. Recordings of people are measured whole, and with the silence around them cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import jiwer
+import numpy as np
+import soundfile
+import torch
+
+from cloister.corpus import read, tool_call
+from cloister.errors import DataError
+from cloister.evaluate.tasks import scores
+from cloister.reference import acoustics, ctc, orders, utterances
+from cloister.reference.speech import RATE, Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from cloister.example import Example
+    from cloister.reference.ctc import CtcModel
+    from cloister.reference.utterances import Utterance
+
+__all__ = ["people", "synthesized", "transcribe", "trimmed"]
+
+_WINDOW = RATE // 50
+_BELOW_DB = 40.0  # the loudest window: taken for silence
+_MARGIN = RATE // 4  # samples kept before and after
+_AROUND = 2 * RATE  # samples of silence around synthesized speech
+
+
+def transcribe(model: CtcModel, recording_N: NDArray[np.float32]) -> str:
+    """Return the words heard in a recording at 16 kHz.
+
+    Raises:
+        DataError: it is longer than the model hears.
+    """
+    stride = model.config.stride
+    if len(recording_N) > model.config.longest:
+        raise DataError(
+            f"A recording lasts {len(recording_N) / RATE:.1f} s; at most "
+            f"{model.config.longest / RATE:.1f} s are heard, so cut it.")
+    whole_N = np.pad(recording_N, (0, -len(recording_N) % stride))
+    with torch.inference_mode():
+        x_1N = torch.from_numpy(whole_N).unsqueeze(0)
+        return ctc.decode(model(model.spectrum(x_1N))[0])
+
+
+def trimmed(recording_N: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a recording from a moment before it is loud to a moment after."""
+    count = len(recording_N) // _WINDOW
+    windows = recording_N[:count * _WINDOW].reshape(count, _WINDOW)
+    power = np.mean(np.square(windows), axis=1, dtype=np.float64)
+    loud = np.flatnonzero(power > power.max(initial=0.0) * 10 ** (-_BELOW_DB / 10))
+    if not len(loud):
+        return recording_N
+    begin, end = loud[0] * _WINDOW - _MARGIN, (loud[-1] + 1) * _WINDOW + _MARGIN
+    return recording_N[max(0, begin):end]
+
+
+def people(model: CtcModel, folder: Path, *, trim: bool) -> dict[str, float]:
+    """Return the scores of the orders that people spoke, as `order` is scored.
+
+    Raises:
+        DataError: the recordings or their labels are missing or malformed.
+    """
+    model.eval()
+    examples = read(folder)
+    answers = []
+    for example in examples:
+        recording_N = _recording(example)
+        heard = transcribe(model, trimmed(recording_N) if trim else recording_N)
+        answers.append(tool_call(orders.INTENT, orders.frame(heard).items()))
+    return {name: score.value for name, score in scores(examples, answers).items()}
+
+
+def synthesized(
+    model: CtcModel, folder: Path, measured: Sequence[Utterance]
+) -> dict[str, float]:
+    """Return the word error rate of utterances in `folder`, by engine, and the frames of orders.
+
+    Each has a room, noise, a microphone and seconds of silence of its own, the same each time.
+    """
+    model.eval()
+    heard = []
+    for number, each in enumerate(measured):
+        speech_N = utterances.samples(folder, each)
+        rng = np.random.default_rng(number)
+        length = min(len(speech_N) + _AROUND, model.config.longest)
+        heard.append(transcribe(model, acoustics.record(speech_N, length, rng)))
+    groups = {f"wer {name}": [
+        number for number, each in enumerate(measured) if name in ("all", each.engine, each.task)
+    ] for name in ("all", *Engine, "order", "call")}
+    found = {name: float(jiwer.wer(
+        [measured[number].words for number in rows], [heard[number] for number in rows]))
+        for name, rows in groups.items() if rows}
+    right = [orders.frame(heard[number]) == json.loads(measured[number].target)["arguments"]
+             for number in groups["wer order"]]
+    return found | ({"frames": sum(right) / len(right)} if right else {})
+
+
+def _recording(example: Example) -> NDArray[np.float32]:
+    (_, path), = example.files
+    try:
+        samples, rate = soundfile.read(path, dtype="float32")
+    except (soundfile.LibsndfileError, OSError):
+        rate = 0
+    if rate != RATE or samples.ndim != 1:
+        raise DataError(f"{path.name} is no recording of one channel at {RATE} Hz; leave it out.")
+    return np.asarray(samples, np.float32)
