@@ -51,6 +51,7 @@ class EncoderShape:
     patch: int = 0  # pixels of a patch's side
     halvings: int = 0  # two-dimensional convolutions
     width: int = 0  # channels between them
+    kernel: int = 0  # positions that a convolution in each layer spans; 0: there is none
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     norm_eps: float = 1e-5
     key_bias: bool = True  # Whisper has none
@@ -69,6 +70,11 @@ class EncoderShape:
         for name in {"patch", "halvings", "width"}.difference(own):
             if getattr(self, name):
                 raise SettingError(f"{name} is {getattr(self, name)}; with {self.stem} leave it 0.")
+        if self.kernel and (
+            self.stem is Stem.PATCHES or not 0 < self.kernel < 2**10 or self.kernel % 2 == 0
+        ):
+            raise SettingError(
+                f"kernel is {self.kernel}; it must be odd and below 1024, and 0 with patches.")
         if not 0.0 < self.norm_eps < math.inf:
             raise SettingError(f"norm_eps is {self.norm_eps}; it must be finite and above 0.")
         if self.activation not in ("gelu", "gelu_tanh"):
@@ -184,19 +190,45 @@ class _FeedForward(nn.Module):
         return out_BND
 
 
+class _Convolution(nn.Module):
+    """A gated convolution over positions (Conformer, arXiv 2005.08100, without batch norm)."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        size = shape.hidden_size
+        self.gate = nn.Linear(size, 2 * size)
+        self.depth = nn.Conv1d(
+            size, size, kernel_size=shape.kernel, padding=shape.kernel // 2, groups=size)
+        self.down = nn.Linear(size, size)
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        x_BDN = functional.glu(self.gate(x_BND), dim=-1).transpose(1, 2)
+        out_BND: torch.Tensor = self.down(functional.silu(self.depth(x_BDN)).transpose(1, 2))
+        return out_BND
+
+
 class EncoderBlock(nn.Module):
-    """One encoder layer: attention and feed-forward, each behind a norm and a residual."""
+    """One encoder layer: attention, perhaps a convolution, and feed-forward.
+
+    Each stands behind a norm and a residual.
+    """
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.attn_norm = nn.LayerNorm(shape.hidden_size, eps=shape.norm_eps)
         self.attn = _Attention(shape)
+        self.convolves = shape.kernel > 0
+        if self.convolves:
+            self.convolution_norm = nn.LayerNorm(shape.hidden_size, eps=shape.norm_eps)
+            self.convolution = _Convolution(shape)
         self.mlp_norm = nn.LayerNorm(shape.hidden_size, eps=shape.norm_eps)
         self.mlp = _FeedForward(shape)
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Map [B, N, D] -> [B, N, D]."""
         x_BND = x_BND + self.attn(self.attn_norm(x_BND))
+        if self.convolves:
+            x_BND = x_BND + self.convolution(self.convolution_norm(x_BND))
         out_BND: torch.Tensor = x_BND + self.mlp(self.mlp_norm(x_BND))
         return out_BND
 
@@ -228,7 +260,7 @@ class Encoder(nn.Module):
                 elif parameter.dim() > 2:
                     gain = 2.0 / parameter[0].numel()
                     parameter.normal_(std=gain**0.5, generator=rng)
-                elif name.endswith(("attn.o.weight", "mlp.down.weight")):
+                elif name.endswith(("attn.o.weight", ".down.weight")):
                     std = 0.02 / (2 * self.shape.layers) ** 0.5
                     parameter.normal_(std=std, generator=rng)
                 elif parameter.dim() == 2:

@@ -32,7 +32,7 @@ LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
 def _encoder_shape() -> EncoderShape:
     return EncoderShape(
         stem=Stem.CONVOLUTIONS_2D, rows=80, positions=400, hidden_size=128, layers=4, heads=4,
-        feed_forward=384, halvings=2, width=32)
+        feed_forward=256, halvings=2, width=32, kernel=15)
 
 
 @dataclass(frozen=True, kw_only=True)

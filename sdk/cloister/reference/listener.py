@@ -43,7 +43,7 @@ from cloister.progress import silent
 from cloister.reference import acoustics, hearing, utterances
 from cloister.reference.console import lines
 from cloister.reference.ctc import CtcConfig, CtcModel
-from cloister.reference.speech import RATE
+from cloister.reference.speech import RATE, Engine
 from cloister.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 __all__ = ["ListenerSettings", "load", "main", "train", "write"]
 
 _POOL = 32  # batches whose recordings are sorted by length together
+_NATURAL = 0.3  # share of a pass that is Kokoro's, the most natural, as far as
+_REPEATED = 8  # times that each of its recordings may come in one
 _WEIGHTS, _SHAPE, _METRICS = "model.safetensors", "model.json", "metrics.jsonl"
 
 
@@ -71,7 +73,7 @@ class ListenerSettings:
     minutes: float = 120.0  # of the processor
     steps: int | None = None  # in place of minutes
     rows: int = 8  # recordings a step
-    peak: float = 4e-3  # learning rate
+    peak: float = 5e-3  # learning rate
     optimizer: Kind = Kind.MUON
     warmup: int = 100  # steps
     decay: float = 0.4  # share of the run, the last one, in which the rate falls
@@ -238,13 +240,17 @@ class _Batches:
     ) -> None:
         self.cache, self.data, self.settings, self.config = cache, data, settings, config
         self.lengths = np.array([utterances.length(cache, each) for each in data])
+        natural = [row for row, each in enumerate(data) if each.engine is Engine.KOKORO]
+        wanted = (len(data) - len(natural)) * _NATURAL / (1 - _NATURAL)
+        times = min(_REPEATED, round(wanted / max(1, len(natural))))
+        self.rows = np.array([*range(len(data)), *natural * max(0, times - 1)])
 
     def plans(self) -> Iterator[list[int]]:
         """Yield the rows of each step, of about one length each."""
         rows, number = self.settings.rows, 0
         while True:
             rng = np.random.default_rng((self.settings.seed, number, 1))
-            order = rng.permutation(len(self.data))
+            order = rng.permutation(self.rows)
             plans: list[list[int]] = []
             for at in range(0, len(order), rows * _POOL):
                 pool = order[at:at + rows * _POOL]
