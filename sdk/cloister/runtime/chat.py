@@ -97,12 +97,13 @@ class Stats:
     finish: str = ""  # end, length, context, stop
     ttft_s: float = 0.0  # to the first token that was chosen
     encode_s: float = 0.0  # of that, to make vectors of pictures and recordings, or put them back
+    spent_s: float = 0.0  # of ttft_s, to lay the prompt out, before the answer was read
     decode_s: float = 0.0  # from that one to the last
     peak_rss_bytes: int = 0  # of the process that holds the model
 
     def begin(self) -> None:
         """Start the clock, unless it runs already."""
-        self._began_s = getattr(self, "_began_s", time.perf_counter())
+        self._began_s = getattr(self, "_began_s", time.perf_counter() - self.spent_s)
 
     def count(self, *, forced: bool = False) -> None:
         """Count a token that came now; one that was given has no part in the speed."""
@@ -323,7 +324,8 @@ class Chat(ABC):
     ) -> Count:
         """Count the tokens that the context has to hold for `prompt` and what was said before it.
 
-        Pictures and recordings are decoded, and not encoded; nothing changes.
+        Pictures and recordings are decoded, and not encoded, unless the model leaves some of their
+        vectors out; nothing changes.
 
         Raises:
             PromptError, SettingError: see `stream`; a prompt that is too long is counted.

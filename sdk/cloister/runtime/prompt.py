@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import ContextExceeded, SettingError, UnsupportedMedia
 from cloister.message import Message
-from cloister.parts import Audio, Image, Media, Picture, Recording
+from cloister.parts import Audio, Image, Media
 
 if TYPE_CHECKING:
     from cloister.pieces import MediaFormats
 
-__all__ = ["Count", "Prompt", "counted", "decoded", "messages_of", "refuse_undecoded"]
+__all__ = ["Count", "Prompt", "decoded", "messages_of", "refuse_undecoded"]
 
 Prompt = str | Media | Message | Sequence[Message] | Sequence[str | Media]
 """A question: the content of a user's message, or messages."""
@@ -87,23 +87,6 @@ def refuse_undecoded(messages: Sequence[Message]) -> None:
         raise UnsupportedMedia(
             "A picture or recording came to the worker as a file, which it never decodes; send "
             "what `cloister.media.read` makes of it.")
-
-
-def counted(ids: Sequence[int], messages: Sequence[Message], formats: MediaFormats | None) -> Count:
-    """Count by kind the tokens of `messages`, which are `ids` (see `Tokenizer.encode_chat`)."""
-    media = [part for message in messages for part in message.media]
-    assert formats is not None or not media, "they were encoded"
-
-    def vectors(kind: type[Picture] | type[Recording]) -> int:
-        return sum(
-            piece for part in media if isinstance(part, kind) and formats is not None
-            for piece in formats.layout(part) if isinstance(piece, int))
-
-    picture, recording = vectors(Picture), vectors(Recording)
-    return Count(
-        text=len(ids) - picture - recording, picture=picture, recording=recording,
-        pictures=sum(isinstance(part, Picture) for part in media),
-        recordings=sum(isinstance(part, Recording) for part in media))
 
 
 def _decoded(message: Message, formats: MediaFormats | None) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from cloister.errors import SettingError
@@ -12,7 +13,7 @@ from cloister.runtime.chat import Chat, Stats, Token
 from cloister.runtime.encoded import made_s
 from cloister.runtime.generate import Decoding, generate
 from cloister.runtime.memory import peak_bytes
-from cloister.runtime.prompt import counted, decoded, messages_of
+from cloister.runtime.prompt import Count, decoded, messages_of
 from cloister.runtime.sampling import Sampler
 from cloister.runtime.tools import tool_calls
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cloister.runtime.core import Position
     from cloister.runtime.engine import Engine
     from cloister.runtime.prefix import PrefixCache
-    from cloister.runtime.prompt import Count, Prompt
+    from cloister.runtime.prompt import Prompt
     from cloister.runtime.responses import ResponseCache
     from cloister.runtime.sampling import Constraint
     from cloister.vault.store import Vault
@@ -105,9 +106,8 @@ class Session(Chat):
         self, prompt: Prompt, *, tools: Sequence[Mapping[str, object]] | None = None
     ) -> Count:
         """Count the tokens of a prompt; see `Chat.count`."""
-        messages = [*self.messages, *decoded(messages_of(prompt), self._formats())]
-        return counted(
-            self.engine.tokenizer.encode_chat(messages, tools=tools), messages, self._formats())
+        asked = decoded(messages_of(prompt), self._formats())
+        return self._prompt([*self.messages, *asked], tools)[1]
 
     def _formats(self) -> MediaFormats | None:
         return self.engine.bundle.manifest.media
@@ -145,13 +145,10 @@ class Session(Chat):
         if max(ask.forced, default=0) >= vocabulary:
             raise SettingError(
                 f"forced holds {max(ask.forced)}; this bundle's token ids are below {vocabulary}.")
-        messages = [*said[:ask.after], *ask.messages]
-        ids = engine.tokenizer.encode_chat(messages, tools=ask.tools)
-        count = counted(ids, messages, self._formats())
+        began = time.perf_counter()
+        positions, count = self._prompt([*said[:ask.after], *ask.messages], ask.tools)
         count.check(engine.context)
-        positions = engine.positions(
-            ids, [part for message in messages for part in message.media
-                  if isinstance(part, Picture | Recording)], self._prefixes)
+        spent_s = time.perf_counter() - began
         constraint = engine.constraint(ask)
         known = None if self._responses is None else self._responses.get(positions, ask)
         read = [] if known else positions
@@ -169,12 +166,29 @@ class Session(Chat):
             self._stop.clear()
             self.stats = Stats(
                 prompt_tokens=len(positions), picture_tokens=count.picture,
-                recording_tokens=count.recording)
+                recording_tokens=count.recording, spent_s=spent_s)
             tokens = self._generate(positions, ask, constraint, owner) if known is None else (
                 self._again(*known))
             return tokens, settle
 
         return begin
+
+    def _prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None
+    ) -> tuple[list[Position], Count]:
+        """Return what the engine reads of `messages`, and how much that is."""
+        engine, kept = self.engine, self._prefixes
+        ids = engine.tokenizer.encode_chat(messages, tools=tools)
+        parts = [part for message in messages for part in message.media
+                 if isinstance(part, Picture | Recording)]
+        with engine.exclusive():  # an encoder may be used
+            positions = engine.positions(ids, parts, kept)
+            sizes = [(isinstance(part, Picture), len(engine.media(part, kept))) for part in parts]
+        pictures = [size for picture, size in sizes if picture]
+        recordings = [size for picture, size in sizes if not picture]
+        return positions, Count(
+            text=len(positions) - sum(pictures) - sum(recordings), picture=sum(pictures),
+            recording=sum(recordings), pictures=len(pictures), recordings=len(recordings))
 
     def _keep(self, ask: Ask, said: Sequence[Token], positions: Sequence[Position]) -> None:
         """Take up a turn: in the vault first, where the conversation is kept."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.unit.runtime.conftest import LETTERS, MEDIA, FakeEngine, make_media_bundle
@@ -164,6 +165,23 @@ def test_tokens_are_counted_by_kind_without_encoding(seeing: FakeEngine) -> None
     assert session.count("x", tools=[{"name": "f"}]).picture == 24
     too_many = session.count([picture()] * 60)
     assert too_many.picture == 62 * 12
+
+
+def test_vectors_that_the_encoder_leaves_out_are_not_counted(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    fewer = msgspec.structs.replace(
+        MEDIA, picture=msgspec.structs.replace(MEDIA.picture, fewer=True))
+    engine = FakeEngine(make_media_bundle(
+        tmp_path / "fewer.cloister", tokenizer_dir, fewer).path, LETTERS)
+    session = Session(engine)
+    count = session.count([picture(4), recording(), "fox"])
+    assert (count.picture, count.recording) == (5, 4)
+    ask(session, [picture(4), recording(), "fox"])
+    assert session.stats.prompt_tokens == count.total == len(engine.cached) - 3
+    assert session.stats.picture_tokens == 5
+    assert 0 < session.stats.encode_s < session.stats.ttft_s
+    assert ask(session, [picture(0)] * 40 + ["fox"])  # 480, were they all there
 
 
 def test_an_answer_is_given_again_for_the_same_picture_only(
