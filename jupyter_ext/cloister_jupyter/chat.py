@@ -3,9 +3,9 @@
 What is said travels in custom messages only, which no notebook file keeps; the synced traits hold
 the tier's name and bounds. The page is `static/chat.js`.
 
-From the page come `open` (tell me all), `ask`, `stop`, `forget`, `reopen` (take up what
-is kept) and `probe` (try to reach out); it is sent `badge`,
-`invalid` (what is refused) and the events of `talk`. No handler waits for anything.
+From the page come `open` (tell me all), `ask`, `stop`, `forget`, `reopen` (take up what is kept),
+`probe` (try to reach out), `attach` and `remove` (see `attached`); it is sent `badge`, `invalid`
+and `unattached` (what is refused) and the events of `talk`. No handler waits for anything.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from getpass import getpass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from traitlets import Bool, Int, Unicode
+from traitlets import Bool, Int, List, Unicode
 
+from cloister import parts
 from cloister.errors import EngineBusy, SettingError, named
 from cloister.tiers import Tier
+from cloister_jupyter.attached import MOST, Attached, kinds_of
 from cloister_jupyter.badge import badge
 from cloister_jupyter.channel import Page, close_earlier, script, style
 from cloister_jupyter.column import Column, columns_of
@@ -81,11 +83,14 @@ class ChatWidget(Page):
         BundleError, VaultError: the conversation cannot be taken up.
     """
 
-    _esm = script("chat")
+    _esm = script("files", "chat")
     _css = style("lab", "chat")
     tier = Unicode().tag(sync=True)
     kept = Bool(False).tag(sync=True)
     limit_bytes = Int(LIMIT_BYTES).tag(sync=True)
+    takes = List(Unicode()).tag(sync=True)  # image, audio
+    file_bytes = Int(parts.LIMIT_BYTES).tag(sync=True)
+    most_files = Int(MOST).tag(sync=True)
 
     def __init__(
         self, model: str | Path, *, session: str | None = None, namespace: str = "default",
@@ -99,7 +104,9 @@ class ChatWidget(Page):
             passphrase=self._passphrase)
         if session is not None:  # refused in the cell, where it can be corrected
             self._talk.open()
-        super().__init__(tier=column.name, kept=session is not None)
+        self._attached = Attached(lambda message: self.send(message))
+        super().__init__(
+            tier=column.name, kept=session is not None, takes=kinds_of([column.path]))
         self.listen()
 
     def close(self) -> None:
@@ -119,7 +126,9 @@ class ChatWidget(Page):
                 case {"type": "stop"}:
                     self._talk.stop(turn)
                 case {"type": "ask"}:
-                    self._talk.ask(request_of(content), content.get("after"))
+                    self._talk.ask(request_of(content, self._attached), content.get("after"))
+                case {"type": "attach" | "remove"}:
+                    self._attached.receive(content)
                 case {"type": "forget" | "reopen" | "probe" as kind, "run": str(name)}:
                     getattr(self._talk, kind)(name)
                 case _:

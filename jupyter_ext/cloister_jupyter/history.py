@@ -117,7 +117,7 @@ def run_of(
                 (name, getattr(event, name)) for name in KeptAnswer.__struct_fields__
                 if hasattr(event, name))
     return KeptRun(
-        run=request.run, at_s=at_s, prompt=request.prompt, system=request.system,
+        run=request.run, at_s=at_s, prompt=request.message.shown, system=request.system,
         sampling={name: getattr(request.sampling, name)
                   for name in request.sampling.__dataclass_fields__},
         max_tokens=request.max_tokens, stopped=stopped,

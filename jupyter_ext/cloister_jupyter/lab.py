@@ -5,10 +5,11 @@ traits hold ids, names and bounds. The page is
 `static/lab.js`.
 
 From the page come `open` (tell me all), `run`, `score` (how likely each token is), `branch` (go on
-from another token), `stop`, `likeliest` (what else might have stood there) and `probe` (try to
-reach out); it is sent `snapshot`, `badge`, `likeliest`, `invalid` (what is refused) and the events
-of `runs`. What the other tabs say to each other has the name of its panel and a dot before it. No
-handler waits for anything, so that each may run on whatever thread the kernel reads messages on.
+from another token), `stop`, `likeliest` (what else might have stood there), `probe` (try to reach
+out), `attach` and `remove` (see `attached`); it is sent `snapshot`, `badge`, `likeliest`, `invalid`
+(what is refused) and the events of `runs`. What the other tabs say to each other has the name of
+its panel and a dot before it. No handler waits for anything, so that each may run on whatever
+thread the kernel reads messages on.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from traitlets import Dict, Int, List, Unicode
 
-from cloister import family
+from cloister import family, parts
 from cloister.audit.notebook import Trail
 from cloister.errors import CloisterError, SettingError, named
 from cloister.tiers import Tier
 from cloister.vault.namespace import Kind
 from cloister_jupyter import results
 from cloister_jupyter.answers import shortened
+from cloister_jupyter.attached import MOST, Attached, kinds_of
 from cloister_jupyter.badge import Badge, badge, kept_by_lab
 from cloister_jupyter.channel import Page, check_text, close_earlier, script, style
 from cloister_jupyter.column import columns_of
@@ -71,12 +73,15 @@ class PromptLab(Page):
         SettingError: there is no tier of that name, or nothing to ask.
     """
 
-    _esm = script("compare", "tokens", "answer", *(
+    _esm = script("files", "compare", "tokens", "answer", *(
         part for panel in _PANELS for part in (*panel.parts, panel.name)), "lab")
     _css = style("lab", "tokens", *(panel.name for panel in _PANELS))
     columns = List(Dict()).tag(sync=True)  # ids and names
     tasks = List(Unicode()).tag(sync=True)
     limit_bytes = Int(LIMIT_BYTES).tag(sync=True)
+    takes = List(Unicode()).tag(sync=True)  # image, audio: of one tier at least
+    file_bytes = Int(parts.LIMIT_BYTES).tag(sync=True)
+    most_files = Int(MOST).tag(sync=True)
 
     def __init__(
         self, tiers: Sequence[str] | None = None, bundles: Sequence[str | Path] = (), *,
@@ -91,7 +96,9 @@ class PromptLab(Page):
         self._trail: Trail | None = None  # opened when there is what to record
         self._recording = threading.Lock()
         shipped = {family.bundle_path(tier) for tier in Tier}
+        self._attached = Attached(lambda message: self.send(message))
         super().__init__(
+            takes=kinds_of(column.path for column in found),
             columns=[{"id": column.id, "name": column.name} for column in found],
             tasks=list(_TASKS) if any(column.path in shipped for column in found) else [])
         self._lock = threading.RLock()  # of the events, so that none overtakes a snapshot
@@ -172,7 +179,9 @@ class PromptLab(Page):
                 case {"type": "stop"}:
                     self._runs.stop(run)
                 case {"type": "run"}:
-                    self._runs.begin(request_of(content))
+                    self._runs.begin(request_of(content, self._attached))
+                case {"type": "attach" | "remove"}:
+                    self._attached.receive(content)
                 case {"type": "score"}:
                     self._runs.score(str(run))
                 case {"type": "branch", "parent": str(parent), "at": int(at), "id": int(id_)}:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -52,6 +53,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
 
     role: str
     text: str
+    media: tuple[str, ...] = ()  # what each picture or recording is
     calls: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -64,6 +66,7 @@ class Asked(_Event, frozen=True):
 
     turn: str
     text: str
+    media: tuple[str, ...]  # what each picture or recording is
     after: int
 
 
@@ -107,6 +110,7 @@ class Snapshot(_Event, frozen=True):
     turn: str | None  # None: nothing is going on
     over: str  # the last turn that ended
     text: str  # of its question
+    media: tuple[str, ...]
     after: int
     answer: str  # as far as it came
     used: int  # tokens of the context
@@ -120,8 +124,10 @@ Event = Asked | Ready | Delta | Ended | Failed | Snapshot
 class _Turn:
     """Something being done, and the wish to stop it."""
 
-    def __init__(self, id_: str, text: str = "", after: int = 0) -> None:
-        self.id, self.text, self.after = id_, text, after
+    def __init__(self, id_: str, question: Message | None = None, after: int = 0) -> None:
+        self.id, self.question, self.after = id_, question, after
+        self.text = "" if question is None else question.text
+        self.media = () if question is None else tuple(part.label for part in question.media)
         self.stopping = threading.Event()
         self.session: WorkerSession | None = None  # while it answers
         self.answer = list[str]()
@@ -184,9 +190,13 @@ class Talk:
         Raises:
             EngineBusy: something is going on.
         """
-        ask = Ask.of(request.prompt, max_tokens=request.max_tokens, sampling=request.sampling,
+        question, messages = request.message, self.messages
+        place = len(messages) if after is None else after
+        if request.again and 0 <= place < len(messages) and messages[place].role == "user":
+            question = _again(messages[place], question)
+        ask = Ask.of(question, max_tokens=request.max_tokens, sampling=request.sampling,
                      after=after)
-        turn = _Turn(request.run, request.prompt, len(self.messages) if after is None else after)
+        turn = _Turn(request.run, question, place)
         self._begin(turn, lambda: self._answer(turn, ask))
 
     def forget(self, turn: str) -> None:
@@ -256,7 +266,8 @@ class Talk:
             self._flush(turn)
             self._tell(
                 Snapshot, messages=tuple(map(_said, self.messages)),
-                turn=turn.id or None, over=self._over, text=turn.text, after=turn.after,
+                turn=turn.id or None, over=self._over, text=turn.text, media=turn.media,
+                after=turn.after,
                 answer="".join(turn.answer),
                 used=self._used or (0 if session is None else session.restored_tokens),
                 context=0 if loaded is None else loaded.context,
@@ -279,8 +290,9 @@ class Talk:
             if self._turn is not None:
                 raise EngineBusy("An answer is being made; stop it first.")
             self._turn = turn
-            if turn.text:
-                self._tell(Asked, turn=turn.id, text=turn.text, after=turn.after)
+            if turn.question is not None:
+                self._tell(
+                    Asked, turn=turn.id, text=turn.text, media=turn.media, after=turn.after)
         self._thread = threading.Thread(target=self._serve, args=(turn, work), daemon=True)
         self._thread.start()
 
@@ -301,7 +313,7 @@ class Talk:
     def _end(self, turn: _Turn, failure: CloisterError | None) -> None:
         if failure is not None:
             self._tell(Failed, turn=turn.id, kind=type(failure).__name__, message=str(failure))
-        elif turn.text:
+        elif turn.question is not None:
             stats = Stats(finish="stop") if turn.stats is None else turn.stats
             self._tell(
                 Ended, turn=turn.id, finish=stats.finish, prompt_tokens=stats.prompt_tokens,
@@ -341,7 +353,7 @@ class Talk:
 
     def _record(self, text: str) -> None:
         """Keep the fingerprints of a text, where the conversation is kept."""
-        if self.kept:
+        if self.kept and text:
             self._worker.record([text], namespace=self._namespace)
 
     def _cool(self) -> None:
@@ -352,8 +364,18 @@ class Talk:
             finally:
                 self._process.release()
 
+
+def _again(before: Message, now: Message) -> Message:
+    """Return a question that is asked again, with the pictures and recordings that it had."""
+    if now.content == before.text:
+        return before
+    media = (*before.media, *now.media)
+    return replace(now, content=(*media, now.text) if now.text else media) if media else now
+
+
 def _said(message: Message) -> Said:
     calls = tool_calls(message.text) if message.role == "assistant" else ()
-    return Said(role=message.role, text=message.text, calls=tuple(
+    return Said(role=message.role, text=message.text, media=tuple(
+        part.label for part in message.media), calls=tuple(
         json.dumps({"name": call.name, "arguments": call.arguments}, indent=2, ensure_ascii=False)
         for call in calls))

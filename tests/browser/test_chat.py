@@ -266,10 +266,11 @@ def test_two_chats_of_one_session_and_an_answer_that_is_no_markup(open_notebook:
     second = CHAT.replace("chat = ", "other = ").replace("\nchat", "\nother").format(
         session="both", system="call")
     hostile = {
-        "type": "snapshot", "seq": 900, "turn": None, "over": "", "text": "", "after": 0,
-        "answer": "", "used": 1, "context": 2, "notice": None, "messages": [
-            {"role": "user", "text": "p", "calls": []},
-            {"role": "assistant", "text": f"{HOSTILE}\n```py\nx = 1\n```\n[a](b)", "calls": []}]}
+        "type": "snapshot", "seq": 900, "turn": None, "over": "", "text": "", "media": [],
+        "after": 0, "answer": "", "used": 1, "context": 2, "notice": None, "messages": [
+            {"role": "user", "text": "p", "media": [], "calls": []},
+            {"role": "assistant", "media": [], "calls": [],
+             "text": f"{HOSTILE}\n```py\nx = 1\n```\n[a](b)"}]}
     notebook, chat = opened(
         open_notebook, "chat-two", second, f"chat.send({hostile!r})", session="both")
     notebook.run_cell(1)

@@ -1,10 +1,10 @@
 // The chat's page: a conversation, and a box to type in; see chat.py for the messages.
-// One module with text.js and kernel.js, which stand before it.
+// One module with text.js, kernel.js and files.js, which stand before it.
 //
 // Nothing is loaded from anywhere. What was typed or answered becomes text nodes only, never markup,
 // and leaves this page in custom messages only: no synced trait, no storage, no URL holds it.
 
-/** @typedef {{role: string, text: string, calls: string[]}} Said */
+/** @typedef {{role: string, text: string, media: string[], calls: string[]}} Said */
 
 const WHO = { user: "You", system: "System prompt", tool: "Tool" };
 
@@ -53,6 +53,8 @@ class Chat {
       this.following = this.log.scrollTop + this.log.clientHeight > this.log.scrollHeight - 8;
     });
     this.box = this.textArea("message", `Message ${this.name}; Enter sends, Shift+Enter makes a line`);
+    const compose = h("div", { class: "cl-compose" }, this.box, this.sendButton);
+    this.files = new Files(this, compose);
     this.root = h("section", {
       class: "cloister-lab cloister-chat", "aria-label": `Chat with ${this.name}`,
       "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true",
@@ -62,7 +64,7 @@ class Chat {
         h("strong", {}, this.name), this.stopButton, this.note, this.badge.element),
       this.alert, this.reopenButton, this.log,
       h("label", { for: this.box.id, class: "cl-hidden" }, "Message"),
-      h("div", { class: "cl-compose" }, this.box, this.sendButton),
+      compose, this.files.element,
       h("div", { class: "cl-below" }, this.used, this.forgetButton), this.confirmed,
       this.sampling.element, this.announced);
     el.append(this.root);
@@ -85,18 +87,19 @@ class Chat {
    * Make a message's element; its buttons act on the message that stands there.
    * @param {Said} said @param {number} at
    */
-  item({ role, text, calls }, at) {
+  item({ role, text, media, calls }, at) {
     const body = h("div", { class: "cl-said", dir: "auto" }, ...(calls.length ? calls.map(toolCall) : written(text)));
+    const shown = media.length ? [h("ul", { class: "cl-files", "aria-label": "Files" }, ...media.map((label) => h("li", { class: "cl-file" }, label)))] : [];
     const item = h("article", { class: `cl-message cl-${role}`, "aria-label": WHO[role] ?? this.name },
       h("header", {}, h("strong", {}, WHO[role] ?? this.name),
         ...(role === "user" ? [this.button("Edit", () => this.edit(at, text), "cl-act")] : []),
-        ...(role === "assistant" ? [this.button("Regenerate", () => this.regenerate(at), "cl-act cl-again")] : [])), body);
+        ...(role === "assistant" ? [this.button("Regenerate", () => this.regenerate(at), "cl-act cl-again")] : [])), ...shown, body);
     return item;
   }
 
   /** Show messages; those that are there already stay, with what has the focus in them. @param {Said[]} messages */
   show(messages) {
-    const same = (/** @type {Said} */ a, /** @type {Said} */ b) => a?.role === b.role && a.text === b.text;
+    const same = (/** @type {Said} */ a, /** @type {Said} */ b) => a?.role === b.role && a.text === b.text && String(a.media) === String(b.media);
     let from = 0;
     while (from < messages.length && same(this.messages[from], messages[from])) from++;
     while (this.log.children.length > from) this.log.lastElementChild?.remove();
@@ -108,11 +111,11 @@ class Chat {
     });
   }
 
-  /** Show a question and the place of its answer, behind the first messages. @param {string} text @param {number} after @param {string} answer */
-  showTurn(text, after, answer) {
+  /** Show a question and the place of its answer, behind the first messages. @param {string} text @param {string[]} media @param {number} after @param {string} answer */
+  showTurn(text, media, after, answer) {
     this.show(this.messages.slice(0, after));
-    this.log.append(this.item({ role: "user", text, calls: [] }, after));
-    const item = this.item({ role: "answer", text: answer, calls: [] }, after + 1);
+    this.log.append(this.item({ role: "user", text, media, calls: [] }, after));
+    const item = this.item({ role: "answer", text: answer, media: [], calls: [] }, after + 1);
     this.live = /** @type {HTMLElement} */ (item.querySelector(".cl-said"));
     this.live.replaceChildren(visible(answer));
     this.log.append(item);
@@ -155,7 +158,8 @@ class Chat {
   }
 
   sendNew() {
-    this.ask(this.box.value, this.next < 0 ? null : this.messages.length, this.box);
+    if (this.files.reading) return this.say("A file is still being read; send again in a moment.");
+    this.ask(this.box.value, this.next < 0 ? null : this.messages.length, this.box, this.files.held);
   }
 
   /** @param {number} at of the answer */
@@ -193,19 +197,21 @@ class Chat {
    * Ask; what stands behind the first `after` messages goes once the answer is there. Null keeps
    * all, which is for a page that was not told yet what there is.
    * @param {string} text @param {number | null} after @param {HTMLTextAreaElement | null} box it was typed in
+   * @param {Held[] | null} [files] null: those that were asked about in that place
    */
-  ask(text, after, box) {
+  ask(text, after, box, files = null) {
     if (this.turn || this.link.detached) return false;
-    const refused = text.trim() ? tooLong("message", text, this.model.get("limit_bytes")) : "There is no message; type one first.";
+    const more = files?.length || (files === null && this.messages[after]?.media.length);
+    const refused = text.trim() || more ? tooLong("message", text, this.model.get("limit_bytes")) : "There is no message; type one first.";
     const settings = refused ? null : this.sampling.values();
     if (refused) this.say(refused);
     if (!settings) return false;
     this.say("");
     this.turn = newId();
-    this.asked = { turn: this.turn, text, box };
+    this.asked = { turn: this.turn, text, box, files: files ?? [] };
     this.note.textContent = "asking\u2026";
     this.enable();
-    this.link.ask({ type: "ask", run: this.turn, prompt: text, after, ...settings });
+    this.link.ask({ type: "ask", run: this.turn, prompt: text, media: this.asked.files.map(({ id }) => id), again: files === null, after, ...settings });
     return true;
   }
 
@@ -260,6 +266,7 @@ class Chat {
   /** @param {any} message */
   receive(message) {
     if (message.type === "badge") return this.badge.show(message);
+    if (message.type === "unattached") return this.files.refused(message);
     if (message.type === "invalid") return this.refused(message);
     if (message.type === "snapshot") this.restore(message);
     else if (message.seq === this.next) this.apply(message);
@@ -284,9 +291,13 @@ class Chat {
     if (event.type === "asked") {
       this.turn = event.turn;
       this.tokens = this.beganMs = 0;
-      if (this.asked?.turn === event.turn && this.asked.box === this.box) this.box.value = "";
+      if (this.asked?.turn === event.turn && this.asked.box === this.box) {
+        this.box.value = "";
+        const gone = this.asked.files;
+        this.files.show(this.files.held.filter((each) => !gone.includes(each)));
+      }
       this.editing = null;
-      this.showTurn(event.text, event.after, "");
+      this.showTurn(event.text, event.media, event.after, "");
       this.note.textContent = "loading\u2026";
       this.enable();
       this.announce("Asked");
@@ -313,12 +324,12 @@ class Chat {
   }
 
   /** @param {any} all */
-  restore({ messages, turn, over, text, after, answer, used, context, notice }) {
+  restore({ messages, turn, over, text, media, after, answer, used, context, notice }) {
     const ended = over === this.turn && this.turn !== "";
     this.used.textContent = context ? `${used.toLocaleString("en")} of ${context.toLocaleString("en")} tokens` : "";
     this.show(messages);
-    if (text) {
-      this.showTurn(text, after, answer);
+    if (text || media.length) {
+      this.showTurn(text, media, after, answer);
       this.note.textContent = "answers";
     }
     if (turn !== null || ended) this.turn = turn ?? ""; // else one of ours is on its way
@@ -334,9 +345,11 @@ class Chat {
     const asked = this.asked, kept = asked && messages.some(({ role, text }) => role === "user" && text === asked.text);
     if (asked && !kept) {
       if (asked.box && !this.box.value) this.box.value = asked.text;
+      this.files.show([...asked.files.filter((each) => !this.files.held.includes(each)), ...this.files.held]);
       if (this.over && this.over !== "failed") this.over += "; no answer, so nothing was kept";
     }
     if (asked && kept && this.greedy && this.alert.hidden) this.over += "; greedy, so the same question has the same answer: a temperature gives others";
+    if (asked && kept) this.files.forget(asked.files.map(({ id }) => id));
     this.asked = null;
     this.greedy = false;
     this.note.textContent = this.over ?? "";

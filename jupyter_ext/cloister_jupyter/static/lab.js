@@ -63,9 +63,12 @@ class Lab {
       h("button", { type: "button", onclick: () => this.jumpBy(1), "aria-keyshortcuts": "]" }, "difference \u2192"),
       this.differences = h("span", { class: "cl-note" }));
     this.panels = PANELS.map((Panel) => ({ name: Panel.panel, title: Panel.title, panel: new Panel(this) }));
+    const asked = h("div", { class: "cl-asked" }, this.prompt);
+    this.files = new Files(this, asked);
+    asked.append(this.files.element);
     this.main = h("div", {},
       h("div", { class: "cl-request" },
-        h("label", { for: this.prompt.id }, "Prompt"), this.prompt,
+        h("label", { for: this.prompt.id }, "Prompt"), asked,
         h("label", { for: this.system.id }, "System prompt"),
         h("div", { class: "cl-system" }, ...this.taskPicker(), this.system),
         h("label", { for: this.expected.id }, "Expected answer"), this.expected,
@@ -194,13 +197,14 @@ class Lab {
     if (refused) return this.say(refused);
     const chosen = [...this.toggles.querySelectorAll("input:checked")].map((box) => box.value);
     // Before the answers that are shown are cleared; the kernel would say the same.
-    if (!prompt) return this.say("There is no prompt; type one first.");
+    if (this.files.reading) return this.say("A file is still being read; run again in a moment.");
+    if (!prompt && !this.files.held.length) return this.say("There is no prompt; type one first.");
     if (!chosen.length) return this.say("No tier is chosen; choose at least one.");
     const settings = this.sampling.values();
     if (!settings) return;
     const run = newId();
     this.show(run, chosen);
-    this.link.ask({ type: "run", run, columns: chosen, prompt, system: this.system.value || null, ...settings });
+    this.link.ask({ type: "run", run, columns: chosen, prompt, media: this.files.ids, system: this.system.value || null, ...settings });
   }
 
   stop() {
@@ -265,6 +269,7 @@ class Lab {
     const panel = this.panels.find(({ name }) => message.type.startsWith(`${name}.`));
     if (panel) return panel.panel.receive(message);
     if (message.type === "badge") return this.badge.show(message);
+    if (message.type === "unattached") return this.files.refused(message);
     if (message.type === "likeliest") return message.run === this.run && this.popover.receive(message);
     if (message.type === "snapshot") return this.restore(message);
     if (message.type === "invalid") {

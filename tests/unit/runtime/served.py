@@ -40,10 +40,11 @@ class Served:
     """
 
     unlocked = ended = None
-    guard_tier = 1
+    guard_tier, running = 1, True
+    welcome = protocol.Welcome(version=4, guard_tier=1, guard="seccomp", evidence={}, memory={})
 
     def __init__(self, engine: FakeEngine) -> None:
-        self.lines: list[bytes] = []
+        self.engine, self.lines = engine, list[bytes]()
         self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.service = Service(lambda event: self._waiting.put(
             protocol.decode_event(protocol.encode(event))))
@@ -74,6 +75,17 @@ class Served:
         return event
 
     def forget(self, id_: int) -> None:
+        pass
+
+    def cancel(self, id_: int, events: queue.SimpleQueue[Any]) -> Any:
+        while isinstance(event := events.get_nowait(), protocol.Produced):
+            pass
+        return event
+
+    def start(self) -> Served:
+        return self
+
+    def close(self) -> None:
         pass
 
     def session(self, **options: Any) -> WorkerSession:
