@@ -270,13 +270,18 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCRW: torch.Tensor) -> torch.Tensor:
         """Map float[B, C, R, W] -> [B, N, D], positions row by row."""
-        x_BDRW = self.stem(x_BCRW)
-        grid_RWD = self.positions.unflatten(0, (self.shape.grid_rows, -1))
-        x_BRWD = x_BDRW.permute(0, 2, 3, 1) + grid_RWD.narrow(1, 0, x_BDRW.shape[3])
-        x_BND = x_BRWD.flatten(1, 2)
+        x_BND = self.embed(x_BCRW)
         for layer in self.layers:
             x_BND = layer(x_BND)
         out_BND: torch.Tensor = self.norm(x_BND)
+        return out_BND
+
+    def embed(self, x_BCRW: torch.Tensor) -> torch.Tensor:
+        """Return what the first layer reads, [B, N, D]."""
+        x_BDRW = self.stem(x_BCRW)
+        grid_RWD = self.positions.unflatten(0, (self.shape.grid_rows, -1))
+        x_BRWD = x_BDRW.permute(0, 2, 3, 1) + grid_RWD.narrow(1, 0, x_BDRW.shape[3])
+        out_BND: torch.Tensor = x_BRWD.flatten(1, 2)
         return out_BND
 
 

@@ -110,17 +110,21 @@ class Sense(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the vectors, float32[B, M, E]."""
-        x_BCRW = self.front(x)
+        out_BME: torch.Tensor = self.projector(self.encoder(self.read(x)))
+        return out_BME.flatten(0, 1).unsqueeze(0) if self.config.pieces else out_BME
+
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the encoder reads, float32[B, C, R, W], of a recording each piece."""
+        x_BCRW: torch.Tensor = self.front(x)
         if self.config.pieces:
             x_1CRPW = x_BCRW.unflatten(3, (-1, self.config.encoder.columns))
             x_BCRW = x_1CRPW.squeeze(0).permute(2, 0, 1, 3)
-        out_BME: torch.Tensor = self.projector(self.encoder(x_BCRW))
-        return out_BME.flatten(0, 1).unsqueeze(0) if self.config.pieces else out_BME
+        return x_BCRW
 
 
-def linears(sense: Sense) -> Iterator[tuple[str, nn.Linear]]:
+def linears(part: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Yield the layers that a recipe quantizes, by name; convolutions stay in float32."""
-    for name, module in sense.named_modules():
+    for name, module in part.named_modules():
         if isinstance(module, nn.Linear):
             yield name, module
 
@@ -128,9 +132,10 @@ def linears(sense: Sense) -> Iterator[tuple[str, nn.Linear]]:
 def scheme_of(recipe: Recipe, name: str, inputs: int) -> Scheme:
     """Return the scheme of the linear layer `name`, in rows of 8 bits where no group divides.
 
-    SigLIP's feed-forward layers have 4304 inputs, for which no backend has 4-bit kernels.
+    SigLIP's feed-forward layers have 4304 inputs, for which no backend has 4-bit kernels. What
+    chooses among tokens is held as a decoder's head is.
     """
-    scheme = recipe.scheme_of(f"{name}.weight")
+    scheme = recipe.head if name == "projector.head" else recipe.scheme_of(f"{name}.weight")
     assert scheme is not None
     if scheme.group is not None and inputs % scheme.group:
         return Scheme(bits=8, group=None)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     Hook = Callable[[nn.Module, tuple[torch.Tensor, ...]], torch.Tensor | None]
 
-__all__ = ["Calibration", "Inputs", "LayerError", "smooth"]
+__all__ = ["Calibration", "Inputs", "LayerError", "rounded", "smooth"]
 
 LARGEST = 4.0  # square of a row of inputs, against the median
 DRIFT_DAMPING = 0.05  # of the mean of the moments' diagonal, added to it where weights are moved
@@ -136,7 +136,7 @@ class Calibration:
                     module = block.get_submodule(name)
                     assert isinstance(module, nn.Linear)
                     full = f"{prefix}{name}.weight"
-                    q, scale = _rounded(module.weight, self._recipe.scheme_of(full), reads)
+                    q, scale = rounded(module.weight, self._recipe.scheme_of(full), reads)
                     done[f"{full}.q"], done[f"{full}.scale"] = q, scale
                     module.weight.data = dequantize(q, scale)
                 return read_MK.view_as(given[0])
@@ -217,9 +217,10 @@ class Inputs(Moments):
         return moved_NK
 
 
-def _rounded(
+def rounded(
     weight_NK: torch.Tensor, scheme: Scheme | None, inputs: Inputs
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return integers int8[N, K] and scales [N, C] of a matrix for what it reads."""
     assert scheme is not None
     weight_NK = inputs.moved(weight_NK)
     if scheme.group is None:

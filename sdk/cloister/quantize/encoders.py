@@ -1,0 +1,238 @@
+"""The rounding of what reads pictures and recordings: encoder and projector, to 4 or 8 bits.
+
+Linear layers are rounded as a decoder's are (`calibrate`): by themselves, or for what they read of
+media. Convolutions, norms and positions stay as they are: in Whisper base they are 11 % of the
+weights.
+
+Shapes: B pictures or pieces, N positions, D hidden size, M rows, K inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from cloister.errors import QuantizationError
+from cloister.model import sense_file
+from cloister.model.encoder import EncoderBlock
+from cloister.model.projector import TokenProjector
+from cloister.model.recipe import Recipe
+from cloister.model.sense import Sense, linears, scheme_of
+from cloister.progress import silent
+from cloister.quantize.calibrate import ROWS, Inputs, rounded
+from cloister.quantize.rounding import quantize_weight
+from cloister_kernels.reference import dequantize, fake_quantize_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from cloister.model.sense import SenseConfig
+    from cloister.model.sense_file import SenseFile
+    from cloister.progress import Progress
+
+    Named = tuple[str, torch.Tensor]
+    Quantized = dict[str, tuple[torch.Tensor, torch.Tensor]]  # integers and scales by layer
+
+__all__ = ["SENSE_RECIPE", "SenseReport", "quantize_sense", "relative_error"]
+
+SENSE_RECIPE = "8da8w"
+"""The default: in 4 bits an encoder's vectors are several times as far off."""
+
+SMOOTHING = 0.5  # exponent of the inputs' range, as of the weights'
+_LEAST = 1e-6
+_MEASURED = 4  # of so many media one is measured on and not calibrated on
+
+
+@dataclass(frozen=True, kw_only=True)
+class SenseReport:
+    """The quantization of one sense."""
+
+    sense: str  # vision or audio
+    recipe: str
+    size_bytes: int
+    calibrated: int  # media that its layers were rounded for
+    measured: int  # media that `error` is measured on; 0: none were given
+    error: float | None  # of the vectors, relative to those that are not quantized
+
+
+def quantize_sense(
+    file: SenseFile, out: Path, recipe: Recipe | str = SENSE_RECIPE, *,
+    media: Sequence[torch.Tensor] = (), name: str = "sense", progress: Progress = silent
+) -> SenseReport:
+    """Write the sense in `file` to `out`, quantized, for what it reads of `media` if there are any.
+
+    Media are what `Sense` takes: uint8[B, 3, R, W] or float32[1, 1, N] each. Of four or more, each
+    fourth is kept to measure the error on; of fewer, it is measured on the same.
+
+    Raises:
+        QuantizationError: it is quantized already.
+        SettingError: no recipe of that name.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
+    if file.config.recipe is not None:
+        raise QuantizationError(
+            f"{file.path.name} is quantized already; use the one that it was made of.")
+    few = len(media) < _MEASURED
+    read = [each for at, each in enumerate(media) if few or at % _MEASURED != _MEASURED - 1]
+    measured = list(media) if few else list(media[_MEASURED - 1::_MEASURED])
+    sense = file.load()
+    done = (
+        _calibrated(sense, recipe, read, progress) if read else _by_themselves(sense, recipe))
+    config = replace(file.config, recipe=recipe.name)
+    sense_file.write(out, config, _stored(sense, config, done))
+    made = sense_file.SenseFile.open(out)
+    return SenseReport(
+        sense=name, recipe=recipe.name, size_bytes=out.stat().st_size, calibrated=len(read),
+        measured=len(measured),
+        error=relative_error(made.load(), file.load(), measured) if measured else None)
+
+
+@torch.no_grad()
+def relative_error(sense: Sense, plain: Sense, media: Sequence[torch.Tensor]) -> float:
+    """Return how far the vectors of `sense` are from those of `plain`, relative to their norm.
+
+    Of a projector to tokens, which gives one vector or another, the encoder's own.
+    """
+    off, size = 0.0, 0.0
+    for each in media:
+        got, wanted = _vectors(sense, each), _vectors(plain, each)
+        off += float(torch.linalg.vector_norm(got - wanted)) ** 2
+        size += float(torch.linalg.vector_norm(wanted)) ** 2
+    return math.sqrt(off / size)
+
+
+def _vectors(sense: Sense, medium: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = sense.encoder(sense.read(medium)) if isinstance(
+        sense.projector, TokenProjector) else sense(medium)
+    return out
+
+
+def _by_themselves(sense: Sense, recipe: Recipe) -> Quantized:
+    return {
+        name: quantize_weight(linear.weight.detach(), scheme_of(recipe, name, linear.in_features))
+        for name, linear in linears(sense)}
+
+
+def _stored(sense: Sense, config: SenseConfig, done: Quantized) -> Iterator[Named]:
+    """Yield the tensors of the file, in the order of its plan."""
+    values = sense.state_dict()
+    for name, (q, scale) in done.items():
+        values |= {f"{name}.weight.q": q, f"{name}.weight.scale": scale}
+    for name in sense_file.plan(config):
+        yield name, values[name]
+
+
+@torch.no_grad()
+def _calibrated(
+    sense: Sense, recipe: Recipe, media: Sequence[torch.Tensor], progress: Progress
+) -> Quantized:
+    """Round layer by layer for what is read of `media`; the weights of `sense` become those."""
+    encoder = sense.encoder
+    done: Quantized = {}
+    exact = path = torch.cat([sense.read(each) for each in _of_one_length(media)])
+    steps: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = [
+        ("encoder.stem", encoder.embed),
+        *((f"encoder.layers.{at}", layer) for at, layer in enumerate(encoder.layers)),
+        ("projector", lambda x_BND: _projected(sense.projector, encoder.norm(x_BND))),
+    ]
+    for at, (prefix, step) in enumerate(steps):
+        progress("calibrate encoder", at, len(steps))
+        own = {name: each for name, each in linears(sense) if name.startswith(f"{prefix}.")}
+        exact, inputs = _noted(step, exact, own)
+        if isinstance(step, EncoderBlock):
+            smooth(step, prefix, inputs)
+        path = _rounding(step, path, own, inputs, recipe, done)
+    progress("calibrate encoder", len(steps), len(steps))
+    return done
+
+
+def smooth(block: EncoderBlock, prefix: str, inputs: dict[str, torch.Tensor]) -> None:
+    """Move what stands out of a layer's inputs into its weights (SmoothQuant, arXiv 2211.10438).
+
+    The norms and the values take the scales, so that the block computes what it did. Of the inputs
+    of `down`, which are an activation's outputs, nothing can take them.
+    """
+    for names, before in (
+        (("attn.q", "attn.k", "attn.v"), block.attn_norm), (("attn.o",), block.attn.v),
+        (("mlp.up",), block.mlp_norm),
+    ):
+        layers = [each for name, each in linears(block) if name in names]
+        reach_K = inputs[f"{prefix}.{names[0]}"].abs().amax(0).clamp(min=_LEAST) ** SMOOTHING
+        largest_K = torch.stack([
+            each.weight.detach().abs().amax(0) for each in layers]).amax(0).clamp(min=_LEAST)
+        factor_K = reach_K / largest_K ** (1 - SMOOTHING)
+        factor_K /= factor_K.log().mean().exp()
+        scale = factor_K if before.weight.dim() == 1 else factor_K[:, None]
+        before.weight.data, before.bias.data = before.weight / scale, before.bias / factor_K
+        for name, each in zip(names, layers, strict=True):
+            each.weight.data = each.weight * factor_K
+            inputs[f"{prefix}.{name}"] = inputs[f"{prefix}.{name}"] / factor_K
+
+
+def _of_one_length(media: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return recordings filled up with silence to the longest; pictures are of one size."""
+    longest = max(each.shape[-1] for each in media)
+    return [nn.functional.pad(each, (0, longest - each.shape[-1])) for each in media]
+
+
+def _projected(projector: nn.Module, x_BND: torch.Tensor) -> torch.Tensor:
+    """Run every linear layer of a projector, whatever it would choose."""
+    if not isinstance(projector, TokenProjector):
+        out: torch.Tensor = projector(x_BND)
+        return out
+    x_BND = projector.norm(x_BND)
+    projector.correction(x_BND)
+    out = projector.head(x_BND)
+    return out
+
+
+def _noted(
+    step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, own: dict[str, nn.Linear]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return what a step gives, and what each of its layers reads, [M, K]."""
+    read: dict[str, torch.Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        return lambda _, given: read.__setitem__(name, given[0].flatten(0, -2))
+
+    hooks = [each.register_forward_pre_hook(note(name)) for name, each in own.items()]
+    out = step(x)
+    for hook in hooks:
+        hook.remove()
+    return out, read
+
+
+def _rounding(
+    step: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, own: dict[str, nn.Linear],
+    exact: dict[str, torch.Tensor], recipe: Recipe, done: Quantized
+) -> torch.Tensor:
+    """Return what a step gives of rounded inputs, each layer rounded before it is run."""
+    known: list[tuple[torch.Tensor, Inputs]] = []  # of the tensor that queries and keys share
+
+    def round_(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], torch.Tensor]:
+        def hook(linear: nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            assert isinstance(linear, nn.Linear)
+            weight, scheme = linear.weight.detach(), scheme_of(recipe, name, linear.in_features)
+            read_MK = torch.cat([
+                fake_quantize_rows(part) for part in given[0].flatten(0, -2).split(ROWS)])
+            if scheme.group is None:
+                done[name] = quantize_weight(weight, scheme)
+            else:
+                if not known or known[-1][0] is not given[0]:
+                    known[:] = [(given[0], Inputs(read_MK, exact[name]))]
+                done[name] = rounded(weight, scheme, known[-1][1])
+            linear.weight.data = dequantize(*done[name])
+            return read_MK.view_as(given[0])
+
+        return hook
+
+    hooks = [each.register_forward_pre_hook(round_(name)) for name, each in own.items()]
+    out = step(x)
+    for hook in hooks:
+        hook.remove()
+    return out
