@@ -204,6 +204,10 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--calibrate", nargs="?", const="self", metavar="PATH",
                           help="round for what the layers read: of texts that the model samples, "
                                "or of data at PATH")
+    quantize.add_argument("--sense-recipe", default="8da8w", metavar="RECIPE",
+                          help="of what reads pictures and recordings (default: %(default)s)")
+    quantize.add_argument("--media", type=Path, metavar="PATH",
+                          help="round that for the pictures and recordings of data at PATH")
     quantize.add_argument("--qat", action="store_true",
                           help="train for it, from there if calibrated, taught by the checkpoint "
                                "as it is: on --data, or on texts that it samples")

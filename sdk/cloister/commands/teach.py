@@ -90,6 +90,8 @@ class Quantize(TrainOptions):
     recipe: str
     qat: bool
     calibrate: str | None  # "self", "none", or a path
+    sense_recipe: str
+    media: Path | None
 
 
 def distill(options: Distill) -> Record | None:
@@ -163,7 +165,7 @@ def quantize(options: Quantize) -> Record | None:
     calibrate: str | list[Example] | None = (
         None if options.calibrate == "none" else options.calibrate)
     on = None if calibrate in (None, "self") else Path(str(calibrate))
-    for path in filter(None, (options.data, on)):
+    for path in filter(None, (options.data, on, options.media)):
         check_data(path)
     with _console(options) as console:
         from cloister import corpus
@@ -185,7 +187,8 @@ def quantize(options: Quantize) -> Record | None:
         with display.progress(console, options.recipe) as progress:
             report = apply.quantize(
                 source, options.output, options.recipe, data=learnt, settings=settings,
-                calibrate=calibrate, replace=options.force, progress=progress).report
+                calibrate=calibrate, sense_recipe=options.sense_recipe, media=options.media,
+                replace=options.force, progress=progress).report
         assert isinstance(report, apply.QuantizeReport)
         if learnt is not None:
             _say_too_long(console, options, report.too_long, read["data"])
@@ -218,6 +221,13 @@ def _show_quantized(options: Quantize, report: QuantizeReport) -> None:
             ("layer", "", "square error"), [(
                 str(layer.layer), "█" * round(30 * layer.error / worst), f"{layer.error:.2%}",
             ) for layer in report.layers], texts=2)
+    if report.senses:
+        display.table("What reads pictures and recordings", (
+            "sense", "recipe", "size", "calibrated on", "vectors off by"), [(
+                each.sense, each.recipe, display.bytes_text(each.size_bytes),
+                str(each.calibrated or "-"),
+                "not measured" if each.error is None else f"{each.error:.2%}",
+            ) for each in report.senses], texts=2)
     if (run := report.run) is not None:
         display.table(f"{options.output.name}: trained for {options.recipe}", ("", "measured"), [
             ("steps", str(len(run.losses))), ("time", f"{run.seconds:.0f} s"),

@@ -41,6 +41,7 @@ from cloister.errors import LossNotFinite, QuantizationError, SettingError
 from cloister.files import check_output, disk_errors
 from cloister.model.checkpoint import Checkpoint, Metadata, plan
 from cloister.model.device import multiplies_bfloat16
+from cloister.model.sense_file import carried
 from cloister.model.transformer import initial_weights
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
@@ -48,12 +49,13 @@ from cloister.summary import Summary
 from cloister.tiers import Scale, Shape, Tier, ladder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cloister.corpus import Example
     from cloister.distill.loop import Run
     from cloister.distill.teacher import Header, LogitStore
     from cloister.model.config import ModelConfig
+    from cloister.model.sense_file import SenseFile, SenseKind
     from cloister.pairs import Pair
     from cloister.progress import Progress
 
@@ -108,6 +110,7 @@ class DistillReport(Summary):
     before: float
     after: float
     too_long: tuple[str, ...] = ()  # places of the examples that the context does not hold
+    left_out: tuple[str, ...] = ()  # senses of the teacher, whose vectors are of another size
 
     def summary(self) -> Iterator[tuple[str, str]]:
         """Return the student's size, what training took and what it brought."""
@@ -115,8 +118,10 @@ class DistillReport(Summary):
             ("weights", f"{self.shape.parameters:,}"), ("training", self.run.in_words()),
             ("cross-entropy of the teacher", f"{self.teacher:.4f} nats a token, held out"),
             ("of the student before", f"{self.before:.4f}"), ("and after", f"{self.after:.4f}"),
-            ("examples left out", f"{len(self.too_long):,}, longer than the context"),
-            ("checkpoint", self.identity))
+            ("examples left out", f"{len(self.too_long):,}, longer than the context"))
+        if self.left_out:
+            yield "left out", f"{', '.join(self.left_out)}: its vectors are of another size"
+        yield "checkpoint", self.identity
 
     def to_dict(self) -> dict[str, object]:
         """Return the report, JSON-ready."""
@@ -127,7 +132,7 @@ class DistillReport(Summary):
             "held_out_cross_entropy": {
                 "teacher": self.teacher, "before": self.before, "after": self.after,
             },
-            "too_long": len(self.too_long),
+            "too_long": len(self.too_long), "left_out": list(self.left_out),
         }
 
 
@@ -223,18 +228,32 @@ class _Task:
                        f"{settings.draws}")
         except LossNotFinite:
             if loop.restore(student, folder):
-                write(student, folder / "last-good", self._metadata(), self.teacher, replace=True)
+                write(
+                    student, folder / "last-good", self._metadata(), self.teacher, replace=True,
+                    senses=self._senses())
             raise
-        checkpoint = write(student, out, self._metadata(), self.teacher, replace=replace)
+        checkpoint = write(
+            student, out, self._metadata(), self.teacher, replace=replace, senses=self._senses())
         checkpoint.report = DistillReport(
             identity=checkpoint.identity, shape=self.config.shape, run=run, teacher=teacher_entropy,
+            left_out=tuple(self.teacher.senses.keys() - self._senses().keys()),
             before=before, after=cross_entropy(student, self.held_out),
             too_long=self.too_long)
         return checkpoint
 
     def _metadata(self) -> Metadata:
         return replace(
-            self.teacher.metadata, name=self.name, config=self.config, parent=self.teacher.identity)
+            self.teacher.metadata, name=self.name, config=self.config, parent=self.teacher.identity,
+            media=self.teacher.metadata.media if self._senses() else None)
+
+    def _senses(self) -> dict[SenseKind, SenseFile]:
+        """Return what reads pictures and recordings for the student: the teacher's, where it fits.
+
+        A projector gives vectors of one size, the decoder's.
+        """
+        hidden = self.teacher.metadata.config.shape.hidden_size
+        fits = self.config.shape.hidden_size == hidden and not self.settings.from_scratch
+        return self.teacher.senses if fits else {}
 
     def _start(self, teacher: Sharded, progress: Progress) -> Sharded:
         """Return the student before it is trained: a part of its teacher, or noise."""
@@ -326,7 +345,7 @@ def write_start(
     """
     start = folder / "start"
     if parallel.rank == 0:
-        with _writer(start, metadata, source, replace=True) as writer:
+        with _writer(start, replace(metadata, media=None), source, replace=True) as writer:
             for name, value in weights:
                 writer.add(name, value)
     parallel.wait()
@@ -340,6 +359,7 @@ def write_start(
 def write(
     model: Sharded, out: Path, metadata: Metadata, source: TokenizerFiles, *,
     dtype: torch.dtype = torch.float32, mean_with: Checkpoint | None = None, replace: bool = False,
+    senses: Mapping[SenseKind, SenseFile] | None = None,
 ) -> Checkpoint:
     """Write a model's weights, one tensor whole at a time, with the tokenizer of `source`.
 
@@ -351,7 +371,7 @@ def write(
     """
     weights, parallel = dict(model.decoder.named_parameters()), model.parallel
     with nullcontext() if parallel.rank else _writer(
-        out, metadata, source, dtype=dtype, replace=replace
+        out, metadata, source, dtype=dtype, replace=replace, senses=senses
     ) as writer:
         for name in plan(metadata.config, None):
             value = parallel.full(weights[name].detach())
@@ -365,11 +385,12 @@ def write(
 
 def _writer(
     out: Path, metadata: Metadata, source: TokenizerFiles, *, dtype: torch.dtype = torch.float32,
-    replace: bool,
+    replace: bool, senses: Mapping[SenseKind, SenseFile] | None = None,
 ) -> CheckpointWriter:
     return CheckpointWriter(
         out, metadata=metadata, tensors=plan(metadata.config, None, dtype),
-        tokenizer=source.tokenizer_path, template=source.template_path, replace=replace)
+        tokenizer=source.tokenizer_path, template=source.template_path, replace=replace,
+        senses=carried(senses or {}))
 
 
 def fitted_config(

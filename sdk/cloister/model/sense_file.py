@@ -25,7 +25,7 @@ from cloister.pieces import PictureFormat, RecordingFormat
 from cloister.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 __all__ = ["SenseFile", "SenseKind", "carried", "fits", "plan", "save", "write"]
@@ -151,7 +151,9 @@ def save(path: Path, sense: Sense) -> SenseFile:
     return SenseFile.open(path)
 
 
-def carried(senses: dict[SenseKind, SenseFile]) -> dict[SenseKind, Callable[[Path], object]]:
+def carried(
+    senses: Mapping[SenseKind, SenseFile]
+) -> dict[SenseKind, Callable[[Path], object]]:
     """Return what copies the files of `senses` (see `CheckpointWriter`)."""
     return {kind: partial(shutil.copyfile, each.path) for kind, each in senses.items()}
 

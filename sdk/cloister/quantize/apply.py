@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 from cloister.quantize.calibrate import Calibration, LayerError
+from cloister.quantize.encoders import SENSE_RECIPE, SenseReport, media_of, quantize_sense
 from cloister.quantize.qat import check_groups, untied
 from cloister.quantize.rounding import stored_tensors
 from cloister.quantize.texts import COUNT, LENGTH, calibration_texts
@@ -28,13 +30,14 @@ from cloister.quantize.train import QatSettings, train_quantized
 from cloister.summary import Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
     from cloister.corpus import Example
     from cloister.distill.loop import Run
     from cloister.model.recipe import Scheme
+    from cloister.model.sense_file import SenseKind
     from cloister.pairs import Pair
     from cloister.progress import Progress
 
@@ -65,6 +68,7 @@ class QuantizeReport(Summary):
     rows: tuple[Coverage, ...]
     run: Run | None = None  # of quantization-aware training
     layers: tuple[LayerError, ...] = ()  # of calibration
+    senses: tuple[SenseReport, ...] = ()
     too_long: tuple[str, ...] = ()  # places of the data that the context does not hold
 
     @property
@@ -94,6 +98,9 @@ class QuantizeReport(Summary):
             yield "training", self.run.in_words()
         if self.layers:
             yield "calibrated layers", f"{len(self.layers):,}"
+        for sense in self.senses:
+            error = "" if sense.error is None else f", vectors {sense.error:.1%} off"
+            yield sense.sense, f"{sense.recipe}, {sense.size_bytes:,} bytes{error}"
         yield "checkpoint", self.identity
 
     def to_dict(self) -> dict[str, object]:
@@ -110,6 +117,8 @@ class QuantizeReport(Summary):
             }
         if self.layers:
             record["layers"] = [asdict(layer) for layer in self.layers]
+        if self.senses:
+            record["senses"] = [asdict(sense) for sense in self.senses]
         return record
 
 
@@ -121,6 +130,8 @@ def quantize(
     data: str | Path | Sequence[Example] | None = None,
     settings: QatSettings | None = None,
     calibrate: str | Path | Sequence[Example] | None = None,
+    sense_recipe: Recipe | str = SENSE_RECIPE,
+    media: str | Path | Sequence[Example] | None = None,
     replace: bool = False,
     progress: Progress = silent,
 ) -> Checkpoint:
@@ -130,7 +141,8 @@ def quantize(
     are texts that the model samples. With `data` or `settings`, trained for its rounding, from
     there or from the source, on `data` or on texts of its own; a killed run that is repeated
     resumes. Data are examples or files of them (see `cloister.corpus`). With none of it, memory
-    stays near one float32 matrix above what the source maps.
+    stays near one float32 matrix above what the source maps. What reads pictures and recordings is
+    rounded by `sense_recipe`, with `media`, examples that name some, for what it reads of these.
 
     Raises:
         QuantizationError: the source is quantized already.
@@ -138,7 +150,8 @@ def quantize(
         GroupSizeError: a group does not divide a layer's inputs; nothing was written.
         NonFiniteTensor: a weight is NaN or infinite; nothing was written.
         OutputExists: `out` is taken, and `replace` is not set.
-        DataError: the data cannot be used.
+        DataError: the data or media cannot be used.
+        MediaUnreadable, MediaTooLarge: see `cloister.media.read`.
         ContextExceeded, TokenizerError: see `cloister.distill.examples.encode`.
         TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see
             `cloister.quantize.train.train_quantized`.
@@ -146,6 +159,7 @@ def quantize(
     source = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     out, recipe = Path(out), recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
     check_source(source, out, replace=replace)
+    senses = _Senses(source, sense_recipe, media, progress)
     tensors = expected_tensors(untied(source.metadata.config))
     check_groups(tensors, recipe)
     parallel = Parallel()
@@ -153,15 +167,19 @@ def quantize(
     run, layers, too_long = None, tuple[LayerError, ...](), tuple[str, ...]()
     if data is not None or settings is not None:
         run, layers, too_long = _train(
-            source, out, recipe, data, settings or QatSettings(), calibrate, replace, progress)
+            source, out, recipe, data, settings or QatSettings(), calibrate, senses, replace,
+            progress)
     elif parallel.rank == 0 and calibrate is not None:
-        layers = _calibrate(source, out, recipe, calibrate, replace=replace, progress=progress)
+        layers = _calibrate(
+            source, out, recipe, calibrate, senses, replace=replace, progress=progress)
     elif parallel.rank == 0:
-        _write(_rounded(source, recipe, None, progress), source, out, recipe, replace=replace)
+        _write(
+            _rounded(source, recipe, None, progress), source, out, recipe, senses, replace=replace)
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
         identity=quantized.identity, recipe=recipe.name, run=run, layers=layers, too_long=too_long,
+        senses=tuple(senses.reports),
         rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return quantized
@@ -169,8 +187,8 @@ def quantize(
 
 def _train(
     source: Checkpoint, out: Path, recipe: Recipe, data: str | Path | Sequence[Example] | None,
-    settings: QatSettings, calibrate: str | Path | Sequence[Example] | None, replace: bool,
-    progress: Progress,
+    settings: QatSettings, calibrate: str | Path | Sequence[Example] | None, senses: _Senses,
+    replace: bool, progress: Progress,
 ) -> tuple[Run, tuple[LayerError, ...], tuple[str, ...]]:
     """Write `out` after training, from calibrated weights where that is asked for."""
     parallel, start, layers = Parallel(), None, tuple[LayerError, ...]()
@@ -180,13 +198,15 @@ def _train(
         calibrated = folder / "calibrated"
         if parallel.rank == 0 and not _is_made(calibrated, source, recipe):
             layers = _calibrate(
-                source, calibrated, recipe, calibrate, replace=True, progress=progress)
+                source, calibrated, recipe, calibrate, None, replace=True, progress=progress)
         parallel.wait()
         start = Checkpoint.open(calibrated)
     plain, run = train_quantized(
         source, folder, recipe, pairs, settings, start=start, progress=progress)
     if parallel.rank == 0:
-        _write(_rounded(plain, recipe, start, progress), source, out, recipe, replace=replace)
+        _write(
+            _rounded(plain, recipe, start, progress), source, out, recipe, senses,
+            replace=replace)
         for part in filter(None, (plain, start)):
             shutil.rmtree(part.path)
     return run, layers, too_long
@@ -224,13 +244,13 @@ def _pairs(
 
 
 def _calibrate(
-    source: Checkpoint, out: Path, recipe: Recipe, given: str | Path | Sequence[Example], *,
-    replace: bool, progress: Progress,
+    source: Checkpoint, out: Path, recipe: Recipe, given: str | Path | Sequence[Example],
+    senses: _Senses | None, *, replace: bool, progress: Progress,
 ) -> tuple[LayerError, ...]:
     """Write `source` rounded for what its layers read."""
     texts = calibration_texts(source, given, progress=progress)
     calibration = Calibration(source, recipe, texts)
-    _write(calibration.tensors(progress), source, out, recipe, replace=replace)
+    _write(calibration.tensors(progress), source, out, recipe, senses, replace=replace)
     return tuple(calibration.errors)
 
 
@@ -247,17 +267,46 @@ def _rounded(
     progress("quantize", len(names), len(names))
 
 
+class _Senses:
+    """How the senses of a checkpoint are quantized; `reports` says what it did to them."""
+
+    def __init__(
+        self, source: Checkpoint, recipe: Recipe | str,
+        media: str | Path | Sequence[Example] | None, progress: Progress
+    ) -> None:
+        self._source, self._progress = source, progress
+        self._recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
+        self._media = {} if media is None else media_of(source, media, progress=progress)
+        self.reports: list[SenseReport] = []
+
+    def writers(self) -> dict[SenseKind, Callable[[Path], object]]:
+        """Return what writes the file of each (see `CheckpointWriter`).
+
+        One that is quantized already, since models share it, is copied.
+        """
+        return {
+            kind: partial(shutil.copyfile, file.path) if file.config.recipe else partial(
+                self._write, kind)
+            for kind, file in self._source.senses.items()}
+
+    def _write(self, kind: SenseKind, path: Path) -> None:
+        self.reports.append(quantize_sense(
+            self._source.senses[kind], path, self._recipe, given=self._media.get(kind, ()),
+            name=kind, progress=self._progress))
+
+
 def _write(
-    tensors: Iterator[tuple[str, torch.Tensor]], source: Checkpoint, out: Path, recipe: Recipe, *,
-    replace: bool,
+    tensors: Iterator[tuple[str, torch.Tensor]], source: Checkpoint, out: Path, recipe: Recipe,
+    senses: _Senses | None, *, replace: bool,
 ) -> None:
-    """Write the quantized `tensors` of `source`."""
+    """Write the quantized `tensors` of `source`, and its senses if not None."""
     config = untied(source.metadata.config)
+    metadata = changed(source.metadata, config=config, recipe=recipe.name, parent=source.identity)
     with CheckpointWriter(
         out, tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
-        metadata=changed(
-            source.metadata, config=config, recipe=recipe.name, parent=source.identity),
-        template=source.template_path, replace=replace,
+        metadata=metadata if senses else changed(metadata, media=None),
+        template=source.template_path, senses=senses.writers() if senses else None,
+        replace=replace,
     ) as writer:
         for name, value in tensors:
             writer.add(name, value)

@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from cloister.errors import QuantizationError
+from cloister import media
+from cloister.distill.examples import examples_of
+from cloister.errors import DataError, QuantizationError
+from cloister.example import MEDIA
 from cloister.model import sense_file
 from cloister.model.encoder import EncoderBlock
 from cloister.model.projector import TokenProjector
 from cloister.model.recipe import Recipe
 from cloister.model.sense import Sense, linears, scheme_of
+from cloister.model.sense_file import SenseKind
+from cloister.parts import Picture
 from cloister.progress import silent
 from cloister.quantize.calibrate import ROWS, Inputs, rounded
 from cloister.quantize.rounding import quantize_weight
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from cloister.example import Example
+    from cloister.model.checkpoint import Checkpoint
     from cloister.model.sense import SenseConfig
     from cloister.model.sense_file import SenseFile
     from cloister.progress import Progress
@@ -38,12 +45,13 @@ if TYPE_CHECKING:
     Named = tuple[str, torch.Tensor]
     Quantized = dict[str, tuple[torch.Tensor, torch.Tensor]]  # integers and scales by layer
 
-__all__ = ["SENSE_RECIPE", "SenseReport", "quantize_sense", "relative_error"]
+__all__ = ["SENSE_RECIPE", "SenseReport", "media_of", "quantize_sense", "relative_error"]
 
 SENSE_RECIPE = "8da8w"
 """The default: in 4 bits an encoder's vectors are several times as far off."""
 
 SMOOTHING = 0.5  # exponent of the inputs' range, as of the weights'
+MOST = 32  # pictures or recordings that are calibrated and measured on
 _LEAST = 1e-6
 _MEASURED = 4  # of so many media one is measured on and not calibrated on
 
@@ -62,11 +70,11 @@ class SenseReport:
 
 def quantize_sense(
     file: SenseFile, out: Path, recipe: Recipe | str = SENSE_RECIPE, *,
-    media: Sequence[torch.Tensor] = (), name: str = "sense", progress: Progress = silent
+    given: Sequence[torch.Tensor] = (), name: str = "sense", progress: Progress = silent
 ) -> SenseReport:
-    """Write the sense in `file` to `out`, quantized, for what it reads of `media` if there are any.
+    """Write the sense in `file` to `out`, quantized, for what it reads of `given` if there is any.
 
-    Media are what `Sense` takes: uint8[B, 3, R, W] or float32[1, 1, N] each. Of four or more, each
+    That is what `Sense` takes: uint8[B, 3, R, W] or float32[1, 1, N] each. Of four or more, each
     fourth is kept to measure the error on; of fewer, it is measured on the same.
 
     Raises:
@@ -77,9 +85,9 @@ def quantize_sense(
     if file.config.recipe is not None:
         raise QuantizationError(
             f"{file.path.name} is quantized already; use the one that it was made of.")
-    few = len(media) < _MEASURED
-    read = [each for at, each in enumerate(media) if few or at % _MEASURED != _MEASURED - 1]
-    measured = list(media) if few else list(media[_MEASURED - 1::_MEASURED])
+    few = len(given) < _MEASURED
+    read = [each for at, each in enumerate(given) if few or at % _MEASURED != _MEASURED - 1]
+    measured = list(given) if few else list(given[_MEASURED - 1::_MEASURED])
     sense = file.load()
     done = (
         _calibrated(sense, recipe, read, progress) if read else _by_themselves(sense, recipe))
@@ -90,6 +98,43 @@ def quantize_sense(
         sense=name, recipe=recipe.name, size_bytes=out.stat().st_size, calibrated=len(read),
         measured=len(measured),
         error=relative_error(made.load(), file.load(), measured) if measured else None)
+
+
+def media_of(
+    source: Checkpoint, data: str | Path | Sequence[Example], *, progress: Progress = silent
+) -> dict[SenseKind, list[torch.Tensor]]:
+    """Return pictures and recordings of examples as the senses of `source` take them.
+
+    At most MOST of each, evenly over all.
+
+    Raises:
+        DataError: the data cannot be used, or names none that the checkpoint takes.
+        MediaUnreadable, MediaTooLarge: see `cloister.media.read`.
+    """
+    formats, found = source.metadata.media, dict[SenseKind, list[torch.Tensor]]()
+    examples = examples_of(data, tolerate=0.05)
+    for sense, kind in ((SenseKind.VISION, "image"), (SenseKind.AUDIO, "audio")):
+        files = [path for each in examples for named, path in each.files if named == kind]
+        if formats is None or sense not in source.senses or not files:
+            continue
+        some = files[::-(-len(files) // MOST)]
+        for done, path in enumerate(some):
+            progress(f"read {kind}s", done, len(some))
+            part = media.read(MEDIA[kind].open(path), formats)
+            if isinstance(part, Picture):
+                pixels = torch.frombuffer(bytearray(part.data), dtype=torch.uint8)
+                tensor = pixels.view(part.tiles, 3, part.height, part.width)
+            else:
+                assert formats.recording is not None
+                tensor = torch.zeros(1, 1, formats.recording.padded(part.samples))
+                tensor[0, 0, :part.samples] = torch.frombuffer(
+                    bytearray(part.data), dtype=torch.float32)
+            found.setdefault(sense, []).append(tensor)
+    if not found:
+        raise DataError(
+            "The data name no picture or recording that the checkpoint takes; name others, or "
+            "leave them out.")
+    return found
 
 
 @torch.no_grad()

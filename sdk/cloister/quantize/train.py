@@ -82,6 +82,6 @@ def train_quantized(
         origin=f"{recipe.name} {(start or source).identity}",
     )
     plain = write(
-        student, folder / "unrounded", replace(source.metadata, config=config), source,
+        student, folder / "unrounded", replace(source.metadata, config=config, media=None), source,
         replace=True)
     return plain, run

@@ -60,7 +60,7 @@ def recording(samples: int) -> torch.Tensor:
 
 def checkpoint(path: Path, tokenizer_dir: Path, **changes: Any) -> Checkpoint:
     """A text model with both senses, but for `changes` of what its configuration says."""
-    decoder = Decoder(ModelConfig(shape=SHAPE))
+    decoder = Decoder(ModelConfig(shape=changes.pop("shape", SHAPE)))
     decoder.initialize(0)
     values = decoder.state_dict()
     senses = changes.pop("senses", (
