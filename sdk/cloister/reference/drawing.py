@@ -1,0 +1,107 @@
+"""A line of text as ink, and a picture of a line as the encoder takes it.
+
+Shapes: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+if TYPE_CHECKING:
+    import random
+
+    from cloister.reference.fonts import Face
+
+__all__ = ["HEIGHT", "WIDTH", "Layout", "fitted", "ink"]
+
+HEIGHT = 32  # pixels of every picture
+WIDTH = 512  # pixels at most
+_SIZES = 22, 34  # pixels of an em; few, so that every face can stay open
+_NARROWEST = 16
+_CUTOFF = 0.5  # percent of the pixels at each end that may lose their difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The face of a line and the space around its letters."""
+
+    face: Face
+    size: int  # pixels of the em
+    pitch: float  # from line to line, in ems
+    above: float  # from the ascender to the upper edge, in ems; below 0 it is cut
+    below: float  # from the descender to the lower edge, in ems
+    side: float  # before the first letter and after the last, in ems
+    spacing: int  # pixels between letters beyond the face's own
+    bitmap: bool  # no grey at the edges, as thermal printers print
+
+    @classmethod
+    def drawn(cls, rng: random.Random, face: Face, strength: float) -> Layout:
+        """Draw a layout; with `strength`, 0 to 1, closer to its neighbours and off centre."""
+        tight = strength * 0.12
+        return cls(
+            face=face, size=rng.choice(_SIZES), pitch=rng.uniform(1.1, 1.6),
+            above=rng.uniform(-tight, 0.25), below=rng.uniform(-tight, 0.25),
+            side=rng.choice((0.05, 0.2, rng.uniform(0, 1.5))),
+            spacing=rng.choice((1, 2, 3)) if rng.random() < 0.15 else 0,
+            bitmap=rng.random() < 0.3 * strength)
+
+
+def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Image:
+    """Draw `text`, black on nothing, with what is seen of the lines beside it; mode L, 255 is ink.
+
+    The height is that of the face's ascender and descender and of the layout's margins.
+    """
+    font = layout.face.at(layout.size)
+    ascent, descent = font.getmetrics()
+    # Some faces leave much room for marks over capitals: lines are measured by what is written.
+    top, bottom = font.getbbox(_TALL)[1], font.getbbox(_DEEP)[3]
+    top, bottom = max(0, top), min(ascent + descent, bottom)
+    size = layout.size
+    height = bottom - top + round((layout.above + layout.below) * size)
+    baseline = round(layout.above * size) - top
+    side = round(layout.side * size) + 2
+    extra = layout.spacing * max(0, len(text) - 1)
+    width = max(1, round(font.getlength(text))) + extra + 2 * side
+    image = Image.new("L", (width, max(8, height)))
+    draw = ImageDraw.Draw(image)
+    draw.fontmode = "1" if layout.bitmap else "L"
+    pitch = round(layout.pitch * size)
+    for line, offset in ((above, -pitch), (text, 0), (below, pitch)):
+        if not line:
+            continue
+        if layout.spacing == 0:
+            draw.text((side, baseline + offset), line, fill=255, font=font)
+            continue
+        x = float(side)
+        for character in line:
+            draw.text((x, baseline + offset), character, fill=255, font=font)
+            x += font.getlength(character) + layout.spacing
+    return image
+
+
+_TALL, _DEEP = "Hbdfkl(|", "gpqyj(|"
+
+
+def fitted(image: Image.Image, width: int | None = None) -> np.ndarray:
+    """Return a picture of a line as the encoder takes it: uint8[32, W], 0 where nothing is written.
+
+    Grey; brought to the height, and made narrower where it is wider than `WIDTH`; contrast
+    stretched; light ink on dark ground inverted; then filled up with 0 on the right to `width`
+    columns, if one is given.
+    """
+    grey = image.convert("L")
+    own = round(grey.width * HEIGHT / grey.height)
+    size = min(WIDTH, max(_NARROWEST, own)), HEIGHT
+    if grey.size != size:
+        grey = grey.resize(size, Image.Resampling.BILINEAR)
+    grey = ImageOps.autocontrast(grey, cutoff=_CUTOFF)
+    line_HW = np.asarray(grey)
+    if line_HW.mean() > 127:  # most of a line is ground
+        line_HW = 255 - line_HW
+    if width is not None and width > line_HW.shape[1]:
+        line_HW = np.pad(line_HW, ((0, 0), (0, width - line_HW.shape[1])))
+    return line_HW

@@ -1,0 +1,98 @@
+"""Pictures of lines and notes with their texts, the same from the same seed.
+
+Shapes: H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloister.errors import DataError
+from cloister.reference.degrade import Wear, bent, photographed, printed
+from cloister.reference.drawing import Layout, fitted, ink
+from cloister.reference.fonts import Kind
+from cloister.reference.lines import LONGEST, label
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloister.reference.fonts import Face
+    from cloister.reference.lines import Texts
+
+__all__ = ["Camera", "Picture"]
+
+_TRIES = 50  # faces tried for a text
+_WEIGHTS = {Kind.SANS: 1.0, Kind.SERIF: 1.0, Kind.MONO: 2.5, Kind.DOTS: 2.0, Kind.HAND: 1.5,
+            Kind.DISPLAY: 0.6}
+_BESIDE = 0.35  # of the pictures show edges of the lines above and below
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A line as the encoder takes it, uint8[32, W] as `drawing.fitted` makes it, and its text."""
+
+    pixels_HW: np.ndarray
+    text: str
+
+
+class Camera:
+    """A source of pictures of `texts` in `faces`."""
+
+    def __init__(self, texts: Texts, faces: Sequence[Face]) -> None:
+        self._texts, self._faces = texts, list(faces)
+        sizes: dict[str, int] = {}
+        for face in faces:
+            sizes[face.family.name] = sizes.get(face.family.name, 0) + 1
+        self._weights = [
+            _WEIGHTS[face.family.kind] / sizes[face.family.name] for face in faces]
+
+    def line(self, seed: str, *, strength: float, longest: int = LONGEST) -> Picture:
+        """Take a picture of a line of up to `longest` characters; `strength` of the wear, 0 to 1.
+
+        Raises:
+            DataError: no face draws the text.
+        """
+        rng = random.Random(seed)
+        text = self._texts.line(rng, longest)
+        beside = ["", ""]
+        if strength and rng.random() < _BESIDE:
+            beside = [self._texts.line(rng, longest) for _ in range(2)]
+        wear = Wear.drawn(rng, strength)
+        layout = Layout.drawn(rng, self._face(rng, text), strength)
+        pixels_HW = _taken(layout, wear, rng, text, *beside)
+        return Picture(pixels_HW=pixels_HW, text=label(text))
+
+    def note(self, seed: str, *, strength: float) -> list[Picture]:
+        """Take pictures of the two to four lines of a note, of one face, layout and wear.
+
+        Raises:
+            DataError: no face draws the text.
+        """
+        rng = random.Random(seed)
+        lines = self._texts.note(rng)
+        wear = Wear.drawn(rng, strength)
+        layout = Layout.drawn(rng, self._face(rng, "".join(lines)), strength)
+        around = ["", *lines, ""]
+        return [
+            Picture(pixels_HW=_taken(layout, wear, rng, text, above, below), text=label(text))
+            for above, text, below in zip(around, lines, around[2:], strict=False)
+        ]
+
+    def _face(self, rng: random.Random, text: str) -> Face:
+        """Draw a face that has all of the text."""
+        for face in rng.choices(self._faces, self._weights, k=_TRIES):
+            if face.draws(text):
+                return face
+        raise DataError("No font has every character of a text; fetch all of the fonts again.")
+
+
+def _taken(
+    layout: Layout, wear: Wear, rng: random.Random, text: str, above: str, below: str,
+) -> np.ndarray:
+    numbers = np.random.Generator(np.random.SFC64(rng.getrandbits(63)))
+    drawn = bent(printed(ink(layout, text, above, below), wear, numbers), wear, numbers)
+    return fitted(photographed(drawn, wear, numbers))
