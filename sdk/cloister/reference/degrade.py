@@ -140,11 +140,10 @@ def photographed(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
     if wear.bleed:
         other_HW = np.roll(ink_HW[::rng.choice((-1, 1)), ::-1], rng.integers(1, 9), axis=0)
         ink_HW = np.maximum(ink_HW, 0.45 * wear.bleed * other_HW)
-    ground = np.float32(paper)
+    picture_HW = np.float32(paper) - np.float32(contrast) * ink_HW
     if wear.paper:
         coarse = 0.12 * wear.paper * rng.random()
-        ground = ground + coarse * (_cloud(shape, rng, 6) - 0.5)
-    picture_HW = ground - np.float32(contrast) * ink_HW
+        picture_HW += np.float32(coarse) * (_cloud(shape, rng, 6) - 0.5)
     if wear.light:
         picture_HW = picture_HW * _light(shape, wear.light, rng)
     if wear.noise:
@@ -173,7 +172,7 @@ def _light(shape: tuple[int, int], strength: float, rng: Generator) -> np.ndarra
         edge, lean = rng.uniform(-0.5, 0.5), rng.uniform(-0.1, 0.1)
         soft = 0.5 + 0.5 * np.tanh((x_W - edge + lean * y_H1) * rng.uniform(8, 60))
         light_HW = light_HW * (1 - 0.5 * strength * soft)
-    return light_HW.astype(np.float32)
+    return np.asarray(light_HW, np.float32)
 
 
 def _cloud(shape: tuple[int, int], rng: Generator, size: int) -> np.ndarray:
@@ -187,4 +186,4 @@ def _cloud(shape: tuple[int, int], rng: Generator, size: int) -> np.ndarray:
 def _wave(width: int, rng: Generator) -> np.ndarray:
     """Return a slow wave along a line, float32[W] from -1 to 1."""
     length, phase = rng.uniform(60, 600), rng.uniform(0, 2 * math.pi)
-    return np.sin(np.arange(width, dtype=np.float32) * (2 * math.pi / length) + phase)
+    return np.asarray(np.sin(np.arange(width) * (2 * math.pi / length) + phase), np.float32)

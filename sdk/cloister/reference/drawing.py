@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageOps
 if TYPE_CHECKING:
     import random
 
+    from numpy.typing import NDArray
+
     from cloister.reference.fonts import Face
 
 __all__ = ["HEIGHT", "WIDTH", "Layout", "fitted", "ink"]
@@ -21,6 +23,7 @@ __all__ = ["HEIGHT", "WIDTH", "Layout", "fitted", "ink"]
 HEIGHT = 32  # pixels of every picture
 WIDTH = 512  # pixels at most
 _SIZES = 22, 34  # pixels of an em; few, so that every face can stay open
+_TALL, _DEEP = "Hbdfkl(|", "gpqyj(|"  # letters that reach up and down
 _NARROWEST = 16
 _CUTOFF = 0.5  # percent of the pixels at each end that may lose their difference
 
@@ -61,8 +64,8 @@ def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Im
     top, bottom = font.getbbox(_TALL)[1], font.getbbox(_DEEP)[3]
     top, bottom = max(0, top), min(ascent + descent, bottom)
     size = layout.size
-    height = bottom - top + round((layout.above + layout.below) * size)
-    baseline = round(layout.above * size) - top
+    height = round(bottom - top) + round((layout.above + layout.below) * size)
+    baseline = round(layout.above * size - top)
     side = round(layout.side * size) + 2
     extra = layout.spacing * max(0, len(text) - 1)
     width = max(1, round(font.getlength(text))) + extra + 2 * side
@@ -83,14 +86,11 @@ def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Im
     return image
 
 
-_TALL, _DEEP = "Hbdfkl(|", "gpqyj(|"
-
-
-def fitted(image: Image.Image, width: int | None = None) -> np.ndarray:
-    """Return a picture of a line as the encoder takes it: uint8[32, W], 0 where nothing is written.
+def fitted(image: Image.Image, width: int | None = None) -> NDArray[np.uint8]:
+    """Return a picture of a line as the encoder takes it: uint8[32, W], 255 where nothing is.
 
     Grey; brought to the height, and made narrower where it is wider than `WIDTH`; contrast
-    stretched; light ink on dark ground inverted; then filled up with 0 on the right to `width`
+    stretched; light ink on dark ground inverted; then filled up with 255 on the right to `width`
     columns, if one is given.
     """
     grey = image.convert("L")
@@ -100,8 +100,9 @@ def fitted(image: Image.Image, width: int | None = None) -> np.ndarray:
         grey = grey.resize(size, Image.Resampling.BILINEAR)
     grey = ImageOps.autocontrast(grey, cutoff=_CUTOFF)
     line_HW = np.asarray(grey)
-    if line_HW.mean() > 127:  # most of a line is ground
+    if line_HW.mean() < 128:  # most of a line is ground
         line_HW = 255 - line_HW
     if width is not None and width > line_HW.shape[1]:
-        line_HW = np.pad(line_HW, ((0, 0), (0, width - line_HW.shape[1])))
+        padding = ((0, 0), (0, width - line_HW.shape[1]))
+        line_HW = np.pad(line_HW, padding, constant_values=255)
     return line_HW

@@ -31,15 +31,15 @@ from PIL import ImageFont
 from rich.console import Console
 
 from cloister.errors import CloisterError, DataError, SettingError
-from cloister.files import whole_file
+from cloister.files import disk_errors, whole_file
+from cloister.progress import silent
 from cloister.records import Label, Record, build
+from cloister.reference.console import lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloister.progress import Progress
-
-from cloister.progress import silent
 
 __all__ = ["Face", "Family", "Kind", "faces", "families", "fetch", "main"]
 
@@ -205,14 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where fonts are kept")
     given = parser.parse_args(arguments)
     screen = Console(stderr=True)
-
-    def show(stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
-        if done % 25 == 0 or done == total:
-            screen.print(f"{stage}: {done} of {total}", highlight=False)
-
     try:
-        given.folder.mkdir(parents=True, exist_ok=True)
-        fetch(given.folder, progress=show)
+        with disk_errors(given.folder.name):
+            given.folder.mkdir(parents=True, exist_ok=True)
+            fetch(given.folder, progress=lines(screen))
     except CloisterError as error:
         screen.print(str(error), style="red", markup=False)
         return 1

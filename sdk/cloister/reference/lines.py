@@ -1,8 +1,8 @@
 """Texts to draw as lines: requests, personal data, receipts, tales, and characters at random.
 
 A text is one line of at most `LONGEST` characters of `ALPHABET`; where a receipt has columns, more
-spaces than one are between them, and `label` has one. Whatever sentences come from data sets come from their training parts, or for
-evaluation from the held-out ones; see mixture.py.
+spaces than one are between them, and `label` has one. Sentences of data sets come from their
+training parts, or for evaluation from the held-out ones; see mixture.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["ALPHABET", "LONGEST", "Texts", "clean", "label", "receipt", "wrapped
 ALPHABET = "".join(map(chr, range(32, 127))) + "£€°ÄÉÖÜßàáâäçèéêëíïñóôöúü"
 LONGEST = 64  # characters of a line
 
-_TYPED = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\xa0": " "})
+_TYPED = str.maketrans({  # quotation marks and dashes that typesetters use
+    "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-"})
 _OUTSIDE = re.compile(f"[^{re.escape(ALPHABET)}]")
 _PLACE = re.compile(r"\{(\w+)\}")
 _LITERAL = {"hash": "#", "star": "*"}  # which in the grammar stand for digits

@@ -1,0 +1,127 @@
+"""What a reader of lines is worth: character errors, and lines without one.
+
+`python -m cloister.reference.reading --fonts FONTS OUT` measures what `reader` left in OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rapidfuzz.distance import Levenshtein
+from rich.console import Console
+from rich.table import Table
+
+from cloister.errors import CloisterError, SettingError
+from cloister.reference import characters, fonts
+from cloister.reference.batches import stacked
+from cloister.reference.drawing import WIDTH
+from cloister.reference.lines import Texts
+from cloister.reference.mixture import Mixture
+from cloister.reference.pictures import Camera
+from cloister.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cloister.reference.characters import CharacterModel
+    from cloister.reference.pictures import Picture
+
+__all__ = ["confusions", "main", "samples", "scores", "table"]
+
+_LINES = 400  # of each test
+_BATCH = 50
+_WEAR = {"clean": 0.0, "worn": 1.0}
+
+
+def samples(camera: Camera, lines: int = _LINES) -> dict[str, list[Picture]]:
+    """Return lines to measure with, by name: clean, and as worn as any that are trained on."""
+    return {
+        name: [camera.line(f"test {name} {line}", strength=strength) for line in range(lines)]
+        for name, strength in _WEAR.items()}
+
+
+def scores(
+    model: CharacterModel, samples: Mapping[str, Sequence[Picture]]
+) -> dict[str, dict[str, float]]:
+    """Return of each test the rate of character errors, and the share of lines without one.
+
+    Pictures have the full width, as the program's have. The rate is the Levenshtein distance of
+    all lines divided by the number of characters written.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, pictures in samples.items():
+        pairs = list(zip(_read(model, pictures), (each.text for each in pictures), strict=True))
+        errors = sum(Levenshtein.distance(*pair) for pair in pairs)
+        found[name] = {
+            "lines": len(pairs),
+            "character_errors": round(errors / sum(len(text) for _, text in pairs), 4),
+            "whole": round(sum(read == text for read, text in pairs) / len(pairs), 4)}
+    return found
+
+
+def confusions(
+    model: CharacterModel, pictures: Sequence[Picture], most: int = 20
+) -> list[tuple[str, str, int]]:
+    """Return the characters most often read as others: written, read, times; "" is nothing."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for read, picture in zip(_read(model, pictures), pictures, strict=True):
+        counts.update(
+            (picture.text[edit.src_pos] if edit.tag != "insert" else "",
+             read[edit.dest_pos] if edit.tag != "delete" else "")
+            for edit in Levenshtein.editops(picture.text, read))
+    return [(*pair, times) for pair, times in counts.most_common(most)]
+
+
+def _read(model: CharacterModel, pictures: Sequence[Picture]) -> list[str]:
+    texts: list[str] = []
+    for at in range(0, len(pictures), _BATCH):
+        batch = stacked(list(pictures[at:at + _BATCH]), WIDTH)
+        texts += model.read(torch.from_numpy(batch.x_BRW))
+    return texts
+
+
+def table(scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return what `scores` returned as a table."""
+    shown = Table("lines in fonts never seen", "number", "character errors", "lines whole")
+    for name, each in scores.items():
+        shown.add_row(name, f"{each['lines']}", f"{each['character_errors']:.1%}",
+                      f"{each['whole']:.1%}")
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 after one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m cloister.reference.reading",
+                                     description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Settings.from_environment().data,
+                        help="folder of the public data sets (default: CLOISTER_DATA)")
+    parser.add_argument("--fonts", type=Path, required=True,
+                        help="fonts of python -m cloister.reference.fonts")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("folder", type=Path, metavar="OUT", help="what the training wrote")
+    given = parser.parse_args(arguments)
+    try:
+        if given.data is None:
+            raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
+        camera = Camera(Texts.of(Mixture.read(given.data), development=True),
+                        fonts.faces(given.fonts, held_out=True))
+        found = scores(characters.load(given.folder), samples(camera))
+    except CloisterError as error:
+        Console(stderr=True).print(str(error), style="red", markup=False)
+        return 1
+    if given.json:
+        print(json.dumps(found, indent=1))  # noqa: T201
+    else:
+        Console().print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
