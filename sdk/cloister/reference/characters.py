@@ -46,7 +46,7 @@ def default() -> SenseConfig:
     return SenseConfig(
         encoder=EncoderShape(
             stem=Stem.CONVOLUTIONS_2D, rows=HEIGHT, positions=WIDTH // _STRIDE, hidden_size=128,
-            layers=4, heads=4, feed_forward=384, halvings=2, width=32),
+            layers=4, heads=4, feed_forward=384, halvings=2, width=32, kernel=7),
         pixels=PixelScale(mean=(1.0,), deviation=(0.5,)))
 
 

@@ -38,6 +38,7 @@ class Wear:
     crumple: float = 0.0  # paper out of its plane
     faint: float = 0.0  # too little ink, in spots
     thermal: float = 0.0  # dots, dead columns, fading along the line
+    coarse: float = 0.0  # few pixels a letter
     blur: float = 0.0  # out of focus or moved
     light: float = 0.0  # gradients and shadows
     paper: float = 0.0  # dark or coarse paper, low contrast
@@ -59,8 +60,8 @@ class Wear:
             for field in fields(cls)})
 
 
-_OFTEN = {"tilt": 0.6, "crumple": 0.3, "faint": 0.3, "thermal": 0.35, "blur": 0.6, "light": 0.5,
-          "paper": 0.7, "bleed": 0.12, "noise": 0.6, "jpeg": 0.4}
+_OFTEN = {"tilt": 0.6, "crumple": 0.3, "faint": 0.3, "thermal": 0.35, "coarse": 0.25, "blur": 0.6,
+          "light": 0.5, "paper": 0.7, "bleed": 0.12, "noise": 0.6, "jpeg": 0.4}
 
 
 def printed(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
@@ -128,6 +129,10 @@ def bent(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
 
 def photographed(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
     """Return the picture of `ink` on paper, grey, of the same size."""
+    if wear.coarse:
+        scale = 1 + 1.3 * wear.coarse
+        small = max(1, round(ink.width / scale)), max(1, round(ink.height / scale))
+        ink = ink.resize(small, Image.Resampling.BOX).resize(ink.size, Image.Resampling.BILINEAR)
     if wear.blur:
         along, across = wear.blur * rng.uniform(0.2, 1, 2) * ink.height / 24
         ink = ink.filter(ImageFilter.BoxBlur((float(along), float(across))))
@@ -142,8 +147,8 @@ def photographed(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
         ink_HW = np.maximum(ink_HW, 0.45 * wear.bleed * other_HW)
     picture_HW = np.float32(paper) - np.float32(contrast) * ink_HW
     if wear.paper:
-        coarse = 0.12 * wear.paper * rng.random()
-        picture_HW += np.float32(coarse) * (_cloud(shape, rng, 6) - 0.5)
+        fibres = 0.12 * wear.paper * rng.random()
+        picture_HW += np.float32(fibres) * (_cloud(shape, rng, 6) - 0.5)
     if wear.light:
         picture_HW = picture_HW * _light(shape, wear.light, rng)
     if wear.noise:

@@ -39,6 +39,7 @@ class Layout:
     below: float  # from the descender to the lower edge, in ems
     side: float  # before the first letter and after the last, in ems
     spacing: int  # pixels between letters beyond the face's own
+    hugging: bool  # edges measured from this text's own letters: capitals fill the height
     bitmap: bool  # no grey at the edges, as thermal printers print
 
     @classmethod
@@ -50,7 +51,7 @@ class Layout:
             above=rng.uniform(-tight, 0.25), below=rng.uniform(-tight, 0.25),
             side=rng.choice((0.05, 0.2, rng.uniform(0, 1.5))),
             spacing=rng.choice((1, 2, 3)) if rng.random() < 0.15 else 0,
-            bitmap=rng.random() < 0.3 * strength)
+            hugging=rng.random() < 0.35, bitmap=rng.random() < 0.3 * strength)
 
 
 def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Image:
@@ -61,9 +62,11 @@ def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Im
     font = layout.face.at(layout.size)
     ascent, descent = font.getmetrics()
     # Some faces leave much room for marks over capitals: lines are measured by what is written.
-    top, bottom = font.getbbox(_TALL)[1], font.getbbox(_DEEP)[3]
-    top, bottom = max(0, top), min(ascent + descent, bottom)
+    tall, deep = (text, text) if layout.hugging else (_TALL, _DEEP)
+    top, bottom = max(0, font.getbbox(tall)[1]), min(ascent + descent, font.getbbox(deep)[3])
     size = layout.size
+    if bottom - top < size / 2:  # of dashes or small letters alone no line is as high as they are
+        top, bottom = font.getbbox(_TALL)[1], font.getbbox(_TALL)[3]
     height = round(bottom - top) + round((layout.above + layout.below) * size)
     baseline = round(layout.above * size - top)
     side = round(layout.side * size) + 2

@@ -69,14 +69,14 @@ class ReaderSettings:
     steps: int | None = None  # in place of minutes
     rows: int = 48  # lines a step
     ramp: int = 20_000  # lines, see `Lesson`
-    peak: float = 4e-3  # learning rate
+    peak: float = 8e-3  # learning rate
     warmup: int = 100  # steps
     decay: float = 0.5  # share of the run, the last one, in which the rate falls
     final: float = 0.02  # share of the peak at which it ends
     clip: float = 1.0  # norm of the gradient
     seed: int = 0
     save_every_s: float = 120.0
-    measure_every_s: float = 600.0
+    measure_every_s: float = 300.0
 
     def __post_init__(self) -> None:
         for name in ("minutes", "peak", "clip", "save_every_s", "measure_every_s"):

@@ -9,7 +9,7 @@ import torch
 from torch.export import Dim, export
 
 from cloister.errors import SettingError
-from cloister.model.encoder import Encoder, EncoderShape, Stem, sinusoids
+from cloister.model.encoder import Encoder, EncoderBlock, EncoderShape, Stem, sinusoids
 
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 4, "feed_forward": 48}
 SHAPES = {
@@ -20,6 +20,8 @@ SHAPES = {
         stem=Stem.CONVOLUTIONS_1D, rows=20, positions=40, key_bias=False, **SIZES),
     "lines": EncoderShape(
         stem=Stem.CONVOLUTIONS_2D, rows=16, halvings=2, width=8, positions=40, **SIZES),
+    "near": EncoderShape(
+        stem=Stem.CONVOLUTIONS_2D, rows=16, halvings=2, width=8, positions=40, kernel=7, **SIZES),
 }
 
 
@@ -64,7 +66,19 @@ def test_a_picture_encoder_exports() -> None:
     assert (export(made, (x,), strict=False).module()(x) - made(x)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["frames", "lines"])
+@torch.no_grad()
+def test_a_convolution_mixes_a_position_with_its_neighbours_only() -> None:
+    block = EncoderBlock(SHAPES["near"])
+    block.attn.o.weight.zero_()
+    block.attn.o.bias.zero_()
+    x_BND = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(0))
+    other_BND = x_BND.clone()
+    other_BND[0, 10] += 1
+    changed_N = ((block(x_BND) - block(other_BND)).abs().amax(-1) > 0)[0]
+    assert changed_N.nonzero().flatten().tolist() == list(range(7, 14))
+
+
+@pytest.mark.parametrize("name", ["frames", "lines", "near"])
 @torch.no_grad()
 def test_an_exported_encoder_reads_any_width(name: str) -> None:
     shape = SHAPES[name]
@@ -83,13 +97,18 @@ def test_an_exported_encoder_reads_any_width(name: str) -> None:
     ({"heads": 5}, "multiple of 5"), ({"rows": 0}, "rows is 0"), ({"patch": 0}, "patch is 0"),
     ({"rows": 25}, "multiple of 8"), ({"positions": 13}, "multiple of 3"),
     ({"halvings": 2}, "leave it 0"), ({"norm_eps": float("nan")}, "norm_eps"),
-    ({"activation": "relu"}, "relu is not known"),
+    ({"activation": "relu"}, "relu is not known"), ({"kernel": 7}, "kernel is 7"),
 ])
 def test_a_shape_out_of_bounds_is_refused_by_name(
     change: dict[str, object], complaint: str
 ) -> None:
     with pytest.raises(SettingError, match=complaint):
         replace(SHAPES["patches"], **change)
+
+
+def test_a_kernel_has_a_middle() -> None:
+    with pytest.raises(SettingError, match="kernel is 4"):
+        replace(SHAPES["near"], kernel=4)
 
 
 def test_mel_frames_have_one_channel() -> None:
