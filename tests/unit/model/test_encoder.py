@@ -20,7 +20,7 @@ SHAPES = {
         stem=Stem.CONVOLUTIONS_1D, rows=20, positions=40, key_bias=False, **SIZES),
     "lines": EncoderShape(
         stem=Stem.CONVOLUTIONS_2D, rows=16, halvings=2, width=8, positions=40, **SIZES),
-    "near": EncoderShape(
+    "convolving": EncoderShape(
         stem=Stem.CONVOLUTIONS_2D, rows=16, halvings=2, width=8, positions=40, kernel=7, **SIZES),
 }
 
@@ -68,7 +68,7 @@ def test_a_picture_encoder_exports() -> None:
 
 @torch.no_grad()
 def test_a_convolution_mixes_a_position_with_its_neighbours_only() -> None:
-    block = EncoderBlock(SHAPES["near"])
+    block = EncoderBlock(SHAPES["convolving"])
     block.attn.o.weight.zero_()
     block.attn.o.bias.zero_()
     x_BND = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def test_a_convolution_mixes_a_position_with_its_neighbours_only() -> None:
     assert changed_N.nonzero().flatten().tolist() == list(range(7, 14))
 
 
-@pytest.mark.parametrize("name", ["frames", "lines", "near"])
+@pytest.mark.parametrize("name", ["frames", "lines", "convolving"])
 @torch.no_grad()
 def test_an_exported_encoder_reads_any_width(name: str) -> None:
     shape = SHAPES[name]
@@ -108,7 +108,7 @@ def test_a_shape_out_of_bounds_is_refused_by_name(
 
 def test_a_kernel_has_a_middle() -> None:
     with pytest.raises(SettingError, match="kernel is 4"):
-        replace(SHAPES["near"], kernel=4)
+        replace(SHAPES["convolving"], kernel=4)
 
 
 def test_mel_frames_have_one_channel() -> None:
