@@ -39,14 +39,14 @@ _STRIDE = 4  # columns of a position
 
 
 def default() -> SenseConfig:
-    """Return the reference family's encoder of lines: 128 positions of 4 columns, 0.72 M weights.
+    """Return the reference family's encoder of lines: 128 positions of 4 columns, 0.8 M weights.
 
     White is 0, so that a picture that is filled up has nothing there.
     """
     return SenseConfig(
         encoder=EncoderShape(
             stem=Stem.CONVOLUTIONS_2D, rows=HEIGHT, positions=WIDTH // _STRIDE, hidden_size=128,
-            layers=4, heads=4, feed_forward=384, halvings=2, width=32, kernel=7),
+            layers=4, heads=4, feed_forward=256, halvings=2, width=32, kernel=7),
         pixels=PixelScale(mean=(1.0,), deviation=(0.5,)))
 
 
