@@ -1,8 +1,8 @@
 """Texts to draw as lines: requests, personal data, receipts, tales, and characters at random.
 
 A text is one line of at most `LONGEST` characters of `ALPHABET`; where a receipt has columns, more
-spaces than one are between them, and `label` has one. Sentences of data sets come from their
-training parts, or for evaluation from the held-out ones; see mixture.py.
+spaces than one are between them, and `label` has one. Sentences of data sets are those of their
+training parts, or for evaluation those that are held out (see mixture.py).
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ import random
 import re
 from typing import TYPE_CHECKING
 
-from cloister.reference import redaction, word_lists
-from cloister.reference.augment import Augmenter
-from cloister.reference.mixture import OTHER_SENTENCES
+from cloister.reference import word_lists
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from cloister.reference.mixture import Mixture
 
 __all__ = ["ALPHABET", "LONGEST", "Texts", "clean", "label", "receipt", "wrapped"]
 
@@ -30,7 +26,6 @@ _TYPED = str.maketrans({  # quotation marks and dashes that typesetters use
 _OUTSIDE = re.compile(f"[^{re.escape(ALPHABET)}]")
 _PLACE = re.compile(r"\{(\w+)\}")
 _LITERAL = {"hash": "#", "star": "*"}  # which in the grammar stand for digits
-_PERSONAL = 12_000  # texts with personal data
 _LINE_OF_NOTE = (16, 44)  # characters at most, drawn for each note
 
 
@@ -92,21 +87,6 @@ class Texts:
         self._texts = [
             [text for text in map(clean, texts) if text]
             for texts in (requests, personal, sentences)]
-
-    @classmethod
-    def of(cls, mixture: Mixture, *, seed: int = 0, development: bool = False) -> Texts:
-        """Return texts of the training data, or of what is held out of it."""
-        if development:
-            rows = mixture.held_out
-            personal = [row.input for task in ("redact", OTHER_SENTENCES) for row in rows[task]]
-            return cls([row.input for row in rows["call"]], personal,
-                       [row.input for task in ("intent", "story") for row in rows[task]])
-        rng, augmenter = random.Random(f"lines {seed}"), Augmenter(mixture.calls)
-        calls = [augmenter.call(row, rng).input for row in mixture.calls]
-        private = redaction.generate(_PERSONAL, seed=seed, carriers=mixture.carriers)
-        tales = [text for row in mixture.tales for text in (row.input, row.target)]
-        return cls([row.input for row in mixture.calls] + calls, [row.input for row in private],
-                   [*(row.input for row in mixture.intents), *tales])
 
     def line(self, rng: random.Random, longest: int = LONGEST) -> str:
         """Draw a line of at most `longest` characters."""

@@ -1,4 +1,4 @@
-"""The training data of the reference family, four tasks in one stream, and its held-out parts.
+"""The training data of the reference family, six tasks in one stream, and its held-out parts.
 
 | task | training | development |
 |---|---|---|
@@ -7,9 +7,12 @@
 | `redact` | redaction.py, in its own sentences and in those of tales and CLINC150's `train` | \
 redaction.py, most names, streets and hosts of its own, and apart from that in other sentences |
 | `story` | FairytaleQA, training tales | validation tales |
+| `order` | orders.py | the same generator, other sentences |
+| `read` | lines.py, of the texts above | of what is held out of them |
 
-More requests out of scope: questions on tales, everyday ones (outside.py), and SNIPS requests of
-intents that CLINC150 does not have.
+`order` and `read` are the text's part of what recordings and pictures ask for. More requests out of
+scope: questions on tales, everyday ones (outside.py), and SNIPS requests of intents that CLINC150
+does not have.
 """
 
 from __future__ import annotations
@@ -31,18 +34,23 @@ from cloister.corpus import (
 )
 from cloister.errors import DataError
 from cloister.example import NONE
-from cloister.reference import outside, redaction
+from cloister.reference import orders, outside, redaction
 from cloister.reference.augment import Augmenter
+from cloister.reference.lines import Texts, label
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["OTHER_SENTENCES", "PASSES", "Mixture", "development", "vocabulary_texts"]
+__all__ = ["OTHER_SENTENCES", "PASSES", "Mixture", "development", "reading", "vocabulary_texts"]
 
 OTHER_SENTENCES = "redact, other sentences"  # than the generator's own
 PASSES = 8  # variants of each request
 _REDACTED = 8_000  # examples a pass
+_ORDERS = 2_500
+_READ = 5_000
+_NOTES = 0.2  # share of what is read that has several lines
+_PERSONAL = 12_000  # texts with personal data to be drawn
 _OUTSIDE = 10  # times that each request outside every intent is seen a pass
 _QUESTIONS = 300  # on tales, a pass, out of scope
 _EVERYDAY = 1800  # of outside.py
@@ -89,7 +97,7 @@ class Mixture:
     def examples(self, passes: int, seed: int) -> Iterator[Example]:
         """Yield `passes` over everything, each in an order and with variants of its own."""
         augmenter = Augmenter(self.calls)
-        none = tool_call(NONE)
+        none, texts = tool_call(NONE), self.texts(seed)
         for number in range(passes):
             rng = random.Random(f"mixture {seed} {number}")
             rows = [
@@ -114,9 +122,25 @@ class Mixture:
             rows += [Example(task="intent", input=text, target=none) for text in extra]
             rows += redaction.generate(_REDACTED, seed=rng.randrange(2**32), carriers=self.carriers)
             rows += self.tales[number % _TALES::_TALES]
+            rows += orders.generate(_ORDERS, seed=rng.randrange(2**32))
+            rows += reading(texts, _READ, rng)
             rows = [example for example in rows if not self._is_held_out(example)]
             rng.shuffle(rows)
             yield from rows
+
+    def texts(self, seed: int) -> Texts:
+        """Return the training data's texts, and variants of them, to be drawn as pictures."""
+        rng, augmenter = random.Random(f"texts {seed}"), Augmenter(self.calls)
+        varied = [augmenter.call(row, rng).input for row in self.calls]
+        private = redaction.generate(_PERSONAL, seed=seed, carriers=self.carriers)
+        tales = [text for row in self.tales for text in (row.input, row.target)]
+        return Texts([row.input for row in self.calls] + varied, [row.input for row in private],
+                     [*(row.input for row in self.intents), *tales])
+
+    @property
+    def held_out_texts(self) -> Texts:
+        """The texts of what is held out, to be drawn as pictures."""
+        return _texts(self.held_out)
 
     def _unless_held_out(self, variant: Example, example: Example) -> Example:
         """Return the variant, or where it is a held-out request, its original."""
@@ -131,14 +155,26 @@ def development(data: Path) -> dict[str, list[Example]]:
     _, calls = split(read(data / "snips"))
     intents = read(data / "clinc150" / "train_val.json", split=Split.VALIDATE)
     tales = read(data / "fairytaleqa" / "stories_val.jsonl")
-    return {
+    held_out = {
         "call": calls,
         "intent": intents,
         "redact": list(redaction.generate(1000, seed=1, development=True)),
         OTHER_SENTENCES: list(redaction.generate(
             500, seed=2, development=True, carriers=_carriers(tales, intents))),
         "story": tales,
+        "order": list(orders.generate(500, seed=1)),
     }
+    return held_out | {"read": reading(_texts(held_out), 500, random.Random(1))}
+
+
+def reading(texts: Texts, count: int, rng: random.Random) -> list[Example]:
+    """Draw examples of the task `read`: the answer is what stands in the lines."""
+    rows = []
+    for _ in range(count):
+        lines = texts.note(rng) if rng.random() < _NOTES else [texts.line(rng)]
+        text = "\n".join(map(label, lines))
+        rows.append(Example(task="read", input=text, target=text))
+    return rows
 
 
 def vocabulary_texts(mixture: Mixture) -> Iterator[str]:
@@ -149,6 +185,14 @@ def vocabulary_texts(mixture: Mixture) -> Iterator[str]:
     for example in mixture.intents:
         yield example.input
         yield from [example.target] * 2
+
+
+def _texts(held_out: dict[str, list[Example]]) -> Texts:
+    said = {
+        kind: [row.input for task in tasks for row in held_out[task]] for kind, tasks in (
+            ("requests", ("call",)), ("personal", ("redact", OTHER_SENTENCES)),
+            ("sentences", ("intent", "story")))}
+    return Texts(**said)
 
 
 def _carriers(tales: list[Example], intents: list[Example]) -> list[str]:

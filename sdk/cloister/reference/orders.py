@@ -10,8 +10,6 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from rapidfuzz.distance import Levenshtein
-
 from cloister.corpus import Example, tool_call
 from cloister.reference import word_lists
 
@@ -72,6 +70,8 @@ def frame(text: str) -> dict[str, str]:
 
 def _matches(words: Sequence[str]) -> list[tuple[int, str, str, int]]:
     """Return begin, slot, value and score of each value that the last words may be."""
+    from rapidfuzz.distance import Levenshtein  # of the extra `media`, which text needs not
+
     found = []
     for count in range(1, min(_WORDS, len(words)) + 1):
         heard = " ".join(words[-count:])
