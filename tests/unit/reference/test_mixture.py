@@ -175,7 +175,8 @@ def test_no_development_request_is_learnt(data: Path) -> None:
     learnt = list(mixed.examples(1, 0))
     held = mixture.development(data)
     assert {task: len(rows) > 100 for task, rows in held.items()} == {
-        "call": True, "intent": True, "redact": True, mixture.OTHER_SENTENCES: True, "story": True}
+        "call": True, "intent": True, "redact": True, mixture.OTHER_SENTENCES: True, "story": True,
+        "order": True, "read": True}
     for task in held:
         assert overlap(learnt, held[task]) == 0, task
     assert list(mixed.examples(1, 0)) == learnt
@@ -185,9 +186,11 @@ def test_the_tasks_have_the_answers_they_are_known_by(data: Path) -> None:
     counts: dict[str, int] = {}
     for example in mixture.Mixture.read(data).examples(1, 0):
         counts[example.task] = counts.get(example.task, 0) + 1
-        if example.task in ("call", "intent"):
+        if example.task in ("call", "intent", "order"):
             assert set(json.loads(example.target)) == {"name", "arguments"}
-    assert set(counts) == {"call", "intent", "redact", "story"}
+        if example.task == "read":
+            assert example.target == example.input.strip()
+    assert set(counts) == {"call", "intent", "redact", "story", "order", "read"}
     assert min(counts.values()) > 150
 
 
