@@ -7,13 +7,13 @@ training parts, or for evaluation those that are held out (see mixture.py).
 
 from __future__ import annotations
 
-import random
 import re
 from typing import TYPE_CHECKING
 
 from cloister.reference import word_lists
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Sequence
 
 __all__ = ["ALPHABET", "LONGEST", "Texts", "clean", "label", "receipt", "wrapped"]

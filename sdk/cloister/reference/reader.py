@@ -40,7 +40,6 @@ from cloister.progress import silent
 from cloister.reference import characters, fonts, reading
 from cloister.reference.batches import Lesson, Supply
 from cloister.reference.console import lines
-from cloister.reference.lines import Texts
 from cloister.reference.mixture import Mixture
 from cloister.reference.pictures import Camera
 from cloister.settings import Settings
@@ -250,9 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.out.mkdir(parents=True, exist_ok=True)
         mixture = Mixture.read(given.data)
         camera = Camera(
-            Texts.of(mixture, seed=given.seed), fonts.faces(given.fonts, held_out=False))
+            mixture.texts(given.seed), fonts.faces(given.fonts, held_out=False))
         never_seen = Camera(
-            Texts.of(mixture, development=True), fonts.faces(given.fonts, held_out=True))
+            mixture.held_out_texts, fonts.faces(given.fonts, held_out=True))
         samples = reading.samples(never_seen)
         torch.set_num_threads(1)
         train(

@@ -21,7 +21,6 @@ from cloister.errors import CloisterError, SettingError
 from cloister.reference import characters, fonts
 from cloister.reference.batches import stacked
 from cloister.reference.drawing import WIDTH
-from cloister.reference.lines import Texts
 from cloister.reference.mixture import Mixture
 from cloister.reference.pictures import Camera
 from cloister.settings import Settings
@@ -110,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.data is None:
             raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
-        camera = Camera(Texts.of(Mixture.read(given.data), development=True),
+        camera = Camera(Mixture.read(given.data).held_out_texts,
                         fonts.faces(given.fonts, held_out=True))
         found = scores(characters.load(given.folder), samples(camera))
     except CloisterError as error:
