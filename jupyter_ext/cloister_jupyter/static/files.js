@@ -27,7 +27,11 @@ class Files {
     const words = this.kinds.map((kind) => FILE_TYPES[kind].word).join(" or ");
     this.picker = /** @type {HTMLInputElement} */ (h("input", { type: "file", multiple: true, hidden: true, tabindex: -1,
       accept: this.kinds.map((kind) => FILE_TYPES[kind].types).join(","),
-      onchange: () => { this.add(this.picker.files); this.picker.value = ""; } }));
+      onchange: () => {
+        const chosen = [...this.picker.files];
+        this.picker.value = ""; // so that the same file can be chosen again
+        this.add(chosen);
+      } }));
     this.button = /** @type {HTMLButtonElement} */ (h("button", { type: "button", class: "cl-attach", onclick: () => this.picker.click() }, `Add ${words}`));
     this.list = h("ul", { class: "cl-files", "aria-label": "Files that go with the question", hidden: true });
     this.element = h("div", { class: "cl-attached", hidden: !this.kinds.length }, this.button, this.picker, this.list);
@@ -43,12 +47,12 @@ class Files {
     if (!event.dataTransfer?.types.includes("Files")) return; // a text, which the box takes by itself
     event.preventDefault();
     event.stopPropagation(); // the notebook around would open it
-    if (event.type === "drop") this.add(event.dataTransfer.files);
+    if (event.type === "drop") this.add([...event.dataTransfer.files]);
   }
 
-  /** Take files, one after the other. @param {FileList | null} files */
+  /** Take files, one after the other. @param {File[]} files */
   async add(files) {
-    for (const file of files ?? []) {
+    for (const file of files) {
       const kind = Object.keys(FILE_TYPES).find((each) => file.type.startsWith(`${each}/`) || FILE_TYPES[each].names.test(file.name));
       const most = this.page.model.get("file_bytes");
       if (!kind) this.page.say("A file is neither a picture nor a recording; choose another.");
