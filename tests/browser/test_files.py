@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from tests.browser.conftest import Notebook, Server
 from tests.browser.test_chat import said, send, violations, wait_for
+from tests.conftest import make_bundle
 from tests.unit.runtime.conftest import make_media_bundle
 from tests.unit.runtime.served import png
 
@@ -29,7 +30,7 @@ import cloister_jupyter.{module} as module
 from cloister_jupyter import ChatWidget, PromptLab
 
 path = Path({path!r})
-module.Worker = lambda *_, **__: Served(FakeEngine(path, LETTERS))
+module.Worker = lambda path, **_: Served(FakeEngine(path, LETTERS))
 page = {page}
 page"""
 RNG = np.random.default_rng(5)
@@ -96,6 +97,7 @@ def test_files_are_chosen_dropped_removed_and_asked_about_and_lie_in_no_file(
             notebook.command("apputils:change-theme", theme=f"JupyterLab {theme}")
             notebook.page.wait_for_timeout(400)
             assert violations(notebook) == []
+        notebook.command("apputils:change-theme", theme="JupyterLab Light")
     remove = chat.get_by_role("button", name="Remove picture 640 x 480").nth(1)
     remove.focus()
     notebook.page.keyboard.press("Enter")
@@ -151,10 +153,12 @@ def test_a_file_that_is_refused_is_given_back_with_the_question(
 
 
 def test_a_lab_asks_its_tiers_about_a_file_and_one_of_texts_refuses_by_name(
-    open_notebook: Open, media_path: str
+    open_notebook: Open, media_path: str, tokenizer_dir: Path
 ) -> None:
+    make_bundle(Path(media_path).with_name("text.cloister"), tokenizer_dir)
     notebook = open_notebook("files-lab.ipynb", CELL.format(
-        module="runs", path=media_path, page="PromptLab([], [path])"))
+        module="runs", path=media_path,
+        page="PromptLab([], [path, path.with_name('text.cloister')])"))
     notebook.run_cell(0)
     lab = notebook.lab()
     drop(lab, ".cl-asked textarea", PICTURE)
@@ -162,5 +166,6 @@ def test_a_lab_asks_its_tiers_about_a_file_and_one_of_texts_refuses_by_name(
     lab.get_by_role("button", name="Run", exact=True).click()
     lab.locator(".cl-toolbar .cl-note:has-text('done')").wait_for()
     assert lab.locator(".cl-answer").first.inner_text()
+    assert "reads text only" in lab.locator(".cl-error").nth(1).inner_text()
     assert chips(lab) == ["picture 640 x 480"]
     notebook.screenshot("files-lab", lab)
