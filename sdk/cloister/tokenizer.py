@@ -305,7 +305,7 @@ class Tokenizer:
         """A special token in place of vectors: it parts a text as a picture's own token does."""
         for id_, token in self._backend.get_added_tokens_decoder().items():
             bound = token.lstrip or token.rstrip or token.single_word or token.normalized
-            if id_ in self._ids.values() and not (bound or token.content.isspace()):
+            if id_ in self._special and len(token.content.strip()) > 1 and not bound:
                 return token.content
         return ""
 
