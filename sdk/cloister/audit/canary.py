@@ -21,12 +21,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote, quote_plus
 
+from cloister.audit import media_canary
 from cloister.errors import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from cloister.pieces import MediaFormats
     from cloister.tokenizer import Tokenizer
 
 __all__ = ["Canary", "Find", "Stage", "forms", "plant", "search"]
@@ -36,15 +38,25 @@ _WINDOW = 6  # ids in a row that are enough to tell a text; fewer might stand th
 
 @dataclass(frozen=True)
 class Canary:
-    """A text that stands nowhere else, and by which way it was given."""
+    """A text that stands nowhere else, or pixels or samples, and by which way they were given."""
 
     way: str
     text: str
+    data: tuple[bytes, ...] = ()  # in place of the text
 
     @classmethod
     def new(cls, way: str) -> Canary:
         """Words that no program says, with a letter beyond ASCII and one beyond 16 bits."""
         return cls(way, f"zephyr caf\u00e9 {secrets.token_hex(8)} quartz \U0001f426 {way}")
+
+    def forms(self, tokenizer: Tokenizer | None = None) -> dict[str, list[bytes]]:
+        """Return the byte strings that a file with it has, by how it was written."""
+        if not self.data:
+            return forms(self.text, tokenizer)
+        return {
+            "bytes": list(self.data),
+            "base64": [form for data in self.data for form in _base64(data)],
+            "hexadecimal": [data.hex().encode() for data in self.data]}
 
 
 @dataclass(frozen=True)
@@ -88,12 +100,12 @@ class Stage:
 
 def plant(
     stage: Stage, bundle: Path, teacher: Path | None, apart: Path,
-    progress: Callable[[str], None] = lambda way: None,
+    progress: Callable[[str], None] = lambda way: None, media: MediaFormats | None = None,
 ) -> list[Canary]:
-    """Give a canary to the program in every way that it takes text in.
+    """Give a canary to the program in every way that it takes text, pictures and recordings in.
 
-    `apart` is a directory for what the user would have: their own data file, which holds a canary
-    of course. With a `teacher`, a checkpoint, a distillation is run on it.
+    The bundle takes `media`. `apart` is a directory for what the user would have: their own files,
+    which hold canaries of course. With a `teacher`, a checkpoint, a distillation is run on it.
 
     Raises:
         WorkerError: a command did not end as it should.
@@ -127,8 +139,27 @@ def plant(
         run("distill", "--teacher", str(teacher), "--tier", "nano-1", "--data", str(data),
             "--draws", "12", "--private", "--steps", "2", "--tokens", "512", "-o",
             str(work / "student"), "--json")
+    for kind, option, made in _made(media, new):
+        content, found = made
+        file = apart / kind
+        file.write_bytes(content)
+        planted.append(Canary(way=kind, text="", data=found))
+        run("run", str(bundle), "-", "--cached", "--json", option, str(file), said="so?")
+        run("chat", str(bundle), "--session", kind, "--json", option, str(file), said="so?\n")
     _crash(stage, "chat", str(bundle), "--session", "crashed", said=f"{new('crashed process')}\n")
     return planted
+
+
+def _made(
+    media: MediaFormats | None, new: Callable[[str], str]
+) -> Iterator[tuple[str, str, tuple[bytes, tuple[bytes, ...]]]]:
+    """Yield a picture and a recording, where they are taken, with the options that give them."""
+    if media is not None and media.picture is not None:
+        note = new("picture's metadata")
+        yield "picture", "--image", media_canary.picture(media.picture, note)
+    if media is not None and media.recording is not None:
+        note = new("recording's metadata")
+        yield "recording", "--audio", media_canary.recording(media.recording, note)
 
 
 # Core files of a crash would fall into the working directory.
@@ -180,8 +211,7 @@ def forms(text: str, tokenizer: Tokenizer | None = None) -> dict[str, list[bytes
             form for ascii_only in (True, False) for form in _json(text, ascii_only)
             if form != plain],
         "Python": [ascii(text)[1:-1].encode()],
-        # Whatever stands before it: of three alignments, the part that does not depend on it.
-        "base64": [base64.b64encode(bytes(n) + plain)[4:-4] for n in range(3)],
+        "base64": _base64(plain),
         "hexadecimal": [plain.hex().encode()],
         "URL": [each(text, safe="").encode() for each in (quote, quote_plus)],
     }
@@ -195,6 +225,11 @@ def forms(text: str, tokenizer: Tokenizer | None = None) -> dict[str, list[bytes
         for order in "<>" for kind in "HIqfd"
     ] + [mark.join(map(str, window)).encode() for mark in (", ", ",", " ")]
     return encoded
+
+
+def _base64(data: bytes) -> list[bytes]:
+    """Whatever stands before it: of three alignments, the part that does not depend on it."""
+    return [base64.b64encode(bytes(n) + data)[4:-4] for n in range(3)]
 
 
 def _json(text: str, ascii_only: bool) -> Iterator[bytes]:
@@ -213,7 +248,7 @@ def search(
     """
     patterns = [
         (canary.way, form, pattern) for canary in canaries
-        for form, found in forms(canary.text, tokenizer).items() for pattern in found
+        for form, found in canary.forms(tokenizer).items() for pattern in found
         if len(pattern) >= least_bytes
     ]
     finds = {

@@ -190,7 +190,8 @@ def _scan(args: Vault) -> Record:
         apart.mkdir()
         with console.status("planting") as status:
             planted = canary.plant(
-                stage, bundle, teacher, apart, lambda way: status.update(f"planting: {way}"))
+                stage, bundle, teacher, apart, lambda way: status.update(f"planting: {way}"),
+                whole.manifest.media)
             status.update("looking")
             finds = canary.search(stage.root, planted, tokenizer)
             control = Path(scratch) / "control"
@@ -198,10 +199,12 @@ def _scan(args: Vault) -> Record:
             _unsealed(stage.home, control, bytes.fromhex(model))
             found = canary.search(control, planted, tokenizer)
         files = sum(path.is_file() for path in stage.root.rglob("*"))
+    ways, media = [each.way for each in planted], whole.manifest.media
     # These the vault keeps word for word: a search that misses them unsealed would miss all.
-    missed = {"session name", "system prompt", "chat", "second turn", "resumed"} - {
-        find.way for find in found}
-    ways = [each.way for each in planted]
+    kept = {"session name", "system prompt", "chat", "second turn", "resumed", "recording"}
+    if media is not None and media.picture is not None and media.picture.tiles is None:
+        kept.add("picture")  # its pixels are not resized
+    missed = kept.intersection(ways) - {find.way for find in found}
     record: Record = {
         "ok": not finds and not missed, "planted": ways, "files": files,
         "found": [{"way": find.way, "form": find.form, "file": str(find.file)} for find in finds],
