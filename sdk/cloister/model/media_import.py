@@ -96,7 +96,8 @@ def read(
     reader, text, defaults = _READERS[architectures[0]]
     fields = Fields(
         dict(record), {"text_config": {}, "tie_word_embeddings": None, **defaults},
-        source.name, frozenset(ignore), {"architectures", "hidden_size", "vocab_size"})
+        source.name, frozenset(ignore),
+        {"architectures", "bos_token_id", "eos_token_id", "hidden_size", "vocab_size"})
     inner = dict(fields.take("text_config", dict))
     if inner.get("model_type", text[0]) not in text:
         raise fields.unsupported(

@@ -22,6 +22,7 @@ from cloister.errors import (  # noqa: E402
     UnsupportedArchitecture,
     UnsupportedFeature,
 )
+from cloister.model import huggingface, media_import  # noqa: E402
 from cloister.model.encoder_import import import_encoder  # noqa: E402
 from cloister.model.imports import check, import_model  # noqa: E402
 from cloister.model.sense_file import SenseKind  # noqa: E402
@@ -94,6 +95,119 @@ def test_recordings_of_voxtral_have_the_lengths_of_its_files(source: Path, tmp_p
     assert form.most == 320_000 and form.before == "[BEGIN_AUDIO]"
     short = import_model(source, tmp_path / "short", context=60).metadata.media
     assert short is not None and short.recording is not None and short.recording.most == 64_000
+
+
+# The fields that the makers' own files have, with the sizes that these leave to defaults left out.
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma-3-4b-it": ({
+        "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
+        "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+        "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+            "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024, "final_logit_softcapping": 30.0},
+        "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0", "vision_config": {
+            "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304,
+            "model_type": "siglip_vision_model", "num_attention_heads": 16,
+            "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False},
+    }, {
+        "do_convert_rgb": None, "do_normalize": True, "do_pan_and_scan": None, "do_rescale": True,
+        "do_resize": True, "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "Gemma3ImageProcessor", "image_seq_length": 256,
+        "image_std": [0.5, 0.5, 0.5], "pan_and_scan_max_num_crops": None,
+        "pan_and_scan_min_crop_size": None, "pan_and_scan_min_ratio_to_activate": None,
+        "processor_class": "Gemma3Processor", "resample": 2,
+        "rescale_factor": 0.00392156862745098, "size": {"height": 896, "width": 896},
+    }),
+    "SmolVLM-256M-Instruct": ({
+        "architectures": ["Idefics3ForConditionalGeneration"], "image_token_id": 49190,
+        "model_type": "idefics3", "scale_factor": 4, "text_config": {
+            "_flash_attn_2_enabled": True, "_name_or_path": "None",
+            "architectures": ["VLlama3ForCausalLM"], "head_dim": 64, "hidden_size": 576,
+            "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192,
+            "model_type": "llama", "neftune_noise_alpha": 0.0, "num_attention_heads": 9,
+            "num_hidden_layers": 30, "num_key_value_heads": 3, "pad_token_id": 2,
+            "perceiver_config": {"attention_dropout": 0.0, "hidden_act": "silu"},
+            "pixel_shuffle_factor": 4, "qk_layer_norms": False, "rms_norm_eps": 1e-05,
+            "rope_interleaved": False, "rope_theta": 100000, "torch_dtype": "bfloat16",
+            "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+            "use_resampler": False, "vocab_size": 49280},
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": False,
+        "vision_config": {
+            "hidden_size": 768, "image_size": 512, "max_image_size": {"longest_edge": 512},
+            "model_type": "idefics3", "num_attention_heads": 12, "patch_size": 16,
+            "size": {"longest_edge": 2048}, "tie_word_embeddings": False,
+            "use_base_siglip": False},
+        "vocab_size": 49280,
+    }, {
+        "do_convert_rgb": True, "do_image_splitting": True, "do_normalize": True, "do_pad": True,
+        "do_rescale": True, "do_resize": True, "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "Idefics3ImageProcessor", "image_std": [0.5, 0.5, 0.5],
+        "max_image_size": {"longest_edge": 512}, "processor_class": "Idefics3Processor",
+        "resample": 1, "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 2048},
+    }),
+    "Voxtral-Mini-3B-2507": ({
+        "architectures": ["VoxtralForConditionalGeneration"], "audio_config": {
+            "activation_dropout": 0.0, "activation_function": "gelu", "attention_dropout": 0.0,
+            "dropout": 0.0, "head_dim": 64, "hidden_size": 1280, "initializer_range": 0.02,
+            "intermediate_size": 5120, "layerdrop": 0.0, "max_source_positions": 1500,
+            "model_type": "voxtral_encoder", "num_attention_heads": 20, "num_hidden_layers": 32,
+            "num_key_value_heads": 20, "num_mel_bins": 128, "scale_embedding": False,
+            "vocab_size": 51866},
+        "audio_token_id": 24, "hidden_size": 3072, "model_type": "voxtral",
+        "projector_hidden_act": "gelu", "text_config": {
+            "attention_bias": False, "head_dim": 128, "hidden_act": "silu", "hidden_size": 3072,
+            "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
+            "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 30,
+            "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+            "rope_scaling": None, "rope_theta": 100000000.0, "sliding_window": None,
+            "use_cache": True, "vocab_size": 131072},
+        "torch_dtype": "bfloat16", "vocab_size": 131072,
+    }, {
+        "chunk_length": 30, "dither": 0.0, "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": 128, "hop_length": 160, "n_fft": 400, "n_samples": 480000,
+        "nb_max_frames": 3000, "padding_side": "right", "padding_value": 0.0,
+        "processor_class": "VoxtralProcessor", "return_attention_mask": False,
+        "sampling_rate": 16000,
+    }),
+}
+
+
+@pytest.mark.parametrize(("name", "layers", "vectors", "context"), [
+    ("gemma-3-4b-it", 27, 256, 131_072), ("SmolVLM-256M-Instruct", 12, 64, 8192),
+    ("Voxtral-Mini-3B-2507", 32, 375, 131_072),
+])
+def test_the_makers_own_files_are_read(
+    tmp_path: Path, name: str, layers: int, vectors: int, context: int
+) -> None:
+    record, processor = PUBLISHED[name]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    model = media_import.read(record, tmp_path)
+    assert (model.sense.encoder.layers, model.sense.vectors) == (layers, vectors)
+    config = huggingface.configured(model.text, name, ignored=model.ignored)
+    assert config.shape.context == context and config.final_softcap is None
+    assert model.sense.size == config.shape.hidden_size
+
+
+def test_the_encoder_of_whispers_own_files_is_read(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
+        **PUBLISHED["Voxtral-Mini-3B-2507"][1], "feature_size": 80, "mel_filters": [[0.0]]}))
+    sense = media_import.read_encoder({
+        "_name_or_path": "openai/whisper-base", "activation_dropout": 0.0,
+        "activation_function": "gelu", "architectures": ["WhisperForConditionalGeneration"],
+        "attention_dropout": 0.0, "begin_suppress_tokens": [220, 50257], "bos_token_id": 50257,
+        "d_model": 512, "decoder_attention_heads": 8, "decoder_ffn_dim": 2048,
+        "decoder_layerdrop": 0.0, "decoder_layers": 6, "decoder_start_token_id": 50258,
+        "dropout": 0.0, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048,
+        "encoder_layerdrop": 0.0, "encoder_layers": 6, "eos_token_id": 50257,
+        "forced_decoder_ids": [[1, 50259]], "init_std": 0.02, "is_encoder_decoder": True,
+        "max_length": 448, "max_source_positions": 1500, "max_target_positions": 448,
+        "model_type": "whisper", "num_hidden_layers": 6, "num_mel_bins": 80,
+        "pad_token_id": 50257, "scale_embedding": False, "suppress_tokens": [1, 2],
+        "torch_dtype": "float32", "transformers_version": "4.27.0.dev0", "use_cache": True,
+        "vocab_size": 51865}, tmp_path)
+    assert (sense.encoder.hidden_size, sense.encoder.positions) == (512, 1500)
 
 
 @pytest.mark.parametrize("source", ["gemma3"], indirect=True)
