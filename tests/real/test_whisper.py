@@ -13,6 +13,7 @@ from tests.real import whisper
 from cloister.model.encoder_import import import_encoder
 from cloister.model.sense import Sense
 from cloister.model.sense_file import SenseFile
+from cloister.quantize.encoders import quantize_sense
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +30,10 @@ def ear(file: SenseFile) -> Sense:
     return file.load()
 
 
-def voice(seconds: float = 30.0) -> torch.Tensor:
+def voice(seconds: float = 30.0, base: float = 120.0) -> torch.Tensor:
     """Something like a voice: harmonics that glide and stop, in a little noise."""
     at = torch.arange(int(seconds * RATE)) / RATE
-    pitch = 2 * math.pi * (120 * at + 8 * (3 * at).sin())
+    pitch = 2 * math.pi * (base * at + 8 * (3 * at).sin())
     tones = sum((n * pitch).sin() / n for n in range(1, 20))
     loud = (2.5 * at).sin().clamp(min=0) * (at < 0.6 * seconds)
     noise = torch.randn(len(at), generator=torch.Generator().manual_seed(1))
@@ -64,3 +65,13 @@ def test_of_the_waveform_they_are_those_of_its_processor(ear: Sense, tmp_path: P
 @torch.inference_mode()
 def test_a_short_recording_is_read_without_being_filled_up(ear: Sense) -> None:
     assert ear(voice(4.0)).shape == (1, 200, 512)
+
+
+@pytest.mark.parametrize(("recipe", "bound"), [("8da8w", 0.08), ("8da4w-g32", 0.2)])
+def test_in_8_and_4_bits_its_vectors_are_near(
+    file: SenseFile, tmp_path: Path, recipe: str, bound: float
+) -> None:
+    media = [voice(4.0, base=80.0 + 20 * number) for number in range(8)]
+    report = quantize_sense(file, tmp_path / "small.safetensors", recipe, given=media)
+    print(f"Whisper base in {recipe}: vectors {report.error:.2%} off")
+    assert report.error is not None and report.error < bound

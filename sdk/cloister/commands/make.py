@@ -53,6 +53,9 @@ class Export(Options):
     force: bool
 
 
+_READS = {"vision": "pictures", "audio": "recordings"}
+
+
 def import_(args: Import) -> Record:
     """Read a model that others made into a checkpoint, or list those that this machine has."""
     if args.list:
@@ -81,11 +84,17 @@ def import_(args: Import) -> Record:
         for what, names in (("Passed over", origin.passed_over), ("Ignored", origin.ignored)):
             if names:
                 display.show(f"{what}: {', '.join(names)}")
+        for kind, file in imported.senses.items():
+            what, encoder = _READS[kind], file.config.encoder
+            display.show(
+                f"Reads {what}: {encoder.layers} layers of {encoder.hidden_size}, "
+                f"{file.config.vectors} vectors.")
         if imported.template_path is None:
             display.show("It has no chat template: a conversation becomes lines of ROLE: TEXT.")
     return {
         "name": imported.metadata.name, "parameters": shape.parameters,
         "shape": asdict(shape), "identity": imported.identity, "source": origin.to_dict(),
+        "senses": {kind: asdict(file.config.encoder) for kind, file in imported.senses.items()},
     }
 
 

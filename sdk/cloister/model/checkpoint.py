@@ -140,6 +140,10 @@ class Checkpoint(Summary):
             ("weights", f"{shape.parameters:,}, {shape.layers} layers of {shape.hidden_size}"),
             ("context", f"{shape.context:,} tokens"),
             ("recipe", self.metadata.recipe or "not quantized"))
+        for kind, file in self.senses.items():
+            encoder = file.config.encoder
+            yield kind, f"{encoder.layers} layers of {encoder.hidden_size}, " + (
+                file.config.recipe or "not quantized")
         if origin is not None:
             yield "imported from", origin.format
         if isinstance(self.report, Summary):

@@ -302,6 +302,17 @@ def test_a_field_that_is_let_pass_may_be_of_the_encoder(source: Path, tmp_path: 
     assert made.metadata.origin is not None and made.metadata.origin.ignored == ("novelty",)
 
 
+@pytest.mark.parametrize("source", ["voxtral"], indirect=True)
+def test_the_command_line_says_what_else_a_model_reads(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import", str(source), "-o", str(tmp_path / "one"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["senses"]["audio"]["positions"] == 100
+    assert main(["import", str(source), "-o", str(tmp_path / "two")]) == 0
+    assert "recordings: 2 layers of 32, 25 vectors" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("source", ["whisper"], indirect=True)
 @torch.inference_mode()
 def test_of_whisper_the_encoder_is_read(source: Path, tmp_path: Path) -> None:
