@@ -1,8 +1,10 @@
 """The rounding of what reads pictures and recordings: encoder and projector, to 4 or 8 bits.
 
 Linear layers are rounded as a decoder's are (`calibrate`): by themselves, or for what they read of
-media. Convolutions, norms and positions stay as they are: in Whisper base they are 11 % of the
-weights.
+media. Convolutions, norms and positions stay as they are, in Whisper base 8 % of the weights.
+
+On speech, the vectors of Whisper base are 6 % off in 8 bits, and 25 % in 4 bits in groups of 32,
+where each layer is rounded by itself, and 5 % and 13 % where it is rounded for what it reads.
 
 Shapes: B pictures or pieces, N positions, D hidden size, M rows, K inputs.
 """
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["SENSE_RECIPE", "SenseReport", "media_of", "quantize_sense", "relative_error"]
 
 SENSE_RECIPE = "8da8w"
-"""The default: in 4 bits an encoder's vectors are several times as far off."""
+"""The default: in 4 bits an encoder's vectors are two to four times as far off."""
 
 SMOOTHING = 0.5  # exponent of the inputs' range, as of the weights'
 MOST = 32  # pictures or recordings that are calibrated and measured on
