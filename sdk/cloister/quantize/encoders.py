@@ -202,12 +202,14 @@ def smooth(block: EncoderBlock, prefix: str, inputs: dict[str, torch.Tensor]) ->
     """Move what stands out of a layer's inputs into its weights (SmoothQuant, arXiv 2211.10438).
 
     The norms and the values take the scales, so that the block computes what it did. Of the inputs
-    of `down`, which are an activation's outputs, nothing can take them.
+    of `down`, which are an activation's outputs, nothing can.
     """
-    for names, before in (
+    moved: list[tuple[tuple[str, ...], nn.LayerNorm | nn.Linear]] = [
         (("attn.q", "attn.k", "attn.v"), block.attn_norm), (("attn.o",), block.attn.v),
-        (("mlp.up",), block.mlp_norm),
-    ):
+        (("mlp.up",), block.mlp_norm)]
+    if block.convolves:
+        moved.append((("convolution.gate",), block.convolution_norm))
+    for names, before in moved:
         layers = [each for name, each in linears(block) if name in names]
         reach_K = inputs[f"{prefix}.{names[0]}"].abs().amax(0).clamp(min=_LEAST) ** SMOOTHING
         largest_K = torch.stack([

@@ -78,7 +78,6 @@ def saved(directory: Path, layout: str) -> tuple[Any, Any]:
     return model, processor
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["gemma3", "idefics3"])
 @torch.inference_mode()
 def test_logits_of_a_conversation_are_those_of_processor_and_model(

@@ -85,7 +85,6 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return Pair(request.param, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SEQUENCES)
 @torch.inference_mode()
 def test_logits_are_those_of_transformers(pair: Pair, name: str) -> None:
@@ -111,7 +110,6 @@ def test_logits_are_those_of_transformers(pair: Pair, name: str) -> None:
     assert (torch.cat(steps, dim=1) - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.slow
 @torch.inference_mode()
 def test_pictures_of_gemma_attend_in_both_directions(tmp_path: Path) -> None:
     pair = Pair("gemma3", tmp_path)

@@ -55,7 +55,6 @@ def imported(layout: str, directory: Path) -> tuple[Checkpoint, Sense]:
     return checkpoint, file.load()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["gemma3", "smolvlm", "idefics3"])
 def test_pixels_are_those_of_the_processor(layout: str, tmp_path: Path) -> None:
     _, processor = theirs.save(tmp_path, layout)
@@ -69,7 +68,6 @@ def test_pixels_are_those_of_the_processor(layout: str, tmp_path: Path) -> None:
         assert (got - wanted.view_as(got)).abs().max() <= 1e-4, size
 
 
-@pytest.mark.slow
 def test_recordings_are_those_of_the_processor(tmp_path: Path) -> None:
     _, processor = theirs.save(tmp_path, "voxtral")
     checkpoint, sense = imported("voxtral", tmp_path)

@@ -28,6 +28,7 @@ from cloister.quantize.encoders import quantize_sense
 # Bound by the width, not the depth: in 4 bits an input of 32 is one group.
 WIDE = replace(tiny.RECORDINGS, encoder=replace(
     tiny.RECORDINGS.encoder, hidden_size=128, heads=4, feed_forward=256, layers=3))
+CONVOLVING = replace(WIDE, encoder=replace(WIDE.encoder, kernel=5))
 TOKENS = replace(tiny.RECORDINGS, projector=ProjectorShape(
     kind=ProjectorKind.TOKENS, size=24, vocabulary=50))
 
@@ -49,7 +50,7 @@ def made(config: SenseConfig, path: Path) -> sense_file.SenseFile:
     return sense_file.save(path, sense)
 
 
-@pytest.mark.parametrize("config", [WIDE, tiny.PICTURES, TOKENS])
+@pytest.mark.parametrize("config", [WIDE, CONVOLVING, tiny.PICTURES, TOKENS])
 def test_every_linear_layer_is_quantized_and_nothing_else(
     tmp_path: Path, config: SenseConfig
 ) -> None:
@@ -80,9 +81,12 @@ def test_calibration_brings_the_vectors_nearer(tmp_path: Path, recipe: str) -> N
     assert 0 < calibrated.error < 0.9 * before < 0.5
 
 
+@pytest.mark.parametrize("config", [WIDE, CONVOLVING])
 @torch.no_grad()
-def test_smoothing_changes_nothing_that_a_block_computes(tmp_path: Path) -> None:
-    block = made(WIDE, tmp_path / "plain.safetensors").load().encoder.layers[0]
+def test_smoothing_changes_nothing_that_a_block_computes(
+    tmp_path: Path, config: SenseConfig
+) -> None:
+    block = made(config, tmp_path / "plain.safetensors").load().encoder.layers[0]
     assert isinstance(block, EncoderBlock)
     x = torch.randn(2, 9, 128)
     before, inputs = block(x), {
@@ -134,7 +138,6 @@ def media(tmp_path: Path) -> Path:
     return tmp_path / "data.jsonl"
 
 
-@pytest.mark.slow
 def test_a_checkpoint_is_quantized_with_its_senses(
     source: Checkpoint, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
