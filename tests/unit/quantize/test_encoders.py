@@ -12,6 +12,7 @@ import torch
 from tests.unit.model import test_sense as tiny
 
 from cloister.cli import main
+from cloister.distill.schedule import Schedule
 from cloister.errors import DataError, QuantizationError, SettingError
 from cloister.example import Example
 from cloister.model import sense_file
@@ -24,6 +25,7 @@ from cloister.model.sense_file import SenseKind
 from cloister.quantize import encoders
 from cloister.quantize.apply import QuantizeReport, quantize
 from cloister.quantize.encoders import quantize_sense
+from cloister.quantize.train import QatSettings
 
 # Bound by the width, not the depth: in 4 bits an input of 32 is one group.
 WIDE = replace(tiny.RECORDINGS, encoder=replace(
@@ -154,6 +156,22 @@ def test_a_checkpoint_is_quantized_with_its_senses(
     again = quantize(source, tmp_path / "default")
     assert isinstance(again.report, QuantizeReport)
     assert [each.recipe for each in again.report.senses] == ["8da8w", "8da8w"]
+
+
+def test_training_and_calibration_of_the_text_keep_the_senses(
+    source: Checkpoint, tmp_path: Path
+) -> None:
+    texts = [Example(task="", input=f"what is {n} in Paris tomorrow", target="the quick brown fox")
+             for n in range(200)]
+    settings = QatSettings(schedule=Schedule(steps=1, tokens=64, micro=64, warmup=0))
+    for name, options in (
+        ("calibrated", {"calibrate": texts}),
+        ("trained", {"calibrate": texts, "data": texts[:20], "settings": settings}),
+    ):
+        made = quantize(source, tmp_path / name, **options)
+        assert made.metadata.media == source.metadata.media
+        assert {each.config.recipe for each in made.senses.values()} == {"8da8w"}
+        assert isinstance(made.report, QuantizeReport) and len(made.report.senses) == 2
 
 
 def test_what_cannot_be_quantized_is_refused_before_anything_is_written(
