@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cloister.commands.options import Record
     from cloister.corpus import Example
     from cloister.distill.schedule import Schedule
-    from cloister.evaluate.subject import Subject
+    from cloister.evaluate.subject import Media, Subject
     from cloister.model.checkpoint import Checkpoint
 
 __all__ = ["Demo", "demo"]
@@ -184,13 +184,15 @@ class _Remembered:
     def __init__(self, subject: Subject) -> None:
         self.name, self.tokenizer, self.eos = subject.name, subject.tokenizer, subject.eos
         self.context, self.vocabulary = subject.context, subject.vocabulary
-        self.logits = subject.logits
-        self._answers = functools.cache(
-            lambda prompts, limit: list(subject.answers([list(ids) for ids in prompts], limit)))
+        self.formats, self.logits = subject.formats, subject.logits
+        self._answers = functools.cache(lambda prompts, limit, media: list(
+            subject.answers([list(ids) for ids in prompts], limit, media)))
 
-    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+    def answers(
+        self, prompts: Sequence[list[int]], limit: int, media: Media = ()
+    ) -> Iterator[list[int]]:
         """Yield the answers, see `Subject`."""
-        yield from self._answers(tuple(map(tuple, prompts)), limit)
+        yield from self._answers(tuple(map(tuple, prompts)), limit, tuple(map(tuple, media)))
 
 
 def _seconds(sizes: Sizes) -> float:

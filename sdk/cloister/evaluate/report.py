@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import NonFiniteTensor, SettingError, VocabularyMismatch
+from cloister.errors import (
+    MediaTooLarge,
+    MediaUnreadable,
+    NonFiniteTensor,
+    SettingError,
+    UnsupportedMedia,
+    VocabularyMismatch,
+)
 from cloister.evaluate.divergence import Divergence, compare
 from cloister.evaluate.tasks import Score, check, correct, flips, resampled_error, scores
 from cloister.example import CHAT
 from cloister.pairs import pairs as to_ids
+from cloister.parts import Picture, Recording
 from cloister.progress import silent
+from cloister.runtime.prompt import decoded
 from cloister.summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cloister.corpus import Example
-    from cloister.evaluate.subject import Subject
+    from cloister.evaluate.subject import Media, Subject
     from cloister.pairs import Pair
+    from cloister.pieces import MediaFormats
     from cloister.progress import Progress
 
 __all__ = ["Report", "evaluate"]
@@ -94,11 +104,14 @@ def evaluate(
     """Score `subject` on `examples`, and measure its divergence from `against`.
 
     Answers are greedy. Divergence and bits a byte are those of the given answers' tokens, each
-    predicted from the request and the answer so far.
+    predicted from the request and the answer so far. Pictures and recordings are decoded as they
+    are for a conversation.
 
     Raises:
         ContextExceeded: an example does not fit one of the models, named by its place.
         DataError: a target is not what its task asks for (see `tasks.check`).
+        UnsupportedMedia, MediaUnreadable, MediaTooLarge: a model does not take a picture or
+            recording, which is named by its place.
         VocabularyMismatch: the two models have different tokenizers.
         SettingError: there is nothing to evaluate, or a model names no end of an answer.
         NonFiniteTensor: a model gives logits that are NaN or infinite.
@@ -111,26 +124,31 @@ def evaluate(
         raise SettingError(
             f"{subject.name} names no token that ends an answer; import or export it anew.")
     shorter = min(subject, against or subject, key=lambda model: model.context)
-    pairs = to_ids(subject.tokenizer, examples, shorter.context, shorter.name)
     check(examples)
+    examples = _decoded(examples, subject.formats, progress)
+    media = [
+        [part for turn in example.turns for part in turn.media
+         if isinstance(part, Picture | Recording)] for example in examples]
+    pairs = to_ids(subject.tokenizer, examples, shorter.context, shorter.name)
     by_task: dict[str, list[int]] = {}
     for number, example in enumerate(examples):
         by_task.setdefault(example.task, []).append(number)
     tasks, right, other_right = {}, {}, []
     for task, numbers in by_task.items():
         chosen = [examples[number] for number in numbers]
-        ids = [pairs[number] for number in numbers]
+        ids, parts = [pairs[number] for number in numbers], [media[number] for number in numbers]
         if task in _TEXTS:
-            tasks[task] = {"bits_per_byte": _bits(subject, ids, chosen, progress)}
+            tasks[task] = {"bits_per_byte": _bits(subject, ids, parts, chosen, progress)}
             continue
-        texts = _answers(subject, ids, progress)
+        texts = _answers(subject, ids, parts, progress)
         tasks[task], right[task] = scores(chosen, texts), correct(chosen, texts)
         if against is not None:
-            other_right += correct(chosen, _answers(against, ids, progress))
+            other_right += correct(chosen, _answers(against, ids, parts, progress))
     divergence = None
     if against is not None:
         def watched() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            both = zip(_logits(against, pairs), _logits(subject, pairs), strict=True)
+            both = zip(
+                _logits(against, pairs, media), _logits(subject, pairs, media), strict=True)
             for done, logits in enumerate(both, start=1):
                 progress("divergence", done, len(pairs))
                 yield logits
@@ -154,18 +172,45 @@ def _check_alike(subject: Subject, against: Subject) -> None:
         )
 
 
-def _answers(subject: Subject, pairs: Sequence[Pair], progress: Progress) -> list[str]:
+def _decoded(
+    examples: Sequence[Example], formats: MediaFormats | None, progress: Progress
+) -> list[Example]:
+    """Return the examples, pictures and recordings decoded for a model of `formats`."""
+    done, count = 0, sum(bool(example.files) for example in examples)
+    ready: list[Example] = []
+    for number, example in enumerate(examples, start=1):
+        if not example.files:
+            ready.append(example)
+            continue
+        try:
+            turns = decoded(example.messages, formats)
+        except (UnsupportedMedia, MediaUnreadable, MediaTooLarge) as error:
+            raise type(error)(f"{example.place or f'Example {number}'}: {error}") from None
+        ready.append(replace(example, turns=turns))
+        done += 1
+        progress("pictures and recordings", done, count)
+    return ready
+
+
+def _parts(media: Media) -> Media:
+    """Return `media`, or none where no prompt has any, so that text is read as it always is."""
+    return media if any(media) else ()
+
+
+def _answers(
+    subject: Subject, pairs: Sequence[Pair], media: Media, progress: Progress
+) -> list[str]:
     """Return greedy answers; none is cut off that could still be right."""
     limit = 2 * max(len(answer) for _, answer in pairs) + 16
     texts = []
-    for ids in subject.answers([prompt for prompt, _ in pairs], limit):
+    for ids in subject.answers([prompt for prompt, _ in pairs], limit, _parts(media)):
         texts.append(subject.tokenizer.decode(ids))
         progress("answers", len(texts), len(pairs))
     return texts
 
 
-def _logits(subject: Subject, pairs: Sequence[Pair]) -> Iterator[torch.Tensor]:
-    for logits_NV in subject.logits(pairs):
+def _logits(subject: Subject, pairs: Sequence[Pair], media: Media) -> Iterator[torch.Tensor]:
+    for logits_NV in subject.logits(pairs, _parts(media)):
         if not logits_NV.isfinite().all():
             raise NonFiniteTensor(
                 f"{subject.name} gives logits that are NaN or infinite; train or convert it again.")
@@ -173,12 +218,13 @@ def _logits(subject: Subject, pairs: Sequence[Pair]) -> Iterator[torch.Tensor]:
 
 
 def _bits(
-    subject: Subject, pairs: Sequence[Pair], examples: Sequence[Example], progress: Progress
+    subject: Subject, pairs: Sequence[Pair], media: Media, examples: Sequence[Example],
+    progress: Progress
 ) -> Score:
     """Return the bits that predicting a byte of the answers takes, their end token apart."""
     rows = []
     for logits_NV, (_, answer), example in zip(
-        _logits(subject, pairs), pairs, examples, strict=True
+        _logits(subject, pairs, media), pairs, examples, strict=True
     ):
         chosen = torch.tensor(answer[:-1])[:, None]
         log_p = logits_NV[:-1].double().log_softmax(-1).gather(-1, chosen)

@@ -1,10 +1,16 @@
 """The models under evaluation: a checkpoint in eager mode, or a bundle through its program.
 
+Where prompts have pictures or recordings, `media` are those of each prompt: every MEDIA among its
+ids is one of their vectors.
+
 Shapes: N positions of an answer, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -15,6 +21,8 @@ from cloister.errors import SettingError
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.device import device
 from cloister.model.generate import generate as generate_eagerly
+from cloister.model.senses import Senses
+from cloister.parts import Picture, Recording
 from cloister.runtime.chat import Sampling
 from cloister.runtime.engine import Engine
 from cloister.runtime.generate import Decoding, generate, score
@@ -22,12 +30,15 @@ from cloister.runtime.sampling import Sampler
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from cloister.pairs import Pair
+    from cloister.pieces import MediaFormats
 
-__all__ = ["BundleSubject", "CheckpointSubject", "Subject", "open_subject"]
+__all__ = ["BundleSubject", "CheckpointSubject", "Media", "Subject", "open_subject"]
+
+Media = Sequence[Sequence[Picture | Recording]]
 
 _BATCH_BYTES = 256 << 20  # of logits at a time
 
@@ -40,11 +51,14 @@ class Subject(Protocol):
     eos: tuple[int, ...]
     context: int
     vocabulary: int
+    formats: MediaFormats | None  # None: it reads text only
 
-    def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
+    def logits(self, pairs: Iterable[Pair], media: Media = ()) -> Iterator[torch.Tensor]:
         """Yield the logits that predict the tokens of each pair's answer, float32[N, V]."""
 
-    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+    def answers(
+        self, prompts: Sequence[list[int]], limit: int, media: Media = ()
+    ) -> Iterator[list[int]]:
         """Yield the greedy answer to each prompt, in order, without its end token."""
 
 
@@ -60,10 +74,19 @@ class CheckpointSubject:
         self.vocabulary = metadata.config.shape.vocab_size
         self._batch_bytes = batch_bytes
         self._decoder = checkpoint.load().to(device())
+        self.formats, self._checkpoint = metadata.media, checkpoint
+
+    @cached_property
+    def _senses(self) -> Senses:
+        return Senses(self._checkpoint, self._decoder.cpu())
 
     @torch.no_grad()
-    def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
+    def logits(self, pairs: Iterable[Pair], media: Media = ()) -> Iterator[torch.Tensor]:
         """Yield the logits of each answer, see `Subject`."""
+        if media:
+            for (prompt, answer), parts in zip(pairs, media, strict=True):
+                yield self._senses.logits([*prompt, *answer[:-1]], parts, len(prompt) - 1)
+            return
         group: list[Pair] = []
         for pair in pairs:
             longest = max(len(prompt) + len(answer) for prompt, answer in [*group, pair])
@@ -86,8 +109,14 @@ class CheckpointSubject:
         for rows, (prompt, answer) in zip(logits_BTV, group, strict=True):
             yield rows[len(prompt) - 1:len(prompt) + len(answer) - 1]
 
-    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+    def answers(
+        self, prompts: Sequence[list[int]], limit: int, media: Media = ()
+    ) -> Iterator[list[int]]:
         """Yield greedy answers, see `Subject`."""
+        if media:
+            for prompt, parts in zip(prompts, media, strict=True):
+                yield self._senses.answer(prompt, parts, end=self.eos, limit=limit)
+            return
         yield from generate_eagerly(self._decoder, prompts, end=self.eos, limit=limit)
 
 
@@ -99,20 +128,26 @@ class BundleSubject:
         manifest = self._engine.bundle.manifest
         self.name, self.tokenizer = path.name, self._engine.tokenizer
         self.eos, self.context = manifest.eos, manifest.context
-        self.vocabulary = manifest.shape.vocab_size
+        self.vocabulary, self.formats = manifest.shape.vocab_size, manifest.media
 
-    def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
+    def logits(self, pairs: Iterable[Pair], media: Media = ()) -> Iterator[torch.Tensor]:
         """Yield the logits of each answer, see `Subject`."""
-        for prompt, answer in pairs:
-            ids = [*prompt, *answer[:-1]]  # what follows the last token is not asked for
-            yield torch.cat(list(score(self._engine, ids, len(prompt) - 1)))
+        for (prompt, answer), parts in zip(pairs, media or repeat(()), strict=False):
+            read = self._engine.positions(prompt, parts)
+            if parts:  # only text has logits at each position
+                self._engine.extend(read)
+            # What follows the last token is not asked for.
+            yield torch.cat(list(score(self._engine, [*read, *answer[:-1]], len(read) - 1)))
 
-    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+    def answers(
+        self, prompts: Sequence[list[int]], limit: int, media: Media = ()
+    ) -> Iterator[list[int]]:
         """Yield greedy answers, see `Subject`."""
         decoding = Decoding(sampler=Sampler(Sampling()), end=self.eos, limit=limit)
-        for prompt in prompts:
-            room = len(prompt) < self.context
-            ids = [choice.id for choice in generate(self._engine, prompt, decoding)] if room else []
+        for prompt, parts in zip(prompts, media or repeat(()), strict=False):
+            read = self._engine.positions(prompt, parts)
+            room = len(read) < self.context
+            ids = [choice.id for choice in generate(self._engine, read, decoding)] if room else []
             yield ids[:-1] if ids and ids[-1] in self.eos else ids
 
 

@@ -28,7 +28,7 @@ from cloister.model.projector import TokenProjector
 from cloister.model.recipe import Recipe
 from cloister.model.sense import Sense, linears, scheme_of
 from cloister.model.sense_file import SenseKind
-from cloister.parts import Picture
+from cloister.model.senses import tensor
 from cloister.progress import silent
 from cloister.quantize.calibrate import ROWS, Inputs, rounded
 from cloister.quantize.rounding import quantize_weight
@@ -123,15 +123,7 @@ def media_of(
         for done, path in enumerate(some):
             progress(f"read {kind}s", done, len(some))
             part = media.read(MEDIA[kind].open(path), formats)
-            if isinstance(part, Picture):
-                pixels = torch.frombuffer(bytearray(part.data), dtype=torch.uint8)
-                tensor = pixels.view(part.tiles, 3, part.height, part.width)
-            else:
-                assert formats.recording is not None
-                tensor = torch.zeros(1, 1, formats.recording.padded(part.samples))
-                tensor[0, 0, :part.samples] = torch.frombuffer(
-                    bytearray(part.data), dtype=torch.float32)
-            found.setdefault(sense, []).append(tensor)
+            found.setdefault(sense, []).append(tensor(part, formats.of(part)))
     if not found:
         raise DataError(
             "The data name no picture or recording that the checkpoint takes; name others, or "

@@ -36,15 +36,18 @@ class Fixed:
         context: int = 400, vocabulary: int = 300, eos: tuple[int, ...] = (0,),
     ) -> None:
         self.name, self.tokenizer, self.eos = f"fixed-{seed}", tokenizer, eos
-        self.context, self.vocabulary = context, vocabulary
+        self.context, self.vocabulary, self.formats = context, vocabulary, None
         self.texts, self.limits = list(texts), list[int]()
         self._table = torch.randn(300, 300, generator=torch.Generator().manual_seed(seed))
 
-    def logits(self, pairs: Iterable[Pair]) -> Iterator[torch.Tensor]:
+    def logits(self, pairs: Iterable[Pair], media: object = ()) -> Iterator[torch.Tensor]:
         for prompt, answer in pairs:
             yield self._table[torch.tensor([prompt[-1], *answer[:-1]])]
 
-    def answers(self, prompts: Sequence[list[int]], limit: int) -> Iterator[list[int]]:
+    def answers(
+        self, prompts: Sequence[list[int]], limit: int, media: object = ()
+    ) -> Iterator[list[int]]:
+        assert not media
         self.limits.append(limit)
         for _ in prompts:
             yield self.tokenizer.encode(self.texts.pop(0))
