@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image as Pillow
+from tests.unit.model.test_sense import SHAPE, checkpoint
 
 from cloister import corpus
 from cloister.errors import MediaUnreadable, UnsupportedMedia
@@ -21,7 +22,6 @@ from cloister.model import multimodal
 from cloister.model.senses import Senses, tensor
 from cloister.parts import Image, Picture
 from cloister.pieces import MEDIA
-from tests.unit.model.test_sense import SHAPE, checkpoint
 
 
 @pytest.fixture(scope="module")
