@@ -29,6 +29,7 @@ from cloister.errors import (
 from cloister.message import Message
 from cloister.runtime.chat import Ask, Chat, Sampling, Stats, Token
 from cloister.runtime.client import Worker
+from cloister.runtime.prompt import Count
 from cloister.settings import Settings
 from cloister.vault import local
 from cloister.vault.namespace import Kind, Namespace
@@ -57,6 +58,12 @@ class FakeChat(Chat):
 
     def forget(self) -> None:
         raise NotImplementedError
+
+    def count(self, prompt: Any, *, tools: Any = None) -> Count:
+        return Count(text=len(prompt))
+
+    def _formats(self) -> None:
+        """It takes text only."""
 
     def _answer(self, ask: Ask) -> Any:
         self._asked.append(ask.messages[-1].content)
