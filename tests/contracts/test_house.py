@@ -88,7 +88,8 @@ def test_no_function_is_wide() -> None:
     for name, node in functions():
         arguments = [each.arg for each in (
             *node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-        count = len([each for each in arguments if each not in ("self", "cls")])
+        # Whatever may take long is given its progress, too.
+        count = len([each for each in arguments if each not in ("self", "cls", "progress")])
         if count > MOST_ARGUMENTS:
             wide[name] = count
     assert wide == {}

@@ -170,6 +170,7 @@ def quantize(options: Quantize) -> Record | None:
     with _console(options) as console:
         from cloister import corpus
         from cloister.quantize import apply
+        from cloister.quantize.encoders import SenseOptions
         from cloister.quantize.train import QatSettings
 
         read: Record = {}
@@ -187,8 +188,8 @@ def quantize(options: Quantize) -> Record | None:
         with display.progress(console, options.recipe) as progress:
             report = apply.quantize(
                 source, options.output, options.recipe, data=learnt, settings=settings,
-                calibrate=calibrate, sense_recipe=options.sense_recipe, media=options.media,
-                replace=options.force, progress=progress).report
+                calibrate=calibrate, replace=options.force, progress=progress,
+                senses=SenseOptions(recipe=options.sense_recipe, media=options.media)).report
         assert isinstance(report, apply.QuantizeReport)
         if learnt is not None:
             _say_too_long(console, options, report.too_long, read["data"])

@@ -390,7 +390,7 @@ def _writer(
     return CheckpointWriter(
         out, metadata=metadata, tensors=plan(metadata.config, None, dtype),
         tokenizer=source.tokenizer_path, template=source.template_path, replace=replace,
-        senses=carried(senses or {}))
+    ).with_senses(carried(senses or {}))
 
 
 def fitted_config(

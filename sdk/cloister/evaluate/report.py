@@ -130,11 +130,8 @@ def evaluate(
         [part for turn in example.turns for part in turn.media
          if isinstance(part, Picture | Recording)] for example in examples]
     pairs = to_ids(subject.tokenizer, examples, shorter.context, shorter.name)
-    by_task: dict[str, list[int]] = {}
-    for number, example in enumerate(examples):
-        by_task.setdefault(example.task, []).append(number)
     tasks, right, other_right = {}, {}, []
-    for task, numbers in by_task.items():
+    for task, numbers in _by_task(examples).items():
         chosen = [examples[number] for number in numbers]
         ids, parts = [pairs[number] for number in numbers], [media[number] for number in numbers]
         if task in _TEXTS:
@@ -170,6 +167,14 @@ def _check_alike(subject: Subject, against: Subject) -> None:
             f"{subject.name} and {against.name} have different tokenizers, so their "
             "distributions cannot be compared; name another model."
         )
+
+
+def _by_task(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the numbers of the examples of each task."""
+    numbers: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        numbers.setdefault(example.task, []).append(number)
+    return numbers
 
 
 def _decoded(

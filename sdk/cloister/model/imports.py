@@ -105,9 +105,8 @@ def import_model(
             special_tokens=dict(tokens.special_tokens), origin=model.origin,
             media=None if media is None else media.formats(
                 Marks(tokens.tokenizer, model.name), model.config.shape.context)),
-        tensors=planned, tokenizer=tokens.tokenizer, template=tokens.template, senses=senses,
-        replace=replace,
-    ) as writer:
+        tensors=planned, tokenizer=tokens.tokenizer, template=tokens.template, replace=replace,
+    ).with_senses(senses) as writer:
         for tensor in planned:
             writer.add(tensor, read(tensor))
     checkpoint = Checkpoint.open(out)

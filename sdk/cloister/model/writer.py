@@ -40,7 +40,6 @@ class CheckpointWriter:
 
     Use as a context manager and `add` every tensor of `tensors` in that order; each goes to disk
     at once. On any failure nothing is left behind. With `private` only its owner can read it.
-    Each of `senses` writes its file (`sense_file.carried`, `sense_file.write`).
 
     Raises:
         OutputExists, NotEnoughDisk, OutputUnwritable: see `cloister.files.whole_directory`.
@@ -55,7 +54,6 @@ class CheckpointWriter:
         tensors: Plan,
         tokenizer: Path | str,  # a file, or its contents
         template: Path | str | None,  # a file, or the template itself
-        senses: Mapping[SenseKind, Callable[[Path], object]] | None = None,
         replace: bool = False,
         private: bool = False,
         shard_bytes: int = SHARD_BYTES,
@@ -63,9 +61,15 @@ class CheckpointWriter:
         self.path, self._replace, self._private = Path(path), replace, private
         self._metadata, self._tokenizer, self._template = metadata, tokenizer, template
         self._files = _divide(tensors, shard_bytes)
-        self._plan, self._senses = tensors, senses or {}
+        self._plan = tensors
+        self._senses: Mapping[SenseKind, Callable[[Path], object]] = {}
         self._pending = list(tensors)
         self._total = sum(size_bytes(*each) for each in tensors.values())
+
+    def with_senses(self, senses: Mapping[SenseKind, Callable[[Path], object]]) -> Self:
+        """Let each of `senses` write its file (`sense_file.carried`, `sense_file.write`)."""
+        self._senses = senses
+        return self
 
     def __enter__(self) -> Self:
         self._written = self._write()

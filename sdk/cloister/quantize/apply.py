@@ -22,7 +22,7 @@ from cloister.model.recipe import DEFAULT_RECIPE, Recipe
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 from cloister.quantize.calibrate import Calibration, LayerError
-from cloister.quantize.encoders import SENSE_RECIPE, SenseReport, media_of, quantize_sense
+from cloister.quantize.encoders import SenseOptions, SenseReport, media_of, quantize_sense
 from cloister.quantize.qat import check_groups, untied
 from cloister.quantize.rounding import stored_tensors
 from cloister.quantize.texts import COUNT, LENGTH, calibration_texts
@@ -130,8 +130,7 @@ def quantize(
     data: str | Path | Sequence[Example] | None = None,
     settings: QatSettings | None = None,
     calibrate: str | Path | Sequence[Example] | None = None,
-    sense_recipe: Recipe | str = SENSE_RECIPE,
-    media: str | Path | Sequence[Example] | None = None,
+    senses: SenseOptions | None = None,
     replace: bool = False,
     progress: Progress = silent,
 ) -> Checkpoint:
@@ -141,8 +140,7 @@ def quantize(
     are texts that the model samples. With `data` or `settings`, trained for its rounding, from
     there or from the source, on `data` or on texts of its own; a killed run that is repeated
     resumes. Data are examples or files of them (see `cloister.corpus`). With none of it, memory
-    stays near one float32 matrix above what the source maps. What reads pictures and recordings is
-    rounded by `sense_recipe`, with `media`, examples that name some, for what it reads of these.
+    stays near one float32 matrix above what the source maps.
 
     Raises:
         QuantizationError: the source is quantized already.
@@ -150,8 +148,7 @@ def quantize(
         GroupSizeError: a group does not divide a layer's inputs; nothing was written.
         NonFiniteTensor: a weight is NaN or infinite; nothing was written.
         OutputExists: `out` is taken, and `replace` is not set.
-        DataError: the data or media cannot be used.
-        MediaUnreadable, MediaTooLarge: see `cloister.media.read`.
+        DataError, MediaUnreadable, MediaTooLarge: the data or media cannot be used.
         ContextExceeded, TokenizerError: see `cloister.distill.examples.encode`.
         TrainingError, LossNotFinite, NotEnoughDisk, OutputUnwritable: see
             `cloister.quantize.train.train_quantized`.
@@ -159,7 +156,7 @@ def quantize(
     source = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     out, recipe = Path(out), recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
     check_source(source, out, replace=replace)
-    senses = _Senses(source, sense_recipe, media, progress)
+    rounding = _Senses(source, senses or SenseOptions(), progress)
     tensors = expected_tensors(untied(source.metadata.config))
     check_groups(tensors, recipe)
     parallel = Parallel()
@@ -167,19 +164,20 @@ def quantize(
     run, layers, too_long = None, tuple[LayerError, ...](), tuple[str, ...]()
     if data is not None or settings is not None:
         run, layers, too_long = _train(
-            source, out, recipe, data, settings or QatSettings(), calibrate, senses, replace,
+            source, out, recipe, data, settings or QatSettings(), calibrate, rounding, replace,
             progress)
     elif parallel.rank == 0 and calibrate is not None:
         layers = _calibrate(
-            source, out, recipe, calibrate, senses, replace=replace, progress=progress)
+            source, out, recipe, calibrate, rounding, replace=replace, progress=progress)
     elif parallel.rank == 0:
         _write(
-            _rounded(source, recipe, None, progress), source, out, recipe, senses, replace=replace)
+            _rounded(source, recipe, None, progress), source, out, recipe, rounding,
+            replace=replace)
     parallel.wait()
     quantized = Checkpoint.open(out)
     quantized.report = QuantizeReport(
         identity=quantized.identity, recipe=recipe.name, run=run, layers=layers, too_long=too_long,
-        senses=tuple(senses.reports),
+        senses=tuple(rounding.reports),
         rows=tuple(
             _coverage(name, shape, recipe.scheme_of(name)) for name, shape in tensors.items()))
     return quantized
@@ -271,11 +269,10 @@ class _Senses:
     """How the senses of a checkpoint are quantized; `reports` says what it did to them."""
 
     def __init__(
-        self, source: Checkpoint, recipe: Recipe | str,
-        media: str | Path | Sequence[Example] | None, progress: Progress
+        self, source: Checkpoint, options: SenseOptions, progress: Progress
     ) -> None:
         self._source, self._progress = source, progress
-        self._recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
+        self._recipe, media = Recipe.parse(options.recipe), options.media
         self._media = {} if media is None else media_of(source, media, progress=progress)
         self.reports: list[SenseReport] = []
 
@@ -305,8 +302,7 @@ def _write(
     with CheckpointWriter(
         out, tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
         metadata=metadata if senses else changed(metadata, media=None),
-        template=source.template_path, senses=senses.writers() if senses else None,
-        replace=replace,
-    ) as writer:
+        template=source.template_path, replace=replace,
+    ).with_senses(senses.writers() if senses else {}) as writer:
         for name, value in tensors:
             writer.add(name, value)

@@ -47,9 +47,18 @@ if TYPE_CHECKING:
     Named = tuple[str, torch.Tensor]
     Quantized = dict[str, tuple[torch.Tensor, torch.Tensor]]  # integers and scales by layer
 
-__all__ = ["SENSE_RECIPE", "SenseReport", "media_of", "quantize_sense", "relative_error"]
+__all__ = ["SENSE_RECIPE", "SenseOptions", "SenseReport", "media_of", "quantize_sense",
+           "relative_error"]
 
 SENSE_RECIPE = "8da8w"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SenseOptions:
+    """How what reads pictures and recordings is quantized: as it is, or for what it reads."""
+
+    recipe: str = SENSE_RECIPE
+    media: str | Path | Sequence[Example] | None = None  # examples that name some
 """The default: in 4 bits an encoder's vectors are two to four times as far off."""
 
 SMOOTHING = 0.5  # exponent of the inputs' range, as of the weights'

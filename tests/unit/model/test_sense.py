@@ -70,11 +70,11 @@ def checkpoint(path: Path, tokenizer_dir: Path, **changes: Any) -> Checkpoint:
         metadata=Metadata(**{
             "name": "tiny", "config": decoder.config, "eos": (0,), "media": MEDIA, **changes}),
         tokenizer=tokenizer_dir / "tokenizer.json",
-        senses={
-            kind: partial(
-                sense_file.write, config=config, tensors=sense(config).state_dict().items())
-            for kind, config in senses},
-    ) as writer:
+    ).with_senses({
+        kind: partial(
+            sense_file.write, config=config, tensors=sense(config).state_dict().items())
+        for kind, config in senses
+    }) as writer:
         for name in plan(decoder.config, None):
             writer.add(name, values[name])
     return Checkpoint.open(path)

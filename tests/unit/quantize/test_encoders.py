@@ -24,7 +24,7 @@ from cloister.model.sense import SenseConfig, linears, scheme_of
 from cloister.model.sense_file import SenseKind
 from cloister.quantize import encoders
 from cloister.quantize.apply import QuantizeReport, quantize
-from cloister.quantize.encoders import quantize_sense
+from cloister.quantize.encoders import SenseOptions, quantize_sense
 from cloister.quantize.train import QatSettings
 
 # Bound by the width, not the depth: in 4 bits an input of 32 is one group.
@@ -178,7 +178,8 @@ def test_what_cannot_be_quantized_is_refused_before_anything_is_written(
     source: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingError):
-        quantize(source, tmp_path / "out", sense_recipe="3 bits")
+        quantize(source, tmp_path / "out", senses=SenseOptions(recipe="3 bits"))
     with pytest.raises(DataError, match="no picture or recording"):
-        quantize(source, tmp_path / "out", media=[Example(task="call", input="x", target="y")])
+        quantize(source, tmp_path / "out", senses=SenseOptions(
+            media=[Example(task="call", input="x", target="y")]))
     assert not (tmp_path / "out").exists()
