@@ -46,7 +46,8 @@ def decode(request: Request, data: bytes) -> Answer:
         expired = run.is_alive()
     finally:
         run.stop()
-        run.join()
+        with contextlib.suppress(RuntimeError):  # interrupted as it began: it starts nothing then
+            run.join()
     if expired or run.status == -signal.SIGXCPU:
         raise MediaTooLarge(
             f"Decoding took over {request.limits.seconds} s; give a smaller or simpler file.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-from cloister.errors import MediaTooLarge, MediaUnreadable, UnsupportedMedia
+from cloister.errors import MediaTooLarge, MediaUnreadable
 from cloister.media import process
 from cloister.media.exchange import Answer, Code, Request
 from cloister.media.limits import Limits
@@ -20,20 +20,18 @@ _LIMITS = Limits()
 
 
 @overload
-def read(part: Image, formats: MediaFormats, *, trim: bool = ..., limits: Limits = ...
-         ) -> Picture: ...
+def read(part: Image, formats: MediaFormats, *, limits: Limits = ...) -> Picture: ...
 @overload
-def read(part: Audio, formats: MediaFormats, *, trim: bool = ..., limits: Limits = ...
-         ) -> Recording: ...
+def read(part: Audio, formats: MediaFormats, *, limits: Limits = ...) -> Recording: ...
 
 
 def read(
-    part: Image | Audio, formats: MediaFormats, *, trim: bool = False, limits: Limits = _LIMITS
+    part: Image | Audio, formats: MediaFormats, *, limits: Limits = _LIMITS
 ) -> Picture | Recording:
     """Decode `part` into what a model of `formats` takes, in a process of its own.
 
-    With `trim` the quiet beginning and end of a recording are left out (`silence.sound_span`),
-    before its length is judged. Nothing is ever cut otherwise.
+    The quiet beginning and end of a recording are left out where its `trim` says so
+    (`silence.sound_span`), before its length is judged. Nothing is ever cut otherwise.
 
     Raises:
         UnsupportedMedia: `formats` has no picture, or no recording.
@@ -42,18 +40,13 @@ def read(
         MediaUnreadable: it is no file of a known format, or damaged, empty or animated.
         WorkerError: the process could not start: the extra `media` is not installed.
     """
+    formats.of(part)
     if isinstance(part, Image):
-        if formats.picture is None:
-            raise UnsupportedMedia(
-                "This model takes no pictures; leave the picture out, or choose another model.")
         request = Request(limits=limits, picture=formats.picture, size=part.size)
     else:
-        if formats.recording is None:
-            raise UnsupportedMedia(
-                "This model takes no recordings; leave the recording out, or choose another model.")
         request = Request(
             limits=limits, recording=formats.recording, rate=part.rate, channels=part.channels,
-            trim=trim)
+            trim=part.trim)
     if len(part.data) > LIMIT_BYTES:
         raise MediaTooLarge(
             f"A picture or recording is over {LIMIT_BYTES >> 20} MiB; give a smaller one.")

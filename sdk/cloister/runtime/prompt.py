@@ -99,8 +99,6 @@ def _decoded(message: Message, formats: MediaFormats | None) -> Message:
     from cloister import media
 
     def read(part: str | Media) -> str | Media:
-        if isinstance(part, Image):
-            return media.read(part, formats)
-        return media.read(part, formats, trim=part.trim) if isinstance(part, Audio) else part
+        return media.read(part, formats) if isinstance(part, Image | Audio) else part
 
     return replace(message, content=tuple(map(read, message.content)))

@@ -74,7 +74,7 @@ def test_samples_of_an_array_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("trim", [False, True])
 def test_silence_and_a_constant_are_recordings_too(value: float, trim: bool) -> None:
     samples = np.full(RATE, value, np.float32)
-    found = array(read(Audio.of(samples, rate=RATE), formats(), trim=trim))
+    found = array(read(Audio.of(samples, rate=RATE, trim=trim), formats()))
     assert np.array_equal(found, samples)
 
 
@@ -209,8 +209,7 @@ def test_silence_is_trimmed_only_where_that_is_asked_and_before_the_length_is_ju
     rng = np.random.default_rng(0)
     samples = 1e-4 * rng.standard_normal(6 * RATE).astype(np.float32)
     samples[2 * RATE:3 * RATE] += sine()
-    audio = Audio.of(samples, rate=RATE)
     with pytest.raises(MediaTooLarge):
-        read(audio, formats(most_s=2))
-    trimmed = read(audio, formats(most_s=2), trim=True)
+        read(Audio.of(samples, rate=RATE), formats(most_s=2))
+    trimmed = read(Audio.of(samples, rate=RATE, trim=True), formats(most_s=2))
     assert abs(trimmed.samples - 1.4 * RATE) < 0.05 * RATE
