@@ -70,7 +70,7 @@ class ReaderSettings:
     ramp: int = 20_000  # lines, see `Lesson`
     peak: float = 8e-3  # learning rate
     warmup: int = 100  # steps
-    decay: float = 0.5  # share of the run, the last one, in which the rate falls
+    decay: float = 0.8  # share of the run, the last one, in which the rate falls
     final: float = 0.02  # share of the peak at which it ends
     clip: float = 1.0  # norm of the gradient
     seed: int = 0
