@@ -34,6 +34,7 @@ class Fit(StrEnum):
 
     STRETCH = "stretch"  # to the size, whatever its own proportions
     PAD = "pad"  # as large as fits, at the upper left; the rest is filled
+    LINE = "line"  # a line of text: to the height, at the left, made even; see `media.line`
     TILES = "tiles"  # cut into pictures of the size, and the whole one behind them
 
 

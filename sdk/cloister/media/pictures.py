@@ -28,6 +28,7 @@ from PIL import (
 )
 
 from cloister.media.exchange import Answer, Code, Refused
+from cloister.media.line import line
 from cloister.pieces import Fit
 
 if TYPE_CHECKING:
@@ -154,9 +155,12 @@ def _fitted(
         return _tiled(picture, format_, limits)
     if format_.fit is Fit.STRETCH:
         return (0, 0), [picture.resize((width, height), resample)]
+    padded = Image.new("RGB", (width, height), format_.fill)
+    if format_.fit is Fit.LINE:
+        padded.paste(line(picture, height, width))
+        return (0, 0), [padded]
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    padded = Image.new("RGB", (width, height), format_.fill)
     padded.paste(picture.resize(size, resample))
     return (0, 0), [padded]
 

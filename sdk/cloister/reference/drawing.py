@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
+
+from cloister.media.line import line
 
 if TYPE_CHECKING:
     import random
@@ -24,8 +26,6 @@ HEIGHT = 32  # pixels of every picture
 WIDTH = 512  # pixels at most
 _SIZES = 22, 34  # pixels of an em; few, so that every face can stay open
 _TALL, _DEEP = "Hbdfkl(|", "gpqyj(|"  # letters that reach up and down
-_NARROWEST = 16
-_CUTOFF = 0.5  # percent of the pixels at each end that may lose their difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +76,14 @@ def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Im
     draw = ImageDraw.Draw(image)
     draw.fontmode = "1" if layout.bitmap else "L"
     pitch = round(layout.pitch * size)
-    for line, offset in ((above, -pitch), (text, 0), (below, pitch)):
-        if not line:
+    for written, offset in ((above, -pitch), (text, 0), (below, pitch)):
+        if not written:
             continue
         if layout.spacing == 0:
-            draw.text((side, baseline + offset), line, fill=255, font=font)
+            draw.text((side, baseline + offset), written, fill=255, font=font)
             continue
         x = float(side)
-        for character in line:
+        for character in written:
             draw.text((x, baseline + offset), character, fill=255, font=font)
             x += font.getlength(character) + layout.spacing
     return image
@@ -92,19 +92,10 @@ def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Im
 def fitted(image: Image.Image, width: int | None = None) -> NDArray[np.uint8]:
     """Return a picture of a line as the encoder takes it: uint8[32, W], 255 where nothing is.
 
-    Grey; brought to the height, and made narrower where it is wider than `WIDTH`; contrast
-    stretched; light ink on dark ground inverted; then filled up with 255 on the right to `width`
-    columns, if one is given.
+    As `cloister.media.line` makes it, which a user's pictures go through, too; then filled up with
+    255 on the right to `width` columns, if one is given.
     """
-    grey = image.convert("L")
-    own = round(grey.width * HEIGHT / grey.height)
-    size = min(WIDTH, max(_NARROWEST, own)), HEIGHT
-    if grey.size != size:
-        grey = grey.resize(size, Image.Resampling.BILINEAR)
-    grey = ImageOps.autocontrast(grey, cutoff=_CUTOFF)
-    line_HW = np.asarray(grey)
-    if line_HW.mean() < 128:  # most of a line is ground
-        line_HW = 255 - line_HW
+    line_HW = np.asarray(line(image, HEIGHT, WIDTH))
     if width is not None and width > line_HW.shape[1]:
         padding = ((0, 0), (0, width - line_HW.shape[1]))
         line_HW = np.pad(line_HW, padding, constant_values=255)

@@ -35,11 +35,11 @@ __all__ = ["confusions", "main", "samples", "scores", "table"]
 
 _LINES = 400  # of each test
 _BATCH = 50
-_WEAR = {"clean": 0.0, "worn": 1.0}
+_WEAR = {"clean": 0.0, "half worn": 0.5, "worn": 1.0}
 
 
 def samples(camera: Camera, lines: int = _LINES) -> dict[str, list[Picture]]:
-    """Return lines to measure with, by name: clean, and as worn as any that are trained on."""
+    """Return lines to measure with by name, up to as worn as any that are trained on."""
     return {
         name: [camera.line(f"test {name} {line}", strength=strength) for line in range(lines)]
         for name, strength in _WEAR.items()}

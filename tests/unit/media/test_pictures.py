@@ -16,6 +16,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from cloister.errors import MediaTooLarge, MediaUnreadable
 from cloister.media import Limits, read
+from cloister.media.line import line
 from cloister.parts import Image, Picture
 from cloister.pieces import Fit, Resample
 
@@ -69,6 +70,15 @@ def test_a_padded_picture_keeps_its_proportions_at_the_upper_left() -> None:
     found = array(read(Image.of(pixels), formats(32, 48, Fit.PAD, fill=(1, 2, 3))))[0]
     assert (found[:, :12] == 7).all()
     assert (found[:, 12:] == np.array([1, 2, 3])[:, None, None]).all()
+
+
+def test_a_line_of_text_is_made_even_and_filled_up_on_the_right() -> None:
+    pixels = noise(64, 200)
+    found = array(read(Image.of(pixels), formats(32, 512, Fit.LINE)))[0]
+    even = np.asarray(line(Pillow.fromarray(pixels), 32, 512))
+    assert even.shape == (32, 100)
+    assert (found[:, :, :100] == even).all()
+    assert (found[:, :, 100:] == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -162,7 +172,7 @@ def test_a_picture_of_one_line_is_read(size: tuple[int, int], fit: Fit) -> None:
     data = saved(Pillow.new("RGB", size, (9, 8, 7)))
     found = array(read(Image(data=data), formats(
         64, 64, fit, tiles=128 if fit is Fit.TILES else None)))
-    if fit is not Fit.PAD:
+    if fit not in (Fit.PAD, Fit.LINE):
         assert (found == np.array([9, 8, 7])[:, None, None]).all()
 
 
