@@ -17,7 +17,7 @@ import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from cloister.progress import Report
     from cloister.settings import Settings
 
-__all__ = ["Bundle", "Golden", "finish", "rewrite_receipt", "write_golden", "write_receipt",
-           "writer"]
+__all__ = ["Bundle", "Golden", "Pattern", "finish", "rewrite_receipt", "write_golden",
+           "write_receipt", "writer"]
 
 _PROGRAM = ".pte"
 _TEMPLATE = "chat_template.jinja"
@@ -50,7 +50,14 @@ _RECEIPT_BYTES = 16 << 20
 _SEEN_BYTES = 1 << 20
 
 
-class Golden(Record, frozen=True):
+class Pattern(Record, frozen=True):
+    """A picture or recording of `cloister.pattern`."""
+
+    kind: Literal["picture", "recording"]
+    seed: Whole
+
+
+class Golden(Record, frozen=True, omit_defaults=True):
     """The ids of a public prompt, and those that greedy decoding must give.
 
     Ids and not text: a chat template may write the date.
@@ -59,6 +66,7 @@ class Golden(Record, frozen=True):
     prompt: tuple[Whole, ...]
     tokens: tuple[Whole, ...]
     margin: Finite  # smallest gap between the two best logits, over all steps
+    media: Pattern | None = None  # that stands before the prompt
 
 
 class Bundle(Summary):
@@ -202,7 +210,11 @@ class Bundle(Summary):
             refuse=lambda complaint: self._malformed("golden.jsonl"),
         )
         top = self.manifest.shape.vocab_size
-        if not all(row.prompt and max(*row.prompt, *row.tokens, 0) < top for row in rows):
+        media = {None, *(self.manifest.modalities[1:])}
+        if not all(
+            row.prompt and max(*row.prompt, *row.tokens, 0) < top
+            and (row.media and row.media.kind) in media for row in rows
+        ):
             raise self._malformed("golden.jsonl")
         return rows
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import replace as replaced
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cloister import bundle as bundles
-from cloister import prompt_format
+from cloister import pattern, prompt_format
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, CloisterError, ExportMismatch, IncompatibleProgram
 from cloister.evaluate.divergence import compare
-from cloister.export import check, further, golden, parts, phone, write
+from cloister.export import check, further, golden, media_parts, parts, phone, write
 from cloister.export.constants import prove_constants
 from cloister.export.instrument import instrument
+from cloister.export.media import Media
 from cloister.export.streamed import streamed
-from cloister.manifest import FORMAT, Manifest
+from cloister.manifest import FORMAT, Manifest, modalities
 from cloister.model.checkpoint import Checkpoint
+from cloister.model.sense_file import SenseKind
 from cloister.progress import silent
+from cloister.runtime import encoded
 from cloister.runtime import phone as as_on_phones
 from cloister.runtime.chat import Sampling
 from cloister.runtime.core import Core, Rows
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
 
     import torch
 
-    from cloister.bundle import Golden
+    from cloister.bundle import Golden, Pattern
     from cloister.manifest import ProgramEntry
+    from cloister.pieces import MediaFormats
     from cloister.progress import Progress
+    from cloister.runtime.core import MediaPosition, Position
     from cloister.settings import Settings
 
 __all__ = ["export", "verify"]
@@ -82,20 +87,25 @@ def export(
     # The check needs a copy of the program for a while.
     with bundles.writer(out, size_bytes=(2 + len(also)) * size, replace=replace) as directory:
         progress("read")
+        media = _media(source, chunk)
         entry = write.program(
-            source.load(), metadata, directory, backend=backend, chunk=chunk, progress=progress
-        )
+            source.load(), metadata, directory, backend=backend, chunk=chunk, progress=progress,
+            media=media)
         progress("check")
-        report, run = _check(source, tokenizer, directory / entry.file, chunk)
+        report, run = _check(source, tokenizer, directory / entry.file, chunk, media)
         program = load(directory / entry.file, shape.layers)
         parts.prove_forward(program.forward, run)
         progress("golden")
-        core = Core(program, name=metadata.name, context=shape.context, chunk=chunk)
+        core = Core(program, name=metadata.name, context=shape.context, chunk=chunk,
+                    reads_media=media is not None)
         least = golden.margin(report.divergences.program_from_checkpoint.mean_kld)
-        rows = _golden(core, tokenizer, prompts, metadata.eos, least)
+        asked = _asked(core, tokenizer, prompts)
+        rows = golden.rows(asked, functools.partial(_answer, core), metadata.eos, least)
+        if metadata.media is not None:
+            rows += _golden_media(core, metadata.media, asked, metadata.eos, least)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
-        _prove_on_phones(directory / entry.file, shape.layers, rows, chunk)
+        _prove_on_phones(directory / entry.file, shape.layers, rows, chunk, metadata.media)
         made = _further(source, tokenizer, directory, also, chunk, progress)
         _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
@@ -125,7 +135,9 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
     rows = bundle.golden()
     for number, row in enumerate(rows, start=1):
         decoding = Decoding(sampler=Sampler(Sampling()), limit=len(row.tokens))
-        answer = generate(engine, row.prompt, decoding)
+        shown = [] if row.media is None else engine.media(pattern.of(
+            bundle.manifest.media, row.media.kind, row.media.seed))
+        answer = generate(engine, [*shown, *row.prompt], decoding)
         for position, (wanted, choice) in enumerate(zip(row.tokens, answer, strict=False)):
             if choice.id != wanted:
                 raise BundleCorrupt(
@@ -135,7 +147,8 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
         answer.close()
     entry, shape = bundle.program(runs_here), bundle.manifest.shape
     failing = as_on_phones.complaint(
-        bundle.path / entry.file, shape.layers, rows, bundle.manifest.prefill_chunk)
+        bundle.path / entry.file, shape.layers, rows, bundle.manifest.prefill_chunk,
+        bundle.manifest.media)
     if failing:
         raise IncompatibleProgram(
             f"Bundle {bundle.path.name} fails with XNNPACK's weights cache on, as phones have it "
@@ -146,6 +159,8 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
             "files": len(bundle.manifest.files),
             "golden_prompts": len(rows),
             "golden_tokens": sum(len(row.tokens) for row in rows),
+            **({} if bundle.manifest.media is None else {
+                "golden_media": sum(row.media is not None for row in rows)}),
             "as_on_phones": True,
             "prompt_format": said is not None,
             "programs": {
@@ -157,8 +172,20 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _media(source: Checkpoint, chunk: int) -> Media | None:
+    """Return what a program needs for the pictures and recordings that a checkpoint reads."""
+    formats, config = source.metadata.media, source.metadata.config
+    if formats is None:
+        return None
+    senses = {kind: file.load() for kind, file in source.senses.items()}
+    media = Media(
+        formats=formats, vision=senses.get(SenseKind.VISION), audio=senses.get(SenseKind.AUDIO))
+    most = write.longest(config, chunk, both_ways=media.both_ways)
+    return replaced(media, most=max(most, media.whole))
+
+
 def _check(
-    source: Checkpoint, tokenizer: Tokenizer, path: Path, chunk: int
+    source: Checkpoint, tokenizer: Tokenizer, path: Path, chunk: int, media: Media | None
 ) -> tuple[check.CheckReport, parts.Recording]:
     """Prove the program in `path`, and measure what it lost.
 
@@ -180,6 +207,12 @@ def _check(
     program = load(path, shape.layers, first="score")
     again = parts.record(program, ids, chunk, shape.context)
     parts.prove_same(again, runs)
+    if media is not None:
+        found = media_parts.gaps(
+            path, decoder, media, lambda file, first: load(file, shape.layers, first=first),
+            again[-1])
+        gaps += found
+        worst = max(worst, parts.prove_parts(found), key=lambda gap: gap.size)
     del runs
     core = Core(program, name=source.metadata.name, context=shape.context, chunk=chunk)
     parent = _parent_beside(source)
@@ -193,25 +226,48 @@ def _check(
     ), again[-1]
 
 
-def _prove_on_phones(path: Path, layers: int, rows: list[Golden], chunk: int) -> None:
-    failing = as_on_phones.complaint(path, layers, rows, chunk)
+def _prove_on_phones(
+    path: Path, layers: int, rows: list[Golden], chunk: int, media: MediaFormats | None
+) -> None:
+    failing = as_on_phones.complaint(path, layers, rows, chunk, media)
     if failing:
         raise ExportMismatch(
             f"With XNNPACK's weights cache on, as phones have it, the program fails ({failing}); "
             "nothing was written, report it.")
 
 
-def _golden(
-    core: Core, tokenizer: Tokenizer, prompts: Sequence[tuple[str | None, str]],
-    eos: tuple[int, ...], least: float,
-) -> list[Golden]:
+def _asked(
+    core: Core, tokenizer: Tokenizer, prompts: Sequence[tuple[str | None, str]]
+) -> list[list[int]]:
+    """Return the ids of the prompts of golden rows that the context holds."""
     asked = [(*each, "") for each in prompts] or [(None, *each) for each in golden.PROMPTS]
     laid_out = (
         check.lay_out(tokenizer, system, prompt) + (tokenizer.encode(begun) if begun else [])
         for system, prompt, begun in asked)
-    return golden.rows(
-        (ids for ids in laid_out if len(ids) < core.context),
-        functools.partial(_answer, core), eos, least)
+    return [ids for ids in laid_out if len(ids) < core.context]
+
+
+def _golden_media(
+    core: Core, media: MediaFormats, asked: Sequence[list[int]], eos: tuple[int, ...], least: float
+) -> list[Golden]:
+    """Return a golden row of each kind of media that the program reads."""
+
+    @functools.cache
+    def shown(kind: str, seed: int, wobble: int) -> list[MediaPosition]:
+        part = pattern.of(media, kind, seed, wobble)
+        form = media.of(part)
+        vectors = encoded.encode(core.program, form, part)
+        return encoded.positions(form, encoded.digest(b"", part), vectors, len(vectors))
+
+    def answer(noise: Pattern, wobble: int, ids: list[int]) -> Iterator[tuple[int, float]]:
+        positions: list[Position] = [*shown(noise.kind, noise.seed, wobble), *ids]
+        return _answer(core, positions) if len(positions) < core.context else iter(())
+
+    kinds: tuple[Literal["picture", "recording"], ...] = ("picture", "recording")
+    found = [
+        golden.media_row(kind, asked[:2], answer, eos, least)
+        for kind in kinds if getattr(media, kind) is not None]
+    return [row for row in found if row is not None]
 
 
 def _further(
@@ -278,7 +334,8 @@ def _finish(
         bos=metadata.bos, eos=metadata.eos,
         special_tokens=metadata.special_tokens,
         special_ids=prompt_format.special_ids(source.path), prompt_format=said,
-        prompt_format_reason=reason, modalities=("text",), parent=source.identity,
+        prompt_format_reason=reason, modalities=modalities(metadata.media),
+        parent=source.identity, media=metadata.media,
     ))
 
 
@@ -288,7 +345,7 @@ def _score(core: Core, ids: list[int]) -> torch.Tensor:
     return core.extend(ids, Rows.ALL)
 
 
-def _answer(core: Core, prompt: list[int]) -> Iterator[tuple[int, float]]:
+def _answer(core: Core, prompt: Sequence[Position]) -> Iterator[tuple[int, float]]:
     """Greedy ids after `prompt` and the gap between the two best logits of each."""
     for choice in generate(core, prompt, Decoding(sampler=Sampler(Sampling()), top=2)):
         (_, best), (_, second) = choice.top

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
-from cloister.bundle import Golden
+from cloister.bundle import Golden, Pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Literal
 
-__all__ = ["MIN_MARGIN", "PROMPTS", "margin", "rows"]
+__all__ = ["MIN_MARGIN", "PROMPTS", "margin", "media_row", "rows"]
 
 MIN_MARGIN = 0.05  # logits
 _SIGMAS = 4.0
 TOKENS = 32
+_MEDIA_TOKENS = 8
+_SEEDS, _WOBBLES = 4, 4
 # Of what is said anew most models are not sure; of what goes on as it began they are.
 PROMPTS = (
     ("Say something about the sea.", ""), ("What is seven times eight?", ""),
@@ -65,3 +69,41 @@ def rows(
                 prompt=tuple(prompt), tokens=tuple(tokens), margin=round(lead, 4)
             ))
     return golden
+
+
+def media_row(
+    kind: Literal["picture", "recording"], prompts: Sequence[list[int]],
+    answer: Callable[[Pattern, int, list[int]], Iterable[tuple[int, float]]],
+    eos: tuple[int, ...], least: float = MIN_MARGIN,
+) -> Golden | None:
+    """Return a golden row of a picture or recording of noise before one of `prompts`.
+
+    `answer` gives what follows a pattern, wobbled, and a prompt (see `rows`). Encoders round
+    otherwise on other processors, too: only as much of an answer is kept as comes whatever the
+    wobble. It is the longest of all; None where there is nothing of which the model is as sure.
+    """
+    best: Golden | None = None
+    for seed, prompt in itertools.product(range(_SEEDS), prompts):
+        media = Pattern(kind=kind, seed=seed)
+        found = [_answers(answer, media, wobble, prompt, eos, least) for wobble in range(_WOBBLES)]
+        same = itertools.takewhile(
+            lambda ids: len(set(ids)) == 1, zip(*(row.tokens for row in found), strict=False))
+        tokens = tuple(ids[0] for ids in same)
+        if tokens and (best is None or len(tokens) > len(best.tokens)):
+            lead = min(row.margin for row in found)
+            best = Golden(prompt=tuple(prompt), tokens=tokens, margin=lead, media=media)
+        if best is not None and len(best.tokens) == _MEDIA_TOKENS:
+            break
+    return best
+
+
+def _answers(
+    answer: Callable[[Pattern, int, list[int]], Iterable[tuple[int, float]]], media: Pattern,
+    wobble: int, prompt: list[int], eos: tuple[int, ...], least: float,
+) -> Golden:
+    """Return the row of one wobble, without tokens where nothing is sure."""
+    def begun(ids: list[int]) -> Iterable[tuple[int, float]]:
+        return itertools.islice(answer(media, wobble, ids), _MEDIA_TOKENS)
+
+    found = rows([prompt], begun, eos, least)
+    return found[0] if found else Golden(prompt=tuple(prompt), tokens=(), margin=0.0)

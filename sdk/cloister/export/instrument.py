@@ -26,19 +26,19 @@ _ACTIVATIONS = 1  # number of the memory that the values of a plan lie in; 2 hol
 _ALIGNMENT = 64  # bytes
 
 
-def instrument(source: str | Path, out: str | Path) -> list[list[int]]:
-    """Write a copy of the program in `source` to `out`, with `score` as its only method.
+def instrument(source: str | Path, out: str | Path, method: str = "score") -> list[list[int]]:
+    """Write a copy of the program in `source` to `out`, with `method` as its only one.
 
     Returns, for each call of a delegate in order, the places of what it reads and then of what it
-    gives among the outputs; place 0 has the logits.
+    gives among the outputs; place 0 has what the method gives.
     """
     with Path(source).open("rb") as file, Path(out).open("wb") as copy:
         program, base = read_program(file)
-        (plan,) = (plan for plan in program.execution_plan if plan.name == "score")
+        (plan,) = (plan for plan in program.execution_plan if plan.name == method)
         program.execution_plan = [plan]
         calls, views = _delegate_calls(plan)
-        (logits,) = plan.outputs
-        values = dict.fromkeys([logits, *(value for call in calls for value in call)])
+        (given,) = plan.outputs
+        values = dict.fromkeys([given, *(value for call in calls for value in call)])
         _set_apart(plan, values, views)
         plan.outputs = list(values)
         size = Path(source).stat().st_size
@@ -53,19 +53,47 @@ def instrument(source: str | Path, out: str | Path) -> list[list[int]]:
 def _delegate_calls(plan: schema.ExecutionPlan) -> tuple[list[list[int]], dict[int, int]]:
     """Return what each delegate's call computes with, and the owner of the memory of each view.
 
-    Its constants, which a program does not write, are left out.
+    Its constants, which a program does not write, are left out. A view is made by an instruction,
+    or where all sizes are known by none (executorch 1.4.1, `exir/emit/_emitter.py`): then it is
+    read where nothing ever wrote it, in the memory of what was written there last.
     """
     calls, views = [], dict[int, int]()
+    owners = {_place(plan, value): value for value in plan.inputs}
+    known = set(plan.inputs)
     for instruction in plan.chains[0].instructions:
         arguments = instruction.instr_args
         if isinstance(arguments, schema.DelegateCall):
-            calls.append([value for value in arguments.args
-                          if not plan.values[value].val.data_buffer_idx])
-        elif (isinstance(arguments, schema.KernelCall)
-              and plan.operators[arguments.op_index].name == "executorch_prim::et_view"):
+            call = [value for value in arguments.args
+                    if not plan.values[value].val.data_buffer_idx]
+            calls.append(call)
+            read, written = call[:1], call[1:]
+        elif isinstance(arguments, schema.KernelCall):
+            *read, last = arguments.args
+            written = [last, *getattr(plan.values[last].val, "items", ())]
+        else:
+            continue
+        for value in read:
+            owner = owners.get(_place(plan, value))
+            if value not in known and value not in written and owner is not None:
+                views[value] = views.get(owner, owner)
+            known.add(value)
+        if (isinstance(arguments, schema.KernelCall)
+                and plan.operators[arguments.op_index].name == "executorch_prim::et_view"):
             viewed, *_, view = arguments.args
             views[view] = views.get(viewed, viewed)
+        for value in written:
+            known.add(value)
+            owners[_place(plan, value)] = value
     return calls, views
+
+
+def _place(plan: schema.ExecutionPlan, value: int) -> tuple[int, int, int] | None:
+    """Return where a tensor lies that a program writes; None for all else."""
+    tensor = plan.values[value].val
+    found = getattr(tensor, "allocation_info", None)
+    if found is None or tensor.data_buffer_idx:
+        return None
+    return found.memory_id, found.memory_offset_low, found.memory_offset_high
 
 
 def _set_apart(

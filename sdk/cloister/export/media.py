@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cloister.errors import ExportError
+from cloister.model.quantized import QuantizedLinear
+
 if TYPE_CHECKING:
     from cloister.model.sense import Sense
     from cloister.pieces import MediaFormats
 
-__all__ = ["AUDIO", "VISION", "Media"]
+__all__ = ["AUDIO", "VISION", "Media", "weight_bytes"]
 
 VISION, AUDIO = "vision_encoder", "audio_encoder"
 
@@ -34,12 +37,24 @@ class Media:
     formats: MediaFormats
     vision: Sense | None = None
     audio: Sense | None = None
+    most: int = 0  # vectors, or tokens, in one call of `text_decoder` and `token_embedding`
 
     @property
     def senses(self) -> dict[str, Sense]:
         """The encoders by the names of their methods."""
         both = {VISION: self.vision, AUDIO: self.audio}
         return {method: sense for method, sense in both.items() if sense is not None}
+
+    def check(self, context: int) -> None:
+        """Raise ExportError unless the context holds one picture, or the shortest recording."""
+        picture, recording = self.formats.picture, self.formats.recording
+        least = max(
+            0 if picture is None else picture.tokens,
+            0 if recording is None else recording.multiple // recording.samples_per_token)
+        if least >= context:
+            raise ExportError(
+                f"A picture or recording takes {least} tokens and the context holds {context}; "
+                "export with a longer one.")
 
     def mark(self, method: str) -> float | None:
         """Return what an encoder appends to its vectors, if anything."""
@@ -64,8 +79,23 @@ class Media:
         """Whether vectors of a picture attend to one another both ways."""
         return self.formats.picture is not None and self.formats.picture.both_ways
 
-    def most(self, tokens: int) -> int:
-        """Return the most vectors of a call, where `tokens` are those of `forward`."""
-        if self.both_ways and self.formats.picture is not None:
-            return max(tokens, self.formats.picture.tokens)
-        return tokens
+    @property
+    def whole(self) -> int:
+        """Vectors that are read in one call."""
+        return self.formats.picture.tokens if self.both_ways and self.formats.picture else 1
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of all methods."""
+        return "token_embedding", "text_decoder", *self.senses
+
+
+def weight_bytes(sense: Sense) -> int:
+    """Return the bytes that a program holds for `sense`."""
+    total = 0
+    for module in sense.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        total += sum(tensor.numel() * tensor.element_size() for tensor in own)
+        if isinstance(module, QuantizedLinear) and module.scheme.bits == 4:  # two in a byte
+            total -= module.weight.q.numel() // 2
+    return total

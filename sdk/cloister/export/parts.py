@@ -15,6 +15,7 @@ Shapes: T positions, N features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,15 +26,15 @@ from cloister.errors import ExportMismatch
 from cloister.model.cache import attend, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import nn
 
     from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
 
-__all__ = ["BOUND", "Gap", "Recording", "Scored", "ZeroHistory", "gaps", "prove_forward",
-           "prove_parts", "prove_same", "record"]
+__all__ = ["BOUND", "Gap", "Place", "Recording", "Scored", "ZeroHistory", "decoder_places", "gaps",
+           "prove_forward", "prove_parts", "prove_same", "record", "replayed"]
 
 BOUND = 1e-3  # of a feature's own magnitude
 STRAY = 250  # times BOUND that a single row may be off, whose activations round otherwise
@@ -153,36 +154,58 @@ def prove_parts(gaps: Iterable[Gap]) -> Gap:
     return worst
 
 
+Place = tuple["nn.Module", str, bool, Sequence[torch.Tensor]]
+"""A module at a delegate's edge, what it is called, whether the values are those that it reads or
+those that it gives, and the program's values."""
+
+
 def gaps(decoder: Decoder, run: Recording, calls: Sequence[Sequence[int]]) -> list[Gap]:
     """Return how far each part of a program is from the part of `decoder`, in order.
 
     `calls` are those of `instrument`.
     """
+    def compute() -> torch.Tensor:
+        attention = ZeroHistory(decoder.config, run.start)
+        return decoder.logits(decoder.hidden(run.tokens, run.start, attention))
+
+    return replayed(decoder_places(decoder, calls, run.outputs), compute, run.outputs[0], "logits")
+
+
+def replayed(
+    places: Iterable[Place], compute: Callable[[], torch.Tensor], given: torch.Tensor, part: str
+) -> list[Gap]:
+    """Return the gaps at `places`, whose values take the place of those that `compute` makes.
+
+    Last that between what it gives and the program's `given`, called `part`.
+    """
     found: list[Gap] = []
-    outputs = [[run.outputs[place] for place in call] for call in calls]
     hooks = []
-    for module, part, reads, given in _places(decoder, outputs):
-        hook = _Replacer(found, part, given)
+    for module, name, reads, values in places:
+        hook = _Replacer(found, name, values)
         hooks.append(
             module.register_forward_pre_hook(hook.reads) if reads
             else module.register_forward_hook(hook.gives))
     try:
         with torch.inference_mode():
-            attention = ZeroHistory(decoder.config, run.start)
-            logits_BTV = decoder.logits(decoder.hidden(run.tokens, run.start, attention))
+            out = compute()
     finally:
         for handle in hooks:
             handle.remove()
-    found.append(Gap("logits", _exact(logits_BTV[0], run.outputs[0][0])))
+    found.append(Gap(part, _exact(_rows(out), _rows(given))))
     return found
 
 
-def _places(
-    decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]
-) -> Iterator[tuple[nn.Module, str, bool, Sequence[torch.Tensor]]]:
-    """Yield the modules at the delegates' edges, what they are called, whether the values are
-    those that a module reads or those that it gives, and the program's values.
+def decoder_places(
+    decoder: Decoder, calls: Sequence[Sequence[int]], outputs: Sequence[torch.Tensor]
+) -> Iterator[Place]:
+    """Yield the places of a decoder, in order.
+
+    `calls` are those of `instrument`, `outputs` what the program gave.
     """
+    return _places(decoder, [[outputs[place] for place in call] for call in calls])
+
+
+def _places(decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[Place]:
     assert len(calls) == 3 * len(decoder.layers) + 1
     blocks: Any = decoder.layers
     for number, block in enumerate(blocks):
@@ -207,23 +230,33 @@ class _Replacer:
         self.found, self.part, self.given = found, part, given
 
     def reads(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.found.append(Gap(self.part, _exact(arguments[0][0], self.given[0][0])))
-        return (self.given[0], *arguments[1:])
+        (given,) = self.given
+        # Where the head reads the last row only, so does the program's last norm.
+        expected_TN = _rows(arguments[0])[-_rows(given).shape[0]:]
+        self.found.append(Gap(self.part, _exact(expected_TN, _rows(given))))
+        whole = given.numel() == arguments[0].numel()
+        return (given.reshape(arguments[0].shape) if whole else given, *arguments[1:])
 
     def gives(self, _: nn.Module, __: object, out: Any) -> Any:
         several = isinstance(out, tuple)
+        expected = out if several else (out,)
         self.found += [
-            Gap(self.part, _rounded(expected[0], got[0]))
-            for expected, got in zip(out if several else (out,), self.given, strict=True)
+            Gap(self.part, _rounded(_rows(each), _rows(got)))
+            for each, got in zip(expected, self.given, strict=True)
         ]
-        return tuple(self.given) if several else self.given[0]
+        given = tuple(
+            got.reshape(each.shape) for each, got in zip(expected, self.given, strict=True))
+        return given if several else given[0]
 
 
 class ZeroHistory:
     """Attention behind `start` positions whose keys and values are zero."""
 
-    def __init__(self, config: ModelConfig, start: int = 0) -> None:
-        self.config, self.start = config, start
+    def __init__(
+        self, config: ModelConfig, start: int = 0, blocks_T: torch.Tensor | None = None
+    ) -> None:
+        """With `blocks_T`, see `cloister.model.cache.visible`."""
+        self.config, self.start, self.blocks_T = config, start, blocks_T
 
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
@@ -233,9 +266,15 @@ class ZeroHistory:
         before = k_BTGD.new_zeros(size[0], self.start, *size[2:])
         return attend(
             q_BTHD, torch.cat((before, k_BTGD), dim=1), torch.cat((before, v_BTGD), dim=1),
-            visible(size[1], self.start + size[1], self.start, config.window_of(layer)),
+            visible(size[1], self.start + size[1], self.start, config.window_of(layer),
+                    self.blocks_T),
             scale=config.attention_scale, softcap=config.attention_softcap,
         )
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Return the rows of features, [T, N]."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _exact(expected_TN: torch.Tensor, got_TN: torch.Tensor) -> float:

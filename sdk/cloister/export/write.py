@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from cloister import backend as backends
 from cloister.errors import ExportError, SettingError
 from cloister.export.backends import xnnpack
-from cloister.manifest import ProgramEntry
+from cloister.export.media import weight_bytes
+from cloister.manifest import Encoder, ProgramEntry
 from cloister.progress import silent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cloister.export.media import Media
     from cloister.model.checkpoint import Metadata
     from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
@@ -32,8 +34,10 @@ def release() -> str:
     return version("executorch")
 
 
-def longest(config: ModelConfig, chunk: int) -> int:
+def longest(config: ModelConfig, chunk: int, *, both_ways: bool = False) -> int:
     """Return how many tokens one call of `forward` takes: the context, or only `chunk`.
+
+    With `both_ways` of `text_decoder`, whose attention has a mask.
 
     ExecuTorch's TextLLMRunner reads a prompt in calls of `get_max_seq_len` tokens, and counts what
     it has read against the context only where that is no less (extension/llm/runner,
@@ -44,7 +48,7 @@ def longest(config: ModelConfig, chunk: int) -> int:
     shape = config.shape
     heads = shape.heads + 2 * shape.kv_heads
     a_token = 16 * (shape.hidden_size + heads * shape.head_size)  # as found on several shapes
-    if any(config.window_of(layer) for layer in range(shape.layers)):
+    if both_ways or any(config.window_of(layer) for layer in range(shape.layers)):
         a_token += 8 * shape.context  # its mask
     if config.attention_softcap is not None:
         a_token += 16 * shape.heads * shape.context  # its scores
@@ -71,15 +75,15 @@ def constants(metadata: Metadata, most: int) -> dict[str, object]:
 
 def program(
     decoder: Decoder, metadata: Metadata, directory: Path, *, backend: str = "xnnpack",
-    chunk: int = DEFAULT_CHUNK, progress: Progress = silent
+    chunk: int = DEFAULT_CHUNK, progress: Progress = silent, media: Media | None = None,
 ) -> ProgramEntry:
-    """Lower `decoder` and write its program into `directory`.
+    """Lower `decoder`, and what `media` says, and write their program into `directory`.
 
     `progress` is called with each of STAGES as it begins.
 
     Raises:
         SettingError: a backend or chunk that is not possible.
-        ExportError: the decoder is not quantized.
+        ExportError: the decoder is not quantized, or the context holds no picture.
     """
     shape, chosen = decoder.config.shape, backends.backend(backend)
     if not 1 <= chunk <= shape.context:
@@ -89,16 +93,25 @@ def program(
             f"Checkpoint {metadata.name} is not quantized; run `cloister quantize` first."
         )
     most = longest(metadata.config, chunk)
+    if media is not None:
+        media.check(shape.context)
     manager = _LOWERINGS[chosen.name](
-        decoder, chunk, most, constants(metadata, most), progress)
+        decoder, chunk, most, constants(metadata, most), progress, media)
     progress("write")
     path = directory / f"program.{chosen.name}.pte"
     with path.open("wb") as file:
         manager.write_to_file(file)
-    plans = manager.executorch_program.execution_plan
     kv_bytes = shape.context * shape.kv_bytes_per_token()
+    arenas = {
+        plan.name: sum(plan.non_const_buffer_sizes)
+        for plan in manager.executorch_program.execution_plan}
+    encoders = () if media is None else tuple(
+        Encoder(method=method, weight_bytes=weight_bytes(sense), arena_bytes=arenas.pop(method))
+        for method, sense in media.senses.items())
     return ProgramEntry(
-        file=path.name, backend=chosen.name, methods=chosen.methods,
-        operator_abi=chosen.operator_abi, weight_bytes=path.stat().st_size, kv_bytes=kv_bytes,
-        arena_bytes=max(sum(plan.non_const_buffer_sizes) for plan in plans) - kv_bytes,
+        file=path.name, backend=chosen.name,
+        methods=chosen.methods if media is None else (*chosen.methods, *media.methods),
+        operator_abi=chosen.operator_abi,
+        weight_bytes=path.stat().st_size - sum(each.weight_bytes for each in encoders),
+        kv_bytes=kv_bytes, arena_bytes=max(arenas.values()) - kv_bytes, encoders=encoders,
     )

@@ -129,7 +129,7 @@ class ExecutorchProgram:
 
     def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after the last token, int64[1, T] -> float32[1, V]."""
-        return self._call("forward", tokens, torch.tensor([start]))
+        return self.call("forward", tokens, torch.tensor([start]))[0]
 
     def score(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after every token, int64[1, T] -> float32[1, T, V]."""
@@ -137,24 +137,24 @@ class ExecutorchProgram:
 
     def outputs(self, tokens: torch.Tensor, start: int) -> list[torch.Tensor]:
         """Return every output of `score`: of an instrumented program they are more than one."""
-        out: list[torch.Tensor] = self._method("score")([tokens, torch.tensor([start])])
-        return out
-
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what the decoder reads of tokens, int64[1, T] -> float32[1, T, E]."""
-        return self._call("token_embedding", tokens)
+        return self.call("score", tokens, torch.tensor([start]))
 
     def decode(self, vectors: torch.Tensor, start: int) -> torch.Tensor:
         """Logits after the last vector, float32[1, T, E] -> float32[1, V]."""
-        return self._call("text_decoder", vectors, torch.tensor([start]))
+        return self.call("text_decoder", vectors, torch.tensor([start]))[0]
 
     def see(self, pixels: torch.Tensor) -> torch.Tensor:
         """Vectors of a picture, uint8[1, 3, height, width] -> float32[1, N, E]."""
-        return self._call("vision_encoder", pixels)
+        return self.call("vision_encoder", pixels)[0]
 
     def hear(self, samples: torch.Tensor) -> torch.Tensor:
         """Vectors of a recording, float32[1, 1, samples] -> float32[1, N, E]."""
-        return self._call("audio_encoder", samples)
+        return self.call("audio_encoder", samples)[0]
+
+    def call(self, method: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Return every output of a method; the next call of it overwrites them."""
+        out: list[torch.Tensor] = self._method(method)(list(inputs))
+        return out
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
         """Live views of the KV buffers by name, float32[1, C, G, D] each."""
@@ -163,10 +163,6 @@ class ExecutorchProgram:
             for layer in range(self._layers) for side in ("k", "v")
         )
         return {name: self._method(self._first).get_attribute(name) for name in names}
-
-    def _call(self, name: str, *inputs: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self._method(name)(list(inputs))[0]
-        return out
 
     def _method(self, name: str) -> Any:  # untyped bindings
         if name not in self._methods:

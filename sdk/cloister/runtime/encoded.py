@@ -9,18 +9,21 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from cloister.parts import Picture
+import torch
+
+from cloister.parts import Picture, Recording
+from cloister.pieces import PictureFormat, RecordingFormat
 from cloister.runtime.core import DIGEST_BYTES, MediaPosition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
+    from cloister.runtime.core import Position, Vectors
+    from cloister.runtime.program import Program
 
-    from cloister.parts import Recording
-    from cloister.runtime.core import Position
+__all__ = ["Encoded", "Kept", "Medium", "digest", "encode", "made_s", "positions"]
 
-__all__ = ["Encoded", "Kept", "digest", "made_s"]
+Medium = Picture | Recording
 
 
 class Kept(Protocol):
@@ -60,7 +63,7 @@ class Encoded:
         return self.made[places]
 
 
-def digest(key: bytes, part: Picture | Recording) -> bytes:
+def digest(key: bytes, part: Medium) -> bytes:
     """Return the keyed digest of a picture or recording: of its kind, size and content."""
     if isinstance(part, Picture):
         header = f"picture {part.height} {part.width} {part.grid[0]} {part.grid[1]}"
@@ -77,3 +80,26 @@ def made_s(read: Sequence[Position]) -> float:
         id(each.vectors): each.vectors.made_s for each in read
         if isinstance(each, MediaPosition) and isinstance(each.vectors, Encoded)}
     return sum(made.values())
+
+
+def encode(program: Program, form: PictureFormat | RecordingFormat, part: Medium) -> torch.Tensor:
+    """Return the vectors of a picture, tile by tile, or of a recording, float32[N, E].
+
+    Behind a recording there is silence up to a length that the encoder takes.
+    """
+    if isinstance(part, Picture):
+        pixels = torch.frombuffer(bytearray(part.data), dtype=torch.uint8)
+        tiles = pixels.view(part.tiles, 1, 3, part.height, part.width)
+        return torch.cat([program.see(tile)[0].clone() for tile in tiles])
+    assert isinstance(form, RecordingFormat)
+    padded = torch.zeros(1, 1, form.padded(part.samples))
+    padded[0, 0, :part.samples] = torch.frombuffer(bytearray(part.data), dtype=torch.float32)
+    return program.hear(padded)[0].clone()
+
+
+def positions(
+    form: PictureFormat | RecordingFormat, name: bytes, vectors: Vectors, count: int
+) -> list[MediaPosition]:
+    """Return the positions of what is called `name`, and has `count` of `vectors`."""
+    together = form.tokens if isinstance(form, PictureFormat) and form.both_ways else 1
+    return [MediaPosition(name, place, vectors, together) for place in range(count)]

@@ -15,9 +15,9 @@ from safetensors.torch import save as save_tensors
 from cloister.bundle import Bundle
 from cloister.errors import SnapshotError, UnsupportedMedia
 from cloister.parts import Picture
-from cloister.pieces import MEDIA, PictureFormat
+from cloister.pieces import MEDIA
 from cloister.runtime import encoded, memory, program
-from cloister.runtime.core import Core, MediaPosition, Rows
+from cloister.runtime.core import Core, Rows
 from cloister.runtime.encoded import Encoded
 from cloister.settings import Settings
 from cloister.summary import Summary
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cloister.manifest import ProgramEntry
-    from cloister.parts import Recording
-    from cloister.pieces import RecordingFormat
+    from cloister.pieces import PictureFormat, RecordingFormat
     from cloister.runtime.chat import Ask
     from cloister.runtime.constraint import Grammars
-    from cloister.runtime.core import Position
-    from cloister.runtime.encoded import Kept
+    from cloister.runtime.core import MediaPosition, Position
+    from cloister.runtime.encoded import Kept, Medium
     from cloister.runtime.program import Program
     from cloister.runtime.sampling import Constraint
 
@@ -125,7 +124,7 @@ class Engine(Core, Summary):
                 name=self.name)
         return self._grammars.of(ask)
 
-    def media(self, part: Picture | Recording, kept: Kept | None = None) -> list[MediaPosition]:
+    def media(self, part: Medium, kept: Kept | None = None) -> list[MediaPosition]:
         """Return the positions of a picture or recording, one for each of its vectors.
 
         Nothing is encoded before they are read, and then only what `kept` does not have; but where
@@ -137,16 +136,15 @@ class Engine(Core, Summary):
         """
         form, count = self._format(part)
         name = encoded.digest(self._media_key if kept is None else kept.media_key, part)
-        vectors = Encoded(name, functools.partial(self._encode, part), kept)
+        vectors = Encoded(name, functools.partial(self._encode, part, form), kept)
         if form.fewer:
             if name not in self._counts:
                 self._counts[name] = len(vectors[0:])
             count = self._counts[name]
-        together = form.tokens if isinstance(form, PictureFormat) and form.both_ways else 1
-        return [MediaPosition(name, place, vectors, together) for place in range(count)]
+        return encoded.positions(form, name, vectors, count)
 
     def positions(
-        self, ids: Sequence[int], parts: Iterable[Picture | Recording], kept: Kept | None = None
+        self, ids: Sequence[int], parts: Iterable[Medium], kept: Kept | None = None
     ) -> list[Position]:
         """Return `ids` with the positions of `parts` in place of each `MEDIA`, in their order.
 
@@ -155,7 +153,7 @@ class Engine(Core, Summary):
         Raises:
             UnsupportedMedia, MediaTooLarge: see `media`.
         """
-        places = list[MediaPosition | None]()
+        places: list[MediaPosition | None] = []
         for part in parts:
             found = self.media(part, kept)
             places += [*found, *[None] * (self._format(part)[1] - len(found))]
@@ -214,7 +212,7 @@ class Engine(Core, Summary):
                 buffers[name][:, :length] = rows
             self._cached = ids.tolist()
 
-    def _format(self, part: Picture | Recording) -> tuple[PictureFormat | RecordingFormat, int]:
+    def _format(self, part: Medium) -> tuple[PictureFormat | RecordingFormat, int]:
         """Return the format of a picture or recording, and the most vectors that it has."""
         media = self.bundle.manifest.media
         if media is None:
@@ -223,20 +221,9 @@ class Engine(Core, Summary):
         return media.of(part), sum(
             piece for piece in media.layout(part) if isinstance(piece, int))
 
-    def _encode(self, part: Picture | Recording) -> torch.Tensor:
-        """Encode a picture tile by tile, or a recording with silence behind it, float32[N, E]."""
-        if isinstance(part, Picture):
-            pixels = torch.frombuffer(bytearray(part.data), dtype=torch.uint8)
-            tiles = pixels.view(part.tiles, 1, 3, part.height, part.width)
-            self._give("vision_encoder")
-            return torch.cat([self.program.see(tile)[0].clone() for tile in tiles])
-        media = self.bundle.manifest.media
-        assert media is not None
-        assert media.recording is not None
-        padded = torch.zeros(1, 1, media.recording.padded(part.samples))
-        padded[0, 0, :part.samples] = torch.frombuffer(bytearray(part.data), dtype=torch.float32)
-        self._give("audio_encoder")
-        return self.program.hear(padded)[0].clone()
+    def _encode(self, part: Medium, form: PictureFormat | RecordingFormat) -> torch.Tensor:
+        self._give("vision_encoder" if isinstance(part, Picture) else "audio_encoder")
+        return encoded.encode(self.program, form, part)
 
     def _read(self, part: Sequence[Position], start: int, rows: Rows) -> torch.Tensor:
         media = not isinstance(part[0], int)

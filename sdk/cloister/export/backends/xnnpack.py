@@ -56,8 +56,8 @@ def program(
     if media is not None:
         traced |= {
             "text_decoder": trace_decode(
-                twin, attention, media.most(most), both_ways=media.both_ways),
-            "token_embedding": trace_embed(twin, media.most(most), both_ways=media.both_ways),
+                twin, attention, media.most, both_ways=media.both_ways),
+            "token_embedding": trace_embed(twin, media.most, both_ways=media.both_ways),
             **_senses(twin, delegates, media),
         }
     return lower(traced, XNNPACK.registered, delegates.payloads, delegates.store, constants,

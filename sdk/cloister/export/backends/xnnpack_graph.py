@@ -52,6 +52,7 @@ class Subgraph:
 
     rows: int
     store: NamedDataStore
+    leading: tuple[int, ...] = (1,)  # dimensions before T, where there are more
     _values: list[schema.XValue] = field(default_factory=list)
     _nodes: list[schema.XNode] = field(default_factory=list)
     _constants: list[schema.ConstantDataOffset] = field(
@@ -66,7 +67,7 @@ class Subgraph:
     def input(self, size: int) -> Value:
         """Add the next argument of the delegate, float32[1, T, size]."""
         flag, external = xnn.XNN_VALUE_FLAG_EXTERNAL_INPUT, len(self._inputs)
-        value = self._value([1, self.rows, size], flags=flag, external=external)
+        value = self._value([*self.leading, self.rows, size], flags=flag, external=external)
         self._inputs.append(value.id)
         return value
 
@@ -107,7 +108,7 @@ class Subgraph:
     def rounded(self, x: Value) -> Value:
         """Round `x` to 8 bits with a scale and zero point for each row, as `linear` takes it."""
         out = self._value(
-            [1, self.rows, x.size], kind=schema.XNNDatatype.xnn_datatype_qdint8,
+            [*self.leading, self.rows, x.size], kind=schema.XNNDatatype.xnn_datatype_qdint8,
             quantization=schema.PerTokenDynamicQuant(num_nonbatch_dims=1),
         )
         self._node(schema.XNNConvert(input_id=x.id, output_id=out.id, flags=0))
@@ -144,6 +145,24 @@ class Subgraph:
         shift = None if bias is None else self.constant(f"{name}.bias", bias)
         return self._fully_connected(
             x, self.constant(f"{name}.weight", weight), weight.shape[0], shift)
+
+    def depthwise(
+        self, x: Value, name: str, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> Value:
+        """Convolve each feature over T, which stays as long, by [N, 1, odd number].
+
+        T stands behind two dimensions, as rows and columns of a picture do.
+        """
+        size, _, span = weight.shape
+        filter_ = self.constant(f"{name}.weight", weight.permute(1, 2, 0).unsqueeze(0))
+        shift = self.constant(
+            f"{name}.bias", torch.zeros(size) if bias is None else bias)
+        return self._emit(size, lambda out: schema.XNNDepthwiseConv2d(
+            padding_top=0, padding_bottom=0, padding_left=span // 2, padding_right=span // 2,
+            kernel_height=1, kernel_width=span, subsampling_height=1, subsampling_width=1,
+            dilation_height=1, dilation_width=1, group_input_channels=1, group_output_channels=1,
+            groups=size, adjustment_height=0, adjustment_width=0, input1_id=x.id,
+            filter_id=filter_.id, bias_id=shift.id, output_id=out, flags=0))
 
     def gelu(self, x: Value) -> Value:
         """Return x / 2 (1 + erf(x / sqrt(2)))."""
@@ -227,7 +246,7 @@ class Subgraph:
             input1_id=x.id, filter_id=filter_.id, bias_id=bias_id, output_id=out, flags=0))
 
     def _emit(self, size: int, make: Callable[[int], schema.XNodeUnion]) -> Value:
-        out = self._value([1, self.rows, size])
+        out = self._value([*self.leading, self.rows, size])
         self._node(make(out.id))
         return out
 
@@ -260,13 +279,13 @@ class Delegates:
 
     def __call__(
         self, name: str, size: int, build: Callable[[Subgraph, Value], list[Value]],
-        rows: int | None = None,
+        rows: int | None = None, leading: tuple[int, ...] = (1,),
     ) -> Delegated:
         """Define the delegate `name` on one input of `size`; return the module that calls it.
 
-        Of other than the decoder's, `rows` is the largest T.
+        Of other than the decoder's, `rows` is the largest T, behind dimensions `leading`.
         """
-        graph = Subgraph(self.rows if rows is None else rows, self.store)
+        graph = Subgraph(self.rows if rows is None else rows, self.store, leading)
         outputs = build(graph, graph.input(size))
         for value in outputs:
             graph.output(value)

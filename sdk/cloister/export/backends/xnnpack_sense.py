@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cloister.model.encoder import Stem
 from cloister.model.front import Mel
-from cloister.model.projector import TokenProjector
+from cloister.model.projector import ProjectorKind, TokenProjector
 from cloister.model.quantized import QuantizedLinear
 from cloister.model.sense import Sense
 from cloister.model.transformer import RMSNorm
@@ -51,8 +51,12 @@ def delegate_sense(
     tanh = encoder.shape.activation == "gelu_tanh"
     for number, layer in enumerate(encoder.layers):
         _delegate_layer(build, layer, twin.encoder.layers[number], f"layers.{number}", tanh=tanh)
+    stacked = sense.config.projector is not None and (
+        sense.config.projector.kind is ProjectorKind.STACK)
+    if stacked:
+        twin.projector = _Stack(build, sense.projector)
     for part, module in sense.named_modules():
-        if part.startswith("projector.") or part == "encoder.norm":
+        if part == "encoder.norm" or (part.startswith("projector.") and not stacked):
             if isinstance(module, nn.Linear | QuantizedLinear):
                 twin.set_submodule(part, build.linear(part, module))
             elif isinstance(module, nn.LayerNorm | RMSNorm):
@@ -143,6 +147,9 @@ def _delegate_layer(build: _Builder, layer: Any, twin: Any, name: str, *, tanh: 
     twin.attn = _Attention(
         build(f"{part}.attn.qkv", size, qkv), build.linear(f"{part}.attn.o", attn.o),
         attn.head_size)
+    if layer.convolves:
+        twin.convolution = _Convolution(build, layer, part)
+        twin.convolution_norm = nn.Identity()
     twin.mlp = build(f"{part}.mlp", size, feed_forward)
     twin.attn_norm = twin.mlp_norm = nn.Identity()
 
@@ -159,6 +166,50 @@ class _Attention(nn.Module):
             q_BNHK, k_BNHK, v_BNHK, 0, None, 0.0, False, self.head_size**-0.5)
         out_BND: torch.Tensor = self.o(out_BNHK.flatten(2))
         return out_BND
+
+
+class _Convolution(nn.Module):
+    """See `cloister.model.encoder.EncoderBlock`: the gated convolution, behind its norm."""
+
+    def __init__(self, build: _Builder, layer: Any, part: str) -> None:
+        super().__init__()
+        own, size, name = layer.convolution, layer.convolution_norm.weight.numel(), "convolution"
+
+        def gate(g: Subgraph, x: Value) -> list[Value]:
+            x = build.normed(g, x, f"{part}.convolution_norm", layer.convolution_norm)
+            return [build.multiplied(g, x, f"{part}.{name}.gate", own.gate)]
+
+        def depth(g: Subgraph, x: Value) -> list[Value]:
+            at = f"{build.prefix}.{part}.{name}.depth"
+            x = g.silu(g.depthwise(x, at, own.depth.weight, own.depth.bias))
+            return [build.multiplied(g, x, f"{part}.{name}.down", own.down)]
+
+        self.gate = build(f"{part}.{name}.gate", size, gate)
+        self.depth = build.delegates(
+            f"{build.prefix}.{part}.{name}", size, depth, build.rows, (1, 1))
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        x_BND = functional.glu(self.gate(x_BND), dim=-1)
+        out_B1ND: torch.Tensor = self.depth(x_BND.unsqueeze(1))
+        return out_B1ND.squeeze(1)
+
+
+class _Stack(nn.Module):
+    """See `cloister.model.projector`: both matrices, and what is between them."""
+
+    def __init__(self, build: _Builder, projector: Any) -> None:
+        super().__init__()
+        self.factor = projector.shape.factor
+
+        def both(g: Subgraph, x: Value) -> list[Value]:
+            x = g.gelu(build.multiplied(g, x, "projector.up", projector.up))
+            return [build.multiplied(g, x, "projector.down", projector.down)]
+
+        self.both = build("projector", projector.up.in_features, both)
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        out_BME: Any = self.both(x_BND.unflatten(1, (-1, self.factor)).flatten(2))
+        return out_BME  # type: ignore[no-any-return]
 
 
 def _windows(x_BTC: torch.Tensor, size: int, step: int) -> torch.Tensor:
