@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from cloister.bundle import Golden, Pattern
     from cloister.manifest import ProgramEntry
+    from cloister.model.checkpoint import Metadata
     from cloister.pieces import MediaFormats
     from cloister.progress import Progress
     from cloister.runtime.core import MediaPosition, Position
@@ -99,10 +100,7 @@ def export(
         core = Core(program, name=metadata.name, context=shape.context, chunk=chunk,
                     reads_media=media is not None)
         least = golden.margin(report.divergences.program_from_checkpoint.mean_kld)
-        asked = _asked(core, tokenizer, prompts)
-        rows = golden.rows(asked, functools.partial(_answer, core), metadata.eos, least)
-        if metadata.media is not None:
-            rows += _golden_media(core, metadata.media, asked, metadata.eos, least)
+        rows = _golden(core, metadata, _asked(core, tokenizer, prompts), least)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
         _prove_on_phones(directory / entry.file, shape.layers, rows, chunk, metadata.media)
@@ -245,6 +243,16 @@ def _asked(
         check.lay_out(tokenizer, system, prompt) + (tokenizer.encode(begun) if begun else [])
         for system, prompt, begun in asked)
     return [ids for ids in laid_out if len(ids) < core.context]
+
+
+def _golden(
+    core: Core, metadata: Metadata, asked: Sequence[list[int]], least: float
+) -> list[Golden]:
+    """Return the golden rows of the prompts `asked`, and of media that the program reads."""
+    rows = golden.rows(asked, functools.partial(_answer, core), metadata.eos, least)
+    if metadata.media is None:
+        return rows
+    return rows + _golden_media(core, metadata.media, asked, metadata.eos, least)
 
 
 def _golden_media(
