@@ -99,8 +99,7 @@ def export(
         progress("golden")
         core = Core(program, name=metadata.name, context=shape.context, chunk=chunk,
                     reads_media=media is not None)
-        least = golden.margin(report.divergences.program_from_checkpoint.mean_kld)
-        rows = _golden(core, metadata, _asked(core, tokenizer, prompts), least)
+        rows = _golden(core, metadata, _asked(core, tokenizer, prompts), report)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
         _prove_on_phones(directory / entry.file, shape.layers, rows, chunk, metadata.media)
@@ -246,9 +245,10 @@ def _asked(
 
 
 def _golden(
-    core: Core, metadata: Metadata, asked: Sequence[list[int]], least: float
+    core: Core, metadata: Metadata, asked: Sequence[list[int]], report: check.CheckReport
 ) -> list[Golden]:
     """Return the golden rows of the prompts `asked`, and of media that the program reads."""
+    least = golden.margin(report.divergences.program_from_checkpoint.mean_kld)
     rows = golden.rows(asked, functools.partial(_answer, core), metadata.eos, least)
     if metadata.media is None:
         return rows
