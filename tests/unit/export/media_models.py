@@ -125,12 +125,11 @@ def checkpoint(
         metadata=Metadata(
             name="tiny", config=config, recipe=recipe, eos=(0,),
             media=formats(picture, recording, both_ways=both_ways)),
-        senses={
-            kind: partial(
-                sense_file.write, config=sense(name).config,
-                tensors=sense(name).state_dict().items())
-            for kind, name in senses.items() if name is not None},
-    ) as writer:
+    ).with_senses({
+        kind: partial(
+            sense_file.write, config=sense(name).config,
+            tensors=sense(name).state_dict().items())
+        for kind, name in senses.items() if name is not None}) as writer:
         for name in plan(config, recipe):
             writer.add(name, values[name])
     return Checkpoint.open(path)
