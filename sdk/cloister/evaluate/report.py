@@ -124,12 +124,12 @@ def evaluate(
         raise SettingError(
             f"{subject.name} names no token that ends an answer; import or export it anew.")
     shorter = min(subject, against or subject, key=lambda model: model.context)
-    check(examples)
     examples = _decoded(examples, subject.formats, progress)
     media = [
         [part for turn in example.turns for part in turn.media
          if isinstance(part, Picture | Recording)] for example in examples]
     pairs = to_ids(subject.tokenizer, examples, shorter.context, shorter.name)
+    check(examples)
     tasks, right, other_right = {}, {}, []
     for task, numbers in _by_task(examples).items():
         chosen = [examples[number] for number in numbers]

@@ -65,7 +65,7 @@ def write(lab: Heard, path: Path, kind: str = "results.written", **more: Any) ->
 def test_marks_are_taken_off_and_added_and_what_was_seen_is_written(
     lab: Heard, tmp_path: Path
 ) -> None:
-    assert told(lab, "results.sources", type="results.sources")["sources"] == ["run"]
+    assert "run" in told(lab, "results.sources", type="results.sources")["sources"]
     numbers = look(lab)
     assert {"Ada Byron", "020 7946 0958"} <= set(numbers)
     assert lab.of("results.progress")[-1]["total"] >= 1

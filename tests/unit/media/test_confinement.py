@@ -11,7 +11,7 @@ import pytest
 from cloister.guard import seccomp
 
 ATTEMPTS = """
-import _thread, errno, json, os, resource, socket, sys
+import _thread, errno, json, os, resource, socket, sys, time
 from cloister.media import confinement
 from cloister.media.limits import Limits
 sys.path.clear()
@@ -25,7 +25,7 @@ ways = {
     "makes a local socket": lambda: socket.socketpair(),
     "makes a pipe": lambda: os.pipe(),
     "forks": lambda: os.fork() or os._exit(0),
-    "starts a thread": lambda: _thread.start_new_thread(lambda: None, ()),
+    "starts a thread": lambda: _thread.start_new_thread(time.sleep, (60,)),
     "executes a program": lambda: os.posix_spawn("/bin/true", ["true"], {}),
     "signals another process": lambda: os.kill(os.getppid(), 0),
     "asks who runs it": lambda: os.uname(),
@@ -45,7 +45,8 @@ try:
 except MemoryError:
     big = None
 ways["takes 200 MB of memory"] = "refused" if big is None else "open"
-print(json.dumps(ways))
+print(json.dumps(ways), flush=True)
+os._exit(0)  # a thread that ends asks for a library that cannot be opened any more
 """
 CONFINE = "confinement.confine(Limits(memory_bytes=100 << 20))"
 WITHOUT_FILTER = f"""

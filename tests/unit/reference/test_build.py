@@ -134,7 +134,7 @@ def test_one_command_climbs_down_the_ladder_and_goes_on_where_it_stopped(
     assert bundle.manifest.eos == (0,)
     assert set(bundle.receipt()["evaluations"]) == {
         f"{task}, development"
-        for task in ("call", "intent", "redact", mixture.OTHER_SENTENCES, "story")}
+        for task in ("call", "intent", "redact", mixture.OTHER_SENTENCES, "story", "order", "read")}
     record = json.loads((tmp_path / "nano-1.json").read_text())
     assert set(record) == {"tier", "training", "quantization_aware_training", "evaluation",
                            "post_training_quantization"}
