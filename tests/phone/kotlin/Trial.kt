@@ -154,14 +154,19 @@ private suspend fun twice() = coroutineScope {
 private suspend fun closes() {
     val chat = open()
     val before = LlmModule.closed
+    val closed = CountDownLatch(1)
+    var count = 0
     var open = true
+    LlmModule.beforePiece = { if (++count == 3) closed.await(20, TimeUnit.SECONDS) }
     val end = chat.say(ask, LIMIT).onEach {
         if (open) {
             open = false
             chat.close()
             chat.close()
+            closed.countDown()
         }
     }.last()
+    LlmModule.beforePiece = {}
     note("end", end)
     note("closed", LlmModule.closed - before)
     note("say", refusal { chat.say("secret").collect() })
