@@ -253,20 +253,19 @@ def test_a_grid_runs_and_stops_by_keyboard_and_goes_on_in_another_kernel(
         keyboard.press("Tab")
     keyboard.insert_text("".join(
         json.dumps({"text": text, "check": {"json": {"name": intent}}}) + "\n"
-        for text, intent in clinc(400)))
+        for text, intent in clinc(900)))
     keyboard.press("Tab")
     keyboard.press("Enter")
-    grid.locator(".cl-note:has-text('400 cases')").wait_for()
+    grid.locator(".cl-note:has-text('900 cases')").wait_for()
     keyboard.press("Control+Enter")
     grid.locator(".cl-toolbar > .cl-note:has-text('left')").wait_for(timeout=60_000)
-    notebook.page.wait_for_timeout(500)
     grid.evaluate(STOPPED)
     keyboard.press("Escape")
     ended(grid, "stopped after")
     took_ms = float(grid.get_attribute("data-stopped-ms"))
     done = int(grid.locator(".cl-toolbar > .cl-note").inner_text().split()[2])
-    print(f"stopped {took_ms:.0f} ms after Escape, with {done} of 400 answers")
-    assert 0 < done < 400 and took_ms < 1000
+    print(f"stopped {took_ms:.0f} ms after Escape, with {done} of 900 answers")
+    assert 0 < done < 900 and took_ms < 1000
     notebook.kernel("kernel.restart()")
     notebook.page.locator(".cl-toolbar > .cl-note:has-text('what was answered is kept')").wait_for()
     assert answers(grid).get_by_role("row").count() > 2  # what was shown stays
@@ -275,11 +274,11 @@ def test_a_grid_runs_and_stops_by_keyboard_and_goes_on_in_another_kernel(
     lab.get_by_role("tab", name="Grid").click()
     grid = lab.locator(".cl-grid")
     grid.get_by_role("button", name="Take up").click()
-    grid.locator(".cl-note:has-text('400 cases')").wait_for()
+    grid.locator(".cl-note:has-text('900 cases')").wait_for()
     assert grid.get_by_label("Templates").input_value() == "{text}"
     grid.get_by_label("Tokens at most").press("Control+Enter")
     ended(grid)
-    assert "done: 400 of 400" in grid.locator(".cl-toolbar > .cl-note").inner_text()
+    assert "done: 900 of 900" in grid.locator(".cl-toolbar > .cl-note").inner_text()
     print(grid.locator(".cl-verdict").inner_text())
     answers(grid).get_by_role("gridcell").nth(3).dblclick()
     grid.locator(".cl-detail:has-text('kept from before')").wait_for()
