@@ -189,6 +189,10 @@ class MediaFormats(Record, frozen=True):
                 "that does.")
         return found
 
+    def vectors(self, part: Media) -> int:
+        """Return how many vectors `part` has at most in a prompt; see `layout`."""
+        return sum(piece for piece in self.layout(part) if isinstance(piece, int))
+
     def layout(self, part: Media) -> list[Piece]:
         """Return what stands for `part` in a prompt; see `PictureFormat.layout`.
 

@@ -94,7 +94,7 @@ class Senses:
             form = self.formats.of(part)
             kind = SenseKind.VISION if isinstance(part, Picture) else SenseKind.AUDIO
             each_NE = list(self._senses[kind](tensor(part, form)).flatten(0, 1))
-            most = sum(piece for piece in self.formats.layout(part) if isinstance(piece, int))
+            most = self.formats.vectors(part)
             both = isinstance(form, PictureFormat) and form.both_ways
             vectors += [*each_NE, *[None] * (most - len(each_NE))]
             blocks += [number if both else -1] * most

@@ -8,14 +8,12 @@ train the encoder and to measure it; a tier reads the encoder's vectors.
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloister.errors import TrainingError
@@ -24,6 +22,7 @@ from cloister.model import sense_file
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import PixelScale
 from cloister.model.sense import Sense, SenseConfig
+from cloister.reference import ctc
 from cloister.reference.drawing import HEIGHT, WIDTH
 from cloister.reference.lines import ALPHABET
 
@@ -77,14 +76,7 @@ class CharacterModel(nn.Module):
 
     def loss(self, x_BRW: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Return nats a character of the texts, one of each picture."""
-        log_p_BPS = self(x_BRW)
-        coded = [encode(text) for text in texts]
-        lengths = torch.tensor([len(each) for each in coded])
-        positions = torch.full((len(coded),), log_p_BPS.shape[1])
-        total = functional.ctc_loss(
-            log_p_BPS.transpose(0, 1), torch.cat(coded), positions, lengths, reduction="sum",
-            zero_infinity=True)
-        return total / lengths.sum()
+        return ctc.loss(self(x_BRW), [encode(text) for text in texts])
 
     def read(self, x_BRW: torch.Tensor) -> list[str]:
         """Return the text of each picture."""
@@ -99,8 +91,7 @@ def encode(text: str) -> torch.Tensor:
 
 def decode(log_p_PS: torch.Tensor) -> str:
     """Return the text of the best symbol at each position."""
-    best = [symbol for symbol, _ in groupby(log_p_PS.argmax(-1).tolist())]
-    return " ".join("".join(ALPHABET[symbol - 1] for symbol in best if symbol).split())
+    return ctc.decode(log_p_PS, ALPHABET)
 
 
 def write(model: CharacterModel, folder: Path) -> None:

@@ -23,7 +23,7 @@ from cloister.model.front import Mel, MelShape
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LETTERS", "CtcConfig", "CtcModel", "decode", "encode"]
+__all__ = ["LETTERS", "CtcConfig", "CtcModel", "decode", "encode", "loss"]
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
 """The symbols after the blank, which is number 0."""
@@ -96,14 +96,17 @@ class CtcModel(nn.Module):
 
     def loss(self, x_B1RT: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """Return nats a symbol of the texts, one for each recording."""
-        log_p_BPS = self(x_B1RT)
-        coded = [encode(text) for text in texts]
-        lengths = torch.tensor([len(each) for each in coded])
-        positions = torch.full((len(coded),), log_p_BPS.shape[1])
-        total = functional.ctc_loss(
-            log_p_BPS.transpose(0, 1), torch.cat(coded), positions, lengths, reduction="sum",
-            zero_infinity=True)
-        return total / lengths.sum()
+        return loss(self(x_B1RT), [encode(text) for text in texts])
+
+
+def loss(log_p_BPS: torch.Tensor, coded: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return nats a symbol of texts as int64[N] each; symbol 0 is the blank."""
+    lengths = torch.tensor([len(each) for each in coded])
+    positions = torch.full((len(coded),), log_p_BPS.shape[1])
+    total = functional.ctc_loss(
+        log_p_BPS.transpose(0, 1), torch.cat(list(coded)), positions, lengths, reduction="sum",
+        zero_infinity=True)
+    return total / lengths.sum()
 
 
 def encode(text: str) -> torch.Tensor:
@@ -111,7 +114,7 @@ def encode(text: str) -> torch.Tensor:
     return torch.tensor([1 + LETTERS.index(letter) for letter in text])
 
 
-def decode(log_p_PS: torch.Tensor) -> str:
-    """Return the text of the best symbol at each position."""
+def decode(log_p_PS: torch.Tensor, symbols: str = LETTERS) -> str:
+    """Return the text of the best symbol at each position; `symbols` are those after the blank."""
     best = [symbol for symbol, _ in groupby(log_p_PS.argmax(-1).tolist())]
-    return " ".join("".join(LETTERS[symbol - 1] for symbol in best if symbol).split())
+    return " ".join("".join(symbols[symbol - 1] for symbol in best if symbol).split())

@@ -218,8 +218,7 @@ class Engine(Core, Summary):
         if media is None:
             raise UnsupportedMedia(
                 f"Bundle {self.name} reads text only; name one that reads pictures or sound.")
-        return media.of(part), sum(
-            piece for piece in media.layout(part) if isinstance(piece, int))
+        return media.of(part), media.vectors(part)
 
     def _encode(self, part: Medium, form: PictureFormat | RecordingFormat) -> torch.Tensor:
         self._give("vision_encoder" if isinstance(part, Picture) else "audio_encoder")
