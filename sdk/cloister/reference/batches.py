@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cloister.reference.pictures import Camera, Picture
 
-__all__ = ["Batch", "Lesson", "Supply", "stacked"]
+__all__ = ["Lesson", "Pictures", "Supply", "stacked"]
 
 _POOL = 8  # batches whose lines are drawn together and sorted by width
 _MULTIPLE = 16  # columns
@@ -37,7 +37,7 @@ _WAIT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Pictures:
     """Grey pictures, uint8[B, R, W], and their texts."""
 
     x_BRW: NDArray[np.uint8]
@@ -52,7 +52,7 @@ class Lesson:
     ramp: int  # lines after which they are as long, and twice that as worn, as any
     seed: int
 
-    def pool(self, camera: Camera, number: int) -> list[Batch]:
+    def pool(self, camera: Camera, number: int) -> list[Pictures]:
         """Return the batches from `number` times their number on."""
         count = _POOL * self.rows
         grown = min(1.0, number * count / self.ramp) if self.ramp else 1.0
@@ -72,13 +72,13 @@ class Lesson:
         return batches
 
 
-def stacked(lines: list[Picture], width: int = 0) -> Batch:
+def stacked(lines: list[Picture], width: int = 0) -> Pictures:
     """Return pictures as a batch, each filled up to the widest or to `width` columns."""
     widest = max(width, *(line.pixels_HW.shape[1] for line in lines))
     x_BRW = np.full((len(lines), HEIGHT, -(-widest // _MULTIPLE) * _MULTIPLE), 255, np.uint8)
     for row_RW, line in zip(x_BRW, lines, strict=True):
         row_RW[:, :line.pixels_HW.shape[1]] = line.pixels_HW
-    return Batch(x_BRW=x_BRW, texts=[line.text for line in lines])
+    return Pictures(x_BRW=x_BRW, texts=[line.text for line in lines])
 
 
 class Supply:
@@ -90,11 +90,11 @@ class Supply:
     def __init__(self, camera: Camera, lesson: Lesson, first: int, workers: int) -> None:
         self.seconds = 0.0  # of the workers' processors
         self._camera, self._lesson, self._first = camera, lesson, first
-        self._queues: list[Queue[tuple[list[Batch], float]]] = []
+        self._queues: list[Queue[tuple[list[Pictures], float]]] = []
         self._processes: list[BaseProcess] = []
         context = multiprocessing.get_context("spawn")
         for worker in range(workers):
-            queue: Queue[tuple[list[Batch], float]] = context.Queue(2)
+            queue: Queue[tuple[list[Pictures], float]] = context.Queue(2)
             process = context.Process(
                 target=_work, daemon=True,
                 args=(camera, lesson, first // _POOL + worker, workers, queue))
@@ -110,7 +110,7 @@ class Supply:
             process.terminate()
             process.join()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Pictures]:
         """Yield the batches.
 
         Raises:
@@ -121,7 +121,7 @@ class Supply:
             yield from self._pool(number)[skipped:]
             number, skipped = number + 1, 0
 
-    def _pool(self, number: int) -> list[Batch]:
+    def _pool(self, number: int) -> list[Pictures]:
         if not self._queues:
             return self._lesson.pool(self._camera, number)
         worker = (number - self._first // _POOL) % len(self._queues)
@@ -139,7 +139,7 @@ class Supply:
 
 def _work(
     camera: Camera, lesson: Lesson, first: int, step: int,
-    queue: Queue[tuple[list[Batch], float]],
+    queue: Queue[tuple[list[Pictures], float]],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training ends first, then this
     number, began = first, time.process_time()

@@ -1,120 +1,204 @@
-"""An encoder of sound with letters on top: connectionist temporal classification.
+"""An encoder with two readings on top: of letters, and of the tokens that a tier reads.
 
-Shapes: B batch, N samples, R mel bins, T frames, P positions, S symbols.
+Both are connectionist temporal classification (Graves et al., ICML 2006). The letters serve to
+train the encoder and to measure it; the tokens become a tier's projector (`token_sense`).
 
-Source: Graves et al., "Connectionist temporal classification", ICML 2006. The letters serve to
-train the encoder and to measure it; a tier reads the encoder's vectors.
+    FOLDER/audio.safetensors, or vision.safetensors    the encoder, a sense without a projector
+    FOLDER/heads.safetensors                           both readings
+
+Shapes: B batch, N samples, C channels, R rows, W columns, P positions, S symbols, V tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cloister.errors import SettingError
-from cloister.model.encoder import Encoder, EncoderShape, Stem
-from cloister.model.front import Mel, MelShape
+from cloister.errors import TrainingError
+from cloister.files import whole_file
+from cloister.model import sense_file
+from cloister.model.device import multiplies_bfloat16
+from cloister.model.projector import ProjectorKind, ProjectorShape, TokenProjector
+from cloister.model.sense import Sense, SenseConfig
+from cloister.model.sense_file import SenseKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-__all__ = ["LETTERS", "CtcConfig", "CtcModel", "decode", "encode", "loss"]
+__all__ = ["CtcModel", "decode", "identity", "load", "token_sense", "write"]
 
-LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
-"""The symbols after the blank, which is number 0."""
-
-
-def _encoder_shape() -> EncoderShape:
-    return EncoderShape(
-        stem=Stem.CONVOLUTIONS_2D, rows=80, positions=400, hidden_size=128, layers=4, heads=4,
-        feed_forward=256, halvings=2, width=32, kernel=15)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CtcConfig:
-    """What a model hears with. By default 25 positions a second, and at most 16 seconds.
-
-    Raises:
-        SettingError: the encoder does not read the bins of the spectrum.
-    """
-
-    encoder: EncoderShape
-    mel: MelShape
-
-    def __post_init__(self) -> None:
-        if self.mel.bins != self.encoder.rows:
-            raise SettingError(
-                f"The encoder reads {self.encoder.rows} bins, and is given {self.mel.bins}.")
-
-    @classmethod
-    def default(cls) -> CtcConfig:
-        """Return the reference family's encoder."""
-        shape = _encoder_shape()
-        return cls(encoder=shape, mel=MelShape(bins=shape.rows))
-
-    @property
-    def stride(self) -> int:
-        """Samples of a position."""
-        return self.mel.hop * self.encoder.stride
-
-    @property
-    def longest(self) -> int:
-        """Samples of the longest recording."""
-        return self.encoder.positions * self.stride
+_HEADS = "heads.safetensors"
 
 
 class CtcModel(nn.Module):
-    """Mel spectrum, encoder, and a layer of letters."""
+    """A sense without a projector, a layer of the symbols of `alphabet`, and one of tokens.
 
-    def __init__(self, config: CtcConfig, seed: int = 0) -> None:
+    Of symbols the blank is number 0, of tokens it is the last.
+    """
+
+    def __init__(
+        self, config: SenseConfig, alphabet: str, vocabulary: int, seed: int = 0
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.mel = Mel(config.mel)
-        self.encoder = Encoder(config.encoder)
-        self.letters = nn.Linear(config.encoder.hidden_size, 1 + len(LETTERS))
-        self.encoder.initialize(seed)
+        size = config.encoder.hidden_size
+        self.alphabet = alphabet
+        self.sense = Sense(config)
+        self.symbols = nn.Linear(size, 1 + len(alphabet))
+        self.norm, self.tokens = nn.LayerNorm(size), nn.Linear(size, vocabulary + 1)
+        self.sense.encoder.initialize(seed)
+        self._numbers = {symbol: number for number, symbol in enumerate(alphabet, 1)}
+        rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            rng = torch.Generator().manual_seed(seed)
-            self.letters.weight.normal_(std=0.02, generator=rng)
-            self.letters.bias.zero_()
+            for head in (self.symbols, self.tokens):
+                head.weight.normal_(std=0.02, generator=rng)
+                head.bias.zero_()
 
-    def spectrum(self, x_BN: torch.Tensor) -> torch.Tensor:
-        """Return the log-mel spectrum, float32[B, 1, R, T]; nothing in it is trained."""
-        with torch.no_grad():
-            out: torch.Tensor = self.mel(x_BN.unsqueeze(1))
-        return out
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tokens.weight.device
 
-    def forward(self, x_B1RT: torch.Tensor) -> torch.Tensor:
-        """Return the log-probabilities of symbols, float32[B, P, S]."""
-        out: torch.Tensor = self.letters(self.encoder(x_B1RT)).log_softmax(-1)
-        return out
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return self.tokens.out_features - 1
 
-    def loss(self, x_B1RT: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
-        """Return nats a symbol of the texts, one for each recording."""
-        return loss(self(x_B1RT), [encode(text) for text in texts])
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the encoder reads, float32[B, C, R, W]; nothing in it is trained.
+
+        `x` is recordings float32[B, N], or grey pictures uint8[B, R, W]. The mel spectrum keeps
+        what is 80 dB below the loudest, which TF32 does not.
+        """
+        x = x.unsqueeze(1)
+        if self.sense.config.pixels is not None:
+            x = x.expand(-1, 3, -1, -1)
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self.sense.read(x)
+
+    def encode(self, x_BCRW: torch.Tensor) -> torch.Tensor:
+        """Return the encoder's vectors, float32[B, P, D].
+
+        Products are in bfloat16 where the device has them. On processors, attention is computed
+        without fused kernels: the backward pass of torch's (2.13) takes half of a step.
+        """
+        device = x_BCRW.device
+        plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+        with torch.autocast(
+            device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)
+        ), plain:
+            out_BPD: torch.Tensor = self.sense.encoder(x_BCRW)
+        return out_BPD.float()
+
+    def forward(self, x_BCRW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities of symbols, float32[B, P, S], and of tokens, [B, P, V + 1]."""
+        x_BPD = self.encode(x_BCRW)
+        log_p_BPV: torch.Tensor = self.tokens(self.norm(x_BPD)).log_softmax(-1)
+        return self.symbols(x_BPD).log_softmax(-1), log_p_BPV
+
+    def loss(
+        self, x_BCRW: torch.Tensor, texts: Sequence[str], tokens: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Return nats of the texts and of the tokens that they are written in, a symbol."""
+        log_p_BPS, log_p_BPV = self(x_BCRW)
+        symbols = [[self._numbers[symbol] for symbol in text] for text in texts]
+        total = _nats(log_p_BPS, symbols, 0) + _nats(log_p_BPV, tokens, self.vocabulary)
+        return total / max(1, sum(map(len, texts)))
+
+    def read(self, x: torch.Tensor) -> list[str]:
+        """Return what stands in grey pictures, or is heard in recordings of one length."""
+        with torch.inference_mode():
+            log_p_BPS, _ = self(self.features(x.to(self.device)))
+            return [decode(log_p_PS, self.alphabet) for log_p_PS in log_p_BPS]
 
 
-def loss(log_p_BPS: torch.Tensor, coded: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return nats a symbol of texts as int64[N] each; symbol 0 is the blank."""
+def _nats(
+    log_p_BPS: torch.Tensor, coded: Sequence[Sequence[int]], blank: int
+) -> torch.Tensor:
+    device = log_p_BPS.device
     lengths = torch.tensor([len(each) for each in coded])
-    positions = torch.full((len(coded),), log_p_BPS.shape[1])
-    total = functional.ctc_loss(
-        log_p_BPS.transpose(0, 1), torch.cat(list(coded)), positions, lengths, reduction="sum",
+    targets = torch.tensor([symbol for each in coded for symbol in each], device=device)
+    positions = torch.full_like(lengths, log_p_BPS.shape[1])
+    return functional.ctc_loss(
+        log_p_BPS.transpose(0, 1), targets, positions, lengths, blank=blank, reduction="sum",
         zero_infinity=True)
-    return total / lengths.sum()
 
 
-def encode(text: str) -> torch.Tensor:
-    """Return the symbols of a text of `LETTERS`, int64[N]."""
-    return torch.tensor([1 + LETTERS.index(letter) for letter in text])
-
-
-def decode(log_p_PS: torch.Tensor, symbols: str = LETTERS) -> str:
-    """Return the text of the best symbol at each position; `symbols` are those after the blank."""
+def decode(log_p_PS: torch.Tensor, alphabet: str) -> str:
+    """Return the text of the best symbol at each position, without spaces around it or doubled."""
     best = [symbol for symbol, _ in groupby(log_p_PS.argmax(-1).tolist())]
-    return " ".join("".join(symbols[symbol - 1] for symbol in best if symbol).split())
+    return " ".join("".join(alphabet[symbol - 1] for symbol in best if symbol).split())
+
+
+def token_sense(model: CtcModel, size: int) -> Sense:
+    """Return the sense of a decoder of hidden size `size`, its correction still 0."""
+    config = replace(model.sense.config, projector=ProjectorShape(
+        kind=ProjectorKind.TOKENS, size=size, vocabulary=model.vocabulary))
+    sense = Sense(config)
+    sense.encoder.load_state_dict(model.sense.encoder.state_dict())
+    assert isinstance(sense.projector, TokenProjector)
+    sense.projector.norm.load_state_dict(model.norm.state_dict())
+    sense.projector.head.load_state_dict(model.tokens.state_dict())
+    return sense.eval()
+
+
+def write(model: CtcModel, folder: Path) -> None:
+    """Write the encoder and the two readings.
+
+    Raises:
+        NotEnoughDisk, OutputUnwritable: see `cloister.files.disk_errors`.
+    """
+    kind = SenseKind.AUDIO if model.sense.config.pixels is None else SenseKind.VISION
+    sense_file.write(folder / kind.file, model.sense.config, (
+        (name, value.cpu()) for name, value in model.sense.state_dict().items()))
+    heads = {name: value.cpu() for name, value in model.state_dict().items()
+             if not name.startswith("sense.")}
+    with whole_file(folder / _HEADS) as file:
+        file.write(save(heads, {"alphabet": model.alphabet}))
+
+
+def load(folder: Path) -> CtcModel:
+    """Read what `write` wrote; it is the same model.
+
+    Raises:
+        CheckpointError: the encoder cannot be read.
+        TrainingError: the two readings cannot be read, or there is no encoder.
+    """
+    sense = sense_file.SenseFile.open(_encoder(folder)).load()
+    try:
+        with safe_open(folder / _HEADS, framework="pt") as file:
+            alphabet = (file.metadata() or {})["alphabet"]
+            heads = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = CtcModel(sense.config, alphabet, len(heads["tokens.bias"]) - 1)
+        model.sense = sense
+        model.load_state_dict(heads | model.sense.state_dict(prefix="sense."))
+    except (OSError, SafetensorError, RuntimeError, KeyError):
+        raise TrainingError(
+            f"{_HEADS} of {folder.name} cannot be read; train the encoder again.") from None
+    return model.eval()
+
+
+def identity(folder: Path) -> str:
+    """Return the sha256 of the encoder that `write` wrote, in hex.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    return hashlib.sha256(_encoder(folder).read_bytes()).hexdigest()
+
+
+def _encoder(folder: Path) -> Path:
+    paths = [path for kind in SenseKind if (path := folder / kind.file).exists()]
+    if len(paths) != 1:
+        raise TrainingError(f"{folder.name} holds no encoder that was trained; train it first.")
+    return paths[0]

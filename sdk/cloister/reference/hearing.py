@@ -17,7 +17,7 @@ import torch
 from cloister.corpus import read, tool_call
 from cloister.errors import DataError
 from cloister.evaluate.tasks import scores
-from cloister.reference import acoustics, ctc, orders, utterances
+from cloister.reference import acoustics, orders, utterances
 from cloister.reference.speech import RATE, Engine
 
 if TYPE_CHECKING:
@@ -44,15 +44,21 @@ def transcribe(model: CtcModel, recording_N: NDArray[np.float32]) -> str:
     Raises:
         DataError: it is longer than the model hears.
     """
-    stride = model.config.stride
-    if len(recording_N) > model.config.longest:
+    longest = _longest(model)
+    if len(recording_N) > longest:
         raise DataError(
-            f"A recording lasts {len(recording_N) / RATE:.1f} s; at most "
-            f"{model.config.longest / RATE:.1f} s are heard, so cut it.")
+            f"A recording lasts {len(recording_N) / RATE:.1f} s; at most {longest / RATE:.1f} s "
+            "are heard, so cut it.")
+    stride = model.sense.config.samples_per_vector
     whole_N = np.pad(recording_N, (0, -len(recording_N) % stride))
-    with torch.inference_mode():
-        x_1N = torch.from_numpy(whole_N).unsqueeze(0)
-        return ctc.decode(model(model.spectrum(x_1N))[0])
+    (text,) = model.read(torch.from_numpy(whole_N).unsqueeze(0))
+    return text
+
+
+def _longest(model: CtcModel) -> int:
+    """Return the samples of the longest recording."""
+    config = model.sense.config
+    return config.samples_per_vector * config.encoder.positions
 
 
 def trimmed(recording_N: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -95,7 +101,7 @@ def synthesized(
     for number, each in enumerate(measured):
         speech_N = utterances.samples(folder, each)
         rng = np.random.default_rng(number)
-        length = min(len(speech_N) + _AROUND, model.config.longest)
+        length = min(len(speech_N) + _AROUND, _longest(model))
         heard.append(transcribe(model, acoustics.record(speech_N, length, rng)))
     groups = {f"wer {name}": [
         number for number, each in enumerate(measured) if name in ("all", each.engine, each.task)

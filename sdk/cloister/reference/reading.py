@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cloister.errors import CloisterError, SettingError
-from cloister.reference import characters, fonts
+from cloister.reference import ctc, fonts
 from cloister.reference.batches import stacked
 from cloister.reference.drawing import WIDTH
 from cloister.reference.mixture import Mixture
@@ -28,7 +28,7 @@ from cloister.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cloister.reference.characters import CharacterModel
+    from cloister.reference.ctc import CtcModel
     from cloister.reference.pictures import Picture
 
 __all__ = ["confusions", "main", "samples", "scores", "table"]
@@ -46,7 +46,7 @@ def samples(camera: Camera, lines: int = _LINES) -> dict[str, list[Picture]]:
 
 
 def scores(
-    model: CharacterModel, samples: Mapping[str, Sequence[Picture]]
+    model: CtcModel, samples: Mapping[str, Sequence[Picture]]
 ) -> dict[str, dict[str, float]]:
     """Return of each test the rate of character errors, and the share of lines without one.
 
@@ -65,7 +65,7 @@ def scores(
 
 
 def confusions(
-    model: CharacterModel, pictures: Sequence[Picture], most: int = 20
+    model: CtcModel, pictures: Sequence[Picture], most: int = 20
 ) -> list[tuple[str, str, int]]:
     """Return the characters most often read as others: written, read, times; "" is nothing."""
     counts: Counter[tuple[str, str]] = Counter()
@@ -77,7 +77,7 @@ def confusions(
     return [(*pair, times) for pair, times in counts.most_common(most)]
 
 
-def _read(model: CharacterModel, pictures: Sequence[Picture]) -> list[str]:
+def _read(model: CtcModel, pictures: Sequence[Picture]) -> list[str]:
     texts: list[str] = []
     for at in range(0, len(pictures), _BATCH):
         batch = stacked(list(pictures[at:at + _BATCH]), WIDTH)
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
         camera = Camera(Mixture.read(given.data).held_out_texts,
                         fonts.faces(given.fonts, held_out=True))
-        found = scores(characters.load(given.folder), samples(camera))
+        found = scores(ctc.load(given.folder), samples(camera))
     except CloisterError as error:
         Console(stderr=True).print(str(error), style="red", markup=False)
         return 1

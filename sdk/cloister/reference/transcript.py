@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["said", "words"]
+__all__ = ["LETTERS", "said", "words"]
+
+LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
+"""The characters of what `words` returns."""
 
 _ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
          "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",

@@ -1,0 +1,93 @@
+"""What the command lines of the two trainings of encoders share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from cloister.errors import CloisterError, SettingError
+from cloister.files import disk_errors
+from cloister.reference import checkpoint_path
+from cloister.settings import Settings
+from cloister.tiers import Tier
+from cloister.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["add_arguments", "count", "data", "positive", "run", "tokenizer"]
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, minutes: float) -> None:
+    """Add the arguments that both have."""
+    parser.add_argument("--data", type=Path, default=Settings.from_environment().data,
+                        help="folder of the public data sets (default: CLOISTER_DATA)")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER",
+                        help="of a checkpoint (default: that of the shipped family)")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=minutes,
+                        help="of the processor, or of a GPU by the clock (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def count(text: str) -> int:
+    """Read a whole number from 0."""
+    return _at_least(text, 0)
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    return _at_least(text, 1)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+    return number
+
+
+def data(given: argparse.Namespace) -> Path:
+    """Return the folder of the public data sets.
+
+    Raises:
+        SettingError: none is named.
+    """
+    if given.data is None:
+        raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
+    folder: Path = given.data
+    return folder
+
+
+def tokenizer(given: argparse.Namespace) -> Tokenizer:
+    """Read the tokenizer that is named, or that of the shipped family.
+
+    Raises:
+        TokenizerError: it cannot be read.
+    """
+    folder: Path = given.tokenizer or checkpoint_path(Tier.PRO)
+    return Tokenizer.from_files(folder / "tokenizer.json", folder / "chat_template.jinja")
+
+
+def run(train: Callable[[argparse.Namespace, Console], None], given: argparse.Namespace) -> int:
+    """Make the folder of the run and train; return 0, or 1 after one sentence."""
+    screen = Console(stderr=True)
+    torch.set_num_threads(1)
+    try:
+        with disk_errors(given.out.name):
+            given.out.mkdir(parents=True, exist_ok=True)
+        train(given, screen)
+    except CloisterError as error:
+        screen.print(str(error), style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        screen.print("Stopped; the same command goes on from here.")
+        return 130
+    return 0
