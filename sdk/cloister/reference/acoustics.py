@@ -102,11 +102,9 @@ def room(x_BN: Tensor, rng: np.random.Generator) -> Tensor:
     response_BN[:, :early] = 0.0  # nothing comes before the nearest wall's echo
     response_BN *= 10.0 ** (draw.uniform(-18.0, 3.0) / 20) / torch.linalg.vector_norm(
         response_BN, dim=1, keepdim=True)
-    echoes_BN = np.zeros((draw.rows, late))
-    at_BE = rng.integers(RATE // 1000, late, (draw.rows, 6))
-    np.add.at(echoes_BN, (np.arange(draw.rows)[:, None], at_BE),
-              rng.uniform(-0.4, 0.4, at_BE.shape))
-    response_BN[:, :late] += _tensor(echoes_BN, draw.device)
+    for _ in range(6):
+        at_B1 = draw.column(rng.integers(RATE // 1000, late, draw.rows))
+        response_BN.scatter_add_(1, at_B1, draw.uniform(-0.4, 0.4))
     response_BN[:, 0] = 1.0
     size = _fast(x_BN.shape[1] + count)
     spectrum_BF = torch.fft.rfft(x_BN, size) * torch.fft.rfft(response_BN, size)
@@ -135,9 +133,10 @@ def _white(length: int, draw: _Draw, _: Tensor | None) -> Tensor:
 def _coloured(length: int, draw: _Draw, _: Tensor | None) -> Tensor:
     """Return noise that falls with frequency, from nearly white to brown."""
     size = _fast(length)
-    bins_F = torch.arange(1, size // 2 + 2, device=draw.device, dtype=torch.float32)
+    bins_F = torch.arange(1, size // 2 + 2, device=draw.device)
     falling_BF = torch.pow(bins_F, -draw.uniform(0.2, 1.2))
-    return torch.fft.irfft(torch.fft.rfft(draw.normal(size)) * falling_BF, size)[:, :length]
+    made_BN: Tensor = torch.fft.irfft(torch.fft.rfft(draw.normal(size)) * falling_BF, size)
+    return made_BN[:, :length]
 
 
 def _hum(length: int, draw: _Draw, _: Tensor | None) -> Tensor:
@@ -184,7 +183,8 @@ def _cafe(length: int, draw: _Draw, others: Tensor | None) -> Tensor:
         loudness_B1 = draw.uniform(0.5, 4.0) * draw.column(clink < clinks_B)
         rung_BN = loudness_B1 * torch.exp(-draw.uniform(10.0, 60.0) * seconds_N) * torch.sin(
             2 * np.pi * draw.uniform(1500.0, 6000.0) * seconds_N)
-        count_B = draw.counts(draw.rng.uniform(0.05, 0.4, draw.rows), length)
+        seconds_B = draw.rng.uniform(0.05, 0.4, draw.rows)
+        count_B = np.minimum(length, (seconds_B * RATE).astype(int))
         draw.add(made_BN, rung_BN, draw.rng.integers(length - count_B + 1), count_B)
     return made_BN
 
@@ -220,7 +220,8 @@ def _add_clicks(whole_BN: Tensor, loudness_B1: Tensor, draw: _Draw) -> None:
     clicks_B = np.where(rng.random(rows) < _CLICKS, rng.integers(1, 5, rows), 0)
     n_N = torch.arange(int(0.3 * RATE), device=draw.device)
     for click in range(4):
-        count_B = draw.counts(np.exp(rng.uniform(np.log(0.002), np.log(0.3), rows)), length)
+        seconds_B = np.exp(rng.uniform(np.log(0.002), np.log(0.3), rows))
+        count_B = np.minimum(length, (seconds_B * RATE).astype(int))
         count_B1 = draw.column(count_B)
         window_BN = 0.5 - 0.5 * torch.cos(2 * np.pi * n_N / (count_B1 - 1).clamp(min=1))
         burst_BN = draw.normal(len(n_N)) * window_BN
@@ -273,9 +274,6 @@ class _Draw:
     def normal(self, length: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2 ** 63)))
         return torch.randn(self.rows, length, generator=generator, device=self.device)
-
-    def counts(self, seconds_B: NDArray[np.float64], length: int) -> NDArray[np.int64]:
-        return np.minimum(length, (seconds_B * RATE).astype(np.int64))
 
     def add(
         self, whole_BN: Tensor, short_BM: Tensor, at_B: NDArray[np.int64],

@@ -49,28 +49,24 @@ def test_speech_that_does_not_fit_is_refused() -> None:
 
 
 def test_a_row_is_as_loud_as_it_is_alone_whatever_else_is_in_the_batch() -> None:
-    loud = SPEECH.repeat(200, 1)
+    loud = SPEECH.repeat(100, 1)
     mixed = torch.cat([loud, 1e-3 * loud, torch.zeros(1, RATE), loud[:1]])
-    lengths = [RATE] * 400 + [RATE, 100]
+    lengths = [RATE] * 201 + [100]
     made = acoustics.record(mixed, lengths, 2 * RATE, np.random.default_rng(3))
-    alone = recorded(4, 2 * RATE, rows=200)
-    assert made.shape == (402, 2 * RATE) and torch.isfinite(made).all()
-    peaks = [each.abs().amax(1).median() for each in (made[:200], made[200:400], alone)]
-    assert max(peaks) / min(peaks) < 1.3
+    alone = recorded(4, 2 * RATE, rows=100)
+    assert made.shape == (202, 2 * RATE) and torch.isfinite(made).all()
+    peaks = [each.abs().amax(1).median() for each in (made[:100], made[100:200], alone)]
+    assert max(peaks) / min(peaks) < 1.4
 
 
-def test_recordings_are_as_often_muted_quiet_and_noisy_as_meant() -> None:
-    made = recorded(5, 4 * RATE, rows=400, before=2 * RATE).square()
-    before = made[:, RATE // 2:RATE + RATE // 2].median(1).values  # few clicks change it
+def test_recordings_are_as_often_muted_quiet_noisy_and_clipped_as_meant() -> None:
+    made = recorded(5, 2 * RATE, rows=400, before=RATE).square()
+    assert 0.01 < ((made == 1).sum(1) > 100).float().mean() < 0.15  # clipped
+    before = made[:, RATE // 4:3 * RATE // 4].median(1).values  # few clicks change it
     assert 0.05 < (before == 0).float().mean() < 0.3  # muted, or quieter than 16 bits
-    ratio = 10 * torch.log10(made[:, 2 * RATE:3 * RATE].mean(1) / before.clamp(min=1e-12))
+    ratio = 10 * torch.log10(made[:, RATE:].mean(1) / before.clamp(min=1e-12))
     assert 0.05 < (ratio < 20).float().mean() < 0.35
     assert 35 < ratio.median() < 75
-
-
-def test_some_recordings_are_clipped() -> None:
-    made = recorded(6, 2 * RATE, rows=400).abs()
-    assert 0.01 < ((made == 1).sum(1) > 100).float().mean() < 0.15
 
 
 @pytest.mark.parametrize("kind", list(acoustics.NOISES))
