@@ -102,7 +102,9 @@ def synthesized(
         speech_N = utterances.samples(folder, each)
         rng = np.random.default_rng(number)
         length = min(len(speech_N) + _AROUND, _longest(model))
-        heard.append(transcribe(model, acoustics.record(speech_N, length, rng)))
+        x_1N = acoustics.record(
+            torch.from_numpy(speech_N)[None], [len(speech_N)], length, rng)
+        heard.append(transcribe(model, x_1N[0].numpy()))
     groups = {f"wer {name}": [
         number for number, each in enumerate(measured) if name in ("all", each.engine, each.task)
     ] for name in ("all", *Engine, "order", "call")}
