@@ -110,3 +110,18 @@ def test_a_tone_above_the_band_is_cut_by_a_higher_speed() -> None:
     tone = torch.sin(torch.arange(RATE) * (2 * torch.pi * 7_500 / RATE))[None]
     made, _ = acoustics.at_speed(tone, [RATE], 1.2)
     assert made[:, 500:-500].abs().max() < 0.02
+
+
+def test_everything_is_made_on_the_device_of_the_speech_and_nothing_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def normal(draw: acoustics._Draw, length: int) -> Tensor:
+        return torch.empty(draw.rows, length, device=draw.device)
+
+    monkeypatch.setattr(acoustics._Draw, "normal", normal)  # there is no generator of "meta"
+    x, others = torch.empty(64, 9_000, device="meta"), torch.empty(4, 8_000, device="meta")
+    rng = np.random.default_rng(0)
+    made, lengths = acoustics.at_speed(x, [8_000] * 64, 1.1)  # raises where a value is needed
+    assert acoustics.record(made, lengths, RATE, rng, others=others).device == x.device
+    for kind in acoustics.NOISES:
+        assert acoustics.noise(kind, 2, RATE, rng, x.device, others).device == x.device
