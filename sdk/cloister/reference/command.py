@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, minutes: float) -> None:
     parser.add_argument("--minutes", type=float, default=minutes,
                         help="of the processor, or of a GPU by the clock (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-measure", action="store_false", dest="measure",
+                        help="measure nothing: what measures is a command of its own")
 
 
 def count(text: str) -> int:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cloister.reference.ctc import CtcModel
     from cloister.reference.utterances import Utterance
 
-__all__ = ["people", "synthesized", "transcribe", "trimmed"]
+__all__ = ["measure", "people", "synthesized", "transcribe", "trimmed"]
 
 _WINDOW = RATE // 50
 _BELOW_DB = 40.0  # the loudest window: taken for silence
@@ -71,6 +71,19 @@ def trimmed(recording_N: NDArray[np.float32]) -> NDArray[np.float32]:
         return recording_N
     begin, end = loud[0] * _WINDOW - _MARGIN, (loud[-1] + 1) * _WINDOW + _MARGIN
     return recording_N[max(0, begin):end]
+
+
+def measure(model: CtcModel, folder: Path, cache: Path) -> dict[str, object]:
+    """Return the scores of people's orders in `folder`, and of voices never heard in `cache`.
+
+    Raises:
+        DataError: recordings or labels are missing or malformed.
+    """
+    return {
+        "people": people(model, folder, trim=False),
+        "people, trimmed": people(model, folder, trim=True),
+        "voices never heard": synthesized(model, cache, utterances.recorded(cache, "measure")),
+    }
 
 
 def people(model: CtcModel, folder: Path, *, trim: bool) -> dict[str, float]:

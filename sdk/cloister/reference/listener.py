@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import sys
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ __all__ = ["Recordings", "config", "main"]
 _POOL = 32  # batches whose recordings are sorted by length together
 _NATURAL = 0.3  # share of a pass that is Kokoro's, the most natural, as far as
 _REPEATED = 8  # times that each of its recordings may come in one
-_EASY = 10_000  # recordings that a run begins with, with little silence
+_EASY = 40_000  # recordings that a run begins with, with little silence
 
 
 def config() -> SenseConfig:
@@ -167,19 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(given: argparse.Namespace, screen: Console) -> None:
-    planned = utterances.present(given.cache, utterances.read_plan(given.cache))
-    measured = [each for each in planned if each.part == "measure"]
     if not (given.out / utterances.PLAN).exists():
-        utterances.write_plan(given.out, [each for each in planned if each.part == "train"])
-    data = utterances.read_plan(given.out)
-    people, read_by = command.data(given) / "spoken_orders", command.tokenizer(given)
-
-    def measure(model: CtcModel) -> dict[str, object]:
-        return {
-            "people": hearing.people(model, people, trim=False),
-            "people, trimmed": hearing.people(model, people, trim=True),
-            "voices never heard": hearing.synthesized(model, given.cache, measured),
-        }
+        utterances.write_plan(given.out, utterances.recorded(given.cache, "train"))
+    data, read_by = utterances.read_plan(given.out), command.tokenizer(given)
+    measure = None
+    if given.measure:
+        measure = partial(
+            hearing.measure, folder=command.data(given) / "spoken_orders", cache=given.cache)
 
     model, origin = CtcModel(config(), LETTERS, read_by.vocab_size, given.seed), ""
     if given.begin is not None:

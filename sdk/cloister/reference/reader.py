@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Lines", "config", "main"]
 
 _STRIDE = 4  # columns of a position
-_PEAK = 8e-3  # learning rate
+_PEAK = 6e-3  # learning rate
 _RAMP = 20_000  # lines, see `Lesson`
 
 
@@ -113,22 +113,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(given: argparse.Namespace, screen: Console) -> None:
-    data = command.data(given)
-    tokenizer = command.tokenizer(given)
-    camera = Camera(
-        Mixture.read(data).texts(given.seed), fonts.faces(given.fonts, held_out=False))
-    samples = reading.samples(Camera(
-        Mixture.read(data).held_out_texts, fonts.faces(given.fonts, held_out=True)))
+    mixture, tokenizer = Mixture.read(command.data(given)), command.tokenizer(given)
     source = Lines(
-        camera=camera, tokenizer=tokenizer, workers=given.workers,
-        lesson=Lesson(rows=given.rows, ramp=_RAMP, seed=given.seed))
+        camera=Camera(mixture.texts(given.seed), fonts.faces(given.fonts, held_out=False)),
+        lesson=Lesson(rows=given.rows, ramp=_RAMP, seed=given.seed), tokenizer=tokenizer,
+        workers=given.workers)
+    samples = reading.samples(Camera(
+        mixture.held_out_texts, fonts.faces(given.fonts, held_out=True))) if given.measure else {}
     model = CtcModel(config(), ALPHABET, tokenizer.vocab_size, given.seed).to(device())
     trainer.train(
         model, source, TrainerSettings(minutes=given.minutes, peak=_PEAK, seed=given.seed),
-        given.out, measure=lambda model: reading.scores(model, samples),
-        progress=lines(screen))
-    report = json.loads((given.out / trainer.REPORT).read_text("utf-8"))
-    screen.print(reading.table({name: report[name] for name in samples}))
+        given.out, progress=lines(screen),
+        measure=(lambda model: reading.scores(model, samples)) if given.measure else None)
+    if given.measure:
+        report = json.loads((given.out / trainer.REPORT).read_text("utf-8"))
+        screen.print(reading.table({name: report[name] for name in samples}))
 
 
 if __name__ == "__main__":

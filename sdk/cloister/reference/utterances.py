@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from cloister.progress import Progress
 
-__all__ = ["PLAN", "Utterance", "length", "main", "plan", "present", "read_plan", "samples",
-           "synthesize", "write_plan"]
+__all__ = ["PLAN", "Utterance", "length", "main", "plan", "present", "read_plan",
+           "recorded", "samples", "synthesize", "write_plan"]
 
 PLAN = "utterances.jsonl"
 _SHARES = {Engine.ESPEAK: 0.55, Engine.FLITE: 0.25, Engine.FESTIVAL: 0.2}  # but for Kokoro
@@ -147,6 +147,15 @@ def present(folder: Path, planned: Iterable[Utterance]) -> list[Utterance]:
     """Return the utterances that are there, in the order of the plan."""
     there = {path.name for path in folder.glob("*.wav")}
     return [each for each in planned if each.file in there]
+
+
+def recorded(folder: Path, part: Literal["train", "measure"]) -> list[Utterance]:
+    """Return the utterances of a part that are in `folder`.
+
+    Raises:
+        DataError: the plan is missing or malformed.
+    """
+    return [each for each in present(folder, read_plan(folder)) if each.part == part]
 
 
 def samples(folder: Path, utterance: Utterance) -> NDArray[np.float32]:
