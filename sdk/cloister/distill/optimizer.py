@@ -82,32 +82,39 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
+            shapes: dict[torch.Size, list[torch.Tensor]] = {}
             for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                state = self.state[matrix]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix)
-                average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-                direction = matrix.grad.lerp(average, momentum)
-                bfloat16 = self._autocast and multiplies_bfloat16(matrix.device)
-                direction = orthogonal(
-                    direction.to(torch.bfloat16) if bfloat16 else direction).to(matrix.dtype)
-                matrix.mul_(1 - rate * group["weight_decay"])
-                matrix.add_(direction, alpha=-rate * 0.2 * max(matrix.shape) ** 0.5)
+                if matrix.grad is not None:
+                    shapes.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in shapes.items():  # at once: a GPU waits for each to be asked for
+                made = orthogonal(torch.stack(
+                    [self._direction(matrix, momentum) for matrix in matrices]))
+                for matrix, direction in zip(matrices, made.to(matrices[0].dtype), strict=True):
+                    matrix.mul_(1 - rate * group["weight_decay"])
+                    matrix.add_(direction, alpha=-rate * 0.2 * max(shape) ** 0.5)
+
+    def _direction(self, matrix: torch.Tensor, momentum: float) -> torch.Tensor:
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+        direction: torch.Tensor = matrix.grad.lerp(average, momentum)
+        bfloat16 = self._autocast and multiplies_bfloat16(matrix.device)
+        return direction.to(torch.bfloat16) if bfloat16 else direction
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Return about U V^T where `matrix` is U S V^T, [N, K] -> [N, K].
+def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """Return about U V^T of each matrix U S V^T, [B, N, K] -> [B, N, K].
 
     Five Newton-Schulz steps with the coefficients of https://kellerjordan.github.io/posts/muon/,
     which bring singular values to between 0.7 and 1.2 rather than to one.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonal(matrix.T).T
-    x: torch.Tensor = matrix / matrix.norm().clamp(min=1e-7)
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonal(matrices.mT).mT
+    x: torch.Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x,
-                        beta=3.4445)
+        gram = x @ x.mT
+        x = torch.baddbmm(
+            x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x

@@ -79,10 +79,10 @@ def record(
     whole_BN = torch.zeros(draw.rows, length, device=draw.device)
     draw.add(whole_BN, x_BN, at_B, lengths_B)
     whole_BN = _scaled(whole_BN, level_B1)
-    heard = np.flatnonzero(rng.random(draw.rows) < _ROOM)
-    if len(heard):
-        index = _tensor(heard, draw.device)
-        whole_BN[index] = room(whole_BN[index], rng)
+    heard_B = rng.random(draw.rows) < _ROOM
+    if heard_B.any():
+        heard, index = draw.chosen(heard_B)
+        whole_BN[heard] = room(whole_BN[index], rng)[:len(heard)]
     n_N = torch.arange(length, device=draw.device)
     at_B1, count_B1 = draw.column(at_B), draw.column(lengths_B)
     spoken_BN = whole_BN * ((n_N >= at_B1) & (n_N < at_B1 + count_B1))
@@ -206,10 +206,10 @@ def _background(loudness_B1: Tensor, length: int, draw: _Draw, others: Tensor | 
         draw_B < 0.85, rng.uniform(15.0, 35.0, rows), rng.uniform(3.0, 15.0, rows)))  # dB
     made_BN = torch.zeros(rows, length, device=draw.device)
     for kind in NOISES:
-        noisy = np.flatnonzero((kind_B == kind) & (draw_B >= _MUTED))
-        if len(noisy):
-            made_BN[_tensor(noisy, draw.device)] = noise(
-                kind, len(noisy), length, rng, draw.device, others)
+        noisy_B = (kind_B == kind) & (draw_B >= _MUTED)
+        if noisy_B.any():
+            noisy, index = draw.chosen(noisy_B)
+            made_BN[noisy] = noise(kind, len(index), length, rng, draw.device, others)[:len(noisy)]
     reference_B1 = torch.where(draw.column(quiet_B), 1.0, loudness_B1)
     return made_BN * (reference_B1 * draw.column(10.0 ** (-below_B / 20)))
 
@@ -274,6 +274,16 @@ class _Draw:
     def normal(self, length: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(int(self.rng.integers(2 ** 63)))
         return torch.randn(self.rows, length, generator=generator, device=self.device)
+
+    def chosen(self, which_B: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        """Return the numbers of some rows, and again filled up to one of eight counts.
+
+        A GPU plans a Fourier transform anew for each number of rows, which takes longer than it.
+        """
+        rows = np.flatnonzero(which_B)
+        unit = max(1, self.rows // 8)
+        filled = np.resize(rows, -(-len(rows) // unit) * unit)
+        return _tensor(rows, self.device), _tensor(filled, self.device)
 
     def add(
         self, whole_BN: Tensor, short_BM: Tensor, at_B: NDArray[np.int64],

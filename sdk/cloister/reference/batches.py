@@ -9,6 +9,7 @@ import multiprocessing
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Empty
 from typing import TYPE_CHECKING
@@ -98,9 +99,10 @@ class Supply:
             process = context.Process(
                 target=_work, daemon=True,
                 args=(camera, lesson, first // _POOL + worker, workers, queue))
-            process.start()
             self._queues.append(queue)
             self._processes.append(process)
+        with ThreadPoolExecutor(max(1, workers)) as pool:  # each waits until its process reads
+            list(pool.map(lambda process: process.start(), self._processes))
 
     def __enter__(self) -> Supply:
         return self

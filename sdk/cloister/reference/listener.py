@@ -49,6 +49,7 @@ __all__ = ["Recordings", "config", "main"]
 _POOL = 32  # batches whose recordings are sorted by length together
 _NATURAL = 0.3  # share of a pass that is Kokoro's, the most natural, as far as
 _REPEATED = 8  # times that each of its recordings may come in one
+_SPEEDS = np.linspace(0.85, 1.2, 15)
 _EASY = 40_000  # recordings that a run begins with, with little silence
 
 
@@ -101,12 +102,12 @@ class Recordings:
         rng = np.random.default_rng((self._seed, number))
         shape, mel = self._config.encoder, self._config.mel
         assert mel is not None
-        stride, longest = mel.hop * shape.stride, mel.hop * shape.columns
-        x_BN, lengths = acoustics.at_speed(*self._speech(rows), float(rng.uniform(0.85, 1.2)))
+        longest = mel.hop * shape.columns
+        x_BN, lengths = acoustics.at_speed(*self._speech(rows), float(rng.choice(_SPEEDS)))
         easy = number * self._rows < _EASY
         silence = rng.uniform(0.1, 1.0) if easy or rng.random() < 0.35 else rng.uniform(1.0, 6.0)
         length = max(lengths) + int(silence * RATE)
-        length = min(-(-length // stride) * stride, longest)
+        length = min(_whole(length), longest)
         others, _ = self._speech(rng.integers(len(self._lengths), size=4))
         x_BN = acoustics.record(
             x_BN[:, :length], [min(each, length) for each in lengths], length, rng, others=others)
@@ -119,7 +120,7 @@ class Recordings:
         lengths, device = self._lengths[rows], self._samples_N.device
         starts_B1, lengths_B1 = (
             torch.from_numpy(each[:, None]).to(device) for each in (self._starts[rows], lengths))
-        at_N = torch.arange(int(lengths.max()), device=device)
+        at_N = torch.arange(_whole(int(lengths.max())), device=device)
         index_BN = (starts_B1 + at_N).clamp(max=len(self._samples_N) - 1)
         x_BN = self._samples_N[index_BN].float() / 32767
         return x_BN * (at_N < lengths_B1), lengths.tolist()
@@ -138,6 +139,11 @@ class Recordings:
             rng.shuffle(plans)
             yield from plans
             number += 1
+
+
+def _whole(samples: int) -> int:
+    """Return whole seconds: what a GPU has to plan for each length takes longer than a step."""
+    return -(-samples // RATE) * RATE
 
 
 class _Supply:

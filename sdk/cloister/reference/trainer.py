@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -166,6 +167,8 @@ class _Training:
         self.model.train()
         with graceful_interrupt() as interrupted, source.supply(len(run.losses)) as supply:
             began, batches = self.clock() - run.seconds, iter(supply)
+            if self.model.device.type == "cuda":
+                batches = _ahead(batches)
             while settings.done(run) < 1:
                 rate = settings.rate(run)
                 batch = next(batches)
@@ -240,6 +243,16 @@ class _Training:
             file.write(json.dumps(line) + "\n")
         with whole_file(self.folder / REPORT) as report:
             report.write((json.dumps(line, indent=1) + "\n").encode())
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches, each made while the one before is learnt from."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, batches)
+        while True:
+            batch = waiting.result()
+            waiting = pool.submit(next, batches)
+            yield batch
 
 
 def _cover(x_BCRW: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
