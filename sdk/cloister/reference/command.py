@@ -11,7 +11,8 @@ from rich.console import Console
 
 from cloister.errors import CloisterError, SettingError
 from cloister.files import disk_errors
-from cloister.reference import checkpoint_path
+from cloister.model.device import device
+from cloister.reference import checkpoint_path, ctc
 from cloister.settings import Settings
 from cloister.tiers import Tier
 from cloister.tokenizer import Tokenizer
@@ -19,7 +20,9 @@ from cloister.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["add_arguments", "count", "data", "positive", "run", "tokenizer"]
+    from cloister.reference.ctc import CtcModel
+
+__all__ = ["add_arguments", "count", "data", "model", "positive", "run", "tokenizer"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, minutes: float) -> None:
@@ -32,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, minutes: float) -> None:
     parser.add_argument("--minutes", type=float, default=minutes,
                         help="of the processor, or of a GPU by the clock (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begin", type=Path, metavar="OUT",
+                        help="train further what was made there")
     parser.add_argument("--no-measure", action="store_false", dest="measure",
                         help="measure nothing: what measures is a command of its own")
 
@@ -76,6 +81,17 @@ def tokenizer(given: argparse.Namespace) -> Tokenizer:
     """
     folder: Path = given.tokenizer or checkpoint_path(Tier.PRO)
     return Tokenizer.from_files(folder / "tokenizer.json", folder / "chat_template.jinja")
+
+
+def model(given: argparse.Namespace, new: Callable[[], CtcModel]) -> tuple[CtcModel, str]:
+    """Return the model to begin from, on the device, and what it is: "" of a new one.
+
+    Raises:
+        CheckpointError, TrainingError: that of `--begin` cannot be read.
+    """
+    if given.begin is None:
+        return new().to(device()), ""
+    return ctc.load(given.begin).to(device()), ctc.identity(given.begin)
 
 
 def run(train: Callable[[argparse.Namespace, Console], None], given: argparse.Namespace) -> int:

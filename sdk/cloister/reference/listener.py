@@ -24,11 +24,10 @@ import numpy as np
 import torch
 
 from cloister.errors import DataError
-from cloister.model.device import device
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import MelShape
 from cloister.model.sense import SenseConfig
-from cloister.reference import acoustics, command, ctc, hearing, trainer, utterances
+from cloister.reference import acoustics, command, hearing, trainer, utterances
 from cloister.reference.console import lines
 from cloister.reference.ctc import CtcModel
 from cloister.reference.speech import RATE, Engine
@@ -165,8 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True,
                         help="recordings of python -m cloister.reference.utterances")
-    parser.add_argument("--begin", type=Path, metavar="OUT",
-                        help="train further what was made there")
     parser.add_argument("--rows", type=command.positive, default=8,
                         help="recordings a step (default: %(default)s)")
     command.add_arguments(parser, minutes=120)
@@ -181,15 +178,13 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
     if given.measure:
         measure = partial(
             hearing.measure, folder=command.data(given) / "spoken_orders", cache=given.cache)
-
-    model, origin = CtcModel(config(), LETTERS, read_by.vocab_size, given.seed), ""
-    if given.begin is not None:
-        model, origin = ctc.load(given.begin), ctc.identity(given.begin)
+    model, origin = command.model(
+        given, lambda: CtcModel(config(), LETTERS, read_by.vocab_size, given.seed))
     recordings = Recordings(
         given.cache, data, read_by, model.sense.config, rows=given.rows, seed=given.seed,
-        device=device())
+        device=model.device)
     trainer.train(
-        model.to(device()), recordings,
+        model, recordings,
         TrainerSettings(minutes=given.minutes, decay=0.4, covered=True, seed=given.seed),
         given.out, measure=measure, origin=origin, progress=lines(screen))
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.model.device import device
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import PixelScale
 from cloister.model.sense import SenseConfig
@@ -120,10 +119,11 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
         workers=given.workers)
     samples = reading.samples(Camera(
         mixture.held_out_texts, fonts.faces(given.fonts, held_out=True))) if given.measure else {}
-    model = CtcModel(config(), ALPHABET, tokenizer.vocab_size, given.seed).to(device())
+    model, origin = command.model(
+        given, lambda: CtcModel(config(), ALPHABET, tokenizer.vocab_size, given.seed))
     trainer.train(
         model, source, TrainerSettings(minutes=given.minutes, peak=_PEAK, seed=given.seed),
-        given.out, progress=lines(screen),
+        given.out, origin=origin, progress=lines(screen),
         measure=(lambda model: reading.scores(model, samples)) if given.measure else None)
     if given.measure:
         report = json.loads((given.out / trainer.REPORT).read_text("utf-8"))
