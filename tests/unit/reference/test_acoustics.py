@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cloister.errors import SettingError
-from cloister.reference import acoustics
+from cloister.reference import acoustics, noises
 from cloister.reference.speech import RATE
 
 SPEECH = torch.sin(torch.arange(RATE) * 0.1) * torch.hann_window(RATE, periodic=False)
@@ -69,24 +69,24 @@ def test_recordings_are_as_often_muted_quiet_noisy_and_clipped_as_meant() -> Non
     assert 35 < ratio.median() < 75
 
 
-@pytest.mark.parametrize("kind", list(acoustics.NOISES))
+@pytest.mark.parametrize("kind", list(noises.NOISES))
 @pytest.mark.parametrize("others", [None, OTHERS])
 def test_noise_is_of_one_loudness(kind: str, others: Tensor | None) -> None:
     for length in (1, 100, 33_333):
-        made = acoustics.noise(kind, 3, length, np.random.default_rng(1), CPU, others)
+        made = noises.noise(kind, 3, length, np.random.default_rng(1), CPU, others)
         assert made.shape == (3, length) and torch.isfinite(made).all()
     torch.testing.assert_close(made.square().mean(1), torch.ones(3), rtol=1e-3, atol=0)
 
 
 def test_a_noise_that_is_not_known_is_refused() -> None:
     with pytest.raises(SettingError, match="not known"):
-        acoustics.noise("rain", 1, 10, np.random.default_rng(0), CPU)
+        noises.noise("rain", 1, 10, np.random.default_rng(0), CPU)
 
 
 def test_a_room_leaves_length_and_peak_and_rings_after_a_click() -> None:
     click = torch.zeros(2, RATE)
     click[0, 100], click[1, 100] = 0.5, 0.25
-    made = acoustics.room(click, np.random.default_rng(2))
+    made = noises.room(click, np.random.default_rng(2))
     assert made.shape == click.shape
     torch.testing.assert_close(made.abs().amax(1), torch.tensor([0.5, 0.25]), rtol=1e-4, atol=0)
     assert (made[:, 200:2000].abs().amax(1) > 1e-4).all()
@@ -115,13 +115,13 @@ def test_a_tone_above_the_band_is_cut_by_a_higher_speed() -> None:
 def test_everything_is_made_on_the_device_of_the_speech_and_nothing_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def normal(draw: acoustics._Draw, length: int) -> Tensor:
+    def normal(draw: noises.Draw, length: int) -> Tensor:
         return torch.empty(draw.rows, length, device=draw.device)
 
-    monkeypatch.setattr(acoustics._Draw, "normal", normal)  # there is no generator of "meta"
+    monkeypatch.setattr(noises.Draw, "normal", normal)  # there is no generator of "meta"
     x, others = torch.empty(64, 9_000, device="meta"), torch.empty(4, 8_000, device="meta")
     rng = np.random.default_rng(0)
     made, lengths = acoustics.at_speed(x, [8_000] * 64, 1.1)  # raises where a value is needed
     assert acoustics.record(made, lengths, RATE, rng, others=others).device == x.device
-    for kind in acoustics.NOISES:
-        assert acoustics.noise(kind, 2, RATE, rng, x.device, others).device == x.device
+    for kind in noises.NOISES:
+        assert noises.noise(kind, 2, RATE, rng, x.device, others).device == x.device
