@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,12 +26,14 @@ import soundfile
 from rich.console import Console
 
 from cloister import records
-from cloister.corpus import Example, normalized, read, split
+from cloister.corpus import Example, normalized
 from cloister.errors import CloisterError, DataError, SettingError
 from cloister.files import disk_errors, whole_file
 from cloister.progress import silent
 from cloister.reference import orders, speech, transcript
+from cloister.reference.augment import Augmenter
 from cloister.reference.console import lines
+from cloister.reference.mixture import Mixture
 from cloister.reference.speech import Engine
 from cloister.settings import Settings
 
@@ -58,7 +61,7 @@ class Utterance(records.Record, frozen=True):
     part: Literal["train", "measure"]
     task: str
     text: str  # as the text tiers read it
-    target: str  # the call that it becomes
+    target: str  # the call that it becomes, of a sentence nothing
     said: str
     engine: Engine
     voice: str
@@ -83,33 +86,35 @@ class Utterance(records.Record, frozen=True):
 def plan(data: Path, count: int, kokoro: int, *, seed: int) -> list[Utterance]:
     """Return `count` utterances to train on, and some to measure with; the same ones each time.
 
-    Half are orders, half requests of SNIPS: to train on, those that the text tiers learn from; to
-    measure, those held out from them. `kokoro` of those to train on are by that engine.
+    To train on: a quarter are orders, half requests of SNIPS that the text tiers learn from, the
+    other half of these with names of one another; a quarter are sentences of the other data sets,
+    for their words. To measure: half orders, half requests held out from the tiers. `kokoro` of
+    those to train on are by that engine.
 
     Raises:
-        DataError: SNIPS is not in the folder `data`, or malformed.
+        DataError: a data set is not in the folder `data`, or malformed.
     """
     rng = random.Random(f"utterances {seed}")
-    parts = dict(zip(("train", "measure"), split(read(data / "snips")), strict=True))
+    mixture = Mixture.read(data)
+    augmenter = Augmenter(mixture.calls)
+    sources = {"train": [
+        orders.generate(count, seed=seed), _said(mixture.calls, rng),
+        _said(_sentences(mixture), rng),
+        (augmenter.call(each, rng) for each in _said(mixture.calls, rng)),
+    ], "measure": [orders.generate(count, seed=seed + 1), _said(mixture.held_out["call"], rng)]}
     trained = {normalized(example.input) for example in orders.generate(count, seed=seed)}
     planned: list[Utterance] = []
     for part, number, best in (
         ("train", count, kokoro),
         ("measure", round(count * _MEASURED), round(count * _MEASURED * _KOKORO_MEASURED)),
     ):
-        assert part in ("train", "measure")
         engines = [Engine.KOKORO] * min(best, number)
         engines += rng.choices(list(_SHARES), list(_SHARES.values()), k=number - len(engines))
-        ordered = orders.generate(number, seed=seed if part == "train" else seed + 1)
-        asked = _shuffled(parts[part], rng)
         rng.shuffle(engines)
         for place, engine in enumerate(engines):
-            if place % 2:
-                example = next(asked)
-            else:
-                example = next(ordered)
-                while part == "measure" and normalized(example.input) in trained:
-                    example = next(ordered)
+            source = sources[part][place % len(sources[part])]
+            example = next(each for each in source if _sayable(each.input) and (
+                part == "train" or normalized(each.input) not in trained))
             planned.append(_utterance(part, example, engine, rng))
     return planned
 
@@ -250,13 +255,23 @@ def _utterance(part: str, example: Example, engine: Engine, rng: random.Random) 
         pitch=round(rng.uniform(0.75, 1.3), 2) if engine in (Engine.ESPEAK, Engine.FLITE) else 1.0)
 
 
-def _shuffled(examples: Sequence[Example], rng: random.Random) -> Iterator[Example]:
-    """Yield the examples that can be said, again and again, each time in another order."""
-    sayable = [
-        example for example in examples
-        if (text := transcript.said(example.input)) and len(text.split()) <= _LONGEST]
+def _said(examples: Sequence[Example], rng: random.Random) -> Iterator[Example]:
+    """Yield the examples again and again, each time in another order."""
     while True:
-        yield from rng.sample(sayable, len(sayable))
+        yield from rng.sample(examples, len(examples))
+
+
+def _sentences(mixture: Mixture) -> list[Example]:
+    """Return the sentences of tales, and requests to other assistants."""
+    texts = [each.input for each in mixture.intents]
+    for tale in mixture.tales:
+        texts += re.split(r"(?<=[.!?])\s+", f"{tale.input} {tale.target}")
+    return [Example(task="sentence", input=text, target="") for text in dict.fromkeys(texts)]
+
+
+def _sayable(text: str) -> bool:
+    said = transcript.said(text)
+    return said is not None and len(said.split()) <= _LONGEST
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -267,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Settings.from_environment().data,
                         help="folder of the public data sets (default: CLOISTER_DATA)")
     parser.add_argument("--cache", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--count", type=int, default=12_000, help="to train on (%(default)s)")
+    parser.add_argument("--count", type=int, default=24_000, help="to train on (%(default)s)")
     parser.add_argument("--by-kokoro", type=int, default=2_000, help="of these (%(default)s)")
     parser.add_argument("--kokoro", type=Path, help="folder voices of npm's kokoro-js")
     parser.add_argument("--workers", type=int, default=1)
