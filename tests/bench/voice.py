@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,18 +42,19 @@ def measured(bundle: Path, recording: Path | None, rounds: int) -> dict[str, flo
     """Measure in this process."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     engine, rng = Engine(bundle), np.random.default_rng(0)
-    taken: dict[str, list[float]] = {}
-    for _ in range(rounds + 1):
-        ways: dict[str, object] = {"written": WRITTEN}
-        if recording is not None:
-            whole_N = np.zeros(SECONDS * RATE, np.float32)
-            speech_N = soundfile.read(recording, dtype="float32")[0][:len(whole_N)]
-            whole_N[:len(speech_N)] = speech_N
-            whole_N += rng.normal(0, 1e-4, len(whole_N)).astype(np.float32)
-            ways = {"spoken": [Audio.of(whole_N, rate=RATE)],
-                    "spoken, decoded": [Recording(data=whole_N.tobytes(), rate=RATE)]}
-        for name, request in ways.items():
-            taken.setdefault(name, []).append(first_token_ms(engine, request))
+    speech_N = np.zeros(0) if recording is None else soundfile.read(recording)[0]
+    speech_N = np.resize(np.append(speech_N, np.zeros(SECONDS * RATE)), SECONDS * RATE)
+
+    def heard() -> np.ndarray:
+        """The recording, with noise that no other has: what was encoded before is put back."""
+        return (speech_N + rng.normal(0, 1e-4, len(speech_N))).astype(np.float32)
+
+    ways: dict[str, Callable[[], object]] = {"written": lambda: f"{rng.integers(10**6)}: {WRITTEN}"}
+    if recording is not None:
+        ways = {"spoken": lambda: [Audio.of(heard(), rate=RATE)],
+                "spoken, decoded": lambda: [Recording(data=heard().tobytes(), rate=RATE)]}
+    taken = {name: [first_token_ms(engine, request()) for _ in range(rounds + 1)]
+             for name, request in ways.items()}
     return {**{f"{name}, ms": round(statistics.median(each[1:]), 1)
                for name, each in taken.items()},
             "first, ms": round(max(each[0] for each in taken.values()), 1),
