@@ -32,7 +32,7 @@ from cloister import pipeline
 from cloister.bundle import Bundle, rewrite_receipt
 from cloister.distill import sense as distillation
 from cloister.distill.sense import SenseSettings
-from cloister.errors import CloisterError, SettingError
+from cloister.errors import CloisterError, SettingError, VocabularyMismatch
 from cloister.evaluate.report import evaluate
 from cloister.evaluate.subject import BundleSubject
 from cloister.files import disk_errors
@@ -98,6 +98,13 @@ class _Builder:
         end = self.tokenizer.id_of("<|end|>")
         assert end is not None
         self.end = end
+        for kind, model in self.models.items():
+            if (model.sense.config.mel is None) != (kind is SenseKind.VISION):
+                raise SettingError("EARS or EYES is an encoder of the other; see which is which.")
+            if model.vocabulary != self.tokenizer.vocab_size:
+                raise VocabularyMismatch(
+                    f"The {kind} encoder finds {model.vocabulary} tokens and the family has "
+                    f"{self.tokenizer.vocab_size}; train it on the family's.")
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -209,13 +216,14 @@ class _Builder:
     def bundle(self, tier: Tier) -> Path:
         """Return the bundle with both senses, with its scores in the receipt."""
         source, path = self.checkpoint(tier), self.out / "multimodal" / f"{tier}.cloister"
-        if not path.exists() or Bundle.open(path).manifest.parent != source.identity:
+        anew = not path.exists() or Bundle.open(path).manifest.parent != source.identity
+        if anew:
             rows = [json.loads(line) for line in requests_path().read_text("utf-8").splitlines()]
             pipeline.export(
                 source, path, prompts=[(row["system"], row["prompt"]) for row in rows],
                 replace=True, progress=self.progress)
         bundle = Bundle.open(path)
-        if not self._stands(tier, "evaluation", [source.identity]):
+        if anew or not self._stands(tier, "evaluation", [source.identity]):
             subject = BundleSubject(path)
             reports: dict[str, dict[str, Any]] = {}
             for name, examples in self.measured.items():

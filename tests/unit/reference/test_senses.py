@@ -127,3 +127,13 @@ def test_wrong_usage_ends_in_one_sentence(
 ) -> None:
     assert senses.main([*given, *change]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_encoders_of_another_kind_or_of_other_tokens_are_refused(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert senses.main([*given, "--ears", str(tmp_path / "eyes")]) == 1
+    assert "EARS or EYES" in capsys.readouterr().err
+    ctc.write(ctc.CtcModel(EAR, "ab", 300), tmp_path / "ears")
+    assert senses.main(given) == 1
+    assert "audio encoder finds 300 tokens" in capsys.readouterr().err
