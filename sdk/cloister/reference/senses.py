@@ -45,7 +45,7 @@ from cloister.model.sense_file import SenseFile, SenseKind
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 from cloister.quantize.encoders import SENSE_RECIPE, SenseReport, quantize_sense
-from cloister.reference import clips, comparison, ctc, fonts, requests_path
+from cloister.reference import clips, command, comparison, ctc, fonts, requests_path
 from cloister.reference.build import add_record, read_records
 from cloister.reference.console import lines
 from cloister.reference.mixture import Mixture
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sources", "main"]
 
+_PEAK = 1e-3  # learning rate: at twice that noise is learnt by heart
 _CALIBRATED = 16  # recordings, or pictures, that a sense is rounded for
 _DIVIDED = {  # by the score of the same texts, written
     "requests by voices never heard": "frame_exact", "redact by camera": "exact",
@@ -80,7 +81,7 @@ class Sources:
     eyes: Path
     cache: Path
     fonts: Path
-    count: int = 3000  # recordings, and pictures, to learn from
+    count: int = 6000  # recordings, and pictures, to learn from
     seed: int = 0
 
 
@@ -92,8 +93,8 @@ class _Builder:
     ) -> None:
         self.sources, self.out, self.settings = sources, out, settings
         self.progress = progress
-        self.models = {SenseKind.AUDIO: ctc.load(sources.ears),
-                       SenseKind.VISION: ctc.load(sources.eyes)}
+        self.models = {
+            SenseKind.AUDIO: ctc.load(sources.ears), SenseKind.VISION: ctc.load(sources.eyes)}
         self.tokenizer = Tokenizer.from_files(out / "tokenizer.json", out / "chat_template.jinja")
         end = self.tokenizer.id_of("<|end|>")
         assert end is not None
@@ -308,15 +309,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     screen = Console(stderr=True)
     try:
-        if given.data is None:
-            raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
         tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
         sources = Sources(
-            data=given.data, ears=given.ears, eyes=given.eyes, cache=given.cache,
+            data=command.data(given), ears=given.ears, eyes=given.eyes, cache=given.cache,
             fonts=given.fonts, count=given.count, seed=given.seed)
         builder = _Builder(
-            sources, given.family, SenseSettings(steps=given.steps, seed=given.seed),
-            lines(screen))
+            sources, given.family,
+            SenseSettings(steps=given.steps, peak=_PEAK, seed=given.seed), lines(screen))
         with disk_errors(given.family.name):
             for tier in tiers:
                 if given.compare:
