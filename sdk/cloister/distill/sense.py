@@ -133,7 +133,7 @@ def answers(
             if token in end:
                 break
             answer.append(token)
-            x_1TE = decoder.embed_tokens(torch.tensor([[token]]))
+            x_1TE = decoder.embed_tokens(torch.tensor([[token]], device=decoder.cos.device))
         said.append(answer)
         progress("answers", number, len(clips))
     return said
@@ -142,7 +142,7 @@ def answers(
 @torch.no_grad()
 def _found(projector: TokenProjector, clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the kept positions' normed vectors and tokens, [M, D] and int64[M]."""
-    x_ND = projector.norm(clip.x_ND)
+    x_ND = projector.norm(clip.x_ND.to(projector.correction.weight.device))
     best_N = projector.head(x_ND).argmax(-1)
     kept_N = projector.kept(best_N)
     return x_ND[kept_N], best_N[kept_N]
@@ -153,9 +153,7 @@ def _prompt(
     tokens_M: torch.Tensor
 ) -> torch.Tensor:
     """Return what the first layer reads up to the answer, [T, E]."""
-    before_BE, after_AE = (
-        decoder.embed_tokens(torch.tensor(ids, dtype=torch.int64))
-        for ids in (clip.before, clip.after))
+    before_BE, after_AE = (_embedded(decoder, ids) for ids in (clip.before, clip.after))
     return torch.cat((before_BE, projector.vectors(x_MD, tokens_M), after_AE))
 
 
@@ -168,14 +166,15 @@ def _loss(
     student_AV = _answered(decoder, [
         (_prompt(projector, decoder, clip, x_MD, tokens_M), clip.answer)
         for clip, x_MD, tokens_M in batch]).log_softmax(-1)
-    labels_A = torch.tensor([id_ for clip, *_ in batch for id_ in clip.answer])
+    labels_A = torch.tensor(
+        [id_ for clip, *_ in batch for id_ in clip.answer], device=student_AV.device)
     loss = objective.hard * functional.nll_loss(student_AV, labels_A, reduction="sum")
     if objective.hard < 1:
         assert teacher is not None
         with torch.no_grad():
             teacher_AV = _answered(teacher, [
-                (teacher.embed_tokens(torch.tensor(clip.before + clip.words + clip.after)),
-                 clip.answer) for clip, *_ in batch])
+                (_embedded(teacher, clip.before + clip.words + clip.after), clip.answer)
+                for clip, *_ in batch])
         loss = loss + (1 - objective.hard) * losses.divergence(student_AV, teacher_AV, objective)
     return loss / len(labels_A)
 
@@ -188,11 +187,14 @@ def _answered(
     What follows a row changes nothing in it, so shorter ones are filled up.
     """
     whole = [
-        torch.cat((prompt_TE, decoder.embed_tokens(torch.tensor(answer[:-1], dtype=torch.int64))))
-        for prompt_TE, answer in rows]
+        torch.cat((prompt_TE, _embedded(decoder, answer[:-1]))) for prompt_TE, answer in rows]
     x_BTE = nn.utils.rnn.pad_sequence(whole, batch_first=True)
     hidden_BTE = decoder.hidden_from(x_BTE, 0, KVCache(decoder.config))
     answered = [
         hidden_TE[len(prompt_TE) - 1:len(prompt_TE) + len(answer) - 1]
         for hidden_TE, (prompt_TE, answer) in zip(hidden_BTE, rows, strict=True)]
     return decoder.logits(torch.cat(answered)).float()
+
+
+def _embedded(decoder: Decoder, ids: tuple[int, ...]) -> torch.Tensor:
+    return decoder.embed_tokens(torch.tensor(ids, dtype=torch.int64, device=decoder.cos.device))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MediaProgram", "gaps"]
 
+_STEM = "encoder.stem.linear"
 _SEED = 1
 _ROWS = 64  # vectors that attend both ways, where the picture has as many
 
@@ -132,7 +133,8 @@ def _sense_gaps(
     places = _places(sense, [[outputs[place] for place in call] for call in calls])
     return [
         parts.Gap(f"{method} {gap.part}", gap.size)
-        for gap in parts.replayed(places, lambda: sense(given), vectors, "vectors")]
+        for gap in parts.replayed(
+            places, lambda: sense(given), vectors, "vectors", activated=(_STEM,))]
 
 
 def _instrumented(
@@ -163,7 +165,7 @@ def _places(sense: Sense, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[P
         yield last or module, part, False, given
 
     if encoder.shape.stem is Stem.CONVOLUTIONS_2D:
-        yield from edge(encoder.stem.linear, "encoder.stem.linear")
+        yield from edge(encoder.stem.linear, _STEM)
     for number, layer in enumerate(encoder.layers):
         name = f"encoder.layers.{number}"
         read, *qkv = next(rest)

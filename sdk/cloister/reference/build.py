@@ -36,6 +36,7 @@ from cloister.distill.schedule import Schedule, TrainSettings
 from cloister.errors import CloisterError, SettingError
 from cloister.evaluate.report import evaluate
 from cloister.evaluate.subject import BundleSubject, CheckpointSubject
+from cloister.files import whole_file
 from cloister.model.checkpoint import Checkpoint, Metadata
 from cloister.model.config import ModelConfig
 from cloister.model.device import device, multiplies_bfloat16
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from cloister.pairs import Pair
     from cloister.progress import Progress
 
-__all__ = ["RUNGS", "Rung", "main"]
+__all__ = ["RUNGS", "Rung", "add_record", "main", "read_records"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,16 +256,22 @@ class _Builder:
         }
 
     def _records(self, tier: Tier) -> dict[str, Any]:
-        """Return the records of a tier."""
-        path = self.out / f"{tier}.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else {"tier": tier}
+        return read_records(self.out, tier)
 
     def _record(self, tier: Tier, key: str, record: object) -> None:
-        """Add to the records of a tier, all of it or nothing."""
-        path = self.out / f"{tier}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({**self._records(tier), key: record}, indent=1) + "\n", "utf-8")
-        part.replace(path)
+        add_record(self.out, tier, key, record)
+
+
+def read_records(out: Path, tier: Tier) -> dict[str, Any]:
+    """Return the records of a tier."""
+    path = out / f"{tier}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {"tier": tier}
+
+
+def add_record(out: Path, tier: Tier, key: str, record: object) -> None:
+    """Add to the records of a tier, all of it or nothing."""
+    with whole_file(out / f"{tier}.json") as file:
+        file.write((json.dumps({**read_records(out, tier), key: record}, indent=1) + "\n").encode())
 
 
 def _device() -> str:
