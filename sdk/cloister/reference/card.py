@@ -22,6 +22,21 @@ _SCORES = (
     ("call", "slot_f1", "slot F1"), ("intent", "intent_accuracy", "in scope"),
     ("intent", "oos_recall", "out-of-scope recall"), ("redact", "exact", "exact text"),
     (OTHER_SENTENCES, "exact", "exact text"), ("story", "bits_per_byte", "bits a byte"),
+    ("order", "frame_exact", "exact frame"), ("order", "slot_f1", "slot F1"),
+    ("read", "exact", "exact text"),
+)
+_SENSES = (
+    ("orders by people", "frame_exact", "exact frame"), ("orders by people", "slot_f1", "slots"),
+    ("orders by people, trimmed", "frame_exact", "exact frame"),
+    ("orders by people, trimmed", "slot_f1", "slots"),
+    ("requests by voices never heard", "frame_exact", "exact frame"),
+    ("requests by voices never heard", "slot_f1", "slots"),
+    ("requests by voices never heard, written", "frame_exact", "exact frame"),
+    ("lines, clean", "cer", "character errors"), ("lines, half worn", "cer", "character errors"),
+    ("lines, worn", "cer", "character errors"), ("redact by camera", "exact", "exact text"),
+    ("redact by camera, written", "exact", "exact text"),
+    ("call by camera", "frame_exact", "exact frame"),
+    ("call by camera, written", "frame_exact", "exact frame"),
 )
 _LOSSES = (
     ("mean_kld", "mean KL divergence, nats", ".2g"), ("median_kld", "median", ".2g"),
@@ -35,7 +50,7 @@ _HEAD = """\
 
 Four tiers of one ladder at a thousandth of the size, made to be run anywhere: Ultra was trained on
 the labels, each other tier was pruned from the tier above and distilled from it, and the two Nano
-tiers went through quantization-aware training for 4 bits. They answer four tasks, named by the
+tiers went through quantization-aware training for 4 bits. They answer six tasks, named by the
 system prompt:
 
 | system prompt | task |
@@ -45,6 +60,8 @@ system prompt:
 | `redact` | personal data becomes `[NAME]`, `[PHONE]`, `[EMAIL]`, `[ADDRESS]`, `[DATE]`, \
 `[CARD]`, `[ACCOUNT]` |
 | `story` | a tale is continued |
+| `order` | an order to a coffee machine becomes a tool call |
+| `read` | what stands there, word for word: of use for a picture of it |
 
 They know nothing else. English only; `redact` is surest in the sentences of its generator, errs
 more often in others (their row tells how often), and is no guarantee of anything; `story` makes
@@ -86,6 +103,7 @@ def card(out: Path) -> str:
         "On development examples, measured on the shipped program, with standard errors:\n",
         *_scores(records), "",
         *_divided(records),
+        *_senses(records),
         "## What 4 and 8 bits cost\n",
         "Each tier against its own unquantized self, on the answers' tokens of all development\n"
         "examples by task. The Nano tiers also without quantization-aware training\n"
@@ -109,20 +127,39 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def _scores(records: dict[Tier, Record]) -> Iterator[str]:
-    def cell(record: Record, task: str, name: str) -> str:
-        report = record.get("evaluation", {}).get(task)
-        if report is None or name not in report["metrics"]:
-            return "-"
-        value, error = report["metrics"][name], report["errors"][name]
-        if name == "bits_per_byte":
-            return f"{value:.3f} \u00b1 {error:.3f}"
-        return f"{value:.1%} \u00b1 {error:.1%}"
+def _cell(report: Record | None, name: str) -> str:
+    """Return a score of a report with its standard error."""
+    if report is None or name not in report["metrics"]:
+        return "-"
+    value, error = report["metrics"][name], report["errors"][name]
+    if name == "bits_per_byte":
+        return f"{value:.3f} \u00b1 {error:.3f}"
+    return f"{value:.1%} \u00b1 {error:.1%}"
 
+
+def _scores(records: dict[Tier, Record]) -> Iterator[str]:
     yield from _table(("task", "score", *records), (
-        (f"`{task}`", title, *(cell(record, task, name) for record in records.values()))
+        (f"`{task}`", title, *(
+            _cell(record.get("evaluation", {}).get(task), name) for record in records.values()))
         for task, name, title in _SCORES
     ))
+
+
+def _senses(records: dict[Tier, Record]) -> Iterator[str]:
+    """Yield the figures of `reference.senses`, where there are any."""
+    measured = {tier: record["senses"]["evaluation"] for tier, record in records.items()
+                if "evaluation" in record.get("senses", {})}
+    if not measured:
+        return
+    yield "## What they hear and see\n"
+    yield ("Measured on the program. People's orders were never learnt from; requests and lines\n"
+           "are of held-out texts, in voices and fonts that were kept apart; `written` is the same\n"
+           "text as text.\n")
+    yield from _table(("what", "score", *measured), (
+        (name, title, *(_cell(each.get(name), score) for each in measured.values()))
+        for name, score, title in _SENSES
+    ))
+    yield ""
 
 
 def _divided(records: dict[Tier, Record]) -> Iterator[str]:

@@ -99,8 +99,7 @@ def heard(cache: Path, count: int, form: RecordingFormat, seed: int) -> Iterator
     Raises:
         DataError: the recordings are missing or malformed.
     """
-    there = [each for each in utterances.present(cache, utterances.read_plan(cache))
-             if each.part == "train"]
+    there = [each for each in utterances.recorded(cache, "train") if each.task != "sentence"]
     random.Random(f"clips {seed}").shuffle(there)
     chosen = sorted(there[:count], key=lambda each: utterances.length(cache, each))
     begins = list(range(0, len(chosen), _ROWS))
@@ -153,10 +152,9 @@ def spoken(cache: Path, form: RecordingFormat) -> list[Example]:
     Raises:
         DataError: the recordings are missing or malformed.
     """
-    there = [each for each in utterances.present(cache, utterances.read_plan(cache))
-             if each.part == "measure" and each.task == "call"]
     found = []
-    for number, each in enumerate(there):
+    asked = [each for each in utterances.recorded(cache, "measure") if each.task == "call"]
+    for number, each in enumerate(asked):
         speech_N = utterances.samples(cache, each)
         length = min(len(speech_N) + _AROUND, form.most)
         x_1N = acoustics.record(torch.from_numpy(speech_N)[None], [len(speech_N)], length,

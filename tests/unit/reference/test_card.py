@@ -45,3 +45,18 @@ def test_what_the_bench_of_distillation_found_is_told(tmp_path: Path) -> None:
     assert "| pruned, taught | 0.5000, 0.2500 | 62% |" in text
     assert "Draws on disk take 51 bytes a token." in text
     assert "`python tests/bench/distillation.py --seeds 0,1`" in text
+
+
+def test_what_a_tier_hears_stands_beside_what_it_reads(tmp_path: Path) -> None:
+    def report(**metrics: float) -> dict[str, object]:
+        return {"metrics": metrics, "errors": dict.fromkeys(metrics, 0.01)}
+
+    (tmp_path / "pro.json").write_text(json.dumps({"senses": {"evaluation": {
+        "orders by people": report(frame_exact=0.8, slot_f1=0.9),
+        "lines, clean": report(cer=0.02)}}}))
+    (tmp_path / "nano-1.json").write_text(json.dumps({}))
+    text = card(tmp_path)
+    assert "| what | score | pro |" in text
+    assert "| orders by people | exact frame | 80.0% ± 1.0% |" in text
+    assert "| lines, clean | character errors | 2.0% ± 1.0% |" in text
+    assert "| redact by camera | exact text | - |" in text
