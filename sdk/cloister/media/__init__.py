@@ -19,6 +19,9 @@ Each file is decoded by a process of its own, started for it and ended after it:
    else comes back: no EXIF, GPS position, XMP, colour profile, comment, ID3 or Vorbis tag; its
    standard error goes nowhere, and neither process writes a file.
 
+Samples in memory, as of a microphone, are no file: they are mixed and converted without a process,
+which would take longer than to hear them.
+
 What is read: PNG, JPEG and WebP (`pictures`), WAV, FLAC, Ogg and MP3 (`recordings`), told by their
 content and never by a name. Pixels and samples themselves are not altered beyond what those modules
 say: a face, a voice, or a text in a picture goes to the model.

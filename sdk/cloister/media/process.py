@@ -19,7 +19,7 @@ from cloister.media.exchange import READY, Answer
 if TYPE_CHECKING:
     from cloister.media.exchange import Request
 
-__all__ = ["decode"]
+__all__ = ["decode", "not_installed"]
 
 # -I: neither variables of the environment nor the current directory say what is imported. The
 # places come last, so that no file beside a package stands in for one of the standard library.
@@ -59,6 +59,12 @@ def decode(request: Request, data: bytes) -> Answer:
         return Answer.unpack(run.raw)
     except ValueError:
         raise MediaUnreadable("A file made its decoder fail; do not trust it.") from None
+
+
+def not_installed(kind: str) -> WorkerError:
+    """Return the error for a `kind` of media whose packages are missing."""
+    return WorkerError(
+        f"The packages that decode a {kind} are not installed; pip install \"cloister[media]\".")
 
 
 class _Run(threading.Thread):
@@ -136,9 +142,7 @@ def _places(request: Request) -> list[str]:
     places = []
     for spec in found:
         if spec is None or spec.origin is None:
-            raise WorkerError(
-                f"The packages that decode a {kind} are not installed; "
-                "pip install \"cloister[media]\".")
+            raise not_installed(kind)
         path = Path(spec.origin)
         places.append(str(path.parents[1 if path.name == "__init__.py" else 0]))
     return list(dict.fromkeys(places))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, overload
 
 from cloister.errors import MediaTooLarge, MediaUnreadable
 from cloister.media import process
-from cloister.media.exchange import Answer, Code, Request
+from cloister.media.exchange import Answer, Code, Refused, Request
 from cloister.media.limits import Limits
 from cloister.parts import LIMIT_BYTES, Audio, Image, Picture, Recording
 
@@ -28,8 +28,9 @@ def read(part: Audio, formats: MediaFormats, *, limits: Limits = ...) -> Recordi
 def read(
     part: Image | Audio, formats: MediaFormats, *, limits: Limits = _LIMITS
 ) -> Picture | Recording:
-    """Decode `part` into what a model of `formats` takes, in a process of its own.
+    """Decode `part` into what a model of `formats` takes, a file in a process of its own.
 
+    Samples in memory are no file that somebody made: they are mixed and converted here.
     The quiet beginning and end of a recording are left out where its `trim` says so
     (`silence.sound_span`), before its length is judged. Nothing is ever cut otherwise.
 
@@ -38,7 +39,7 @@ def read(
         MediaTooLarge: it has more pixels, samples or bytes, or takes more memory or time, than
             `limits` allow, or is longer than the format's `most`.
         MediaUnreadable: it is no file of a known format, or damaged, empty or animated.
-        WorkerError: the process could not start: the extra `media` is not installed.
+        WorkerError: the process could not start, or the extra `media` is not installed.
     """
     formats.of(part)
     if isinstance(part, Image):
@@ -50,13 +51,29 @@ def read(
     if len(part.data) > LIMIT_BYTES:
         raise MediaTooLarge(
             f"A picture or recording is over {LIMIT_BYTES >> 20} MiB; give a smaller one.")
-    answer = process.decode(request, part.data)
+    samples = request.rate is not None
+    answer = _converted(request, part.data) if samples else process.decode(request, part.data)
     if answer.code is not Code.DONE:
         raise _refusal(answer, request)
     if request.picture is not None:
         return _picture(answer, request.picture, limits)
     assert request.recording is not None
     return _recording(answer, request.recording)
+
+
+def _converted(request: Request, data: bytes) -> Answer:
+    try:
+        from cloister.media import recordings
+    except ImportError:
+        raise process.not_installed("recording") from None
+    try:
+        return recordings.decode(request, data)
+    except Refused as refused:
+        return refused.answer
+    except ValueError:  # bytes that are no whole number of samples
+        return Answer(code=Code.DAMAGED)
+    except MemoryError:
+        return Answer(code=Code.MEMORY)
 
 
 def _picture(answer: Answer, format_: PictureFormat, limits: Limits) -> Picture:

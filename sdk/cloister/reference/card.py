@@ -153,7 +153,7 @@ def _senses(records: dict[Tier, Record]) -> Iterator[str]:
         return
     yield "## What they hear and see\n"
     yield ("Measured on the program. People's orders were never learnt from; requests and lines\n"
-           "are of held-out texts, in voices and fonts that were kept apart; `written` is the same\n"
+           "are of held-out texts, in voices and fonts kept apart; `written` is the same\n"
            "text as text.\n")
     yield from _table(("what", "score", *measured), (
         (name, title, *(_cell(each.get(name), score) for each in measured.values()))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tests.unit.media.files import RATE, formats, sine, sound
 
 from cloister.errors import MediaTooLarge, MediaUnreadable
-from cloister.media import Limits, read
+from cloister.media import Limits, process, read
 from cloister.media.lengths import one_longer
 from cloister.parts import Audio, Recording
 
@@ -57,6 +57,19 @@ def test_the_rate_is_converted(rate: int) -> None:
 def test_what_the_model_s_rate_cannot_hold_does_not_come_back_as_another_tone() -> None:
     high = sound(sine(rate=48000, hertz=11000), "WAV", "FLOAT", 48000)
     assert np.abs(array(read(Audio(data=high), formats()))[1000:-1000]).max() < 1e-4
+
+
+def test_samples_in_memory_are_converted_without_a_process(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(process, "decode", started)
+    stereo = np.stack([sine(rate=48_000)] * 2, axis=1)
+    assert len(array(read(Audio.of(stereo, rate=48_000), formats()))) == len(sine())
+    with pytest.raises(MediaUnreadable, match="damaged"):
+        read(Audio(data=b"\0\0\0", rate=RATE), formats())
 
 
 def test_channels_are_mixed_by_their_mean() -> None:
