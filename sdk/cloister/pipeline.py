@@ -198,7 +198,8 @@ def _check(
     runs = parts.record(load(copy, shape.layers, first="score"), ids, chunk, shape.context)
     copy.unlink()
     decoder = streamed(source)
-    constants_bytes = prove_constants(path, decoder, source.tensor)
+    constants_bytes = prove_constants(
+        path, decoder, source.tensor, None if media is None else media.senses)
     gaps = [gap for run in runs for gap in parts.gaps(decoder, run, calls)]
     worst = parts.prove_parts(gaps)
     program = load(path, shape.layers, first="score")

@@ -5,6 +5,7 @@ A wrong entry may move what a part gives by less than rounding does, so `parts` 
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,19 +18,24 @@ from cloister.model.transformer import RMSNorm
 from cloister_kernels import reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from torch import nn
+
+    from cloister.model.sense import Sense
     from cloister.model.transformer import Decoder
 
 __all__ = ["prove_constants"]
 
 
 def prove_constants(
-    path: str | Path, decoder: Decoder, read: Callable[[str], torch.Tensor]
+    path: str | Path, decoder: Decoder, read: Callable[[str], torch.Tensor],
+    senses: Mapping[str, Sense] | None = None,
 ) -> int:
-    """Return the bytes of all tensors of `decoder`, which `read` gives by name.
+    """Return the bytes of all tensors of `decoder`, which `read` gives by name, and of `senses`.
 
-    Rotary tables are the decoder's own.
+    Rotary tables are the decoder's own. Senses go by their methods; what their fronts compute with
+    is no tensor of a checkpoint. XNNPACK has some convolutions with their channels last.
 
     Raises:
         ExportMismatch: a tensor is not in the program in `path`.
@@ -44,11 +50,18 @@ def prove_constants(
     loose = [starts[others.segment_index] + offset for offset in others.offsets]
     tables = {name: table for name, table in decoder.named_buffers() if "." not in name}
     total = 0
-    for name in (*tables, *decoder.state_dict()):
-        tensor = tables[name] if name in tables else read(name)
-        stored = _stored(decoder, name, tensor)
+    for name, tensor in chain(
+        ((name, _stored(decoder, name, tables[name] if name in tables else read(name)))
+         for name in (*tables, *decoder.state_dict())),
+        ((f"{method}.{name}", _stored(sense, name, tensor))
+         for method, sense in (senses or {}).items()
+         for name, tensor in sense.state_dict().items()),
+    ):
         places = [delegated[name]] if name in delegated else loose
-        if not any(torch.equal(data[at:at + len(stored)], stored) for at in places):
+        orders = [tensor, tensor.permute(0, 2, 3, 1)] if tensor.dim() == 4 else [tensor]
+        forms = [each.contiguous().view(torch.uint8).flatten() for each in orders]
+        stored = forms[0]
+        if not any(torch.equal(data[at:at + len(form)], form) for at in places for form in forms):
             raise ExportMismatch(
                 f"Tensor {name} of the checkpoint is not the program's; nothing was written, "
                 "report it."
@@ -57,10 +70,10 @@ def prove_constants(
     return total
 
 
-def _stored(decoder: Decoder, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bytes that a program holds for a tensor, uint8[n]."""
+def _stored(part: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as a program holds it."""
     owner, _, attribute = name.rpartition(".")
-    matrix = decoder.get_submodule(owner.removesuffix(".weight"))
+    matrix = part.get_submodule(owner.removesuffix(".weight"))
     if isinstance(matrix, QuantizedEmbedding):
         if attribute == "scale":
             tensor = tensor.float()
@@ -75,4 +88,4 @@ def _stored(decoder: Decoder, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(matrix, RMSNorm) and matrix.offset and (
                 not owner.endswith(("q_norm", "k_norm"))):
             tensor = tensor + 1.0
-    return tensor.contiguous().view(torch.uint8).flatten()
+    return tensor

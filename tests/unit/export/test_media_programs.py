@@ -16,6 +16,7 @@ from cloister import pattern, pipeline
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, ExportMismatch
 from cloister.export.backends import xnnpack_sense
+from cloister.export.constants import prove_constants
 from cloister.export.media import weight_bytes
 from cloister.model import multimodal
 from cloister.model.checkpoint import Checkpoint
@@ -174,6 +175,28 @@ def test_a_picture_that_is_encoded_otherwise_is_found_out(
         lambda *given: torch.cat((-encode(*given)[..., :-1], encode(*given)[..., -1:]), -1))
     with pytest.raises(BundleCorrupt, match="gives another token"):
         pipeline.verify(made.bundle.path, Settings.from_environment())
+
+
+def test_one_entry_of_an_encoder_that_is_another_is_found_out(made: Made) -> None:
+    program, = made.bundle.manifest.programs
+    senses = {f"{kind}_encoder": file.load() for kind, file in made.source.senses.items()}
+
+    def proved() -> int:
+        return prove_constants(made.bundle.path / program.file, made.source.load(),
+                               made.source.tensor, senses)
+
+    whole = proved()
+    assert whole > prove_constants(
+        made.bundle.path / program.file, made.source.load(), made.source.tensor)
+    for method, sense in senses.items():
+        for name in ("positions", "layers.0.mlp_norm.weight", "layers.0.mlp.up.bias"):
+            tensor = sense.encoder.state_dict()[name].view(-1)
+            right = tensor[0].clone()
+            tensor[0] += 1e-3
+            with pytest.raises(ExportMismatch, match=f"{method}.encoder.{name}"):
+                proved()
+            tensor[0] = right
+    assert proved() == whole
 
 
 def test_the_manifest_says_what_is_read_and_what_each_encoder_takes(made: Made) -> None:
