@@ -35,7 +35,7 @@ def prove_constants(
     """Return the bytes of all tensors of `decoder`, which `read` gives by name, and of `senses`.
 
     Rotary tables are the decoder's own. Senses go by their methods; what their fronts compute with
-    is no tensor of a checkpoint. XNNPACK has some convolutions with their channels last.
+    is no tensor of a checkpoint.
 
     Raises:
         ExportMismatch: a tensor is not in the program in `path`.
@@ -58,8 +58,10 @@ def prove_constants(
          for name, tensor in sense.state_dict().items()),
     ):
         places = [delegated[name]] if name in delegated else loose
-        orders = [tensor, tensor.permute(0, 2, 3, 1)] if tensor.dim() == 4 else [tensor]
-        forms = [each.contiguous().view(torch.uint8).flatten() for each in orders]
+        orders = [tensor]
+        if tensor.dim() > 2:  # a convolution: its channels, each by itself or all, may stand last
+            orders += [tensor.movedim(1, -1), tensor.movedim(0, -1)]
+        forms = [each.flatten().view(torch.uint8) for each in orders]
         stored = forms[0]
         if not any(torch.equal(data[at:at + len(form)], form) for at in places for form in forms):
             raise ExportMismatch(

@@ -254,7 +254,7 @@ class _Patches(nn.Module):
         weight = stem.convolution.weight
         self.size = weight.shape[2]
         self.dense = build.dense(
-            "encoder.stem", weight.flatten(1), stem.convolution.bias, gelu=False)
+            "encoder.stem.convolution", weight.flatten(1), stem.convolution.bias, gelu=False)
 
     def forward(self, x_BCRW: torch.Tensor) -> torch.Tensor:
         size = self.size
