@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "gain"]
 
 _LIMIT = 128  # tokens of an answer
+_FEW = 20  # one in so many clips has a label, where labels are few
 
 
 def compare(
@@ -38,17 +39,18 @@ def compare(
 ) -> dict[str, object]:
     """Return the `gain` on each of `tests` of learning what `decoder` says to the words.
 
+    Over labels of the same clips, and over labels of one in 20 of them, since a teacher needs none.
     `begin` makes the projector that each run begins with. Labels teach by cross-entropy on them;
-    the teacher by `settings`. The clips are the same, of as many `seeds` each, but those to whose
-    words the teacher says something without end.
+    the teacher by `settings`. Clips to whose words the teacher says something without end are left
+    out.
     """
     (end,) = {each.answer[-1] for each in labelled}
     told = clips.answered(labelled, decoder, end)
     kept = {id(each.x_ND) for each in told}
-    ways = {
-        "labels": ([each for each in labelled if id(each.x_ND) in kept],
-                   replace(settings, objective=Objective(hard=1.0))),
-        "teacher": (told, settings)}
+    known = [each for each in labelled if id(each.x_ND) in kept]
+    alone = replace(settings, objective=Objective(hard=1.0))
+    ways = {"labels": (known, alone), "few labels": (known[::_FEW], alone),
+            "teacher": (told, settings)}
     right: dict[str, dict[str, list[list[bool]]]] = defaultdict(lambda: defaultdict(list))
     for seed in seeds:
         for way, (data, chosen) in ways.items():
@@ -60,8 +62,9 @@ def compare(
                     projector, decoder, given, end=(end,), limit=_LIMIT, progress=progress)
                 right[name][way].append(
                     correct(examples, [tokenizer.decode(ids) for ids in said]))
-    return {"clips": len(told), **{
-        name: gain(each["labels"], each["teacher"]) for name, each in right.items()}}
+    return {"clips": len(told), "few": len(known[::_FEW]), **{
+        f"{name}, over {way}": gain(each[way], each["teacher"])
+        for name, each in right.items() for way in ("labels", "few labels")}}
 
 
 def gain(before: Sequence[Sequence[bool]], after: Sequence[Sequence[bool]]) -> dict[str, object]:

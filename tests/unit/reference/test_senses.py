@@ -103,7 +103,7 @@ def test_one_command_gives_a_tier_two_senses_and_goes_on_where_it_stopped(
     assert senses.main([*given, "--compare"]) == 0
     compared = record(family)["comparison"]
     assert compared["clips"] <= 32
-    assert len(compared["requests by voices never heard"]["before"]) == 3
+    assert len(compared["requests by voices never heard, over few labels"]["before"]) == 3
 
     # Nothing is made again of the same, and all of another ear.
     with monkeypatch.context() as patch:
