@@ -53,6 +53,7 @@ _CHUNK = 20  # lines that a worker says at a time
 _MEASURED = 0.04  # utterances to measure with, of those to train on
 _KOKORO_MEASURED = 0.3  # of these by Kokoro
 _LONGEST = 30  # words
+_SHORTEST = 3  # words of a sentence: an engine may say nothing of an "ow"
 
 
 class Utterance(records.Record, frozen=True):
@@ -266,7 +267,8 @@ def _sentences(mixture: Mixture) -> list[Example]:
     texts = [each.input for each in mixture.intents]
     for tale in mixture.tales:
         texts += re.split(r"(?<=[.!?])\s+", f"{tale.input} {tale.target}")
-    return [Example(task="sentence", input=text, target="") for text in dict.fromkeys(texts)]
+    return [Example(task="sentence", input=text, target="") for text in dict.fromkeys(texts)
+            if len(text.split()) >= _SHORTEST]
 
 
 def _sayable(text: str) -> bool:
