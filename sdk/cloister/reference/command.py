@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "count", "data", "model", "positive", "run", "tokenizer"]
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, minutes: float) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, minutes: float, peak: float) -> None:
     """Add the arguments that both have."""
     parser.add_argument("--data", type=Path, default=Settings.from_environment().data,
                         help="folder of the public data sets (default: CLOISTER_DATA)")
@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, minutes: float) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=minutes,
                         help="of the processor, or of a GPU by the clock (default: %(default)s)")
+    parser.add_argument("--peak", type=float, default=peak,
+                        help="learning rate; lower with --begin (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin", type=Path, metavar="OUT",
                         help="train further what was made there")

@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="recordings of python -m cloister.reference.utterances")
     parser.add_argument("--rows", type=command.positive, default=8,
                         help="recordings a step (default: %(default)s)")
-    command.add_arguments(parser, minutes=120)
+    command.add_arguments(parser, minutes=120, peak=5e-3)
     return command.run(_train, parser.parse_args(arguments))
 
 
@@ -185,7 +185,8 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
         device=model.device)
     trainer.train(
         model, recordings,
-        TrainerSettings(minutes=given.minutes, decay=0.4, covered=True, seed=given.seed),
+        TrainerSettings(minutes=given.minutes, peak=given.peak, decay=0.4, covered=True,
+                        seed=given.seed),
         given.out, measure=measure, origin=origin, progress=lines(screen))
 
 

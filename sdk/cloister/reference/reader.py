@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Lines", "config", "main"]
 
 _STRIDE = 4  # columns of a position
-_PEAK = 6e-3  # learning rate
 _RAMP = 20_000  # lines, see `Lesson`
 
 
@@ -107,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="processes that draw lines (default: %(default)s)")
     parser.add_argument("--rows", type=command.positive, default=48,
                         help="lines a step (default: %(default)s)")
-    command.add_arguments(parser, minutes=60)
+    command.add_arguments(parser, minutes=60, peak=6e-3)
     return command.run(_train, parser.parse_args(arguments))
 
 
@@ -122,7 +121,7 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
     model, origin = command.model(
         given, lambda: CtcModel(config(), ALPHABET, tokenizer.vocab_size, given.seed))
     trainer.train(
-        model, source, TrainerSettings(minutes=given.minutes, peak=_PEAK, seed=given.seed),
+        model, source, TrainerSettings(minutes=given.minutes, peak=given.peak, seed=given.seed),
         given.out, origin=origin, progress=lines(screen),
         measure=(lambda model: reading.scores(model, samples)) if given.measure else None)
     if given.measure:
