@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
 from cloister import pipeline
 from cloister.bundle import Bundle, rewrite_receipt
@@ -33,7 +32,7 @@ from cloister.distill.losses import Objective
 from cloister.distill.parallel import Parallel, Sharded
 from cloister.distill.run import Tensors, pruned, write, write_start
 from cloister.distill.schedule import Schedule, TrainSettings
-from cloister.errors import CloisterError, SettingError
+from cloister.errors import SettingError
 from cloister.evaluate.report import evaluate
 from cloister.evaluate.subject import BundleSubject, CheckpointSubject
 from cloister.files import whole_file
@@ -45,15 +44,16 @@ from cloister.pairs import pairs
 from cloister.progress import silent
 from cloister.quantize.apply import QuantizeReport, quantize
 from cloister.quantize.train import QatSettings, qat_schedule
-from cloister.reference import mixture, requests_path, vocabulary
+from cloister.reference import console, mixture, requests_path, vocabulary
 from cloister.reference.card import card
-from cloister.reference.console import lines
 from cloister.settings import Settings
 from cloister.tiers import Tier, ladder
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.console import Console
 
     from cloister.corpus import Example
     from cloister.evaluate.subject import Subject
@@ -299,30 +299,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mean", action="store_true",
                         help="with --begin: keep the mean of the weights begun from and reached")
     parser.add_argument("--eager", action="store_true", help="compile nothing: for short runs")
-    given = parser.parse_args(arguments)
-    screen = Console(stderr=True)
-    try:
-        if given.data is None:
-            raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
-        if given.mean and given.begin is None:
-            raise SettingError("--mean is taken with what an earlier run made; add --begin.")
-        tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
-        given.out.mkdir(parents=True, exist_ok=True)
-        builder = _Builder(
-            given.data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
-            begin=given.begin, mean=given.mean, progress=lines(screen))
-        for tier in tiers:  # what takes hours, before what needs an idle machine
-            builder.quantized(tier)
-        for tier in tiers:
-            screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
-        (given.out / "MODEL_CARD.md").write_text(card(given.out), "utf-8")
-    except CloisterError as error:
-        screen.print(str(error), style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        screen.print("Stopped; the same command goes on from here.")
-        return 130
-    return 0
+    return console.run(_build, parser.parse_args(arguments))
+
+
+def _build(given: argparse.Namespace, screen: Console) -> None:
+    data = console.data(given)
+    if given.mean and given.begin is None:
+        raise SettingError("--mean is taken with what an earlier run made; add --begin.")
+    tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
+    given.out.mkdir(parents=True, exist_ok=True)
+    builder = _Builder(
+        data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
+        begin=given.begin, mean=given.mean, progress=console.lines(screen))
+    for tier in tiers:  # what takes hours, before what needs an idle machine
+        builder.quantized(tier)
+    for tier in tiers:
+        screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
+    (given.out / "MODEL_CARD.md").write_text(card(given.out), "utf-8")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 
-from cloister.errors import CloisterError, SettingError
 from cloister.files import disk_errors
 from cloister.model.device import device
-from cloister.reference import checkpoint_path, ctc
+from cloister.reference import checkpoint_path, console, ctc
 from cloister.settings import Settings
 from cloister.tiers import Tier
 from cloister.tokenizer import Tokenizer
@@ -20,9 +18,11 @@ from cloister.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console
+
     from cloister.reference.ctc import CtcModel
 
-__all__ = ["add_arguments", "count", "data", "model", "positive", "run", "tokenizer"]
+__all__ = ["add_arguments", "count", "model", "positive", "run", "tokenizer"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, minutes: float, peak: float) -> None:
@@ -63,18 +63,6 @@ def _at_least(text: str, least: int) -> int:
     return number
 
 
-def data(given: argparse.Namespace) -> Path:
-    """Return the folder of the public data sets.
-
-    Raises:
-        SettingError: none is named.
-    """
-    if given.data is None:
-        raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
-    folder: Path = given.data
-    return folder
-
-
 def tokenizer(given: argparse.Namespace) -> Tokenizer:
     """Read the tokenizer that is named, or that of the shipped family.
 
@@ -97,17 +85,11 @@ def model(given: argparse.Namespace, new: Callable[[], CtcModel]) -> tuple[CtcMo
 
 
 def run(train: Callable[[argparse.Namespace, Console], None], given: argparse.Namespace) -> int:
-    """Make the folder of the run and train; return 0, or 1 after one sentence."""
-    screen = Console(stderr=True)
-    torch.set_num_threads(1)
-    try:
+    """Make the folder of the run and train; see `console.run`."""
+    def work(given: argparse.Namespace, screen: Console) -> None:
+        torch.set_num_threads(1)
         with disk_errors(given.out.name):
             given.out.mkdir(parents=True, exist_ok=True)
         train(given, screen)
-    except CloisterError as error:
-        screen.print(str(error), style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        screen.print("Stopped; the same command goes on from here.")
-        return 130
-    return 0
+
+    return console.run(work, given)

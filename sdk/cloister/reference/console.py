@@ -1,16 +1,22 @@
-"""What the programs that build the family print while they work."""
+"""What the command lines of the programs that build the family share."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from cloister.errors import CloisterError, SettingError
+
 if TYPE_CHECKING:
-    from rich.console import Console
+    import argparse
+    from collections.abc import Callable
+    from pathlib import Path
 
     from cloister.progress import Progress
 
-__all__ = ["lines"]
+__all__ = ["data", "lines", "run"]
 
 
 def lines(screen: Console, every_s: float = 30.0) -> Progress:
@@ -23,3 +29,29 @@ def lines(screen: Console, every_s: float = 30.0) -> Progress:
             screen.print(f"{stage}: {done:,} of {total:,} {note}", highlight=False)
 
     return show
+
+
+def data(given: argparse.Namespace) -> Path:
+    """Return the folder of the public data sets.
+
+    Raises:
+        SettingError: none is named.
+    """
+    if given.data is None:
+        raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
+    folder: Path = given.data
+    return folder
+
+
+def run(work: Callable[[argparse.Namespace, Console], None], given: argparse.Namespace) -> int:
+    """Do the work; return 0, 1 after the sentence of an error, or 130 where it was stopped."""
+    screen = Console(stderr=True)
+    try:
+        work(given, screen)
+    except CloisterError as error:
+        screen.print(str(error), style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        screen.print("Stopped; the same command goes on from here.")
+        return 130
+    return 0

@@ -27,8 +27,7 @@ from cloister.errors import DataError
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import MelShape
 from cloister.model.sense import SenseConfig
-from cloister.reference import acoustics, command, hearing, trainer, utterances
-from cloister.reference.console import lines
+from cloister.reference import acoustics, command, console, hearing, trainer, utterances
 from cloister.reference.ctc import CtcModel
 from cloister.reference.speech import RATE, Engine
 from cloister.reference.trainer import TrainerSettings
@@ -177,7 +176,7 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
     measure = None
     if given.measure:
         measure = partial(
-            hearing.measure, folder=command.data(given) / "spoken_orders", cache=given.cache)
+            hearing.measure, folder=console.data(given) / "spoken_orders", cache=given.cache)
     model, origin = command.model(
         given, lambda: CtcModel(config(), LETTERS, read_by.vocab_size, given.seed))
     recordings = Recordings(
@@ -187,7 +186,7 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
         model, recordings,
         TrainerSettings(minutes=given.minutes, peak=given.peak, decay=0.4, covered=True,
                         seed=given.seed),
-        given.out, measure=measure, origin=origin, progress=lines(screen))
+        given.out, measure=measure, origin=origin, progress=console.lines(screen))
 
 
 if __name__ == "__main__":

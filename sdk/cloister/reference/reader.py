@@ -21,10 +21,9 @@ import torch
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import PixelScale
 from cloister.model.sense import SenseConfig
-from cloister.reference import command, fonts, reading, trainer
+from cloister.reference import command, console, fonts, reading, trainer
 from cloister.reference.batches import Lesson
 from cloister.reference.batches import Supply as Drawn
-from cloister.reference.console import lines
 from cloister.reference.ctc import CtcModel
 from cloister.reference.drawing import HEIGHT, WIDTH
 from cloister.reference.lines import ALPHABET
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(given: argparse.Namespace, screen: Console) -> None:
-    mixture, tokenizer = Mixture.read(command.data(given)), command.tokenizer(given)
+    mixture, tokenizer = Mixture.read(console.data(given)), command.tokenizer(given)
     source = Lines(
         camera=Camera(mixture.texts(given.seed), fonts.faces(given.fonts, held_out=False)),
         lesson=Lesson(rows=given.rows, ramp=_RAMP, seed=given.seed), tokenizer=tokenizer,
@@ -122,7 +121,7 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
         given, lambda: CtcModel(config(), ALPHABET, tokenizer.vocab_size, given.seed))
     trainer.train(
         model, source, TrainerSettings(minutes=given.minutes, peak=given.peak, seed=given.seed),
-        given.out, origin=origin, progress=lines(screen),
+        given.out, origin=origin, progress=console.lines(screen),
         measure=(lambda model: reading.scores(model, samples)) if given.measure else None)
     if given.measure:
         report = json.loads((given.out / trainer.REPORT).read_text("utf-8"))

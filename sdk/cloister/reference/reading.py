@@ -17,8 +17,8 @@ from rapidfuzz.distance import Levenshtein
 from rich.console import Console
 from rich.table import Table
 
-from cloister.errors import CloisterError, SettingError
-from cloister.reference import ctc, fonts
+from cloister.errors import CloisterError
+from cloister.reference import console, ctc, fonts
 from cloister.reference.batches import stacked
 from cloister.reference.drawing import WIDTH
 from cloister.reference.mixture import Mixture
@@ -107,9 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="OUT", help="what the training wrote")
     given = parser.parse_args(arguments)
     try:
-        if given.data is None:
-            raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
-        camera = Camera(Mixture.read(given.data).held_out_texts,
+        camera = Camera(Mixture.read(console.data(given)).held_out_texts,
                         fonts.faces(given.fonts, held_out=True))
         found = scores(ctc.load(given.folder), samples(camera))
     except CloisterError as error:

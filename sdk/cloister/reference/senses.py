@@ -26,13 +26,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from cloister import pipeline
 from cloister.bundle import Bundle, rewrite_receipt
 from cloister.distill import sense as distillation
 from cloister.distill.sense import SenseSettings
-from cloister.errors import CloisterError, SettingError, VocabularyMismatch
+from cloister.errors import SettingError, VocabularyMismatch
 from cloister.evaluate.report import evaluate
 from cloister.evaluate.subject import BundleSubject
 from cloister.files import disk_errors
@@ -45,9 +43,8 @@ from cloister.model.sense_file import SenseFile, SenseKind
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 from cloister.quantize.encoders import SENSE_RECIPE, SenseReport, quantize_sense
-from cloister.reference import clips, command, comparison, ctc, fonts, requests_path
+from cloister.reference import clips, comparison, console, ctc, fonts, requests_path
 from cloister.reference.build import add_record, read_records
-from cloister.reference.console import lines
 from cloister.reference.mixture import Mixture
 from cloister.settings import Settings
 from cloister.tiers import Tier, ladder
@@ -55,6 +52,8 @@ from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
 
     from cloister.distill.sense import Clip
     from cloister.example import Example
@@ -306,29 +305,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="recordings, and pictures, to learn from (%(default)s)")
     parser.add_argument("--steps", type=int, default=SenseSettings.steps)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    screen = Console(stderr=True)
-    try:
-        tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
-        sources = Sources(
-            data=command.data(given), ears=given.ears, eyes=given.eyes, cache=given.cache,
-            fonts=given.fonts, count=given.count, seed=given.seed)
-        builder = _Builder(
-            sources, given.family,
-            SenseSettings(steps=given.steps, peak=_PEAK, seed=given.seed), lines(screen))
-        with disk_errors(given.family.name):
-            for tier in tiers:
-                if given.compare:
-                    builder.compare(tier)
-                else:
-                    screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
-    except CloisterError as error:
-        screen.print(str(error), style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        screen.print("Stopped; the same command goes on from here.")
-        return 130
-    return 0
+    return console.run(_senses, parser.parse_args(arguments))
+
+
+def _senses(given: argparse.Namespace, screen: Console) -> None:
+    tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
+    sources = Sources(
+        data=console.data(given), ears=given.ears, eyes=given.eyes, cache=given.cache,
+        fonts=given.fonts, count=given.count, seed=given.seed)
+    builder = _Builder(
+        sources, given.family,
+        SenseSettings(steps=given.steps, peak=_PEAK, seed=given.seed), console.lines(screen))
+    with disk_errors(given.family.name):
+        for tier in tiers:
+            if given.compare:
+                builder.compare(tier)
+            else:
+                screen.print(f"{tier}: {builder.bundle(tier).name} is ready")
 
 
 if __name__ == "__main__":

@@ -23,16 +23,14 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import numpy as np
 import soundfile
-from rich.console import Console
 
 from cloister import records
 from cloister.corpus import Example, normalized
-from cloister.errors import CloisterError, DataError, SettingError
+from cloister.errors import DataError, SettingError
 from cloister.files import disk_errors, whole_file
 from cloister.progress import silent
-from cloister.reference import orders, speech, transcript
+from cloister.reference import console, orders, speech, transcript
 from cloister.reference.augment import Augmenter
-from cloister.reference.console import lines
 from cloister.reference.mixture import Mixture
 from cloister.reference.speech import Engine
 from cloister.settings import Settings
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from rich.console import Console
 
     from cloister.progress import Progress
 
@@ -289,25 +288,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kokoro", type=Path, help="folder voices of npm's kokoro-js")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    screen = Console(stderr=True)
-    try:
-        if given.data is None:
-            raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
-        with disk_errors(given.cache.name):
-            given.cache.mkdir(parents=True, exist_ok=True)
-        if not (given.cache / PLAN).exists():
-            write_plan(given.cache, plan(given.data, given.count, given.by_kokoro, seed=given.seed))
-        planned = read_plan(given.cache)
-        synthesize(given.cache, planned, kokoro=given.kokoro, workers=given.workers,
-                   progress=lines(screen))
-    except CloisterError as error:
-        screen.print(str(error), style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        screen.print("Stopped; the same command goes on from here.")
-        return 130
-    return 0
+    return console.run(_utterances, parser.parse_args(arguments))
+
+
+def _utterances(given: argparse.Namespace, screen: Console) -> None:
+    data = console.data(given)
+    with disk_errors(given.cache.name):
+        given.cache.mkdir(parents=True, exist_ok=True)
+    if not (given.cache / PLAN).exists():
+        write_plan(given.cache, plan(data, given.count, given.by_kokoro, seed=given.seed))
+    planned = read_plan(given.cache)
+    synthesize(given.cache, planned, kokoro=given.kokoro, workers=given.workers,
+               progress=console.lines(screen))
 
 
 if __name__ == "__main__":
