@@ -10,7 +10,7 @@ from cloister.distill.schedule import Kind, Schedule
 from cloister.model.device import multiplies_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch import nn
 
@@ -24,10 +24,12 @@ class Optimizer:
     one learning rate each of a few tried).
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, *, blocks: str = "layers") -> None:
-        """`blocks` names the submodule whose matrices Muon updates."""
+    def __init__(
+        self, model: nn.Module, schedule: Schedule, *, blocks: Sequence[str] = ("layers",)
+    ) -> None:
+        """`blocks` names the submodules whose matrices Muon updates."""
         matrices = [
-            parameter for parameter in model.get_submodule(blocks).parameters()
+            parameter for name in blocks for parameter in model.get_submodule(name).parameters()
             if parameter.dim() == 2 and schedule.optimizer is Kind.MUON
         ]
         chosen = set(matrices)

@@ -141,11 +141,11 @@ def answers(
 
 @torch.no_grad()
 def _found(projector: TokenProjector, clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the kept positions' normed vectors and tokens, [M, D] and int64[M]."""
-    x_ND = projector.norm(clip.x_ND.to(projector.correction.weight.device))
-    best_N = projector.head(x_ND).argmax(-1)
-    kept_N = projector.kept(best_N)
-    return x_ND[kept_N], best_N[kept_N]
+    """Return the vectors and tokens at the places that are kept, [M, D] and int64[M]."""
+    x_1ND, tokens_1N = projector.found(
+        clip.x_ND.unsqueeze(0).to(projector.correction.weight.device))
+    kept_1N = projector.kept(tokens_1N)
+    return x_1ND[kept_1N], tokens_1N[kept_1N]
 
 
 def _prompt(

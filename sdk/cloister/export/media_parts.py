@@ -18,6 +18,7 @@ from cloister.export.media import VISION
 from cloister.model.encoder import Stem
 from cloister.model.projector import ProjectorKind, TokenProjector
 from cloister.model.quantized import QuantizedLinear
+from cloister.model.spelling import SpellingBlock
 from cloister.model.transformer import RMSNorm
 
 if TYPE_CHECKING:
@@ -186,7 +187,11 @@ def _places(sense: Sense, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[P
         yield from edge(projector.up, "projector", projector.down)
         return
     for part, module in sense.projector.named_modules():
-        if isinstance(module, nn.Linear | nn.LayerNorm | QuantizedLinear | RMSNorm):
+        if isinstance(module, SpellingBlock):
+            _, given = next(rest)
+            yield module.down, f"projector.{part}", False, [given]
+        elif ".layers." not in part and isinstance(
+                module, nn.Linear | nn.LayerNorm | QuantizedLinear | RMSNorm):
             yield from edge(module, f"projector.{part}")
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from cloister.errors import SettingError
+from cloister.model.spelling import Spelling, begins
 from cloister.model.transformer import RMSNorm
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ class ProjectorKind(StrEnum):
     POOL = "pool"  # means of F x F positions, a norm, a matrix (Gemma 3)
     SHUFFLE = "shuffle"  # F x F positions side by side, a matrix (Idefics 3, SmolVLM)
     STACK = "stack"  # F positions side by side, two matrices (Voxtral)
-    NORM_LINEAR = "norm_linear"  # F positions side by side, a norm, a linear layer (our own)
-    LINEAR = "linear"  # F positions side by side, a linear layer
     TOKENS = "tokens"  # the tokens that are seen or heard (our own)
 
 
@@ -51,6 +50,7 @@ class ProjectorShape:
     size: int  # the decoder's hidden size
     factor: int = 1  # positions that become one, or the side of a square of them
     vocabulary: int = 0  # of the decoder, for `TOKENS` alone
+    alphabet: str = ""  # of `TOKENS` that are found by their characters
 
     def __post_init__(self) -> None:
         for name, least in (("size", 1), ("factor", 1), ("vocabulary", 0)):
@@ -60,6 +60,9 @@ class ProjectorShape:
         tokens = self.kind is ProjectorKind.TOKENS
         if tokens != (self.vocabulary > 0) or (tokens and self.factor > 1):
             raise SettingError("A projector to tokens has a vocabulary and no factor, others none.")
+        if len(set(self.alphabet)) < len(self.alphabet) or (self.alphabet and not tokens):
+            raise SettingError(
+                "An alphabet has each character once and belongs to a projector to tokens.")
 
     @property
     def merged(self) -> int:
@@ -131,31 +134,23 @@ class _Stack(Projector):
         return out_BME
 
 
-class _Linear(Projector):
-    def __init__(self, shape: ProjectorShape, encoder: EncoderShape) -> None:
-        super().__init__(shape, encoder)
-        normed = shape.kind is ProjectorKind.NORM_LINEAR
-        self.norm = nn.LayerNorm(self.inputs) if normed else nn.Identity()
-        self.linear = nn.Linear(self.inputs, shape.size)
-
-    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
-        out_BME: torch.Tensor = self.linear(self.norm(self.side_by_side(x_BND)))
-        return out_BME
-
-
 class TokenProjector(Projector):
     """The decoder's embeddings of the tokens that the encoder sees or hears, and a correction.
 
     Each position is the likeliest of the tokens and of none, as connectionist temporal
-    classification has it (Graves et al., ICML 2006). Only the first of a row of equal ones is kept,
-    so a decoder reads as many vectors as it would read tokens. The correction, of the encoder's own
-    vector, is what else there is to know. Where no token is found the last position stands for it.
+    classification has it (Graves et al., ICML 2006), or with an alphabet the likeliest of its
+    characters, whose tokens `Spelling` knows. So a decoder reads as many vectors as it would read
+    tokens. The correction, of the encoder's own vector, is what else there is to know. Where no
+    token is found the last position stands for it.
     """
 
     def __init__(self, shape: ProjectorShape, encoder: EncoderShape) -> None:
         super().__init__(shape, encoder)
-        self.norm = nn.LayerNorm(encoder.hidden_size)
-        self.head = nn.Linear(encoder.hidden_size, shape.vocabulary + 1)  # none is the last
+        if shape.alphabet:
+            self.spelling = Spelling(shape.alphabet, encoder.hidden_size, shape.vocabulary)
+        else:
+            self.norm = nn.LayerNorm(encoder.hidden_size)
+            self.head = nn.Linear(encoder.hidden_size, shape.vocabulary + 1)  # none is the last
         self.correction = nn.Linear(encoder.hidden_size, shape.size, bias=False)
         nn.init.zeros_(self.correction.weight)
         self._embed: list[Callable[[torch.Tensor], torch.Tensor]] = []  # no module of this one's
@@ -166,21 +161,28 @@ class TokenProjector(Projector):
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Map [1, N, D] -> [1, M, E], M from 1 to N."""
-        x_ND = self.norm(x_BND).squeeze(0)
-        best_N = self.head(x_ND).argmax(-1)
+        x_BND, tokens_BN = self.found(x_BND)
+        x_ND, tokens_N = x_BND.squeeze(0), tokens_BN.squeeze(0)
         # Not `[:, 0]`: of the column that nonzero gives ExecuTorch 1.4.1 reads the whole alone.
-        at_M = torch.nonzero(self.kept(best_N)).reshape(-1)
+        at_M = torch.nonzero(self.kept(tokens_N)).reshape(-1)
         torch._check(at_M.shape[0] >= 1)
         torch._check(at_M.shape[0] <= x_ND.shape[0])
-        return self.vectors(x_ND.index_select(0, at_M), best_N.index_select(0, at_M)).unsqueeze(0)
+        return self.vectors(x_ND.index_select(0, at_M), tokens_N.index_select(0, at_M)).unsqueeze(0)
 
-    def kept(self, best_BN: torch.Tensor) -> torch.Tensor:
-        """Return which positions begin a token, bool[..., N]: one at least of each row."""
+    def found(self, x_BND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the correction reads at N places, and the token of each, int64[B, N]."""
+        if self.shape.alphabet:
+            return self.spelling(x_BND)  # type: ignore[no-any-return]
+        x_BND = self.norm(x_BND)
+        best_BN = self.head(x_BND).argmax(-1)
         none = self.shape.vocabulary
-        before_BN = torch.cat((torch.full_like(best_BN[..., :1], none), best_BN[..., :-1]), -1)
-        begins_BN = (best_BN != none) & (best_BN != before_BN)
-        last_B1 = begins_BN[..., -1:] | ~begins_BN.any(-1, keepdim=True)
-        return torch.cat((begins_BN[..., :-1], last_B1), -1)
+        return x_BND, best_BN.masked_fill(~begins(best_BN, none), none)
+
+    def kept(self, tokens_BN: torch.Tensor) -> torch.Tensor:
+        """Return which places hold a token, bool[..., N], or the last where none does."""
+        there_BN = tokens_BN != self.shape.vocabulary
+        last_B1 = there_BN[..., -1:] | ~there_BN.any(-1, keepdim=True)
+        return torch.cat((there_BN[..., :-1], last_B1), -1)
 
     def vectors(self, x_MD: torch.Tensor, tokens_M: torch.Tensor) -> torch.Tensor:
         """Return what a decoder reads for positions and their tokens, [M, E]."""
@@ -192,7 +194,6 @@ class TokenProjector(Projector):
 
 _KINDS: dict[ProjectorKind, type[Projector]] = {
     ProjectorKind.POOL: _Pool, ProjectorKind.SHUFFLE: _Shuffle, ProjectorKind.STACK: _Stack,
-    ProjectorKind.NORM_LINEAR: _Linear, ProjectorKind.LINEAR: _Linear,
     ProjectorKind.TOKENS: TokenProjector,
 }
 

@@ -235,9 +235,8 @@ def _projected(projector: nn.Module, x_BND: torch.Tensor) -> torch.Tensor:
     if not isinstance(projector, TokenProjector):
         out: torch.Tensor = projector(x_BND)
         return out
-    x_BND = projector.norm(x_BND)
-    projector.correction(x_BND)
-    out = projector.head(x_BND)
+    x_BND, _ = projector.found(x_BND)
+    out = projector.correction(x_BND)
     return out
 
 

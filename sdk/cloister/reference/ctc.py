@@ -1,7 +1,8 @@
 """An encoder with two readings on top: of letters, and of the tokens that a tier reads.
 
-Both are connectionist temporal classification (Graves et al., ICML 2006). The letters serve to
-train the encoder and to measure it; the tokens become a tier's projector (`token_sense`).
+Letters are connectionist temporal classification (Graves et al., ICML 2006), and serve to train
+the encoder and to measure it. So are tokens, or they are spelled of the letters. They become a
+tier's projector (`token_sense`).
 
     FOLDER/audio.safetensors, or vision.safetensors    the encoder, a sense without a projector
     FOLDER/heads.safetensors                           both readings
@@ -31,6 +32,7 @@ from cloister.model.device import multiplies_bfloat16
 from cloister.model.projector import ProjectorKind, ProjectorShape, TokenProjector
 from cloister.model.sense import Sense, SenseConfig
 from cloister.model.sense_file import SenseKind
+from cloister.model.spelling import Spelling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,23 +44,29 @@ _HEADS = "heads.safetensors"
 
 
 class CtcModel(nn.Module):
-    """A sense without a projector, a layer of the symbols of `alphabet`, and one of tokens.
+    """A sense without a projector, a layer of the symbols of `alphabet`, and tokens.
 
-    Of symbols the blank is number 0, of tokens it is the last.
+    Tokens are a layer of their own, or with `spelled` what the symbols spell. Of symbols the blank
+    is number 0, of tokens it is the last.
     """
 
     def __init__(
-        self, config: SenseConfig, alphabet: str, vocabulary: int, seed: int = 0
+        self, config: SenseConfig, alphabet: str, vocabulary: int, seed: int = 0, *,
+        spelled: bool = False
     ) -> None:
         super().__init__()
         size = config.encoder.hidden_size
-        self.alphabet = alphabet
+        self.alphabet, self.vocabulary, self.spelled = alphabet, vocabulary, spelled
         self.sense = Sense(config)
-        self.symbols = nn.Linear(size, 1 + len(alphabet))
-        self.norm, self.tokens = nn.LayerNorm(size), nn.Linear(size, vocabulary + 1)
         self.sense.encoder.initialize(seed)
         self._numbers = {symbol: number for number, symbol in enumerate(alphabet, 1)}
         rng = torch.Generator().manual_seed(seed)
+        if spelled:
+            self.spelling = Spelling(alphabet, size, vocabulary)
+            self.spelling.initialize(rng)
+            return
+        self.symbols = nn.Linear(size, 1 + len(alphabet))
+        self.norm, self.tokens = nn.LayerNorm(size), nn.Linear(size, vocabulary + 1)
         with torch.no_grad():
             for head in (self.symbols, self.tokens):
                 head.weight.normal_(std=0.02, generator=rng)
@@ -67,12 +75,12 @@ class CtcModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.tokens.weight.device
+        return self.sense.encoder.positions.device
 
     @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-        return self.tokens.out_features - 1
+    def blocks(self) -> tuple[str, ...]:
+        """The submodules of layers."""
+        return ("sense.encoder.layers", *(("spelling.layers",) if self.spelled else ()))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the encoder reads, float32[B, C, R, W]; nothing in it is trained.
@@ -92,34 +100,58 @@ class CtcModel(nn.Module):
         Products are in bfloat16 where the device has them. On processors, attention is computed
         without fused kernels: the backward pass of torch's (2.13) takes half of a step.
         """
-        device = x_BCRW.device
-        plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)
-        ), plain:
+        plain = sdpa_kernel(SDPBackend.MATH) if x_BCRW.device.type == "cpu" else nullcontext()
+        with self._fast(), plain:
             out_BPD: torch.Tensor = self.sense.encoder(x_BCRW)
         return out_BPD.float()
 
-    def forward(self, x_BCRW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities of symbols, float32[B, P, S], and of tokens, [B, P, V + 1]."""
-        x_BPD = self.encode(x_BCRW)
-        log_p_BPV: torch.Tensor = self.tokens(self.norm(x_BPD)).log_softmax(-1)
-        return self.symbols(x_BPD).log_softmax(-1), log_p_BPV
+    def letters(self, x_BPD: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities of symbols, float32[B, P, S]."""
+        layer = self.spelling.symbols if self.spelled else self.symbols
+        out_BPS: torch.Tensor = layer(x_BPD).log_softmax(-1)
+        return out_BPS
 
     def loss(
-        self, x_BCRW: torch.Tensor, texts: Sequence[str], tokens: Sequence[Sequence[int]]
+        self, x_BCRW: torch.Tensor, texts: Sequence[str], tokens: Sequence[Sequence[int]],
+        spelled: Sequence[bytes] = (),
     ) -> torch.Tensor:
-        """Return nats of the texts and of the tokens that they are written in, a symbol."""
-        log_p_BPS, log_p_BPV = self(x_BCRW)
+        """Return nats of the texts, a symbol, and of the tokens.
+
+        Those are the tokens that the texts are written in, a symbol, or with a spelling the one
+        that ends at each byte of `spelled`, a byte.
+        """
+        x_BPD = self.encode(x_BCRW)
         symbols = [[self._numbers[symbol] for symbol in text] for text in texts]
-        total = _nats(log_p_BPS, symbols, 0) + _nats(log_p_BPV, tokens, self.vocabulary)
-        return total / max(1, sum(map(len, texts)))
+        size = max(1, sum(map(len, texts)))
+        nats = _nats(self.letters(x_BPD), symbols, 0) / size
+        if self.spelled:
+            return nats + self._spelling_nats(spelled, tokens)
+        log_p_BPV = self.tokens(self.norm(x_BPD)).log_softmax(-1)
+        return nats + _nats(log_p_BPV, tokens, self.vocabulary) / size
 
     def read(self, x: torch.Tensor) -> list[str]:
         """Return what stands in grey pictures, or is heard in recordings of one length."""
         with torch.inference_mode():
-            log_p_BPS, _ = self(self.features(x.to(self.device)))
+            log_p_BPS = self.letters(self.encode(self.features(x.to(self.device))))
             return [decode(log_p_PS, self.alphabet) for log_p_PS in log_p_BPS]
+
+    def _fast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=multiplies_bfloat16(self.device))
+
+    def _spelling_nats(
+        self, spelled: Sequence[bytes], tokens: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        rows_BK = nn.utils.rnn.pad_sequence(
+            [torch.tensor(list(each)) for each in spelled], batch_first=True, padding_value=-1
+        ).to(self.device)
+        there_BK = rows_BK >= 0
+        letters_BKD = self.spelling.letters(rows_BK.clamp(min=0)) * there_BK.unsqueeze(-1)
+        with self._fast():
+            hidden_BKD = self.spelling.hidden(letters_BKD)
+        targets = torch.tensor([id_ for each in tokens for id_ in each], device=self.device)
+        return functional.cross_entropy(
+            self.spelling.head(hidden_BKD.float()[there_BK]), targets)
 
 
 def _nats(
@@ -143,12 +175,16 @@ def decode(log_p_PS: torch.Tensor, alphabet: str) -> str:
 def token_sense(model: CtcModel, size: int) -> Sense:
     """Return the sense of a decoder of hidden size `size`, its correction still 0."""
     config = replace(model.sense.config, projector=ProjectorShape(
-        kind=ProjectorKind.TOKENS, size=size, vocabulary=model.vocabulary))
+        kind=ProjectorKind.TOKENS, size=size, vocabulary=model.vocabulary,
+        alphabet=model.alphabet if model.spelled else ""))
     sense = Sense(config)
     sense.encoder.load_state_dict(model.sense.encoder.state_dict())
     assert isinstance(sense.projector, TokenProjector)
-    sense.projector.norm.load_state_dict(model.norm.state_dict())
-    sense.projector.head.load_state_dict(model.tokens.state_dict())
+    if model.spelled:
+        sense.projector.spelling.load_state_dict(model.spelling.state_dict())
+    else:
+        sense.projector.norm.load_state_dict(model.norm.state_dict())
+        sense.projector.head.load_state_dict(model.tokens.state_dict())
     return sense.eval()
 
 
@@ -179,7 +215,10 @@ def load(folder: Path) -> CtcModel:
         with safe_open(folder / _HEADS, framework="pt") as file:
             alphabet = (file.metadata() or {})["alphabet"]
             heads = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model = CtcModel(sense.config, alphabet, len(heads["tokens.bias"]) - 1)
+        spelled = "tokens.bias" not in heads
+        model = CtcModel(
+            sense.config, alphabet,
+            len(heads["spelling.head.bias" if spelled else "tokens.bias"]) - 1, spelled=spelled)
         model.sense = sense
         model.load_state_dict(heads | model.sense.state_dict(prefix="sense."))
     except (OSError, SafetensorError, RuntimeError, KeyError):

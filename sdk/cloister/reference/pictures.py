@@ -43,7 +43,7 @@ class Camera:
     """A source of pictures of `texts` in `faces`."""
 
     def __init__(self, texts: Texts, faces: Sequence[Face]) -> None:
-        self._texts, self._faces = texts, list(faces)
+        self.texts, self._faces = texts, list(faces)
         sizes: dict[str, int] = {}
         for face in faces:
             sizes[face.family.name] = sizes.get(face.family.name, 0) + 1
@@ -57,10 +57,10 @@ class Camera:
             DataError: no face draws the text.
         """
         rng = random.Random(seed)
-        text = self._texts.line(rng, longest)
+        text = self.texts.line(rng, longest)
         beside = ["", ""]
         if strength and rng.random() < _BESIDE:
-            beside = [self._texts.line(rng, longest) for _ in range(2)]
+            beside = [self.texts.line(rng, longest) for _ in range(2)]
         wear = Wear.drawn(rng, strength)
         layout = Layout.drawn(rng, self._face(rng, text), strength)
         pixels_HW = _taken(layout, wear, rng, text, *beside)
@@ -73,7 +73,7 @@ class Camera:
             DataError: no face draws the text.
         """
         rng = random.Random(seed)
-        lines = self._texts.note(rng)
+        lines = self.texts.note(rng)
         wear = Wear.drawn(rng, strength)
         layout = Layout.drawn(rng, self._face(rng, "".join(lines)), strength)
         around = ["", *lines, ""]

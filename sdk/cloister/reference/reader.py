@@ -1,4 +1,4 @@
-"""Training of the encoder of lines, on characters and on the tokens of the family.
+"""Training of the encoder of lines, on characters and on how the family's tokens are spelled.
 
     python -m cloister.reference.fonts FONTS
     python -m cloister.reference.reader --fonts FONTS --minutes 60 -o OUT
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,12 +22,12 @@ import torch
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import PixelScale
 from cloister.model.sense import SenseConfig
-from cloister.reference import command, console, fonts, reading, trainer
+from cloister.reference import command, console, fonts, reading, speller, trainer
 from cloister.reference.batches import Lesson
 from cloister.reference.batches import Supply as Drawn
 from cloister.reference.ctc import CtcModel
 from cloister.reference.drawing import HEIGHT, WIDTH
-from cloister.reference.lines import ALPHABET
+from cloister.reference.lines import ALPHABET, label
 from cloister.reference.mixture import Mixture
 from cloister.reference.pictures import Camera
 from cloister.reference.trainer import TrainerSettings
@@ -74,24 +75,32 @@ class Lines:
     def supply(self, first: int) -> Iterator[_Written]:
         """Draw the batches from number `first` on."""
         with Drawn(self.camera, self.lesson, first, self.workers) as drawn:
-            yield _Written(drawn, self.tokenizer)
+            yield _Written(drawn, self, first)
 
 
 class _Written:
-    """Drawn batches with the tokens of their texts."""
+    """Drawn batches, and as many texts with the tokens that they are spelled in."""
 
-    def __init__(self, drawn: Drawn, tokenizer: Tokenizer) -> None:
-        self._drawn, self._tokenizer = drawn, tokenizer
+    def __init__(self, drawn: Drawn, lines: Lines, first: int) -> None:
+        self._drawn, self._lines, self._first = drawn, lines, first
 
     @property
     def seconds(self) -> float:
         return self._drawn.seconds
 
     def __iter__(self) -> Iterator[trainer.Batch]:
-        for each in self._drawn:
-            yield trainer.Batch(
-                x=torch.from_numpy(each.x_BRW), texts=each.texts,
-                tokens=[self._tokenizer.encode(text) for text in each.texts])
+        tokenizer, seed = self._lines.tokenizer, self._lines.lesson.seed
+        for number, each in enumerate(self._drawn, self._first):
+            rng = random.Random(f"spelled {seed} {number}")
+            spelled, tokens = [], []
+            for _ in range(self._lines.lesson.rows):
+                text = speller.misread(label(self._lines.camera.texts.line(rng)), rng)
+                bytes_, ids = speller.spaced(
+                    text.encode(), speller.ends(text, tokenizer), tokenizer.vocab_size, rng)
+                spelled.append(bytes_)
+                tokens.append(ids)
+            yield trainer.Batch(x=torch.from_numpy(each.x_BRW), texts=each.texts, tokens=tokens,
+                                spelled=spelled)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +127,8 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
     samples = reading.samples(Camera(
         mixture.held_out_texts, fonts.faces(given.fonts, held_out=True))) if given.measure else {}
     model, origin = command.model(
-        given, lambda: CtcModel(config(), ALPHABET, tokenizer.vocab_size, given.seed))
+        given, lambda: CtcModel(
+            config(), ALPHABET, tokenizer.vocab_size, given.seed, spelled=True))
     trainer.train(
         model, source, TrainerSettings(minutes=given.minutes, peak=given.peak, seed=given.seed),
         given.out, origin=origin, progress=console.lines(screen),

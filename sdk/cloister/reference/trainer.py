@@ -96,7 +96,8 @@ class Batch:
 
     x: torch.Tensor
     texts: Sequence[str]  # of the model's alphabet
-    tokens: Sequence[Sequence[int]]
+    tokens: Sequence[Sequence[int]]  # of the texts, or what ends at each byte of those spelled
+    spelled: Sequence[bytes] = ()
 
 
 class Supply(Protocol):
@@ -153,7 +154,7 @@ class _Training:
         self.model, self.settings, self.folder, self.measure = model, settings, folder, measure
         self.optimizer = Optimizer(
             model, Schedule(peak=settings.peak, autocast=model.device.type == "cuda"),
-            blocks="sense.encoder.layers")
+            blocks=model.blocks)
         self.parallel = Parallel()
         schedule = replace(settings, minutes=1, steps=None, save_every_s=1, measure_every_s=1)
         self.identity = json.dumps(
@@ -198,7 +199,7 @@ class _Training:
         x_BCRW = self.model.features(batch.x.to(self.model.device))
         if self.settings.covered:
             x_BCRW = _cover(x_BCRW, np.random.default_rng((self.settings.seed, number, 2)))
-        loss = self.model.loss(x_BCRW, batch.texts, batch.tokens)
+        loss = self.model.loss(x_BCRW, batch.texts, batch.tokens, batch.spelled)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         taken, norm_ = torch.stack((loss.detach(), norm)).tolist()  # one wait for the device

@@ -36,11 +36,6 @@ SENSES = {
     "idefics-3": SenseConfig(
         encoder=_PATCHES, pixels=PixelScale(),
         projector=ProjectorShape(kind=ProjectorKind.SHUFFLE, size=HIDDEN, factor=2)),
-    "line": SenseConfig(
-        encoder=EncoderShape(
-            stem=Stem.CONVOLUTIONS_2D, rows=32, positions=16, halvings=2, width=16, **_SIZES),
-        pixels=PixelScale(mean=(0.5,), deviation=(0.5,)),
-        projector=ProjectorShape(kind=ProjectorKind.NORM_LINEAR, size=HIDDEN)),
     "voxtral": SenseConfig(
         encoder=_FRAMES, mel=_MEL,
         projector=ProjectorShape(kind=ProjectorKind.STACK, size=HIDDEN, factor=4)),
@@ -53,6 +48,12 @@ SENSES = {
             **_SIZES),
         mel=_MEL,
         projector=ProjectorShape(kind=ProjectorKind.TOKENS, size=HIDDEN, vocabulary=VOCABULARY)),
+    "line": SenseConfig(
+        encoder=EncoderShape(
+            stem=Stem.CONVOLUTIONS_2D, rows=32, positions=64, halvings=2, width=16, **_SIZES),
+        pixels=PixelScale(mean=(0.5,), deviation=(0.5,)),
+        projector=ProjectorShape(
+            kind=ProjectorKind.TOKENS, size=HIDDEN, vocabulary=VOCABULARY, alphabet=" aé€")),
 }
 
 
@@ -93,7 +94,8 @@ def formats(picture: str | None, recording: str | None, *, both_ways: bool) -> M
         config = SENSES[picture]
         seen = PictureFormat(
             height=config.encoder.rows, width=config.encoder.columns, tokens=config.vectors,
-            fit=Fit.PAD, resample=Resample.BILINEAR, both_ways=both_ways)
+            fit=Fit.PAD, resample=Resample.BILINEAR, both_ways=both_ways,
+            fewer=isinstance(sense(picture, None).projector, TokenProjector))
     if recording is not None:
         config = SENSES[recording]
         step = config.samples_per_vector

@@ -58,9 +58,12 @@ def test_the_correction_is_added_to_the_embedding(made) -> None:
 
 def test_rows_of_a_batch_are_kept_as_each_by_itself(made) -> None:
     module, _ = made
-    rows = torch.tensor([[1, 1, NONE, 2], [NONE, NONE, NONE, NONE], [3, NONE, 3, 3]])
-    assert torch.equal(module.kept(rows), torch.stack([module.kept(row) for row in rows]))
-    assert module.kept(rows).sum(1).tolist() == [2, 1, 2]
+    rows = torch.cat([frames(1, 1, NONE, 2), frames(*4 * [NONE]), frames(3, NONE, 3, 3)])
+    _, tokens = module.found(rows)
+    assert tokens.tolist() == [[1, NONE, NONE, 2], 4 * [NONE], [3, NONE, 3, NONE]]
+    kept = [module.kept(module.found(row[None])[1])[0] for row in rows]
+    assert torch.equal(module.kept(tokens), torch.stack(kept))
+    assert module.kept(tokens).sum(1).tolist() == [2, 1, 2]
 
 
 def test_the_embedding_is_no_weight_of_the_projector(made) -> None:
@@ -69,9 +72,11 @@ def test_the_embedding_is_no_weight_of_the_projector(made) -> None:
 
 
 @pytest.mark.parametrize("given", [
-    {"kind": ProjectorKind.TOKENS}, {"kind": ProjectorKind.LINEAR, "vocabulary": 5},
+    {"kind": ProjectorKind.TOKENS}, {"kind": ProjectorKind.POOL, "vocabulary": 5},
     {"kind": ProjectorKind.TOKENS, "vocabulary": 5, "factor": 2},
-    {"kind": ProjectorKind.TOKENS, "vocabulary": 2**24 + 1}])
-def test_a_vocabulary_belongs_to_tokens_alone(given) -> None:
-    with pytest.raises(SettingError, match="vocabulary"):
+    {"kind": ProjectorKind.TOKENS, "vocabulary": 2**24 + 1},
+    {"kind": ProjectorKind.POOL, "alphabet": "ab"},
+    {"kind": ProjectorKind.TOKENS, "vocabulary": 5, "alphabet": "aba"}])
+def test_a_vocabulary_and_an_alphabet_belong_to_tokens_alone(given) -> None:
+    with pytest.raises(SettingError, match=r"vocabulary|alphabet"):
         ProjectorShape(size=4, **given)

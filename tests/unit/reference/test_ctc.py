@@ -38,21 +38,21 @@ def test_a_model_gives_the_same_result_for_a_recording_alone_and_in_a_batch() ->
     model = CtcModel(SMALL, LETTERS, 50).eval()
     x_BN = torch.randn(3, SMALL.samples_per_vector * 20) * 0.1
     with torch.inference_mode():
-        together = model(model.features(x_BN))
-        alone = [model(model.features(row)) for row in x_BN.split(1)]
-    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
-        torch.testing.assert_close(whole, torch.cat(parts), atol=1e-2, rtol=1e-2)
-    assert together[0].shape == (3, 20, 1 + len(LETTERS)) and together[1].shape == (3, 20, 51)
+        together = model.letters(model.encode(model.features(x_BN)))
+        alone = [model.letters(model.encode(model.features(row))) for row in x_BN.split(1)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-2, rtol=1e-2)
+    assert together.shape == (3, 20, 1 + len(LETTERS))
 
 
-@pytest.mark.parametrize("config", [SMALL, reader.config()])
+@pytest.mark.parametrize(("config", "spelled"), [(SMALL, False), (reader.config(), True)])
 def test_what_is_written_is_read_back_and_what_is_no_encoder_is_refused(
-    config: SenseConfig, tmp_path: Path
+    config: SenseConfig, spelled: bool, tmp_path: Path
 ) -> None:
-    model = CtcModel(config, ALPHABET, 50, seed=4)
+    model = CtcModel(config, ALPHABET, 50, seed=4, spelled=spelled)
     ctc.write(model, tmp_path)
     read = ctc.load(tmp_path)
     assert read.sense.config == config and read.alphabet == ALPHABET and read.vocabulary == 50
+    assert read.spelled == spelled
     for name, value in model.state_dict().items():
         assert torch.equal(read.state_dict()[name], value)
     (tmp_path / "heads.safetensors").write_bytes(b"damaged")
@@ -75,7 +75,7 @@ def test_a_projector_finds_the_tokens_that_the_training_found() -> None:
     assert isinstance(projector, TokenProjector)
     projector.read_with(lambda tokens: torch.zeros(*tokens.shape, 24))
     with torch.inference_mode():
-        best_N = model(x_BCRW)[1][0].argmax(-1)
+        best_N = model.tokens(model.norm(model.encode(x_BCRW)))[0].argmax(-1)
         x_ND = sense.projector.norm(sense.encoder(x_BCRW))[0]
         found_N = projector.head(x_ND).argmax(-1)
         assert (found_N == best_N).float().mean() > 0.9  # one is in bfloat16

@@ -9,10 +9,11 @@ import torch
 from cloister.distill.optimizer import Optimizer
 from cloister.distill.schedule import Schedule
 from cloister.model.encoder import EncoderShape, Stem
-from cloister.reference import checkpoint_path, reader, reading
+from cloister.model.projector import TokenProjector
+from cloister.reference import checkpoint_path, ctc, reader, reading, speller
 from cloister.reference.batches import Lesson, stacked
 from cloister.reference.ctc import CtcModel
-from cloister.reference.lines import ALPHABET
+from cloister.reference.lines import ALPHABET, label
 from cloister.reference.pictures import Camera, Picture
 from cloister.reference.reader import Lines
 from cloister.reference.trainer import TrainerSettings, train
@@ -37,26 +38,37 @@ def test_eight_lines_are_learnt_by_heart_in_seconds(camera: Camera) -> None:
     lines = [camera.line(f"{number}", strength=0.5, longest=12) for number in range(8)]
     batch = stacked(lines)
     x_BRW = torch.from_numpy(batch.x_BRW)
-    model = CtcModel(SMALL, ALPHABET, 4096)
+    model = CtcModel(SMALL, ALPHABET, 4096, spelled=True)
     assert model.read(x_BRW) != batch.texts
-    tokens = [TOKENIZER.encode(text) for text in batch.texts]
-    optimizer = Optimizer(model, Schedule(autocast=False), blocks="sense.encoder.layers")
+    tokens = [speller.ends(text, TOKENIZER) for text in batch.texts]
+    spelled = [text.encode() for text in batch.texts]
+    optimizer = Optimizer(model, Schedule(autocast=False), blocks=model.blocks)
     for _ in range(150):
-        model.loss(model.features(x_BRW), batch.texts, tokens).backward()
+        model.loss(model.features(x_BRW), batch.texts, tokens, spelled).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(8e-3)
     assert model.read(x_BRW) == batch.texts
+    # And the program reads the very tokens.
+    sense = ctc.token_sense(model, 24)
+    assert isinstance(sense.projector, TokenProjector)
+    with torch.inference_mode():
+        _, found = sense.projector.found(sense.encoder(model.features(x_BRW)))
+    read = [[id_ for id_ in row.tolist() if id_ != 4096] for row in found]
+    assert read == [TOKENIZER.encode(text) for text in batch.texts]
 
 
-def test_a_lesson_gives_pictures_with_the_characters_and_the_tokens_of_their_texts(
+def test_a_lesson_gives_pictures_with_their_characters_and_texts_with_the_spelling_of_theirs(
     camera: Camera, tmp_path: Path
 ) -> None:
     lines = Lines(camera=camera, lesson=Lesson(rows=4, ramp=100, seed=0), tokenizer=TOKENIZER)
     with lines.supply(3) as supply:
         batch = next(iter(supply))
     assert batch.x.shape[:2] == (4, 32) and batch.x.dtype == torch.uint8
-    assert [TOKENIZER.decode(tokens) for tokens in batch.tokens] == list(batch.texts)
-    model = CtcModel(SMALL, ALPHABET, TOKENIZER.vocab_size)
+    for text, tokens in zip(batch.spelled, batch.tokens, strict=True):
+        assert len(text) == len(tokens)
+        ids = [id_ for id_ in tokens if id_ != TOKENIZER.vocab_size]
+        assert TOKENIZER.decode(ids) == label(text.decode())
+    model = CtcModel(SMALL, ALPHABET, TOKENIZER.vocab_size, spelled=True)
     run = train(model, lines, TrainerSettings(steps=2), tmp_path)
     assert len(run.losses) == 2 and run.tokens > 0
 

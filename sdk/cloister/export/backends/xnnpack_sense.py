@@ -55,8 +55,12 @@ def delegate_sense(
         sense.config.projector.kind is ProjectorKind.STACK)
     if stacked:
         twin.projector = _Stack(build, sense.projector)
+    spelled = sense.config.projector is not None and bool(sense.config.projector.alphabet)
+    if spelled:
+        _delegate_spelling(build, sense.projector, twin.projector)
     for part, module in sense.named_modules():
-        if part == "encoder.norm" or (part.startswith("projector.") and not stacked):
+        if part == "encoder.norm" or (
+                part.startswith("projector.") and not stacked and ".layers." not in part):
             if isinstance(module, nn.Linear | QuantizedLinear):
                 twin.set_submodule(part, build.linear(part, module))
             elif isinstance(module, nn.LayerNorm | RMSNorm):
@@ -152,6 +156,35 @@ def _delegate_layer(build: _Builder, layer: Any, twin: Any, name: str, *, tanh: 
         twin.convolution_norm = nn.Identity()
     twin.mlp = build(f"{part}.mlp", size, feed_forward)
     twin.attn_norm = twin.mlp_norm = nn.Identity()
+
+
+def _delegate_spelling(build: _Builder, projector: Any, twin: Any) -> None:
+    """Replace in `twin` each layer of the spelling by a delegate and what is added to it."""
+    twin.spelling.letters = projector.spelling.letters
+    for number, layer in enumerate(projector.spelling.layers):
+        twin.spelling.layers[number] = _SpellingBlock(build, layer, number)
+
+
+class _SpellingBlock(nn.Module):
+    """See `cloister.model.spelling.SpellingBlock`."""
+
+    def __init__(self, build: _Builder, layer: Any, number: int) -> None:
+        super().__init__()
+        part = f"projector.spelling.layers.{number}"
+
+        def whole(g: Subgraph, x: Value) -> list[Value]:
+            x = g.depthwise(
+                x, f"{build.prefix}.{part}.depth", layer.depth.weight, layer.depth.bias)
+            x = build.normed(g, x, f"{part}.norm", layer.norm)
+            x = g.gelu(build.multiplied(g, x, f"{part}.up", layer.up))
+            return [build.multiplied(g, x, f"{part}.down", layer.down)]
+
+        self.whole = build.delegates(
+            f"{build.prefix}.{part}", layer.norm.weight.numel(), whole, build.rows, (1, 1))
+
+    def forward(self, x_BKD: torch.Tensor) -> torch.Tensor:
+        out_B1KD: torch.Tensor = self.whole(x_BKD.unsqueeze(1))
+        return x_BKD + out_B1KD.squeeze(1)
 
 
 class _Attention(nn.Module):
