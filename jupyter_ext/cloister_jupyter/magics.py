@@ -23,6 +23,7 @@ from cloister.display import bytes_text, show
 from cloister.errors import SettingError, WrongPassphrase, named
 from cloister.runtime.chat import Ask, Sampling
 from cloister.runtime.client import Worker
+from cloister.runtime.interrupt import uninterrupted
 from cloister.tiers import Tier
 from cloister_jupyter.background import WARM_S, Idle
 from cloister_jupyter.badge import badge
@@ -151,15 +152,17 @@ class CloisterMagics(Magics):
         Interrupt the kernel to stop; what came by then stays.
         """
         try:
-            with self._using:
-                self._idle.cancel()
-                self._answer(*self._read(line, cell))
+            try:
+                with self._using:
+                    self._idle.cancel()
+                    self._answer(*self._read(line, cell))
+            finally:
+                with uninterrupted():  # without it the processes would never end
+                    self._idle.begin()
         except KeyboardInterrupt as error:
             _tell(error, "Interrupted; what was answered by then stays above.")
         except Exception as error:
             _tell(named(error, "The cell"))
-        finally:
-            self._idle.begin()
 
     cloister.__doc__ = f"{cloister.__doc__}\n{_Parser().format_help()}"
 
@@ -273,16 +276,22 @@ class CloisterMagics(Magics):
 
 
 def _stream(session: WorkerSession, ask: Ask, said: list[str]) -> None:
-    """Write an answer under the cell as it comes, and note it in `said`."""
+    """Write an answer under the cell as it comes, and note it in `said`.
+
+    Interrupts come while a token is waited for: one that came while text was written, which may
+    take its time, would have it written again, or never.
+    """
+    answer = session.answer(ask)
     shown, last_s = 0, time.monotonic()
-    try:
-        for token in session.answer(ask):
-            said.append(token.text)
-            if time.monotonic() - last_s > _BATCH_S:
-                show("".join(said[shown:]), end="")
-                shown, last_s = len(said), time.monotonic()
-    finally:
-        show("".join(said[shown:]))
+    with uninterrupted() as interrupts:
+        try:
+            for token in interrupts.interruptible(answer):
+                said.append(token.text)
+                if time.monotonic() - last_s > _BATCH_S:
+                    show("".join(said[shown:]), end="")
+                    shown, last_s = len(said), time.monotonic()
+        finally:
+            show("".join(said[shown:]))
 
 
 def _show_figures(name: str, stats: Stats) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import signal
 import threading
 import time
 import weakref
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cloister.errors import EmptyPrompt, EngineBusy, NotEnoughDisk, SettingError
 from cloister.message import Message
+from cloister.runtime.interrupt import uninterrupted
 from cloister.runtime.prompt import decoded, messages_of
 
 if TYPE_CHECKING:
@@ -269,22 +269,6 @@ class Answer:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # sooner than at the next question, where it can be
             self._turn.close()
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block has ended, so that nothing is left half kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[bool] = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
 
 
 class Chat(ABC):

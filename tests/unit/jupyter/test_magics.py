@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -251,6 +252,23 @@ def magics(tmp_path: Path) -> Iterator[CloisterMagics]:
     made = CloisterMagics(shell)
     yield made
     made.close()
+
+
+def test_an_interrupt_as_a_cell_ends_is_one_sentence_and_its_processes_end_in_time(
+    magics: CloisterMagics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = magics._idle.begin, list[str]()
+
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        begin()
+        begun.append("the wait")
+
+    monkeypatch.setattr(magics._idle, "begin", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        magics.cloister("--tier zanzibar", "a")
+    (shown,) = caught.value._render_traceback_()  # type: ignore[attr-defined]
+    assert shown.startswith("KeyboardInterrupt: Interrupted; ") and begun
 
 
 def test_variables_are_filled_in_only_where_that_is_asked_for(magics: CloisterMagics) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dis
 import gc
 import random
 import signal
-import sys
 import threading
 from collections.abc import Callable, Generator
-from functools import cache
-from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from tests.interrupts import Interrupt
 from tests.unit.runtime.conftest import FakeEngine
 
 from cloister.errors import EmptyPrompt, EngineBusy, SettingError
@@ -25,52 +21,8 @@ from cloister.vault.namespace import Namespace
 
 Fresh = Callable[..., FakeEngine]
 SEED = 3
-WATCHED = {"chat.py", "session.py", "generate.py", "core.py", "conversation.py", "prefix.py"}
-
-
-@cache
-def interruptible(code: CodeType) -> frozenset[int]:
-    """Offsets before which the interpreter looks for signals: after calls and jumps back."""
-    before, found = "RESUME", set[int]()
-    for step in dis.get_instructions(code):
-        if before in ("RESUME", "JUMP_BACKWARD") or before.startswith("CALL"):
-            found.add(step.offset)
-        if step.opname != "CACHE":
-            before = step.opname
-    return frozenset(found)
-
-
-class Interrupt:
-    """Sends the signal of Ctrl-C at the `place`-th point at which it could be noticed."""
-
-    def __init__(self, place: int) -> None:
-        self.left, self.where = place, ""
-
-    def __enter__(self) -> Interrupt:
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if Path(frame.f_code.co_filename).name not in WATCHED:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_lasti in interruptible(frame.f_code):
-            self.left -= 1
-            if self.left == 0:
-                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                signal.raise_signal(signal.SIGINT)
-        return self._trace
-
-
-def points(act: Callable[[], object]) -> int:
-    """Count the points at which Ctrl-C could be noticed."""
-    counter = Interrupt(0)
-    with counter:
-        act()
-    return -counter.left
+WATCHED = {"chat.py", "session.py", "generate.py", "core.py", "conversation.py", "prefix.py",
+           "interrupt.py"}
 
 
 def interrupt_anywhere(begin: Callable[[], Session], count: int) -> None:
@@ -82,13 +34,15 @@ def interrupt_anywhere(begin: Callable[[], Session], count: int) -> None:
         for token in session.stream("the fox", max_tokens=4):
             heard.append(token.text)
 
-    total = points(lambda: ask(begin(), []))
+    with Interrupt(WATCHED) as counter:
+        ask(begin(), [])
+    total = counter.passed
     assert total > 100
     for place in sorted(rng.sample(range(1, total + 1), min(count, total))):
         session, heard = begin(), list[str]()
         session.ask("first", max_tokens=2)
         interrupted = False
-        with Interrupt(place) as interrupt:
+        with Interrupt(WATCHED, place) as interrupt:
             try:
                 ask(session, heard)
             except KeyboardInterrupt:
