@@ -79,6 +79,14 @@ Understanding system for private-by-design voice interfaces", arXiv 1805.10190 |
 | FairytaleQA | `story`; its questions as out of scope; some of its sentences in `redact` | \
 Apache-2.0 | Xu et al., "Fantastic Questions and Where to Find Them: FairytaleQA", ACL 2022 |
 | a seeded generator, `redaction.py` | `redact` | Apache-2.0 | this project |
+| a seeded generator, `orders.py` | `order` | Apache-2.0 | this project |
+| grammars of receipts and notes, `lines.py` | `read`, pictures | Apache-2.0 | this project |
+| 135 voices of espeak-ng, flite, festival and Kokoro (`voices.json`) | recordings; 22 voices are \
+kept apart | GPL-3.0 (espeak-ng, of whose program nothing is shipped), MIT-like, BSD-3-Clause, \
+Apache-2.0 | their makers, by name in `voices.json` |
+| 279 families of fonts (`fonts.json`) | pictures; 32 families are kept apart | OFL-1.1 (267), \
+Apache-2.0 (9), UFL-1.0 (2), Unlicense | their makers, by name in `fonts.json` |
+| spoken orders by people, speech-to-intent-benchmark | measuring only | Apache-2.0 | Picovoice |
 
 Requests are varied (slot values swapped, casing, typos, filler words). Development examples are
 apart from all of it: 5 % of SNIPS by hash of the request, CLINC150's own validation parts, tales of

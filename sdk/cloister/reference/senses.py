@@ -7,7 +7,7 @@ EARS and EYES are what the trainings of the encoders left, OUT what `reference.b
 the checkpoints of the tiers and the quantized ones. To that are added:
 
     OUT/senses/TIER/                 the encoders as they are, with the tier's own correction
-    OUT/multimodal/TIER/             the quantized checkpoint, and both senses in 8 bits
+    OUT/multimodal/TIER/             the quantized checkpoint, and both senses quantized like it
     OUT/multimodal/TIER.cloister/    its bundle, exported, checked and measured
     OUT/TIER.json                    what was learnt, the sizes and the scores, as "senses"
 
@@ -42,7 +42,7 @@ from cloister.model.projector import TokenProjector
 from cloister.model.sense_file import SenseFile, SenseKind
 from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
-from cloister.quantize.encoders import SENSE_RECIPE, SenseReport, quantize_sense
+from cloister.quantize.encoders import SenseReport, quantize_sense
 from cloister.reference import clips, comparison, console, ctc, fonts, requests_path
 from cloister.reference.build import add_record, read_records
 from cloister.reference.mixture import Mixture
@@ -192,6 +192,8 @@ class _Builder:
         path, senses = self.out / "multimodal" / tier, self.senses(tier)
         source = Checkpoint.open(self.out / "quantized" / tier)
         origin = [source.identity, *(file.identity for file in senses.values())]
+        recipe = source.metadata.recipe
+        assert recipe is not None
         if not self._stands(tier, "rounding", origin, path):
             path.parent.mkdir(exist_ok=True)
             reports: list[SenseReport] = []
@@ -199,7 +201,7 @@ class _Builder:
             def rounded(kind: SenseKind, file: Path) -> None:
                 given = [x[:1] for _, x in islice(self.batches(kind), _CALIBRATED)]
                 reports.append(quantize_sense(
-                    senses[kind], file, given=given, name=kind, progress=self.progress))
+                    senses[kind], file, recipe, given=given, name=kind, progress=self.progress))
 
             metadata = replace(source.metadata, parent=source.identity, media=self.formats)
             planned = checkpoints.plan(metadata.config, metadata.recipe)
@@ -209,7 +211,7 @@ class _Builder:
             ).with_senses({kind: partial(rounded, kind) for kind in senses}) as writer:
                 for name in planned:
                     writer.add(name, source.tensor(name))
-            self._record(tier, "rounding", {"origin": origin, "recipe": SENSE_RECIPE, **{
+            self._record(tier, "rounding", {"origin": origin, "recipe": recipe, **{
                 each.sense: {"bytes": each.size_bytes, "error": each.error} for each in reports}})
         return Checkpoint.open(path)
 
