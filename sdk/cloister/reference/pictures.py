@@ -100,7 +100,7 @@ class Camera:
             DataError: no face draws the text.
         """
         rng = random.Random(seed)
-        texts = self._texts.note(rng, most)
+        texts = self.texts.note(rng, most)
         wear = Wear.drawn(rng, strength)
         layout = replace(
             Layout.drawn(rng, self._face(rng, "".join(texts)), strength),
