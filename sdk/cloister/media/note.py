@@ -110,6 +110,8 @@ def lines(picture: Image.Image, most: int) -> list[Image.Image]:
     """Return pictures of the lines of text in `picture`, from top to bottom, in grey.
 
     Where it has not two or more, that is `picture` itself, as it was given.
+    Lines have letters: one of dashes alone is not found, columns are not parted, and of a page that
+    lies on its side nothing is cut.
 
     Raises:
         Refused: it has over `most`.
