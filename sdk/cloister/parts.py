@@ -17,10 +17,12 @@ import msgspec
 from cloister.errors import MediaTooLarge, MediaUnreadable, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import IO
 
-__all__ = ["LIMIT_BYTES", "Audio", "Content", "Image", "Media", "Picture", "Recording"]
+__all__ = [
+    "LIMIT_BYTES", "Audio", "Content", "Image", "Media", "Picture", "Recording", "one_by_one",
+]
 
 LIMIT_BYTES = 32 << 20  # of a file, or of samples
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -138,20 +140,24 @@ class Picture(_Part, frozen=True):
     height: int
     width: int
     grid: tuple[int, int] = (0, 0)  # rows and columns of tiles, the whole picture behind them
+    lines: int = 1  # of a note, a tile each; one where there is a grid
 
     def __post_init__(self) -> None:
         size = self.tiles * 3 * self.height * self.width
-        if min(self.height, self.width) < 1 or min(self.grid) < 0 or len(self.data) != size:
+        if min(self.height, self.width, self.lines) < 1 or min(self.grid) < 0 or (
+                self.lines > 1 and self.grid != (0, 0)) or len(self.data) != size:
             raise MediaUnreadable("A picture is not as large as it says; decode it again.")
 
     @property
     def tiles(self) -> int:
-        """Pictures that the encoder is given: those of the grid, and the whole one."""
-        return self.grid[0] * self.grid[1] + 1
+        """Pictures that the encoder is given: those of the grid, and the whole one; or lines."""
+        return self.grid[0] * self.grid[1] + self.lines
 
     @property
     def label(self) -> str:
         """What it is, in words that tell nothing of its content."""
+        if self.lines > 1:
+            return f"picture of {self.lines} lines"
         rows, columns = max(1, self.grid[0]), max(1, self.grid[1])
         return f"picture {columns * self.width} x {rows * self.height}"
 
@@ -182,6 +188,18 @@ Media = Image | Audio | Picture | Recording
 
 Content = str | tuple[str | Media, ...]
 """What a message says: a text, or texts, pictures and recordings in any order."""
+
+
+def one_by_one(parts: Iterable[Picture | Recording]) -> Iterator[Picture | Recording]:
+    """Yield `parts`, but of a note each line as a picture of its own."""
+    for part in parts:
+        if isinstance(part, Recording) or part.lines == 1:
+            yield part
+            continue
+        size = len(part.data) // part.lines
+        for begin in range(0, len(part.data), size):
+            yield Picture(
+                data=part.data[begin:begin + size], height=part.height, width=part.width)
 
 
 def _read(source: str | Path | IO[bytes]) -> bytes:

@@ -34,7 +34,7 @@ class Fit(StrEnum):
 
     STRETCH = "stretch"  # to the size, whatever its own proportions
     PAD = "pad"  # as large as fits, at the upper left; the rest is filled
-    LINE = "line"  # a line of text: to the height, at the left, made even; see `media.line`
+    LINE = "line"  # each line of text: to the height, at the left, made even; see `media.line`
     TILES = "tiles"  # cut into pictures of the size, and the whole one behind them
 
 
@@ -81,16 +81,19 @@ class PictureFormat(Record, frozen=True):
     def layout(self, picture: Picture) -> list[Piece]:
         """Return the texts and numbers of vectors that stand for `picture` in a prompt.
 
-        The vectors are those of its tiles in their order.
+        The vectors are those of its tiles in their order. Between lines of a note is a line break.
 
         Raises:
             UnsupportedMedia: it was decoded for a model that takes others.
         """
         (rows, columns), tiles = picture.grid, self.tiles
         if (picture.height, picture.width) != (self.height, self.width) or (
-                rows * columns and tiles is None):
+                rows * columns and tiles is None) or (
+                picture.lines > 1 and self.fit is not Fit.LINE):
             raise _decoded_for_another("picture")
         laid_out: list[Piece] = [self.before]
+        for _ in range(picture.lines - 1):
+            laid_out += [self.tokens, "\n"]
         if tiles is not None and rows * columns:
             for row in range(rows):
                 for column in range(columns):

@@ -3,7 +3,7 @@ import pytest
 
 from cloister.errors import MediaTooLarge, MediaUnreadable, SettingError
 from cloister.message import Message
-from cloister.parts import LIMIT_BYTES, Audio, Image, Picture, Recording
+from cloister.parts import LIMIT_BYTES, Audio, Image, Picture, Recording, one_by_one
 
 
 def test_a_file_is_taken_as_it_is(tmp_path):
@@ -75,9 +75,22 @@ def test_decoded_media_are_as_large_as_they_say():
     assert Picture(data=bytes(3 * 5 * 12), height=3, width=4, grid=(2, 2)).tiles == 5
     with pytest.raises(MediaUnreadable):
         Picture(data=bytes(35), height=3, width=4)
+    with pytest.raises(MediaUnreadable):
+        Picture(data=bytes(3 * 6 * 12), height=3, width=4, grid=(2, 2), lines=2)
+    with pytest.raises(MediaUnreadable):
+        Picture(data=b"", height=3, width=4, lines=0)
     assert Recording(data=bytes(8), rate=8000).samples == 2
     with pytest.raises(MediaUnreadable):
         Recording(data=bytes(7), rate=8000)
+
+
+def test_a_note_is_as_many_pictures_as_it_has_lines():
+    note = Picture(data=bytes(range(12)) + bytes(12), height=2, width=2, lines=2)
+    sound = Recording(data=bytes(8), rate=8000)
+    assert list(one_by_one([note, sound])) == [
+        Picture(data=bytes(range(12)), height=2, width=2),
+        Picture(data=bytes(12), height=2, width=2), sound]
+    assert note.label == "picture of 2 lines"
 
 
 def test_no_repr_shows_content():

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from cloister.errors import SettingError
+from cloister.errors import SettingError, UnsupportedMedia
 from cloister.parts import Picture, Recording
 from cloister.pieces import Fit, PictureFormat, RecordingFormat, Resample, Tiles
 
@@ -24,6 +24,14 @@ def test_tiles_have_their_rows_and_columns_and_the_whole_comes_last():
         "<f>"]
     one = Picture(data=bytes(12), height=2, width=2)
     assert tiled.layout(one) == ["<f><global>", 4, "<f>"]
+
+
+def test_lines_of_a_note_have_a_line_break_between_them():
+    note = Picture(data=bytes(36), height=2, width=2, lines=3)
+    lines = msgspec.structs.replace(SQUARE, fit=Fit.LINE)
+    assert lines.layout(note) == ["\n<a>", 4, "\n", 4, "\n", 4, "<b>\n"]
+    with pytest.raises(UnsupportedMedia, match="for a model that takes others"):
+        SQUARE.layout(note)
 
 
 def test_a_recording_is_filled_up_to_its_multiple():

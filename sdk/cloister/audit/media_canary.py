@@ -24,8 +24,8 @@ _WINDOW_BYTES = 48
 def picture(format_: PictureFormat, note: str) -> tuple[bytes, tuple[bytes, ...]]:
     """Return a PNG of the encoder's size with `note` in it, and what tells its content.
 
-    That is part of the file as it is, and of its red pixels, which no resizing changes where the
-    format does not cut pictures into tiles.
+    That is part of the file as it is, and of its red pixels, which nothing changes where the
+    format neither cuts pictures into tiles nor reads lines.
     """
     height, width = format_.height, format_.width
     pixels = secrets.token_bytes(height * width * 3)

@@ -177,6 +177,7 @@ def _scan(args: Vault) -> Record:
     from cloister import reference
     from cloister.audit import canary
     from cloister.bundle import Bundle
+    from cloister.pieces import Fit
     from cloister.tokenizer import Tokenizer
 
     bundle = reference.find(args.bundle)
@@ -202,8 +203,9 @@ def _scan(args: Vault) -> Record:
     ways, media = [each.way for each in planted], whole.manifest.media
     # These the vault keeps word for word: a search that misses them unsealed would miss all.
     kept = {"session name", "system prompt", "chat", "second turn", "resumed", "recording"}
-    if media is not None and media.picture is not None and media.picture.tiles is None:
-        kept.add("picture")  # its pixels are not resized
+    if media is not None and media.picture is not None and media.picture.fit in (
+            Fit.STRETCH, Fit.PAD):
+        kept.add("picture")  # its pixels are neither resized nor made even
     missed = kept.intersection(ways) - {find.way for find in found}
     record: Record = {
         "ok": not finds and not missed, "planted": ways, "files": files,

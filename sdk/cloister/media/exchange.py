@@ -29,7 +29,7 @@ _MOST = 2**64 - 1
 class Code(IntEnum):
     """How decoding went; what the two counts of an answer are."""
 
-    DONE = 0  # rows and columns of tiles
+    DONE = 0  # rows and columns of tiles; of a note, lines and no columns
     UNKNOWN = 1  # no file of a known format
     DAMAGED = 2
     EMPTY = 3  # without pixels or samples
@@ -42,6 +42,7 @@ class Code(IntEnum):
     NOT_FINITE = 10
     LOUD = 11
     MEMORY = 12
+    LINES = 13  # of text
 
 
 class Request(Record, frozen=True):

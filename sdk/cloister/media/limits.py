@@ -18,6 +18,7 @@ class Limits(Record, frozen=True):
     pixels: Whole = 1 << 24  # of the picture as it is stored; 16 megapixels
     samples: Whole = 1 << 24  # of all channels, as stored, and at the rate that it is converted to
     result_bytes: Whole = 64 << 20  # of all tiles of a picture, or of all samples
+    lines: Whole = 16  # of a note
     memory_bytes: Whole = 512 << 20  # that decoding may take
     seconds: Whole = 20  # from the start of the process
 

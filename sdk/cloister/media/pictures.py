@@ -27,6 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from cloister.media import note
 from cloister.media.exchange import Answer, Code, Refused
 from cloister.media.line import line
 from cloister.pieces import Fit
@@ -147,7 +148,7 @@ def _coloured(image: Image.Image, data: bytes, fill: tuple[int, int, int]) -> Im
 def _fitted(
     picture: Image.Image, format_: PictureFormat, limits: Limits
 ) -> tuple[tuple[int, int], list[Image.Image]]:
-    """Return rows and columns of tiles, and the pictures of the encoder's size."""
+    """Return the counts of an answer, and the pictures of the encoder's size."""
     width, height = format_.width, format_.height
     resample = Image.Resampling[format_.resample.name]
     _check_result(1, format_, limits)
@@ -155,14 +156,26 @@ def _fitted(
         return _tiled(picture, format_, limits)
     if format_.fit is Fit.STRETCH:
         return (0, 0), [picture.resize((width, height), resample)]
-    padded = Image.new("RGB", (width, height), format_.fill)
     if format_.fit is Fit.LINE:
-        padded.paste(line(picture, height, width))
-        return (0, 0), [padded]
+        return _lines(picture, format_, limits)
+    padded = Image.new("RGB", (width, height), format_.fill)
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     padded.paste(picture.resize(size, resample))
     return (0, 0), [padded]
+
+
+def _lines(
+    picture: Image.Image, format_: PictureFormat, limits: Limits
+) -> tuple[tuple[int, int], list[Image.Image]]:
+    found = note.lines(picture, limits.lines)
+    _check_result(len(found), format_, limits)
+    tiles = []
+    for each in found:
+        tile = Image.new("RGB", (format_.width, format_.height), format_.fill)
+        tile.paste(line(each, format_.height, format_.width))
+        tiles.append(tile)
+    return (len(found), 0), tiles
 
 
 def _tiled(

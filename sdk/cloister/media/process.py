@@ -25,7 +25,7 @@ __all__ = ["decode", "not_installed"]
 # places come last, so that no file beside a package stands in for one of the standard library.
 _BEGIN = ("import sys; sys.path += sys.argv[1:]\n"
           "from cloister.media.child import main; main()")
-_PACKAGES = {"picture": ("PIL",), "recording": ("numpy", "soundfile", "soxr")}
+_PACKAGES = {"picture": ("PIL", "numpy"), "recording": ("numpy", "soundfile", "soxr")}
 _HEAD_BYTES = 64  # more than the numbers of an answer
 
 

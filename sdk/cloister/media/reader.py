@@ -9,6 +9,7 @@ from cloister.media import process
 from cloister.media.exchange import Answer, Code, Refused, Request
 from cloister.media.limits import Limits
 from cloister.parts import LIMIT_BYTES, Audio, Image, Picture, Recording
+from cloister.pieces import Fit
 
 if TYPE_CHECKING:
     from cloister.errors import CloisterError
@@ -36,8 +37,8 @@ def read(
 
     Raises:
         UnsupportedMedia: `formats` has no picture, or no recording.
-        MediaTooLarge: it has more pixels, samples or bytes, or takes more memory or time, than
-            `limits` allow, or is longer than the format's `most`.
+        MediaTooLarge: it has more pixels, lines, samples or bytes, or takes more memory or time,
+            than `limits` allow, or is longer than the format's `most`.
         MediaUnreadable: it is no file of a known format, or damaged, empty or animated.
         WorkerError: the process could not start, or the extra `media` is not installed.
     """
@@ -78,14 +79,15 @@ def _converted(request: Request, data: bytes) -> Answer:
 
 def _picture(answer: Answer, format_: PictureFormat, limits: Limits) -> Picture:
     """Return the picture of an answer that nobody vouches for."""
-    rows, columns = answer.counts
-    tiled = format_.tiles is not None
-    if max(answer.counts) > limits.result_bytes or bool(rows) != bool(columns) or (
-            rows and not tiled):
+    grid, lines = answer.counts, 1
+    if format_.fit is Fit.LINE:
+        grid, lines = (0, answer.counts[1]), answer.counts[0]
+    if max(answer.counts) > limits.result_bytes or bool(grid[0]) != bool(grid[1]) or (
+            grid[0] and format_.tiles is None) or lines > limits.lines:
         raise _broken()
     try:
         return Picture(
-            data=answer.data, height=format_.height, width=format_.width, grid=(rows, columns))
+            data=answer.data, height=format_.height, width=format_.width, grid=grid, lines=lines)
     except MediaUnreadable:
         raise _broken() from None
 
@@ -131,6 +133,10 @@ def _refusal(answer: Answer, request: Request) -> CloisterError:
             return MediaTooLarge(
                 f"A picture has {first} x {second} pixels, and at most {limits.pixels} are "
                 "decoded; give a smaller one.")
+        case Code.LINES:
+            return MediaTooLarge(
+                f"A picture has {first} lines of text, and at most {limits.lines} are read at a "
+                "time; give a part of it.")
         case Code.LONG if recording is not None:
             return MediaTooLarge(
                 f"A recording of {first / recording.rate:.2f} s is longer than the "

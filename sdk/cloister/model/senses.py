@@ -12,7 +12,7 @@ import torch
 from cloister.model.cache import KVCache
 from cloister.model.projector import TokenProjector
 from cloister.model.sense_file import SenseKind
-from cloister.parts import Picture
+from cloister.parts import Picture, one_by_one
 from cloister.pieces import MEDIA, PictureFormat, RecordingFormat
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Senses:
         assert self.formats is not None
         vectors: list[torch.Tensor | None] = []  # None: one that the encoder leaves out
         blocks = list[int]()  # of each vector: those that attend to one another
-        for number, part in enumerate(parts):
+        for number, part in enumerate(one_by_one(parts)):
             form = self.formats.of(part)
             kind = SenseKind.VISION if isinstance(part, Picture) else SenseKind.AUDIO
             each_NE = list(self._senses[kind](tensor(part, form)).flatten(0, 1))

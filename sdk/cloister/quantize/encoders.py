@@ -29,6 +29,7 @@ from cloister.model.recipe import Recipe
 from cloister.model.sense import Sense, linears, scheme_of
 from cloister.model.sense_file import SenseKind
 from cloister.model.senses import tensor
+from cloister.parts import one_by_one
 from cloister.progress import silent
 from cloister.quantize.calibrate import ROWS, Inputs, rounded
 from cloister.quantize.rounding import quantize_weight
@@ -132,7 +133,8 @@ def media_of(
         for done, path in enumerate(some):
             progress(f"read {kind}s", done, len(some))
             part = media.read(MEDIA[kind].open(path), formats)
-            found.setdefault(sense, []).append(tensor(part, formats.of(part)))
+            found.setdefault(sense, []).extend(
+                tensor(each, formats.of(each)) for each in one_by_one([part]))
     if not found:
         raise DataError(
             "The data name no picture or recording that the checkpoint takes; name others, or "

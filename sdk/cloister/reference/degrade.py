@@ -96,8 +96,8 @@ def _head(shape: tuple[int, int], strength: float, rng: Generator) -> np.ndarray
     return rows_H[:, None] * columns_W
 
 
-def bent(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
-    """Return `ink` tilted, in perspective and crumpled, of the same size."""
+def bent(ink: Image.Image, wear: Wear, rng: Generator, lines: int = 1) -> Image.Image:
+    """Return `ink` of so many lines tilted, in perspective and crumpled, of the same size."""
     if not (wear.tilt or wear.crumple):
         return ink
     width, height = ink.size
@@ -113,7 +113,8 @@ def bent(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
     if wear.crumple:
         wave = np.cumsum(rng.uniform(-1, 1, (3, cells + 1)), axis=1)
         wave -= np.linspace(wave[:, 0], wave[:, -1], cells + 1, axis=1)
-        wave = np.clip(wave, -1.5, 1.5) * wear.crumple * np.array([[0.09], [0.09], [0.1]]) * height
+        wave = np.clip(wave, -1.5, 1.5) * wear.crumple * np.array([[0.09], [0.09], [0.1]])
+        wave *= height / lines
         top, bottom, x = top + wave[0], bottom + wave[1], x + wave[2]
     edges = np.linspace(0, width, cells + 1).round().astype(int).tolist()
     upper, lower = (x + slant / 2).tolist(), (x - slant / 2).tolist()
@@ -127,14 +128,14 @@ def bent(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
     return ink.transform(ink.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
 
 
-def photographed(ink: Image.Image, wear: Wear, rng: Generator) -> Image.Image:
-    """Return the picture of `ink` on paper, grey, of the same size."""
+def photographed(ink: Image.Image, wear: Wear, rng: Generator, lines: int = 1) -> Image.Image:
+    """Return the picture of `ink` of so many lines on paper, grey, of the same size."""
     if wear.coarse:
         scale = 1 + 1.3 * wear.coarse
         small = max(1, round(ink.width / scale)), max(1, round(ink.height / scale))
         ink = ink.resize(small, Image.Resampling.BOX).resize(ink.size, Image.Resampling.BILINEAR)
     if wear.blur:
-        along, across = wear.blur * rng.uniform(0.2, 1, 2) * ink.height / 24
+        along, across = wear.blur * rng.uniform(0.2, 1, 2) * ink.height / lines / 24
         ink = ink.filter(ImageFilter.BoxBlur((float(along), float(across))))
     ink_HW = np.asarray(ink, np.float32) / 255
     shape = ink_HW.shape

@@ -15,12 +15,13 @@ from cloister.media.line import line
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from cloister.reference.fonts import Face
 
-__all__ = ["HEIGHT", "WIDTH", "Layout", "fitted", "ink"]
+__all__ = ["HEIGHT", "WIDTH", "Layout", "fitted", "ink", "note"]
 
 HEIGHT = 32  # pixels of every picture
 WIDTH = 512  # pixels at most
@@ -59,32 +60,44 @@ def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Im
 
     The height is that of the face's ascender and descender and of the layout's margins.
     """
+    return _drawn(layout, [text], above, below)
+
+
+def note(layout: Layout, texts: Sequence[str]) -> Image.Image:
+    """Draw `texts`, one below the other at the layout's pitch, otherwise as `ink` does."""
+    return _drawn(layout, texts, "", "")
+
+
+def _drawn(layout: Layout, texts: Sequence[str], above: str, below: str) -> Image.Image:
     font = layout.face.at(layout.size)
     ascent, descent = font.getmetrics()
     # Some faces leave much room for marks over capitals: lines are measured by what is written.
-    tall, deep = (text, text) if layout.hugging else (_TALL, _DEEP)
+    tall, deep = ("".join(texts),) * 2 if layout.hugging else (_TALL, _DEEP)
     top, bottom = max(0, font.getbbox(tall)[1]), min(ascent + descent, font.getbbox(deep)[3])
     size = layout.size
     if bottom - top < size / 2:  # of dashes or small letters alone no line is as high as they are
         top, bottom = font.getbbox(_TALL)[1], font.getbbox(_TALL)[3]
+    pitch = round(layout.pitch * size)
     height = round(bottom - top) + round((layout.above + layout.below) * size)
+    height += pitch * (len(texts) - 1)
     baseline = round(layout.above * size - top)
     side = round(layout.side * size) + 2
-    extra = layout.spacing * max(0, len(text) - 1)
-    width = max(1, round(font.getlength(text))) + extra + 2 * side
+    width = 2 * side + max(
+        max(1, round(font.getlength(text))) + layout.spacing * max(0, len(text) - 1)
+        for text in texts)
     image = Image.new("L", (width, max(8, height)))
     draw = ImageDraw.Draw(image)
     draw.fontmode = "1" if layout.bitmap else "L"
-    pitch = round(layout.pitch * size)
-    for written, offset in ((above, -pitch), (text, 0), (below, pitch)):
+    for place, written in enumerate((above, *texts, below), start=-1):
+        y = baseline + place * pitch
         if not written:
             continue
         if layout.spacing == 0:
-            draw.text((side, baseline + offset), written, fill=255, font=font)
+            draw.text((side, y), written, fill=255, font=font)
             continue
         x = float(side)
         for character in written:
-            draw.text((x, baseline + offset), character, fill=255, font=font)
+            draw.text((x, y), character, fill=255, font=font)
             x += font.getlength(character) + layout.spacing
     return image
 

@@ -106,11 +106,11 @@ class Texts:
             text = text.title()
         return _OUTSIDE.sub("", text)[:longest].strip() or "-"
 
-    def note(self, rng: random.Random) -> list[str]:
-        """Draw a note of two to four lines."""
+    def note(self, rng: random.Random, most: int = 4) -> list[str]:
+        """Draw a note of two to `most` lines."""
         longest = rng.randint(*_LINE_OF_NOTE)
         lines = [each for each in wrapped(self._text(rng), longest) if each]
-        count = rng.randint(2, 4)
+        count = rng.randint(2, most)
         while len(lines) < count:
             lines.append(self.line(rng, longest))
         return lines[:count]

@@ -6,29 +6,32 @@ Shapes: H rows, W columns.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloister.errors import DataError
 from cloister.reference.degrade import Wear, bent, photographed, printed
-from cloister.reference.drawing import Layout, fitted, ink
+from cloister.reference.drawing import Layout, fitted, ink, note
 from cloister.reference.fonts import Kind
 from cloister.reference.lines import LONGEST, label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from PIL import Image
+
     from cloister.reference.fonts import Face
     from cloister.reference.lines import Texts
 
-__all__ = ["Camera", "Picture"]
+__all__ = ["Camera", "Page", "Picture"]
 
 _TRIES = 50  # faces tried for a text
 _WEIGHTS = {Kind.SANS: 1.0, Kind.SERIF: 1.0, Kind.MONO: 2.5, Kind.DOTS: 2.0, Kind.HAND: 1.5,
             Kind.DISPLAY: 0.6}
 _BESIDE = 0.35  # of the pictures show edges of the lines above and below
+_MARGINS = 0.5, 1.5  # ems above and below a note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,14 @@ class Picture:
 
     pixels_HW: np.ndarray
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A note as a user photographs it, uint8[H, W], and the texts of its lines."""
+
+    pixels_HW: np.ndarray
+    texts: list[str]
 
 
 class Camera:
@@ -82,6 +93,21 @@ class Camera:
             for above, text, below in zip(around, lines, around[2:], strict=False)
         ]
 
+    def page(self, seed: str, *, strength: float, most: int = 6) -> Page:
+        """Take one picture of a note of two to `most` lines.
+
+        Raises:
+            DataError: no face draws the text.
+        """
+        rng = random.Random(seed)
+        texts = self.texts.note(rng, most)
+        wear = Wear.drawn(rng, strength)
+        layout = replace(
+            Layout.drawn(rng, self._face(rng, "".join(texts)), strength),
+            above=rng.uniform(*_MARGINS), below=rng.uniform(*_MARGINS))
+        taken = _photograph(note(layout, texts), wear, rng, len(texts))
+        return Page(pixels_HW=np.asarray(taken), texts=list(map(label, texts)))
+
     def _face(self, rng: random.Random, text: str) -> Face:
         """Draw a face that has all of the text."""
         for face in rng.choices(self._faces, self._weights, k=_TRIES):
@@ -93,6 +119,10 @@ class Camera:
 def _taken(
     layout: Layout, wear: Wear, rng: random.Random, text: str, above: str, below: str,
 ) -> np.ndarray:
+    return fitted(_photograph(ink(layout, text, above, below), wear, rng))
+
+
+def _photograph(drawn: Image.Image, wear: Wear, rng: random.Random, lines: int = 1) -> Image.Image:
     numbers = np.random.Generator(np.random.SFC64(rng.getrandbits(63)))
-    drawn = bent(printed(ink(layout, text, above, below), wear, numbers), wear, numbers)
-    return fitted(photographed(drawn, wear, numbers))
+    drawn = bent(printed(drawn, wear, numbers), wear, numbers, lines)
+    return photographed(drawn, wear, numbers, lines)

@@ -1,4 +1,4 @@
-"""What a reader of lines is worth: character errors, and lines without one.
+"""What a reader of lines is worth: character errors, and lines and notes without one.
 
 `python -m cloister.reference.reading --fonts FONTS OUT` measures what `reader` left in OUT.
 """
@@ -13,27 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from rapidfuzz.distance import Levenshtein
 from rich.console import Console
 from rich.table import Table
 
 from cloister.errors import CloisterError
+from cloister.media import note
 from cloister.reference import console, ctc, fonts
 from cloister.reference.batches import stacked
-from cloister.reference.drawing import WIDTH
+from cloister.reference.drawing import WIDTH, fitted
 from cloister.reference.mixture import Mixture
-from cloister.reference.pictures import Camera
+from cloister.reference.pictures import Camera, Picture
 from cloister.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cloister.reference.ctc import CtcModel
-    from cloister.reference.pictures import Picture
 
-__all__ = ["confusions", "main", "samples", "scores", "table"]
+__all__ = ["confusions", "main", "notes", "samples", "scores", "table"]
 
 _LINES = 400  # of each test
+_NOTES = 200
 _BATCH = 50
 _WEAR = {"clean": 0.0, "half worn": 0.5, "worn": 1.0}
 
@@ -56,12 +58,34 @@ def scores(
     found: dict[str, dict[str, float]] = {}
     for name, pictures in samples.items():
         pairs = list(zip(_read(model, pictures), (each.text for each in pictures), strict=True))
-        errors = sum(Levenshtein.distance(*pair) for pair in pairs)
-        found[name] = {
-            "lines": len(pairs),
-            "character_errors": round(errors / sum(len(text) for _, text in pairs), 4),
-            "whole": round(sum(read == text for read, text in pairs) / len(pairs), 4)}
+        found[name] = {"lines": len(pairs), **_errors(pairs)}
     return found
+
+
+def notes(model: CtcModel, camera: Camera, count: int = _NOTES) -> dict[str, dict[str, float]]:
+    """Return the same of pictures of notes, which are cut first, and the share cut rightly.
+
+    A line break is a character, too.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, strength in _WEAR.items():
+        pairs, right = [], 0
+        for number in range(count):
+            page = camera.page(f"test {name} {number}", strength=strength)
+            cut = note.lines(Image.fromarray(page.pixels_HW), most=len(page.pixels_HW))
+            read = _read(model, [Picture(pixels_HW=fitted(line), text="") for line in cut])
+            pairs.append(("\n".join(read), "\n".join(page.texts)))
+            right += len(cut) == len(page.texts)
+        found[f"notes, {name}"] = {
+            "lines": count, **_errors(pairs), "cut": round(right / count, 4)}
+    return found
+
+
+def _errors(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Return the errors of what was read for what is written."""
+    errors = sum(Levenshtein.distance(*pair) for pair in pairs)
+    return {"character_errors": round(errors / sum(len(text) for _, text in pairs), 4),
+            "whole": round(sum(read == text for read, text in pairs) / len(pairs), 4)}
 
 
 def confusions(
@@ -87,10 +111,11 @@ def _read(model: CtcModel, pictures: Sequence[Picture]) -> list[str]:
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> Table:
     """Return what `scores` returned as a table."""
-    shown = Table("lines in fonts never seen", "number", "character errors", "lines whole")
+    shown = Table("lines in fonts never seen", "number", "character errors", "without one",
+                  "cut rightly")
     for name, each in scores.items():
         shown.add_row(name, f"{each['lines']}", f"{each['character_errors']:.1%}",
-                      f"{each['whole']:.1%}")
+                      f"{each['whole']:.1%}", f"{each['cut']:.1%}" if "cut" in each else "")
     return shown
 
 
@@ -109,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         camera = Camera(Mixture.read(console.data(given)).held_out_texts,
                         fonts.faces(given.fonts, held_out=True))
-        found = scores(ctc.load(given.folder), samples(camera))
+        model = ctc.load(given.folder)
+        found = scores(model, samples(camera)) | notes(model, camera)
     except CloisterError as error:
         Console(stderr=True).print(str(error), style="red", markup=False)
         return 1

@@ -247,8 +247,13 @@ def _read(records: Sequence[bytes]) -> tuple[list[dict[str, Any]], _Media]:
 
 def _packed(part: Picture | Recording) -> bytes:
     """Return the record of a picture or recording: what it is, in JSON, then its data."""
-    header = {"size": [part.height, part.width], "grid": part.grid} if isinstance(
-        part, Picture) else {"rate": part.rate}
+    header: dict[str, object]
+    if isinstance(part, Recording):
+        header = {"rate": part.rate}
+    else:
+        header = {"size": [part.height, part.width], "grid": part.grid}
+        if part.lines > 1:
+            header["lines"] = part.lines
     return _BINARY + json.dumps(header).encode() + _BINARY + part.data
 
 
@@ -258,7 +263,8 @@ def _unpacked(record: bytes) -> Picture | Recording:
     if "rate" in said:
         return Recording(data=data, rate=said["rate"])
     height, width = said["size"]
-    return Picture(data=data, height=height, width=width, grid=tuple(said["grid"]))
+    return Picture(data=data, height=height, width=width, grid=tuple(said["grid"]),
+                   lines=said.get("lines", 1))
 
 
 def _digest(part: Picture | Recording) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 
 from cloister.bundle import Bundle
 from cloister.errors import SnapshotError, UnsupportedMedia
-from cloister.parts import Picture
+from cloister.parts import Picture, one_by_one
 from cloister.pieces import MEDIA
 from cloister.runtime import encoded, memory, program
 from cloister.runtime.core import Core, Rows
@@ -135,6 +135,8 @@ class Engine(Core, Summary):
             UnsupportedMedia, MediaTooLarge: see `MediaFormats.layout`.
         """
         form, count = self._format(part)
+        if isinstance(part, Picture) and part.lines > 1:
+            return [position for line in one_by_one([part]) for position in self.media(line, kept)]
         name = encoded.digest(self._media_key if kept is None else kept.media_key, part)
         vectors = Encoded(name, functools.partial(self._encode, part, form), kept)
         if form.fewer:
@@ -154,7 +156,7 @@ class Engine(Core, Summary):
             UnsupportedMedia, MediaTooLarge: see `media`.
         """
         places: list[MediaPosition | None] = []
-        for part in parts:
+        for part in one_by_one(parts):
             found = self.media(part, kept)
             places += [*found, *[None] * (self._format(part)[1] - len(found))]
         next_place = iter(places)

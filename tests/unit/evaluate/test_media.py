@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
@@ -21,7 +22,7 @@ from cloister.media import read
 from cloister.model import multimodal
 from cloister.model.senses import Senses, tensor
 from cloister.parts import Image, Picture
-from cloister.pieces import MEDIA
+from cloister.pieces import MEDIA, Fit
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,21 @@ def test_what_an_encoder_leaves_out_is_no_position(
     wanted = multimodal.logits(
         senses._decoder, torch.tensor([[5, MEDIA, MEDIA, 6]]), shown[0])[0, -1:]
     assert (senses.logits(fewer, [part], 5) - wanted).abs().max() < 1e-5
+
+
+def test_lines_of_a_note_are_read_one_after_the_other(
+    subject: CheckpointSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    senses, formats = subject._senses, subject.formats
+    assert formats is not None
+    assert formats.picture is not None
+    lines = msgspec.structs.replace(
+        formats, picture=msgspec.structs.replace(formats.picture, fit=Fit.LINE))
+    monkeypatch.setattr(senses, "formats", lines)
+    parts = [Picture(data=bytes([shade]) * 3 * 32 * 32, height=32, width=32) for shade in (9, 200)]
+    note = Picture(data=parts[0].data + parts[1].data, height=32, width=32, lines=2)
+    ids = [5, *[MEDIA] * 4, 7, *[MEDIA] * 4, 6]
+    assert torch.equal(senses.logits(ids, [note], 9), senses.logits(ids, parts, 9))
 
 
 def test_a_checkpoint_of_texts_has_no_senses(tokenizer_dir: Path, tmp_path: Path) -> None:

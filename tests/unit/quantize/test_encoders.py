@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.unit.model import test_sense as tiny
@@ -22,6 +23,7 @@ from cloister.model.projector import ProjectorKind, ProjectorShape
 from cloister.model.recipe import Recipe
 from cloister.model.sense import SenseConfig, linears, scheme_of
 from cloister.model.sense_file import SenseKind
+from cloister.pieces import Fit
 from cloister.quantize import encoders
 from cloister.quantize.apply import QuantizeReport, quantize
 from cloister.quantize.encoders import SenseOptions, quantize_sense
@@ -156,6 +158,21 @@ def test_a_checkpoint_is_quantized_with_its_senses(
     again = quantize(source, tmp_path / "default")
     assert isinstance(again.report, QuantizeReport)
     assert [each.recipe for each in again.report.senses] == ["8da8w", "8da8w"]
+
+
+def test_each_line_of_a_note_is_calibrated_on(tmp_path: Path, tokenizer_dir: Path) -> None:
+    pytest.importorskip("PIL")
+    from tests.unit.media.test_note import written
+
+    assert tiny.MEDIA.picture is not None
+    lines = msgspec.structs.replace(
+        tiny.MEDIA, picture=msgspec.structs.replace(tiny.MEDIA.picture, fit=Fit.LINE))
+    source = tiny.checkpoint(tmp_path / "lines", tokenizer_dir, media=lines)
+    written("call Ana", "buy milk", "and eggs").save(tmp_path / "a.png")
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({"task": "read", "input": "", "target": "x", "image": "a.png"}))
+    found = encoders.media_of(source, tmp_path / "data.jsonl")[SenseKind.VISION]
+    assert [each.shape for each in found] == [(1, 3, 32, 32)] * 3
 
 
 def test_training_and_calibration_of_the_text_keep_the_senses(

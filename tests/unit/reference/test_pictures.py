@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from cloister.errors import DataError
+from cloister.media.note import lines
 from cloister.reference.batches import Lesson, Supply, stacked
 from cloister.reference.drawing import HEIGHT, WIDTH, fitted
 from cloister.reference.fonts import Face, families
@@ -47,6 +48,22 @@ def test_a_note_is_as_many_pictures_as_it_has_lines(camera: Camera) -> None:
     notes = [camera.note(f"n {number}", strength=0.5) for number in range(30)]
     assert {len(note) for note in notes} == {2, 3, 4}
     assert all(line.pixels_HW.shape[0] == HEIGHT for note in notes for line in note)
+
+
+def test_a_page_shows_a_note_of_two_lines_or_more(camera: Camera) -> None:
+    pages = [camera.page(f"p {number}", strength=0.5) for number in range(40)]
+    assert {len(page.texts) for page in pages} == {2, 3, 4, 5, 6}
+    for page in pages:
+        assert page.pixels_HW.shape[0] > 20 * len(page.texts)
+    again = camera.page("p 0", strength=0.5)
+    assert again.texts == pages[0].texts
+    assert np.array_equal(again.pixels_HW, pages[0].pixels_HW)
+
+
+def test_clean_pages_are_cut_into_their_lines(camera: Camera) -> None:
+    for number in range(20):
+        page = camera.page(f"p {number}", strength=0.0)
+        assert len(lines(Image.fromarray(page.pixels_HW), most=6)) == len(page.texts)
 
 
 def test_a_text_that_no_face_has_is_an_error() -> None:

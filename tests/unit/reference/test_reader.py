@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rapidfuzz.distance import Levenshtein
 
 from cloister.distill.optimizer import Optimizer
 from cloister.distill.schedule import Schedule
@@ -82,3 +83,18 @@ def test_characters_read_as_others_are_counted() -> None:
     pictures = [Picture(pixels_HW=pixels, text="Play")] * 3
     found = reading.confusions(Reads(SMALL, ALPHABET, 8), pictures)
     assert found == [("l", "1", 3)]
+
+
+def test_a_note_is_measured_line_by_line_and_by_how_it_is_cut(camera: Camera) -> None:
+    class Reads(CtcModel):
+        def read(self, x: torch.Tensor) -> list[str]:
+            return ["a"] * len(x)
+
+    clean = reading.notes(Reads(SMALL, ALPHABET, 8), camera, count=5)["notes, clean"]
+    pages = [camera.page(f"test clean {number}", strength=0.0) for number in range(5)]
+    texts = ["\n".join(page.texts) for page in pages]
+    read = ["\n".join("a" * len(page.texts)) for page in pages]
+    errors = sum(map(Levenshtein.distance, read, texts))
+    assert clean == {
+        "lines": 5, "character_errors": round(errors / sum(map(len, texts)), 4), "whole": 0.0,
+        "cut": 1.0}

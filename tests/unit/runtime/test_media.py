@@ -18,7 +18,7 @@ from cloister.errors import MediaTooLarge, NotEnoughMemory, UnsupportedMedia
 from cloister.manifest import Encoder
 from cloister.parts import Picture, Recording
 from cloister.pieces import MEDIA as MEDIA_ID
-from cloister.pieces import MediaFormats
+from cloister.pieces import Fit, MediaFormats
 from cloister.runtime.chat import Sampling
 from cloister.runtime.core import Core, MediaPosition, Position, Rows
 from cloister.runtime.generate import Decoding, generate, score
@@ -174,6 +174,32 @@ def test_an_encoder_that_leaves_out_what_says_nothing_gives_fewer_positions(
     assert again == shown
     other.extend(again)
     assert other.program.encoded == []
+
+
+def test_each_line_of_a_note_has_as_many_positions_as_its_encoder_gives(
+    tmp_path: Path, tokenizer_dir: Path, space: Namespace
+) -> None:
+    lines = msgspec.structs.replace(
+        MEDIA, picture=msgspec.structs.replace(MEDIA.picture, fit=Fit.LINE, fewer=True))
+    path = make_media_bundle(tmp_path / "lines.cloister", tokenizer_dir, lines).path
+    engine = FakeEngine(path)
+    kept = PrefixCache(engine, space)
+    note = Picture(
+        data=b"".join(picture(shade).data for shade in (2, 4, 0)), height=4, width=6, lines=3)
+    ids = [1, *[MEDIA_ID] * 12, 2, *[MEDIA_ID] * 12, 2, *[MEDIA_ID] * 12, 3]
+    shown = engine.positions(ids, [note], kept)
+    each = [engine.media(picture(shade), kept) for shade in (2, 4, 0)]
+    assert [*map(len, each)] == [3, 5, 1]
+    assert shown == [1, *each[0], 2, *each[1], 2, *each[2], 3]
+    assert engine.media(note, kept) == [*each[0], *each[1], *each[2]]
+    assert engine.program.encoded == ["picture"] * 3
+    expected = engine.extend(shown)
+    kept.keep(shown)
+    other = FakeEngine(path)
+    again = other.positions(ids, [note], PrefixCache(other, space))
+    assert again == shown
+    assert torch.equal(other.extend(again), expected)
+    assert other.program.encoded == []  # put back line by line
 
 
 def test_what_the_bundle_does_not_take_is_refused_by_name(

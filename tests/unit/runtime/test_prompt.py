@@ -26,6 +26,7 @@ from cloister.errors import (
 )
 from cloister.message import Message
 from cloister.parts import Audio, Image, Picture, Recording
+from cloister.pieces import Fit
 from cloister.runtime import conversation, protocol
 from cloister.runtime.chat import Ask
 from cloister.runtime.core import MediaPosition, Position
@@ -182,6 +183,26 @@ def test_vectors_that_the_encoder_leaves_out_are_not_counted(
     assert session.stats.picture_tokens == 5
     assert 0 < session.stats.encode_s < session.stats.ttft_s
     assert ask(session, [picture(0)] * 40 + ["fox"])  # 480, were they all there
+
+
+def test_a_note_that_is_kept_is_read_with_a_line_break_between_its_lines(
+    tmp_path: Path, tokenizer_dir: Path, vault: Vault
+) -> None:
+    lines = msgspec.structs.replace(
+        MEDIA, picture=msgspec.structs.replace(MEDIA.picture, fit=Fit.LINE, fewer=True))
+    path = make_media_bundle(tmp_path / "lines.cloister", tokenizer_dir, lines).path
+    note = Picture(
+        data=picture(4).data + picture(2).data, height=4, width=6, lines=2)
+    session = Session(FakeEngine(path, LETTERS), vault=vault, name="note")
+    alone = session.count([picture(4), "fox"])
+    count = session.count([note, "fox"])
+    assert (count.picture, count.pictures) == (5 + 3, 1)
+    assert count.text == alone.text + len(session.engine.tokenizer.encode("\n"))
+    ask(session, [note, "fox"])
+    session.close()
+    again = Session(FakeEngine(path, LETTERS), vault=vault, name="note")
+    assert again.messages[0].media == (note,)
+    assert again.count("more").picture == 8
 
 
 def test_an_answer_is_given_again_for_the_same_picture_only(

@@ -28,6 +28,7 @@ TALK = (
     Message(role="user", content=(
         SECRET, Picture(data=bytes(range(72)), height=4, width=6), "",
         Picture(data=bytes(216), height=4, width=6, grid=(1, 2)),
+        Picture(data=bytes(144), height=4, width=6, lines=2),
         Recording(data=b"\0\1\2\3", rate=100))))
 ASK = Ask(
     messages=TALK, max_tokens=5, top=3, after=2, forced=(7, 0, 299),
