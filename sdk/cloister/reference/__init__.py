@@ -10,8 +10,16 @@ from typing import Any
 
 from cloister.family import bundle_path, checkpoint_path, find, find_checkpoint
 
-__all__ = ["bundle_path", "checkpoint_path", "find", "find_checkpoint", "requests_path",
-           "tools", "word_lists"]
+__all__ = ["bundle_path", "checkpoint_path", "encoder_path", "find", "find_checkpoint",
+           "requests_path", "tools", "word_lists"]
+
+
+def encoder_path(name: str) -> Path:
+    """Return the folder of a trained encoder, `ears` or `eyes`, in a checkout of the project.
+
+    What is installed has the family alone, whose bundles hold both.
+    """
+    return _directory() / "encoders" / name
 
 
 def requests_path() -> Path:

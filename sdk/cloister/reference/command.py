@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cloister.errors import SettingError
 from cloister.files import disk_errors
 from cloister.model.device import device
 from cloister.reference import checkpoint_path, console, ctc
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, minutes: float, peak: floa
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin", type=Path, metavar="OUT",
                         help="train further what was made there")
+    parser.add_argument("--mean", action="store_true",
+                        help="with --begin: keep the mean of the weights begun from and reached")
     parser.add_argument("--no-measure", action="store_false", dest="measure",
                         help="measure nothing: what measures is a command of its own")
 
@@ -78,8 +81,11 @@ def model(given: argparse.Namespace, new: Callable[[], CtcModel]) -> tuple[CtcMo
 
     Raises:
         CheckpointError, TrainingError: that of `--begin` cannot be read.
+        SettingError: `--mean` without it.
     """
     if given.begin is None:
+        if given.mean:
+            raise SettingError("--mean is taken with what an earlier run made; add --begin.")
         return new().to(device()), ""
     return ctc.load(given.begin).to(device()), ctc.identity(given.begin)
 

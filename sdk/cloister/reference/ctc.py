@@ -188,16 +188,18 @@ def token_sense(model: CtcModel, size: int) -> Sense:
     return sense.eval()
 
 
-def write(model: CtcModel, folder: Path) -> None:
-    """Write the encoder and the two readings.
+def write(model: CtcModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the encoder and the two readings, in `dtype`.
 
     Raises:
         NotEnoughDisk, OutputUnwritable: see `cloister.files.disk_errors`.
     """
     kind = SenseKind.AUDIO if model.sense.config.pixels is None else SenseKind.VISION
-    sense_file.write(folder / kind.file, model.sense.config, (
-        (name, value.cpu()) for name, value in model.sense.state_dict().items()))
-    heads = {name: value.cpu() for name, value in model.state_dict().items()
+    config = model.sense.config
+    sense_file.write(folder / kind.file, config, (
+        (name, value.to("cpu", dtype)) for name, value in model.sense.state_dict().items()
+    ), sense_file.plan(config, dtype))
+    heads = {name: value.to("cpu", dtype) for name, value in model.state_dict().items()
              if not name.startswith("sense.")}
     with whole_file(folder / _HEADS) as file:
         file.write(save(heads, {"alphabet": model.alphabet}))
@@ -214,7 +216,7 @@ def load(folder: Path) -> CtcModel:
     try:
         with safe_open(folder / _HEADS, framework="pt") as file:
             alphabet = (file.metadata() or {})["alphabet"]
-            heads = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            heads = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         spelled = "tokens.bias" not in heads
         model = CtcModel(
             sense.config, alphabet,

@@ -185,7 +185,7 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
     trainer.train(
         model, recordings,
         TrainerSettings(minutes=given.minutes, peak=given.peak, decay=0.4, covered=True,
-                        seed=given.seed),
+                        mean=given.mean, seed=given.seed),
         given.out, measure=measure, origin=origin, progress=console.lines(screen))
 
 

@@ -130,7 +130,8 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
         given, lambda: CtcModel(
             config(), ALPHABET, tokenizer.vocab_size, given.seed, spelled=True))
     trainer.train(
-        model, source, TrainerSettings(minutes=given.minutes, peak=given.peak, seed=given.seed),
+        model, source, TrainerSettings(
+            minutes=given.minutes, peak=given.peak, mean=given.mean, seed=given.seed),
         given.out, origin=origin, progress=console.lines(screen),
         measure=(lambda model: reading.scores(model, samples)) if given.measure else None)
     if given.measure:

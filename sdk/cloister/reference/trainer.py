@@ -62,6 +62,7 @@ class TrainerSettings:
     final: float = 0.02  # share of the peak at which it ends
     clip: float = 1.0  # norm of the gradient
     covered: bool = False  # stripes of what the encoder reads, see `_cover`
+    mean: bool = False  # keep that of the weights begun from and reached
     seed: int = 0
     save_every_s: float = 180.0
     measure_every_s: float = 600.0
@@ -156,10 +157,13 @@ class _Training:
             model, Schedule(peak=settings.peak, autocast=model.device.type == "cuda"),
             blocks=model.blocks)
         self.parallel = Parallel()
-        schedule = replace(settings, minutes=1, steps=None, save_every_s=1, measure_every_s=1)
+        schedule = replace(
+            settings, minutes=1, steps=None, save_every_s=1, measure_every_s=1, mean=False)
         self.identity = json.dumps(
             [asdict(schedule), asdict(model.sense.config), model.vocabulary, origin],
             sort_keys=True)
+        self.begun = {name: value.clone() for name, value in model.state_dict().items()
+                      } if settings.mean else None
         self.clock = time.perf_counter if model.device.type == "cuda" else time.process_time
 
     def run(self, source: Source, progress: Progress) -> Run:
@@ -183,6 +187,8 @@ class _Training:
                 if last or interrupted() or run.seconds - saved >= settings.save_every_s:
                     saved = run.seconds
                     self._save(run, rate)
+                if last and self.begun is not None:
+                    self._mean(self.begun)
                 if self.measure is not None and (
                     last or run.seconds - measured >= settings.measure_every_s
                 ):
@@ -220,6 +226,13 @@ class _Training:
             identity=self.identity, phase=(rate, False), losses=run.losses, seconds=run.seconds,
             tokens=run.tokens)
         state.save_state(self.folder / "state", record, self._tensors(), self.parallel)
+        ctc.write(self.model, self.folder)
+
+    def _mean(self, begun: Mapping[str, torch.Tensor]) -> None:
+        """Keep the mean; the state has the weights that were reached, to go on from."""
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                value.lerp_(begun[name], 0.5)
         ctc.write(self.model, self.folder)
 
     def _resume(self) -> Run:

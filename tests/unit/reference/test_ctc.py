@@ -55,6 +55,9 @@ def test_what_is_written_is_read_back_and_what_is_no_encoder_is_refused(
     assert read.spelled == spelled
     for name, value in model.state_dict().items():
         assert torch.equal(read.state_dict()[name], value)
+    ctc.write(model, tmp_path, torch.bfloat16)
+    for name, value in ctc.load(tmp_path).state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], atol=0, rtol=2**-8)
     (tmp_path / "heads.safetensors").write_bytes(b"damaged")
     with pytest.raises(TrainingError, match=r"heads\.safetensors"):
         ctc.load(tmp_path)

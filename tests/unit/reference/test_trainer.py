@@ -115,3 +115,22 @@ def test_stripes_are_covered_with_the_mean_and_the_rest_stays() -> None:
     assert 0 < changed.float().mean() < 0.6
     means = x_BCRW.mean((1, 2, 3), keepdim=True).expand_as(made)
     torch.testing.assert_close(made[changed], means[changed])
+
+
+def test_the_mean_of_the_weights_begun_from_and_reached_is_kept_and_measured(
+    tmp_path: Path
+) -> None:
+    begun, reached, mean = model(seed=1), model(seed=1), model(seed=1)
+    train(reached, Noise(), settings(2), tmp_path / "reached")
+    measured: list[CtcModel] = []
+    train(mean, Noise(), settings(2, mean=True), tmp_path / "mean",
+          measure=lambda given: measured.append(given) or {})
+    kept = ctc.load(tmp_path / "mean").state_dict()
+    for name, value in begun.state_dict().items():
+        wanted = (value + reached.state_dict()[name]) / 2
+        torch.testing.assert_close(kept[name], wanted, atol=1e-6, rtol=1e-5)
+        assert torch.equal(mean.state_dict()[name], kept[name])
+    assert measured == [mean]
+    # The state has what was reached, and the run goes on from that.
+    longer = train(model(seed=1), Noise(), settings(3, mean=True), tmp_path / "mean")
+    assert longer.losses == train(model(), Noise(), settings(3), tmp_path / "reached").losses
