@@ -141,7 +141,7 @@ class TokenProjector(Projector):
     classification has it (Graves et al., ICML 2006), or with an alphabet the likeliest of its
     characters, whose tokens `Spelling` knows. So a decoder reads as many vectors as it would read
     tokens. The correction, of the encoder's own vector, is what else there is to know. Where no
-    token is found the last position stands for it.
+    token is found the correction alone stands for it, at the last position.
     """
 
     def __init__(self, shape: ProjectorShape, encoder: EncoderShape) -> None:
@@ -187,8 +187,9 @@ class TokenProjector(Projector):
     def vectors(self, x_MD: torch.Tensor, tokens_M: torch.Tensor) -> torch.Tensor:
         """Return what a decoder reads for positions and their tokens, [M, E]."""
         (embed,) = self._embed
-        known_M = tokens_M.clamp(max=self.shape.vocabulary - 1)
-        out_ME: torch.Tensor = embed(known_M) + self.correction(x_MD)
+        there_M1 = (tokens_M < self.shape.vocabulary).unsqueeze(-1)
+        known_ME = embed(tokens_M.clamp(max=self.shape.vocabulary - 1))
+        out_ME: torch.Tensor = known_ME * there_M1 + self.correction(x_MD)
         return out_ME
 
 

@@ -135,7 +135,7 @@ def scheme_of(recipe: Recipe, name: str, inputs: int) -> Scheme:
     SigLIP's feed-forward layers have 4304 inputs, for which no backend has 4-bit kernels. What
     chooses among tokens is held as a decoder's head is.
     """
-    scheme = recipe.head if name.endswith(".head") else recipe.scheme_of(f"{name}.weight")
+    scheme = recipe.head if name == "projector.head" else recipe.scheme_of(f"{name}.weight")
     assert scheme is not None
     if scheme.group is not None and inputs % scheme.group:
         return Scheme(bits=8, group=None)

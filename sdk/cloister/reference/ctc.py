@@ -46,24 +46,24 @@ _HEADS = "heads.safetensors"
 class CtcModel(nn.Module):
     """A sense without a projector, a layer of the symbols of `alphabet`, and tokens.
 
-    Tokens are a layer of their own, or with `spelled` what the symbols spell. Of symbols the blank
-    is number 0, of tokens it is the last.
+    Tokens are a layer of their own, or with the bytes of each in `pieces` what the symbols spell.
+    Of symbols the blank is number 0, of tokens it is the last.
     """
 
     def __init__(
         self, config: SenseConfig, alphabet: str, vocabulary: int, seed: int = 0, *,
-        spelled: bool = False
+        pieces: Sequence[bytes] = ()
     ) -> None:
         super().__init__()
         size = config.encoder.hidden_size
-        self.alphabet, self.vocabulary, self.spelled = alphabet, vocabulary, spelled
+        self.alphabet, self.vocabulary, self.spelled = alphabet, vocabulary, bool(pieces)
         self.sense = Sense(config)
         self.sense.encoder.initialize(seed)
         self._numbers = {symbol: number for number, symbol in enumerate(alphabet, 1)}
         rng = torch.Generator().manual_seed(seed)
-        if spelled:
+        if self.spelled:
             self.spelling = Spelling(alphabet, size, vocabulary)
-            self.spelling.initialize(rng)
+            self.spelling.initialize(rng, pieces)
             return
         self.symbols = nn.Linear(size, 1 + len(alphabet))
         self.norm, self.tokens = nn.LayerNorm(size), nn.Linear(size, vocabulary + 1)
@@ -117,9 +117,16 @@ class CtcModel(nn.Module):
     ) -> torch.Tensor:
         """Return nats of the texts, a symbol, and of the tokens.
 
-        Those are the tokens that the texts are written in, a symbol, or with a spelling the one
-        that ends at each byte of `spelled`, a byte.
+        Those are the tokens that the texts are written in, a symbol, or with a spelling whether
+        one ends at each byte of `spelled`, a byte.
+
+        Raises:
+            TrainingError: the model spells and nothing is spelled, or the other way round.
         """
+        if bool(spelled) != self.spelled:
+            raise TrainingError(
+                "An encoder of lines spells tokens and one of sound does not; begin from one of "
+                "the same kind, or anew.")
         x_BPD = self.encode(x_BCRW)
         symbols = [[self._numbers[symbol] for symbol in text] for text in texts]
         size = max(1, sum(map(len, texts)))
@@ -148,10 +155,11 @@ class CtcModel(nn.Module):
         there_BK = rows_BK >= 0
         letters_BKD = self.spelling.letters(rows_BK.clamp(min=0)) * there_BK.unsqueeze(-1)
         with self._fast():
-            hidden_BKD = self.spelling.hidden(letters_BKD)
-        targets = torch.tensor([id_ for each in tokens for id_ in each], device=self.device)
-        return functional.cross_entropy(
-            self.spelling.head(hidden_BKD.float()[there_BK]), targets)
+            ends_BK1 = self.spelling.hidden(letters_BKD)
+        targets = torch.tensor(
+            [float(end) for each in tokens for end in each], device=self.device)
+        return functional.binary_cross_entropy_with_logits(
+            ends_BK1.float().squeeze(-1)[there_BK], targets)
 
 
 def _nats(
@@ -217,10 +225,11 @@ def load(folder: Path) -> CtcModel:
         with safe_open(folder / _HEADS, framework="pt") as file:
             alphabet = (file.metadata() or {})["alphabet"]
             heads = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        spelled = "tokens.bias" not in heads
-        model = CtcModel(
-            sense.config, alphabet,
-            len(heads["spelling.head.bias" if spelled else "tokens.bias"]) - 1, spelled=spelled)
+        if "tokens.bias" in heads:
+            model = CtcModel(sense.config, alphabet, len(heads["tokens.bias"]) - 1)
+        else:
+            vocabulary = heads["spelling.pieces_JV"].shape[1]
+            model = CtcModel(sense.config, alphabet, vocabulary, pieces=[b""] * vocabulary)
         model.sense = sense
         model.load_state_dict(heads | model.sense.state_dict(prefix="sense."))
     except (OSError, SafetensorError, RuntimeError, KeyError):

@@ -27,7 +27,7 @@ from cloister.reference.batches import Lesson
 from cloister.reference.batches import Supply as Drawn
 from cloister.reference.ctc import CtcModel
 from cloister.reference.drawing import HEIGHT, WIDTH
-from cloister.reference.lines import ALPHABET, label
+from cloister.reference.lines import ALPHABET
 from cloister.reference.mixture import Mixture
 from cloister.reference.pictures import Camera
 from cloister.reference.trainer import TrainerSettings
@@ -79,7 +79,7 @@ class Lines:
 
 
 class _Written:
-    """Drawn batches, and as many texts with the tokens that they are spelled in."""
+    """Drawn batches, and as many texts with where their tokens end."""
 
     def __init__(self, drawn: Drawn, lines: Lines, first: int) -> None:
         self._drawn, self._lines, self._first = drawn, lines, first
@@ -90,15 +90,15 @@ class _Written:
 
     def __iter__(self) -> Iterator[trainer.Batch]:
         tokenizer, seed = self._lines.tokenizer, self._lines.lesson.seed
+        made_of = speller.parts(tokenizer)
         for number, each in enumerate(self._drawn, self._first):
             rng = random.Random(f"spelled {seed} {number}")
             spelled, tokens = [], []
             for _ in range(self._lines.lesson.rows):
-                text = speller.misread(label(self._lines.camera.texts.line(rng)), rng)
-                bytes_, ids = speller.spaced(
-                    text.encode(), speller.ends(text, tokenizer), tokenizer.vocab_size, rng)
+                text = speller.text(self._lines.camera.texts, made_of, rng)
+                bytes_, ends = speller.spaced(text.encode(), speller.ends(text, tokenizer), rng)
                 spelled.append(bytes_)
-                tokens.append(ids)
+                tokens.append(ends)
             yield trainer.Batch(x=torch.from_numpy(each.x_BRW), texts=each.texts, tokens=tokens,
                                 spelled=spelled)
 
@@ -128,7 +128,8 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
         mixture.held_out_texts, fonts.faces(given.fonts, held_out=True))) if given.measure else {}
     model, origin = command.model(
         given, lambda: CtcModel(
-            config(), ALPHABET, tokenizer.vocab_size, given.seed, spelled=True))
+            config(), ALPHABET, tokenizer.vocab_size, given.seed,
+            pieces=speller.pieces(tokenizer)))
     trainer.train(
         model, source, TrainerSettings(
             minutes=given.minutes, peak=given.peak, mean=given.mean, seed=given.seed),

@@ -198,12 +198,12 @@ class _Builder:
         """Return the quantized checkpoint with both senses, quantized as well."""
         path, senses = self.out / "multimodal" / tier, self.senses(tier)
         source = Checkpoint.open(self.out / "quantized" / tier)
-        origin = [source.identity, *(file.identity for file in senses.values())]
         assert source.metadata.recipe is not None
-        # In 4 bits the encoder of lines reads twice to three times as many characters wrong, that
-        # of sound as few as in 8.
+        # In 4 bits the encoder of lines reads three times as many characters wrong, that of sound
+        # as few as in 8.
         recipes = {
             SenseKind.VISION: SENSE_RECIPE, SenseKind.AUDIO: source.metadata.recipe}
+        origin = [source.identity, *(file.identity for file in senses.values()), *recipes.values()]
         if not self._stands(tier, "rounding", origin, path):
             path.parent.mkdir(exist_ok=True)
             reports: list[SenseReport] = []

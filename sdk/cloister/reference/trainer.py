@@ -97,7 +97,7 @@ class Batch:
 
     x: torch.Tensor
     texts: Sequence[str]  # of the model's alphabet
-    tokens: Sequence[Sequence[int]]  # of the texts, or what ends at each byte of those spelled
+    tokens: Sequence[Sequence[int]]  # of the texts, or whether one ends at each byte spelled
     spelled: Sequence[bytes] = ()
 
 
@@ -157,10 +157,11 @@ class _Training:
             model, Schedule(peak=settings.peak, autocast=model.device.type == "cuda"),
             blocks=model.blocks)
         self.parallel = Parallel()
-        schedule = replace(
-            settings, minutes=1, steps=None, save_every_s=1, measure_every_s=1, mean=False)
+        schedule = asdict(replace(
+            settings, minutes=1, steps=None, save_every_s=1, measure_every_s=1))
+        del schedule["mean"]  # of what is kept, not of what is learnt
         self.identity = json.dumps(
-            [asdict(schedule), asdict(model.sense.config), model.vocabulary, origin],
+            [schedule, asdict(model.sense.config), model.vocabulary, origin],
             sort_keys=True)
         self.begun = {name: value.clone() for name, value in model.state_dict().items()
                       } if settings.mean else None
@@ -168,6 +169,8 @@ class _Training:
 
     def run(self, source: Source, progress: Progress) -> Run:
         settings, run = self.settings, self._resume()
+        if settings.done(run) >= 1 and self.begun is not None:  # stopped before that was written
+            self._mean(self.begun)
         saved = measured = run.seconds
         self.model.train()
         with graceful_interrupt() as interrupted, source.supply(len(run.losses)) as supply:

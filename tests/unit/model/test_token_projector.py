@@ -45,7 +45,10 @@ def test_each_token_is_read_once_and_in_order(made, seen, read) -> None:
 
 def test_where_no_token_is_found_one_vector_stands_for_it(made) -> None:
     module, _ = made
-    assert module(frames(NONE, NONE, NONE)).shape == (1, 1, 4)
+    assert torch.equal(module(frames(NONE, NONE, NONE)), torch.zeros(1, 1, 4))
+    nn.init.normal_(module.correction.weight)
+    x = frames(NONE, NONE)
+    assert torch.equal(module(x), module.correction(x[:, 1:]))
 
 
 def test_the_correction_is_added_to_the_embedding(made) -> None:

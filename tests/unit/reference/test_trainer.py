@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cloister.distill.loop import Run
-from cloister.errors import LossNotFinite, SettingError
+from cloister.errors import LossNotFinite, SettingError, TrainingError
 from cloister.reference import ctc, trainer
 from cloister.reference.ctc import CtcModel
 from cloister.reference.trainer import Batch, TrainerSettings, train
@@ -134,3 +134,15 @@ def test_the_mean_of_the_weights_begun_from_and_reached_is_kept_and_measured(
     # The state has what was reached, and the run goes on from that.
     longer = train(model(seed=1), Noise(), settings(3, mean=True), tmp_path / "mean")
     assert longer.losses == train(model(), Noise(), settings(3), tmp_path / "reached").losses
+    # And where a run was stopped before the mean was written, repeating it writes that.
+    train(model(seed=1), Noise(), settings(3), tmp_path / "stopped")
+    train(model(seed=1), Noise(), settings(3, mean=True), tmp_path / "stopped")
+    train(model(seed=1), Noise(), settings(3, mean=True), tmp_path / "whole")
+    again, wanted = (ctc.load(tmp_path / name).state_dict() for name in ("stopped", "whole"))
+    assert all(torch.equal(value, wanted[name]) for name, value in again.items())
+
+
+def test_an_encoder_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    spells = CtcModel(SMALL, "ab", 8, pieces=[b"a"] * 8)
+    with pytest.raises(TrainingError, match="of the same kind"):
+        train(spells, Noise(), settings(2), tmp_path)

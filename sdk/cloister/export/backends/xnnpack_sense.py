@@ -161,6 +161,7 @@ def _delegate_layer(build: _Builder, layer: Any, twin: Any, name: str, *, tanh: 
 def _delegate_spelling(build: _Builder, projector: Any, twin: Any) -> None:
     """Replace in `twin` each layer of the spelling by a delegate and what is added to it."""
     twin.spelling.letters = projector.spelling.letters
+    twin.spelling.pieces_JV = projector.spelling.pieces_JV
     for number, layer in enumerate(projector.spelling.layers):
         twin.spelling.layers[number] = _SpellingBlock(build, layer, number)
 
