@@ -62,7 +62,7 @@ def invented(parts: Sequence[str], rng: random.Random) -> str:
 
 
 def parts(tokenizer: Tokenizer) -> list[str]:
-    """Return what `invented` makes words of: the tokens that are of the alphabet, without spaces."""
+    """Return what words are `invented` of: the tokens of the alphabet, without spaces."""
     texts = (piece.decode(errors="ignore").strip() for piece in pieces(tokenizer))
     return [text for text in texts if 0 < len(text) <= _PART and set(text) <= _DRAWN]
 

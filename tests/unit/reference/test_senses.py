@@ -82,7 +82,7 @@ def test_one_command_gives_a_tier_two_senses_and_goes_on_where_it_stopped(
     made = Checkpoint.open(family / "multimodal" / TIER)
     assert made.metadata.media == FORMATS and made.metadata.parent == source.identity
     assert {kind: file.config.recipe for kind, file in made.senses.items()} == {
-        SenseKind.VISION: "8da8w", SenseKind.AUDIO: "8da8w"}
+        SenseKind.VISION: "8da8w", SenseKind.AUDIO: "8da4w-g32"}
     plain = (family / "senses" / TIER / "audio.safetensors")
     learnt = senses.SenseFile.open(plain).load().projector
     assert float(learnt.correction.weight.abs().max()) > 0
