@@ -12,6 +12,7 @@ Shapes: H rows, W columns, S strips, which are parts of the width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,14 @@ _APART = 1.15  # heights of letters from line to line, at least: the dot of an i
 _STRONG = 0.25  # of the strongest ink: what has less is the paper, or its other side
 _SURE = 1.3  # times the noise: with less there is no ink
 _CUT = 0.6  # of the tallest letters: what is lower, at an edge, is of a line beyond it
+_ROWS = 20.0  # of the coarse picture, from line to line, at least
 _SEEN = 0.15  # of a line's strongest ink: rows with less are not its own
 _MARGIN = 0.1  # of a line's height, above and below
+_LETTERS = 8  # rows of the fine picture: what is lower is a dash, or too small
+_LINE = 2.5  # heights of letters, most of which are small: those of a line with its space
+_FULL = 0.6  # of the height: in text that is less high lines are looked for again
+_ONE = 0.4  # of the height: one line that is less high is cut out
+_BESIDE = 1.5  # heights of letters above and below text that is looked at again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +58,9 @@ class _Scale:
     rows: int
     pitch: int
 
-    def shrunk(self, grey: Image.Image) -> Image.Image:
-        scale = min(1.0, self.columns / grey.width, self.rows / grey.height)
-        size = max(1, round(grey.width * scale)), max(1, round(grey.height * scale))
-        return grey if size == grey.size else grey.resize(size, Image.Resampling.BOX)
+    def of(self, grey: Image.Image) -> float:
+        """Return how large that picture is; `grey` is 1."""
+        return min(1.0, self.columns / grey.width, self.rows / grey.height)
 
 
 _COARSE = _Scale(columns=640, rows=320, pitch=16)  # in which letters do not fall into parts
@@ -82,19 +88,29 @@ class _Band:
     def tall(self) -> int:
         return self.bottom - self.top
 
+    @property
+    def middle(self) -> float:
+        return (self.top + self.bottom) / 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Page:
     """A picture's lines, and what it takes to make them level."""
 
+    scale: float  # of what follows, in rows; the picture is 1
     bands: list[_Band]
     strongest_H: Floats
+    columns: tuple[float, float]  # the first and the one behind the last, as shares of the width
     slopes: tuple[float, float]
 
     @classmethod
-    def of(cls, small: Image.Image, pitch: int) -> _Page:
+    def of(cls, grey: Image.Image, scale: float, pitch: int) -> _Page:
+        size = max(1, round(grey.width * scale)), max(1, round(grey.height * scale))
+        small = grey if size == grey.size else grey.resize(size, Image.Resampling.BOX)
+        scale = small.height / grey.height
         if small.width < 2 * _STRIPS or small.height < 2 * pitch:
-            return cls(bands=[], strongest_H=np.zeros(small.height), slopes=(0, 0))
+            return cls(scale=scale, bands=[], strongest_H=np.zeros(small.height), columns=(0, 1),
+                       slopes=(0, 0))
         ink_HS, noise = _ink(small)
         slopes = _slopes(ink_HS, small.width)
         ink_HS = _level(ink_HS, *slopes)
@@ -103,13 +119,31 @@ class _Page:
             band for band in _bands(_smooth(np.sqrt((ink_HS**2).mean(axis=1))), pitch)
             if strongest_H[band.begin:band.end].max() >= max(
                 _STRONG * strongest_H.max(), _SURE * noise)]
-        return cls(bands=bands, strongest_H=strongest_H, slopes=slopes)
+        return cls(scale=scale, bands=bands, strongest_H=strongest_H,
+                   columns=_columns(ink_HS, bands), slopes=slopes)
+
+    @property
+    def nearest(self) -> float:
+        """The rows of the picture from one line to the next, at least."""
+        return min((lower.middle - upper.middle for upper, lower in pairwise(self.bands)),
+                   default=math.inf) / self.scale
+
+    def level(self, grey: Image.Image) -> Image.Image:
+        """Return the picture that this page was found in, its lines level."""
+        return _straight(grey, *(slope / self.scale for slope in self.slopes))
+
+    def cut(self, even: Image.Image, top: float, bottom: float) -> Image.Image:
+        """Return those rows of the level picture, in the columns that have text."""
+        left, right = self.columns
+        return even.crop((round(left * even.width), round(top / self.scale),
+                          round(right * even.width), round(bottom / self.scale)))
 
 
 def lines(picture: Image.Image, most: int) -> list[Image.Image]:
     """Return pictures of the lines of text in `picture`, from top to bottom, in grey.
 
-    Where it has not two or more, that is `picture` itself, as it was given.
+    Where it has not two or more, that is `picture` itself, as it was given; but one line that is
+    less than two fifths as high is cut out, too. What is cut out has no blank paper beside it.
     Lines have letters: one of dashes alone is not found, columns are not parted, and of a page that
     lies on its side nothing is cut.
 
@@ -117,17 +151,44 @@ def lines(picture: Image.Image, most: int) -> list[Image.Image]:
         Refused: it has over `most`.
     """
     grey = picture.convert("L")
-    small = _COARSE.shrunk(grey)
-    page = _Page.of(small, _COARSE.pitch)
-    many = max(len(page.bands), len(_Page.of(_FINE.shrunk(grey), _FINE.pitch).bands))
+    fine = _Page.of(grey, _FINE.of(grey), _FINE.pitch)
+    text = _text(grey, fine)
+    if text is not grey:
+        fine = _Page.of(text, _FINE.of(text), _FINE.pitch)
+    # Lines that are nearer than the coarse page could tell are looked for in a larger one.
+    scale = min(fine.scale, max(_COARSE.of(text), _ROWS / fine.nearest))
+    page = _Page.of(text, scale, _COARSE.pitch)
+    if len(page.bands) < len(fine.bands) and fine.nearest * scale < _COARSE.pitch:
+        page = fine
+    many = max(len(page.bands), len(fine.bands))
     if many > most:
         raise Refused(Code.LINES, many)
-    if len(page.bands) < 2:
+    if not page.bands or len(page.bands) == 1 and (
+            text is grey or _LINE * page.bands[0].tall >= _ONE * page.scale * grey.height):
         return [picture]
-    larger = grey.height / small.height
-    even = _straight(grey, *(larger * slope for slope in page.slopes))
-    return [even.crop((0, round(larger * top), grey.width, round(larger * bottom)))
-            for top, bottom in _edges(page)]
+    even = page.level(text)
+    return [page.cut(even, *edges) for edges in _edges(page)]
+
+
+def _text(grey: Image.Image, page: _Page) -> Image.Image:
+    """Return the part of the picture that has text, level; `grey` itself where that fills it."""
+    tall = max((band.tall for band in page.bands), default=0)
+    if tall < _LETTERS:
+        return grey
+    top, bottom, height = page.bands[0].top, page.bands[-1].bottom, len(page.strongest_H)
+    if bottom - top + (_LINE - 1) * tall >= _FULL * height:
+        return grey
+    return page.cut(page.level(grey), max(0, top - _BESIDE * tall),
+                    min(height, bottom + _BESIDE * tall))
+
+
+def _columns(ink_HS: Floats, bands: list[_Band]) -> tuple[float, float]:
+    """Return the shares of the width between which there is ink, and a strip to each side."""
+    if not bands:
+        return 0, 1
+    strongest_S = np.max([ink_HS[band.top:band.bottom].max(axis=0) for band in bands], axis=0)
+    seen = np.flatnonzero(strongest_S >= _SEEN * strongest_S.max())
+    return max(0, int(seen[0]) - 1) / _STRIPS, min(_STRIPS, int(seen[-1]) + 2) / _STRIPS
 
 
 def _ink(grey: Image.Image) -> tuple[Floats, float]:
@@ -210,8 +271,7 @@ def _depth(ink_H: Floats, upper: _Band, lower: _Band) -> float:
 
 
 def _parted(ink_H: Floats, upper: _Band, lower: _Band, least: int) -> bool:
-    pitch = (lower.top + lower.bottom - upper.top - upper.bottom) / 2
-    apart = pitch >= max(least, _APART * max(upper.tall, lower.tall))
+    apart = lower.middle - upper.middle >= max(least, _APART * max(upper.tall, lower.tall))
     return apart and _depth(ink_H, upper, lower) <= _VALLEY
 
 
