@@ -150,9 +150,24 @@ def lines(picture: Image.Image, most: int) -> list[Image.Image]:
     Raises:
         Refused: it has over `most`.
     """
+    scale, found = _FINE.of(picture), _lines(picture, most)
+    if len(found) < 2 or scale == 1:
+        return found
+    # Where the picture was shrunk, small lines that stand together may have been one.
+    parted = [_lines(each, most) for each in found]
+    found = [line for each, parts in zip(found, parted, strict=True) for line in (
+        parts if each.height * scale < _ROWS * len(parts) else [each])]
+    if len(found) > most:
+        raise Refused(Code.LINES, len(found))
+    return found
+
+
+def _lines(picture: Image.Image, most: int) -> list[Image.Image]:
+    """Return what `lines` does, of one look at the whole."""
     grey = picture.convert("L")
     fine = _Page.of(grey, _FINE.of(grey), _FINE.pitch)
-    text = _text(grey, fine)
+    coarse = _Page.of(grey, _COARSE.of(grey), _COARSE.pitch)
+    text = _text(grey, max(fine, coarse, key=lambda page: len(page.bands)))
     if text is not grey:
         fine = _Page.of(text, _FINE.of(text), _FINE.pitch)
     # Lines that are nearer than the coarse page could tell are looked for in a larger one.
@@ -178,8 +193,8 @@ def _text(grey: Image.Image, page: _Page) -> Image.Image:
     top, bottom, height = page.bands[0].top, page.bands[-1].bottom, len(page.strongest_H)
     if bottom - top + (_LINE - 1) * tall >= _FULL * height:
         return grey
-    return page.cut(page.level(grey), max(0, top - _BESIDE * tall),
-                    min(height, bottom + _BESIDE * tall))
+    return page.cut(
+        page.level(grey), max(0, top - _BESIDE * tall), min(height, bottom + _BESIDE * tall))
 
 
 def _columns(ink_HS: Floats, bands: list[_Band]) -> tuple[float, float]:
