@@ -148,18 +148,35 @@ def lines(picture: Image.Image, most: int) -> list[Image.Image]:
     lies on its side nothing is cut.
 
     Raises:
-        Refused: it has over `most`.
+        Refused: it looks like over `most`, as bricks may, too.
     """
-    scale, found = _FINE.of(picture), _lines(picture, most)
-    if len(found) < 2 or scale == 1:
+    found, scale = _lines(picture, most), _FINE.of(picture)
+    if scale == 1:
         return found
-    # Where the picture was shrunk, small lines that stand together may have been one.
-    parted = [_lines(each, most) for each in found]
-    found = [line for each, parts in zip(found, parted, strict=True) for line in (
-        parts if each.height * scale < _ROWS * len(parts) else [each])]
-    if len(found) > most:
-        raise Refused(Code.LINES, len(found))
+    # In a picture that was shrunk, small lines that stand together may be one, or nothing.
+    if len(found) > 1:
+        found = _again(found, scale, most)
+        many = len(found)
+    else:
+        many = _in_halves(picture)
+    if many > most:
+        raise Refused(Code.LINES, many)
     return found
+
+
+def _again(found: list[Image.Image], scale: float, most: int) -> list[Image.Image]:
+    """Return lines of which those are parted that have lines too small for such a scale."""
+    parted = [_lines(each, most) for each in found]
+    return [line for each, parts in zip(found, parted, strict=True) for line in (
+        parts if each.height * scale < _ROWS * len(parts) else [each])]
+
+
+def _in_halves(picture: Image.Image) -> int:
+    """Return the number of lines that two looks see, at the upper half and at the lower."""
+    middle, grey = picture.height // 2, picture.convert("L")
+    halves = grey.crop((0, 0, grey.width, middle)), grey.crop((0, middle, *grey.size))
+    return sum(len(_Page.of(half, _FINE.of(half), _FINE.pitch).bands) for half in halves
+               if half.height)
 
 
 def _lines(picture: Image.Image, most: int) -> list[Image.Image]:
