@@ -71,6 +71,7 @@ class Band:
 
     @classmethod
     def of(cls, ink_H: Floats, begin: int, end: int) -> Band:
+        """Return the line that has these rows of a page's ink."""
         peak = float(ink_H[begin:end].max())
         filled = np.flatnonzero(ink_H[begin:end] >= peak / 2)
         return cls(begin=begin, end=end, top=begin + int(filled[0]),
@@ -78,10 +79,12 @@ class Band:
 
     @property
     def tall(self) -> int:
+        """The height of most of its letters, in rows."""
         return self.bottom - self.top
 
     @property
     def middle(self) -> float:
+        """The row in the middle of its letters."""
         return (self.top + self.bottom) / 2
 
 
