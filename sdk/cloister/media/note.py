@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lines"]
 
-_ROWS = 20.0  # of the coarse picture, from line to line, at least
+_ROWS = 20.0  # from line to line, at least, where there are so many in the picture
 _LETTERS = 8  # rows of the fine picture: what is lower is a dash, or too small
 _LINE = 2.5  # heights of letters, most of which are small: those of a line with its space
 _FULL = 0.6  # of the height: in text that is less high lines are looked for again
@@ -74,7 +74,7 @@ def _lines(picture: Image.Image, most: int) -> list[Image.Image]:
     text = _text(grey, max(fine, coarse, key=lambda page: len(page.bands)))
     if text is not grey:
         fine = Page.of(text, FINE.of(text), FINE.pitch)
-    # Lines that are nearer than the coarse page could tell are looked for in a larger one.
+    # Lines that are too near for the coarse picture are looked for in a larger one.
     scale = min(fine.scale, max(COARSE.of(text), _ROWS / fine.nearest))
     page = Page.of(text, scale, COARSE.pitch)
     if len(page.bands) < len(fine.bands) and fine.nearest * scale < COARSE.pitch:
