@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lines"]
 
-_ROWS = 20.0  # from line to line, at least, where there are so many in the picture
+_ROWS = 20.0  # from line to line: with fewer, lines are looked for in a larger picture
 _LETTERS = 8  # rows of the fine picture: what is lower is a dash, or too small
 _LINE = 2.5  # heights of letters, most of which are small: those of a line with its space
 _FULL = 0.6  # of the height: in text that is less high lines are looked for again
