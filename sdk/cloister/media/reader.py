@@ -135,8 +135,8 @@ def _refusal(answer: Answer, request: Request) -> CloisterError:
                 "decoded; give a smaller one.")
         case Code.LINES:
             return MediaTooLarge(
-                f"A picture has {first} lines of text, and at most {limits.lines} are read at a "
-                "time; give a part of it.")
+                f"A picture looks like {first} lines of text, and at most {limits.lines} are read "
+                "at a time; give a part of it, or one that has text.")
         case Code.LONG if recording is not None:
             return MediaTooLarge(
                 f"A recording of {first / recording.rate:.2f} s is longer than the "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cloister.reference.fonts import Face
 
-__all__ = ["HEIGHT", "WIDTH", "Layout", "fitted", "ink", "note"]
+__all__ = ["HEIGHT", "WIDTH", "Layout", "fitted", "ink", "note", "on_paper"]
 
 HEIGHT = 32  # pixels of every picture
 WIDTH = 512  # pixels at most
@@ -66,6 +66,14 @@ def ink(layout: Layout, text: str, above: str = "", below: str = "") -> Image.Im
 def note(layout: Layout, texts: Sequence[str]) -> Image.Image:
     """Draw `texts`, one below the other at the layout's pitch, otherwise as `ink` does."""
     return _drawn(layout, texts, "", "")
+
+
+def on_paper(drawn: Image.Image, higher: float, wider: float, rng: random.Random) -> Image.Image:
+    """Return an image so many times as high and wide, with `drawn` somewhere on it."""
+    paper = Image.new("L", (round(wider * drawn.width), round(higher * drawn.height)))
+    left = rng.randint(0, paper.width - drawn.width)
+    paper.paste(drawn, (left, rng.randint(0, paper.height - drawn.height)))
+    return paper
 
 
 def _drawn(layout: Layout, texts: Sequence[str], above: str, below: str) -> Image.Image:

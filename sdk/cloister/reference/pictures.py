@@ -13,7 +13,7 @@ import numpy as np
 
 from cloister.errors import DataError
 from cloister.reference.degrade import Wear, bent, photographed, printed
-from cloister.reference.drawing import Layout, fitted, ink, note
+from cloister.reference.drawing import Layout, fitted, ink, note, on_paper
 from cloister.reference.fonts import Kind
 from cloister.reference.lines import LONGEST, label
 
@@ -32,6 +32,7 @@ _WEIGHTS = {Kind.SANS: 1.0, Kind.SERIF: 1.0, Kind.MONO: 2.5, Kind.DOTS: 2.0, Kin
             Kind.DISPLAY: 0.6}
 _BESIDE = 0.35  # of the pictures show edges of the lines above and below
 _MARGINS = 0.5, 1.5  # ems above and below a note
+_HIGHER, _WIDER = (1.5, 4.0), (1.0, 2.0)  # than a note: the blank paper that it is on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,10 @@ class Camera:
             for above, text, below in zip(around, lines, around[2:], strict=False)
         ]
 
-    def page(self, seed: str, *, strength: float, most: int = 6) -> Page:
-        """Take one picture of a note of two to `most` lines.
+    def page(self, seed: str, *, strength: float, most: int = 6, blank: bool = False) -> Page:
+        """Take one picture of a note of two to `most` lines, which fills it or is on `blank` paper.
+
+        The paper is 1.5 to 4 times as high as the note and 1 to 2 times as wide.
 
         Raises:
             DataError: no face draws the text.
@@ -105,7 +108,7 @@ class Camera:
         layout = replace(
             Layout.drawn(rng, self._face(rng, "".join(texts)), strength),
             above=rng.uniform(*_MARGINS), below=rng.uniform(*_MARGINS))
-        taken = _photograph(note(layout, texts), wear, rng, len(texts))
+        taken = _photograph(note(layout, texts), wear, rng, len(texts), blank=blank)
         return Page(pixels_HW=np.asarray(taken), texts=list(map(label, texts)))
 
     def _face(self, rng: random.Random, text: str) -> Face:
@@ -122,7 +125,12 @@ def _taken(
     return fitted(_photograph(ink(layout, text, above, below), wear, rng))
 
 
-def _photograph(drawn: Image.Image, wear: Wear, rng: random.Random, lines: int = 1) -> Image.Image:
+def _photograph(
+    drawn: Image.Image, wear: Wear, rng: random.Random, lines: int = 1, *, blank: bool = False,
+) -> Image.Image:
     numbers = np.random.Generator(np.random.SFC64(rng.getrandbits(63)))
     drawn = bent(printed(drawn, wear, numbers), wear, numbers, lines)
+    if blank:
+        higher, wider = rng.uniform(*_HIGHER), rng.uniform(*_WIDER)
+        drawn, lines = on_paper(drawn, higher, wider, rng), round(higher * lines)
     return photographed(drawn, wear, numbers, lines)

@@ -10,6 +10,7 @@ from tests.unit.media.files import formats, noise, saved
 
 from cloister.errors import MediaTooLarge
 from cloister.media import Limits, note, read
+from cloister.media.exchange import Refused
 from cloister.media.line import line
 from cloister.parts import Image, one_by_one
 from cloister.pieces import Fit
@@ -23,6 +24,27 @@ def written(*texts: str, size: int = 26, pitch: float = 1.4) -> Pillow.Image:
     for number, text in enumerate(texts):
         ImageDraw.Draw(image).text(
             (size, (number * pitch + 0.5) * size), text, fill=40, font_size=size)
+    return image
+
+
+def on_paper(
+    size: tuple[int, int], count: int, pitch: int, top: int | None = None, gap: int = 0,
+) -> Pillow.Image:
+    """Lines on a large page, in its middle or from `top` on; `gap` is before the second half."""
+    image = Pillow.new("L", size, 235)
+    top = (size[1] - count * pitch) // 2 if top is None else top
+    for number in range(count):
+        y = top + number * pitch + (gap if number >= count / 2 else 0)
+        ImageDraw.Draw(image).text(
+            (size[0] // 10, y), TEXTS[number % 2], fill=40, font_size=pitch / 1.4)
+    return image
+
+
+def bricks(width: int, height: int, pitch: int) -> Pillow.Image:
+    image = Pillow.fromarray(noise(height // 8, width // 8).mean(axis=2).astype(np.uint8) // 2)
+    image = image.resize((width, height))
+    for y in range(0, height, pitch):
+        ImageDraw.Draw(image).rectangle((0, y, width, y + pitch // 3), fill=200)
     return image
 
 
@@ -131,6 +153,58 @@ def test_a_line_is_read_as_the_whole_picture_whatever_is_around_it() -> None:
         tile_3HW = np.frombuffer(picture.data, np.uint8).reshape(3, 32, 512)
         assert picture.lines == 1
         assert (tile_3HW[:, :, :even_HW.shape[1]] == even_HW).all()
+
+
+PAGES = [((3000, 4000), 8, 180), ((3000, 4000), 16, 195), ((3000, 4000), 16, 50),
+         ((1080, 1920), 2, 72), ((1080, 1920), 5, 72), ((600, 1300), 16, 60), ((400, 1200), 10, 36)]
+
+
+@pytest.mark.parametrize(("size", "count", "pitch"), PAGES)
+def test_a_note_on_a_large_page_is_cut_and_the_blank_paper_left_out(
+    size: tuple[int, int], count: int, pitch: int,
+) -> None:
+    for image in (on_paper(size, count, pitch), on_paper(size, count, pitch, top=5)):
+        found = cut(image)
+        assert len(found) == count
+        assert sum(int((np.asarray(each) < 120).sum()) for each in found) == int(
+            (np.asarray(image) < 120).sum())
+        assert all(each.height < 1.2 * pitch and each.width < 0.9 * size[0] for each in found)
+
+
+@pytest.mark.parametrize("pitch", [40, 50, 60, 100])
+def test_two_notes_at_the_ends_of_a_page_are_cut_both(pitch: int) -> None:
+    assert len(cut(on_paper((3000, 4000), 16, pitch, top=200, gap=3600 - 16 * pitch))) == 16
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (3000, 4000), (1000, 400)])
+def test_one_line_on_a_large_page_is_cut_out_of_it(size: tuple[int, int]) -> None:
+    image = on_paper(size, 1, 72)
+    (found,) = cut(image)
+    assert found.height < 72 and found.width < 0.9 * size[0]
+    ink, of = ((np.asarray(each) < 120).sum() for each in (found, image))
+    assert ink == pytest.approx(of, rel=0.01)  # made level, at most
+    tile_3HW = np.frombuffer(read(Image(data=saved(image)), FORMATS).data, np.uint8)
+    even_HW = np.asarray(line(found, 32, 512))
+    assert (tile_3HW.reshape(3, 32, 512)[:, :, :even_HW.shape[1]] == even_HW).all()
+
+
+def test_worn_and_tilted_notes_on_large_pages_are_cut() -> None:
+    image = on_paper((1080, 1920), 5, 72)
+    assert len(cut(grey(image))) == len(cut(ImageOps.invert(image))) == 5
+    assert len(cut(image.rotate(2, Pillow.Resampling.BICUBIC, fillcolor=235))) == 5
+
+
+@pytest.mark.parametrize("number", [60, 75, 100])
+def test_a_page_of_small_lines_is_refused_and_not_taken_for_one(number: int) -> None:
+    image = on_paper((3000, 4000), number, 3900 // number)
+    with pytest.raises(Refused) as refused:
+        cut(image)
+    assert refused.value.answer.counts[0] == pytest.approx(number, abs=1)
+
+
+def test_what_only_looks_like_lines_of_text_is_not_said_to_have_them() -> None:
+    with pytest.raises(MediaTooLarge, match="looks like 25 lines of text, and at most 16"):
+        read(Image(data=saved(bricks(1200, 900, 36))), FORMATS)
 
 
 @pytest.mark.parametrize("number", [17, 30, 60])

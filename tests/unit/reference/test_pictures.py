@@ -66,6 +66,16 @@ def test_clean_pages_are_cut_into_their_lines(camera: Camera) -> None:
         assert len(lines(Image.fromarray(page.pixels_HW), most=6)) == len(page.texts)
 
 
+def test_a_note_on_blank_paper_is_cut_into_its_lines_too(camera: Camera) -> None:
+    for number in range(10):
+        filled = camera.page(f"p {number}", strength=0.0)
+        page = camera.page(f"p {number}", strength=0.0, blank=True)
+        assert page.texts == filled.texts
+        higher, wider = np.divide(page.pixels_HW.shape, filled.pixels_HW.shape)
+        assert 1.49 < higher < 4.01 and 0.99 < wider < 2.01
+        assert len(lines(Image.fromarray(page.pixels_HW), most=6)) == len(page.texts)
+
+
 def test_a_text_that_no_face_has_is_an_error() -> None:
     camera = Camera(TEXTS, [Face(family=families()[0], path=TTF / "cmex10.ttf")])
     with pytest.raises(DataError, match="No font has every character"):
