@@ -11,6 +11,7 @@ import msgspec
 
 from cloister.media.confinement import confine
 from cloister.media.exchange import READY, Answer, Code, Refused, Request
+from cloister.pieces import Fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,8 @@ def _decoder(request: Request) -> Callable[[Request, bytes], Answer]:
     if request.picture is not None:
         from cloister.media import pictures
 
+        if request.picture.fit is Fit.LINE:
+            from cloister.media import note  # noqa: F401  # by far the longest to import
         return pictures.decode
     from cloister.media import recordings
 

@@ -27,7 +27,6 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from cloister.media import note
 from cloister.media.exchange import Answer, Code, Refused
 from cloister.media.line import line
 from cloister.pieces import Fit
@@ -168,6 +167,8 @@ def _fitted(
 def _lines(
     picture: Image.Image, format_: PictureFormat, limits: Limits
 ) -> tuple[tuple[int, int], list[Image.Image]]:
+    from cloister.media import note  # which imports numpy; see `child`
+
     found = note.lines(picture, limits.lines)
     _check_result(len(found), format_, limits)
     tiles = []
