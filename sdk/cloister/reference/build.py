@@ -296,21 +296,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin", type=Path, metavar="OUT",
                         help="train the tiers further that an earlier run made there")
-    parser.add_argument("--mean", action="store_true",
-                        help="with --begin: keep the mean of the weights begun from and reached")
+    console.add_mean(parser)
     parser.add_argument("--eager", action="store_true", help="compile nothing: for short runs")
     return console.run(_build, parser.parse_args(arguments))
 
 
 def _build(given: argparse.Namespace, screen: Console) -> None:
-    data = console.data(given)
-    if given.mean and given.begin is None:
-        raise SettingError("--mean is taken with what an earlier run made; add --begin.")
+    data, mean = console.data(given), console.mean(given)
     tiers = [Tier(name) for name in given.tiers.split(",") if ladder()[name]]
     given.out.mkdir(parents=True, exist_ok=True)
     builder = _Builder(
         data, given.out, seed=given.seed, steps=given.steps, compiled=not given.eager,
-        begin=given.begin, mean=given.mean, progress=console.lines(screen))
+        begin=given.begin, mean=mean, progress=console.lines(screen))
     for tier in tiers:  # what takes hours, before what needs an idle machine
         builder.quantized(tier)
     for tier in tiers:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import SettingError
 from cloister.files import disk_errors
 from cloister.model.device import device
 from cloister.reference import checkpoint_path, console, ctc
@@ -40,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, minutes: float, peak: floa
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin", type=Path, metavar="OUT",
                         help="train further what was made there")
-    parser.add_argument("--mean", action="store_true",
-                        help="with --begin: keep the mean of the weights begun from and reached")
+    console.add_mean(parser)
     parser.add_argument("--no-measure", action="store_false", dest="measure",
                         help="measure nothing: what measures is a command of its own")
 
@@ -83,9 +81,8 @@ def model(given: argparse.Namespace, new: Callable[[], CtcModel]) -> tuple[CtcMo
         CheckpointError, TrainingError: that of `--begin` cannot be read.
         SettingError: `--mean` without it.
     """
+    console.mean(given)
     if given.begin is None:
-        if given.mean:
-            raise SettingError("--mean is taken with what an earlier run made; add --begin.")
         return new().to(device()), ""
     return ctc.load(given.begin).to(device()), ctc.identity(given.begin)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cloister.progress import Progress
 
-__all__ = ["data", "lines", "run"]
+__all__ = ["add_mean", "data", "lines", "mean", "run"]
 
 
 def lines(screen: Console, every_s: float = 30.0) -> Progress:
@@ -41,6 +41,23 @@ def data(given: argparse.Namespace) -> Path:
         raise SettingError("No data folder is named; pass --data or set CLOISTER_DATA.")
     folder: Path = given.data
     return folder
+
+
+def add_mean(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that `mean` reads, beside `--begin`."""
+    parser.add_argument("--mean", action="store_true",
+                        help="with --begin: keep the mean of the weights begun from and reached")
+
+
+def mean(given: argparse.Namespace) -> bool:
+    """Return whether the mean of the weights begun from and reached is kept.
+
+    Raises:
+        SettingError: nothing is begun from.
+    """
+    if given.mean and given.begin is None:
+        raise SettingError("--mean is taken with what an earlier run made; add --begin.")
+    return bool(given.mean)
 
 
 def run(work: Callable[[argparse.Namespace, Console], None], given: argparse.Namespace) -> int:
