@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from tests.conftest import SHAPE, make_bundle
@@ -75,6 +76,9 @@ MEDIA = MediaFormats(
         height=4, width=6, tokens=12, fit=Fit.PAD, resample=Resample.BILINEAR, before="<",
         after=">"),
     recording=RecordingFormat(rate=100, samples_per_token=10, multiple=20, most=400))
+
+LINES = msgspec.structs.replace(
+    MEDIA, picture=msgspec.structs.replace(MEDIA.picture, fit=Fit.LINE, fewer=True))
 
 
 def make_media_bundle(path: Path, tokenizer_dir: Path, media: MediaFormats = MEDIA) -> Bundle:

@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from tests.unit.runtime.conftest import MEDIA, VOCABULARY, FakeEngine, make_media_bundle
+from tests.unit.runtime.conftest import LINES, MEDIA, VOCABULARY, FakeEngine, make_media_bundle
 
 from cloister.bundle import Bundle
 from cloister.errors import MediaTooLarge, NotEnoughMemory, UnsupportedMedia
 from cloister.manifest import Encoder
 from cloister.parts import Picture, Recording
 from cloister.pieces import MEDIA as MEDIA_ID
-from cloister.pieces import Fit, MediaFormats
+from cloister.pieces import MediaFormats
 from cloister.runtime.chat import Sampling
 from cloister.runtime.core import Core, MediaPosition, Position, Rows
 from cloister.runtime.generate import Decoding, generate, score
@@ -179,9 +179,7 @@ def test_an_encoder_that_leaves_out_what_says_nothing_gives_fewer_positions(
 def test_each_line_of_a_note_has_as_many_positions_as_its_encoder_gives(
     tmp_path: Path, tokenizer_dir: Path, space: Namespace
 ) -> None:
-    lines = msgspec.structs.replace(
-        MEDIA, picture=msgspec.structs.replace(MEDIA.picture, fit=Fit.LINE, fewer=True))
-    path = make_media_bundle(tmp_path / "lines.cloister", tokenizer_dir, lines).path
+    path = make_media_bundle(tmp_path / "lines.cloister", tokenizer_dir, LINES).path
     engine = FakeEngine(path)
     kept = PrefixCache(engine, space)
     note = Picture(

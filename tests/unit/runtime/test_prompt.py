@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.unit.runtime.conftest import LETTERS, MEDIA, FakeEngine, make_media_bundle
+from tests.unit.runtime.conftest import LETTERS, LINES, MEDIA, FakeEngine, make_media_bundle
 from tests.unit.runtime.served import Served, picture, png, recording
 
 from cloister.bundle import Bundle
@@ -26,7 +26,6 @@ from cloister.errors import (
 )
 from cloister.message import Message
 from cloister.parts import Audio, Image, Picture, Recording
-from cloister.pieces import Fit
 from cloister.runtime import conversation, protocol
 from cloister.runtime.chat import Ask
 from cloister.runtime.core import MediaPosition, Position
@@ -188,9 +187,7 @@ def test_vectors_that_the_encoder_leaves_out_are_not_counted(
 def test_a_note_that_is_kept_is_read_with_a_line_break_between_its_lines(
     tmp_path: Path, tokenizer_dir: Path, vault: Vault
 ) -> None:
-    lines = msgspec.structs.replace(
-        MEDIA, picture=msgspec.structs.replace(MEDIA.picture, fit=Fit.LINE, fewer=True))
-    path = make_media_bundle(tmp_path / "lines.cloister", tokenizer_dir, lines).path
+    path = make_media_bundle(tmp_path / "lines.cloister", tokenizer_dir, LINES).path
     note = Picture(
         data=picture(4).data + picture(2).data, height=4, width=6, lines=2)
     session = Session(FakeEngine(path, LETTERS), vault=vault, name="note")
