@@ -116,11 +116,18 @@ private suspend fun goesOn(from: File, model: Model, limit: Int) {
 
 private suspend fun stops() {
     val chat = open()
+    val third = CountDownLatch(1)
     val stopped = CountDownLatch(1)
     var count = 0
-    LlmModule.beforePiece = { if (++count == 3) stopped.await(20, TimeUnit.SECONDS) }
+    LlmModule.beforePiece = {
+        if (++count == 3) {
+            third.countDown()
+            stopped.await(20, TimeUnit.SECONDS)
+        }
+    }
     val parts = chat.say(ask, LIMIT).withIndex().onEach { (place, _) ->
         if (place == 1) {
+            third.await(20, TimeUnit.SECONDS)  // a stop before would end the answer at the second
             chat.stop()
             stopped.countDown()
         }
