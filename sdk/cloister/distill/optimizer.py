@@ -27,13 +27,14 @@ class Optimizer:
     def __init__(
         self, model: nn.Module, schedule: Schedule, *, blocks: Sequence[str] = ("layers",)
     ) -> None:
-        """`blocks` names the submodules whose matrices Muon updates."""
+        """`blocks` names the submodules whose matrices Muon updates; what is frozen stays so."""
         matrices = [
             parameter for name in blocks for parameter in model.get_submodule(name).parameters()
-            if parameter.dim() == 2 and schedule.optimizer is Kind.MUON
+            if parameter.dim() == 2 and schedule.optimizer is Kind.MUON and parameter.requires_grad
         ]
         chosen = set(matrices)
-        rest = [parameter for parameter in model.parameters() if parameter not in chosen]
+        rest = [parameter for parameter in model.parameters()
+                if parameter.requires_grad and parameter not in chosen]
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(
             rest, lr=schedule.peak, betas=(0.9, 0.95), weight_decay=schedule.weight_decay)]
         if matrices:

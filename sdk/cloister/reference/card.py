@@ -33,10 +33,10 @@ _SENSES = (
     ("requests by voices never heard", "slot_f1", "slots"),
     ("requests by voices never heard, written", "frame_exact", "exact frame"),
     ("lines, clean", "cer", "character errors"), ("lines, half worn", "cer", "character errors"),
-    ("lines, worn", "cer", "character errors"), ("redact by camera", "exact", "exact text"),
-    ("redact by camera, written", "exact", "exact text"),
-    ("call by camera", "frame_exact", "exact frame"),
-    ("call by camera, written", "frame_exact", "exact frame"),
+    ("lines, worn", "cer", "character errors"),
+    *((f"{task} by camera, {how}", score, what) for task, score, what in (
+        ("redact", "exact", "exact text"), ("call", "frame_exact", "exact frame"))
+      for how in ("clean", "half worn", "half worn, written")),
 )
 _LOSSES = (
     ("mean_kld", "mean KL divergence, nats", ".2g"), ("median_kld", "median", ".2g"),

@@ -68,7 +68,7 @@ _SILENCE = 0.2, 6.0  # seconds around speech, drawn for each batch
 _AROUND = 2 * RATE  # samples of silence around what is measured, as `hearing` has it
 _SHARES = {"read": 0.5, "redact": 0.3, "call": 0.2}  # of the pictures to learn from
 _MEASURED = 300  # pictures of each task, and lines of each wear
-_WEAR = 0.5  # of the texts that a task is measured on
+_WEAR = {"clean": 0.0, "half worn": 0.5}  # of the texts that a task is measured on
 
 
 class _Whole(Texts):
@@ -172,9 +172,11 @@ def shown(mixture: Mixture, faces: Sequence[Face]) -> dict[str, list[Example]]:
         for wear, lines in reading.samples(Camera(texts, faces), _MEASURED).items()}
     for task in ("redact", "call"):
         camera, targets = _camera(task, mixture.held_out[task], texts, faces)
-        lines = [camera.line(f"test {task} {row}", strength=_WEAR) for row in range(_MEASURED)]
-        found[f"{task} by camera"] = [
-            _picture(_example(task, each.text, targets), each) for each in lines]
+        for wear, strength in _WEAR.items():
+            lines = (
+                camera.line(f"test {task} {row}", strength=strength) for row in range(_MEASURED))
+            found[f"{task} by camera, {wear}"] = [
+                _picture(_example(task, each.text, targets), each) for each in lines]
     return found
 
 

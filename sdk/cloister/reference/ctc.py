@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cloister.errors import TrainingError
+from cloister.errors import SettingError, TrainingError
 from cloister.files import whole_file
 from cloister.model import sense_file
 from cloister.model.device import multiplies_bfloat16
@@ -81,6 +81,20 @@ class CtcModel(nn.Module):
     def blocks(self) -> tuple[str, ...]:
         """The submodules of layers."""
         return ("sense.encoder.layers", *(("spelling.layers",) if self.spelled else ()))
+
+    def freeze(self, layers: int) -> None:
+        """Train neither what comes before the encoder's first `layers` layers nor these.
+
+        Raises:
+            SettingError: the encoder has not more layers than that.
+        """
+        encoder = self.sense.encoder
+        if not 1 <= layers < len(encoder.layers):
+            raise SettingError(
+                f"{layers} layers cannot be frozen; from 1 to {len(encoder.layers) - 1} can.")
+        encoder.positions.requires_grad_(False)
+        for part in (encoder.stem, *encoder.layers[:layers]):
+            part.requires_grad_(False)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the encoder reads, float32[B, C, R, W]; nothing in it is trained.

@@ -7,6 +7,7 @@ letter was not. Recordings of people are measured whole, and with the silence ar
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jiwer
@@ -21,7 +22,7 @@ from cloister.reference import acoustics, orders, utterances
 from cloister.reference.speech import RATE, Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cloister.reference.ctc import CtcModel
     from cloister.reference.utterances import Utterance
 
-__all__ = ["measure", "people", "synthesized", "transcribe", "trimmed"]
+__all__ = ["longest", "measure", "people", "scored", "synthesized", "transcribe", "trimmed"]
 
 _WINDOW = RATE // 50
 _BELOW_DB = 40.0  # the loudest window: taken for silence
@@ -44,10 +45,10 @@ def transcribe(model: CtcModel, recording_N: NDArray[np.float32]) -> str:
     Raises:
         DataError: it is longer than the model hears.
     """
-    longest = _longest(model)
-    if len(recording_N) > longest:
+    most = longest(model)
+    if len(recording_N) > most:
         raise DataError(
-            f"A recording lasts {len(recording_N) / RATE:.1f} s; at most {longest / RATE:.1f} s "
+            f"A recording lasts {len(recording_N) / RATE:.1f} s; at most {most / RATE:.1f} s "
             "are heard, so cut it.")
     stride = model.sense.config.samples_per_vector
     whole_N = np.pad(recording_N, (0, -len(recording_N) % stride))
@@ -55,7 +56,7 @@ def transcribe(model: CtcModel, recording_N: NDArray[np.float32]) -> str:
     return text
 
 
-def _longest(model: CtcModel) -> int:
+def longest(model: CtcModel) -> int:
     """Return the samples of the longest recording."""
     config = model.sense.config
     return config.samples_per_vector * config.encoder.positions
@@ -79,45 +80,59 @@ def measure(model: CtcModel, folder: Path, cache: Path) -> dict[str, object]:
     Raises:
         DataError: recordings or labels are missing or malformed.
     """
+    model.eval()
+    return scored(partial(transcribe, model), folder, cache, longest(model))
+
+
+def scored(
+    hear: Callable[[NDArray[np.float32]], str], folder: Path, cache: Path, most: int
+) -> dict[str, object]:
+    """Return the scores of any that hears words in a recording of at most `most` samples.
+
+    Raises:
+        DataError: recordings or labels are missing or malformed.
+    """
+    measured = utterances.recorded(cache, "measure")
     return {
-        "people": people(model, folder, trim=False),
-        "people, trimmed": people(model, folder, trim=True),
-        "voices never heard": synthesized(model, cache, utterances.recorded(cache, "measure")),
+        "people": people(hear, folder, trim=False),
+        "people, trimmed": people(hear, folder, trim=True),
+        "voices never heard": synthesized(hear, cache, measured, most),
     }
 
 
-def people(model: CtcModel, folder: Path, *, trim: bool) -> dict[str, float]:
+def people(
+    hear: Callable[[NDArray[np.float32]], str], folder: Path, *, trim: bool
+) -> dict[str, float]:
     """Return the scores of the orders that people spoke, as `order` is scored.
 
     Raises:
         DataError: the recordings or their labels are missing or malformed.
     """
-    model.eval()
     examples = read(folder)
     answers = []
     for example in examples:
         recording_N = _recording(example)
-        heard = transcribe(model, trimmed(recording_N) if trim else recording_N)
+        heard = hear(trimmed(recording_N) if trim else recording_N)
         answers.append(tool_call(orders.INTENT, orders.frame(heard).items()))
     return {name: score.value for name, score in scores(examples, answers).items()}
 
 
 def synthesized(
-    model: CtcModel, folder: Path, measured: Sequence[Utterance]
+    hear: Callable[[NDArray[np.float32]], str], folder: Path, measured: Sequence[Utterance],
+    most: int
 ) -> dict[str, float]:
     """Return the word error rate of utterances in `folder`, by engine, and the frames of orders.
 
     Each has a room, noise, a microphone and seconds of silence of its own, the same each time.
     """
-    model.eval()
     heard = []
     for number, each in enumerate(measured):
         speech_N = utterances.samples(folder, each)
         rng = np.random.default_rng(number)
-        length = min(len(speech_N) + _AROUND, _longest(model))
+        length = min(len(speech_N) + _AROUND, most)
         x_1N = acoustics.record(
             torch.from_numpy(speech_N)[None], [len(speech_N)], length, rng)
-        heard.append(transcribe(model, x_1N[0].numpy()))
+        heard.append(hear(x_1N[0].numpy()))
     groups = {f"wer {name}": [
         number for number, each in enumerate(measured) if name in ("all", each.engine, each.task)
     ] for name in ("all", *Engine, "order", "call")}

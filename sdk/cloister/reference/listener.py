@@ -5,6 +5,9 @@
 
     OUT/utterances.jsonl    what is trained on: what the cache held when the run began
 
+With `--encoder` it begins from one that is trained, as `cloister import` reads Whisper's, whose
+first layers stay as they are with `--frozen`.
+
 See trainer.py for what else OUT holds. Scores are of voices never heard, and of people, whose
 recordings are only measured with.
 """
@@ -23,10 +26,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cloister.errors import DataError
+from cloister.errors import DataError, SettingError
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import MelShape
 from cloister.model.sense import SenseConfig
+from cloister.model.sense_file import SenseFile
 from cloister.reference import acoustics, command, console, hearing, trainer, utterances
 from cloister.reference.ctc import CtcModel
 from cloister.reference.speech import RATE, Engine
@@ -165,8 +169,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="recordings of python -m cloister.reference.utterances")
     parser.add_argument("--rows", type=command.positive, default=8,
                         help="recordings a step (default: %(default)s)")
+    parser.add_argument("--encoder", type=Path, metavar="FILE",
+                        help="encoder of sound to begin from, of cloister import")
+    parser.add_argument("--frozen", type=command.count, default=0, metavar="LAYERS",
+                        help="layers of the encoder that are not trained, from its input on")
     command.add_arguments(parser, minutes=120, peak=5e-3)
     return command.run(_train, parser.parse_args(arguments))
+
+
+def _new(given: argparse.Namespace, vocabulary: int) -> CtcModel:
+    if given.encoder is None:
+        return CtcModel(config(), LETTERS, vocabulary, given.seed)
+    file = SenseFile.open(given.encoder)
+    if file.config.mel is None or file.config.projector is not None or file.config.pieces:
+        raise SettingError(
+            f"{given.encoder.name} is no encoder of sound alone; name what cloister import made "
+            "of a Whisper model.")
+    model = CtcModel(file.config, LETTERS, vocabulary, given.seed)
+    model.sense.load_state_dict(file.load().state_dict())
+    return model
 
 
 def _train(given: argparse.Namespace, screen: Console) -> None:
@@ -177,8 +198,14 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
     if given.measure:
         measure = partial(
             hearing.measure, folder=console.data(given) / "spoken_orders", cache=given.cache)
-    model, origin = command.model(
-        given, lambda: CtcModel(config(), LETTERS, read_by.vocab_size, given.seed))
+    model, origin = command.model(given, lambda: _new(given, read_by.vocab_size))
+    if given.encoder is not None:
+        if given.begin is not None:
+            raise SettingError("--begin and --encoder are two beginnings; leave one of them out.")
+        origin += SenseFile.open(given.encoder).identity
+    if given.frozen:
+        model.freeze(given.frozen)
+        origin += f" {given.frozen} layers frozen"
     recordings = Recordings(
         given.cache, data, read_by, model.sense.config, rows=given.rows, seed=given.seed,
         device=model.device)

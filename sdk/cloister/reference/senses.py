@@ -74,8 +74,9 @@ __all__ = ["Sources", "main"]
 _PEAK = 1e-3  # learning rate: at twice that noise is learnt by heart
 _CALIBRATED = 16  # recordings, or pictures, that a sense is rounded for
 _DIVIDED = {  # by the score of the same texts, written
-    "requests by voices never heard": "frame_exact", "redact by camera": "exact",
-    "call by camera": "frame_exact"}
+    "requests by voices never heard": "frame_exact",
+    **{f"{task} by camera, {wear}": score for task, score in (
+        ("redact", "exact"), ("call", "frame_exact")) for wear in ("clean", "half worn")}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,12 +142,13 @@ def test_what_is_measured_is_shown_as_a_program_takes_it(
     assert len(spoken) == 10 and {each.task for each in spoken} == {"call"}
     pictures = clips.shown(mixture(), FACES)
     assert set(pictures) == {"lines, clean", "lines, half worn", "lines, worn",
-                             "redact by camera", "call by camera"}
+                             *(f"{task} by camera, {wear}" for task in ("redact", "call")
+                               for wear in ("clean", "half worn"))}
     for each in [*spoken, *(row for rows in pictures.values() for row in rows)]:
         (part,) = each.messages[-1].media
         assert isinstance(part, Picture | Recording)
         assert FORMATS.vectors(part) > 0
-    redacted = clips.written(pictures["redact by camera"])
+    redacted = clips.written(pictures["redact by camera, clean"])
     assert all(each in PRIVATE and each.messages[-1].text == each.input for each in redacted)
 
 

@@ -1,11 +1,14 @@
 """An encoder with its two readings is read back as it was written, and becomes a projector."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cloister.errors import CheckpointError, TrainingError
+from cloister.distill.optimizer import Optimizer
+from cloister.distill.schedule import Schedule
+from cloister.errors import CheckpointError, SettingError, TrainingError
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import MelShape
 from cloister.model.projector import TokenProjector
@@ -92,3 +95,21 @@ def test_the_encoders_of_the_family_are_of_the_size_that_is_planned() -> None:
         weights = sum(weight.numel() for weight in model.sense.parameters())
         assert 1.5e6 < weights < 3e6
         assert config.encoder.positions == positions
+
+
+def test_what_is_frozen_stays_and_the_rest_is_trained() -> None:
+    config = replace(SMALL, encoder=replace(SMALL.encoder, layers=3))
+    model = CtcModel(config, LETTERS, 50)
+    model.freeze(2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = Optimizer(model, Schedule(peak=1e-2), blocks=model.blocks)
+    model.loss(model.features(torch.randn(1, SMALL.samples_per_vector * 20)), ["a"], [[3]]
+               ).backward()
+    optimizer.step(1e-2)
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    first = ("sense.encoder.stem.", "sense.encoder.positions", "sense.encoder.layers.0.",
+             "sense.encoder.layers.1.")
+    assert same == {name for name in before if name.startswith(first)}
+    for layers in (0, 3):
+        with pytest.raises(SettingError, match=f"^{layers} layers cannot be frozen; from 1 to 2"):
+            model.freeze(layers)

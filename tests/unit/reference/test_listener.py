@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,17 @@ import soundfile
 import torch
 
 from cloister.errors import DataError
-from cloister.reference import acoustics, checkpoint_path, hearing, listener
+from cloister.model import sense_file
+from cloister.model.sense import Sense
+from cloister.reference import (
+    acoustics,
+    checkpoint_path,
+    ctc,
+    hearing,
+    listener,
+    reader,
+    utterances,
+)
 from cloister.reference.ctc import CtcModel
 from cloister.reference.listener import Recordings
 from cloister.reference.speech import RATE, Engine
@@ -120,16 +131,37 @@ def test_the_command_without_recordings_ends_with_one_sentence(
     assert "has no utterances.jsonl" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_scores_of_people_count_frames_and_slots_by_value(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_begins_from_an_encoder_and_goes_on_where_its_first_layers_stay(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    config = replace(SMALL, encoder=replace(SMALL.encoder, layers=2))
+    begun, out = CtcModel(config, LETTERS, 1, seed=5).sense, tmp_path / "out"
+    sense_file.save(tmp_path / "ear.safetensors", begun)
+    utterances.write_plan(cache, DATA)
+    given = ["--cache", str(cache), "--encoder", str(tmp_path / "ear.safetensors"), "--frozen", "1",
+             "--minutes", "0.001", "--no-measure", "-o", str(out)]
+    assert listener.main(given) == 0
+    trained = ctc.load(out).sense.encoder
+    for name, value in begun.encoder.state_dict().items():
+        stays = name.startswith(("stem.", "layers.0.")) or name == "positions"
+        assert torch.equal(trained.state_dict()[name], value) == stays, name
+    assert listener.main([*given, "--frozen", "0"]) == 1  # another run
+    assert listener.main([*given, "--begin", str(out)]) == 1
+    eyes = Sense(reader.config())
+    sense_file.save(tmp_path / "ear.safetensors", eyes)
+    assert listener.main([*given, "-o", str(tmp_path / "other")]) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    for part in ("other settings or data", "are two beginnings", "is no encoder of sound alone"):
+        assert part in said
+
+
+def test_scores_of_people_count_frames_and_slots_by_value(tmp_path: Path) -> None:
     labels = {}
     for number, drink in enumerate(("latte", "mocha")):
         soundfile.write(tmp_path / f"{number}.flac", np.zeros(RATE), RATE)
         labels[f"{number}.flac"] = {
             "intent": "orderDrink", "slots": {"coffeeDrink": drink, "size": "small"}}
     (tmp_path / "labels.json").write_text(json.dumps(labels))
-    monkeypatch.setattr(hearing, "transcribe", lambda *_: "a small latte")
-    scores = hearing.people(CtcModel(SMALL, LETTERS, 4096), tmp_path, trim=True)
+    scores = hearing.people(lambda _: "a small latte", tmp_path, trim=True)
     assert scores["frame_exact"] == 0.5 and scores["intent_accuracy"] == 1.0
     assert scores["slot_f1"] == pytest.approx(0.75)

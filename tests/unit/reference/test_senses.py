@@ -90,8 +90,9 @@ def test_one_command_gives_a_tier_two_senses_and_goes_on_where_it_stopped(
     bundle.verify()
     assert bundle.manifest.media == FORMATS
     names = {"orders by people", "orders by people, trimmed", "requests by voices never heard",
-             "lines, clean", "lines, half worn", "lines, worn", "redact by camera",
-             "call by camera"}
+             "lines, clean", "lines, half worn", "lines, worn",
+             *(f"{task} by camera, {wear}" for task in ("redact", "call")
+               for wear in ("clean", "half worn"))}
     names |= {f"{name}, written" for name in senses._DIVIDED}
     assert set(bundle.receipt()["evaluations"]) == names
     before = record(family)
