@@ -1,11 +1,13 @@
 """What sealing costs, and what a kept prefix saves:
 
-    python tests/bench/vault.py [--bundle DIR] [--repeats 5]
+    python tests/bench/vault.py [--bundle DIR] [--media DIR] [--repeats 5]
 
 Sealing and opening in GB/s; small records against plain SQLite, and against SQLCipher or SQLite3
 Multiple Ciphers where `sqlcipher3` or `apsw-sqlite3mc` is installed; then the time to the first
 token with and without the prefix cache. Without `--bundle` that is measured on the full nano-1
-shape with random weights, which is exported first. Medians; run it on an idle machine.
+shape with random weights, which is exported first. With `--media`, a bundle that reads lines and
+hears, also the time to encode a picture and a recording, and to put back what that gave. Medians;
+run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cloister import display
 from cloister.settings import Settings
 from cloister.vault import seal
@@ -31,6 +35,7 @@ from cloister.vault.store import Vault
 
 LARGE, RECORDS, RECORD = 100_000_000, 5000, 300
 LENGTHS = (256, 512, 1024, 1900)
+LINE = "Call Anna back at 555 0123 before Friday."
 
 
 def median_s(action: Callable[[], object], repeats: int) -> float:
@@ -127,27 +132,65 @@ def prefixes(bundle: Path, folder: Path, repeats: int) -> list[dict[str, float]]
             name = b"%d" % length
 
             def anew(prompt: list[int] = prompt) -> None:
-                engine.hold([])
-                engine.logits(prompt)
+                engine.truncate(0)
+                engine.extend(prompt)
 
             def put_back(prompt: list[int] = prompt, name: bytes = name) -> None:
-                engine.hold([])
+                engine.truncate(0)
                 assert cache.resume(name) == len(prompt)
-                engine.logits(prompt)
+                engine.extend(prompt)
 
-            engine.logits(prompt[:128])  # warm
+            engine.extend(prompt[:128])  # warm
             read_s = median_s(anew, max(1, repeats // 2))
             began = time.perf_counter()
-            cache.keep(name)
+            cache.keep(prompt, name)
             keep_s = time.perf_counter() - began
             back_s = median_s(put_back, repeats)
-            engine.hold([])
+            engine.truncate(0)
             restore_s = median_s(lambda name=name: cache.resume(name), repeats)
             rows.append({
                 "tokens": length, "read_s": read_s, "keep_s": keep_s, "restore_s": restore_s,
                 "first_token_s": back_s, "times_faster": read_s / back_s,
                 "keep_share": keep_s / read_s,
             })
+    return rows
+
+
+def media(bundle: Path, folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Seconds to encode a picture of a line and a recording of 4 s, and to put back the vectors."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from cloister.message import Message
+    from cloister.parts import Audio
+    from cloister.parts import Image as ImagePart
+    from cloister.runtime import encoded
+    from cloister.runtime.engine import Engine
+    from cloister.runtime.prefix import PrefixCache
+    from cloister.runtime.prompt import decoded
+
+    engine, rows = Engine(bundle), []
+    form = engine.bundle.manifest.media
+    assert form is not None
+    page = Image.new("RGB", (640, 48), "white")
+    ImageDraw.Draw(page).text((8, 8), LINE, "black", ImageFont.load_default(28))
+    tone_N = np.sin(np.arange(4 * 16_000) * 0.1).astype(np.float32)
+    with Vault.create(folder / "vault", Keyholder(keyfile=folder / "key")) as vault:
+        cache = PrefixCache(engine, vault.namespace())
+        for name, part in (("picture", ImagePart.of(np.asarray(page))), ("recording", Audio.of(
+                tone_N, rate=16_000))):
+            (message,) = decoded([Message(role="user", content=(part,))], form)
+            (medium,) = message.media
+            positions = engine.media(medium, cache)
+            engine.extend(positions)
+            cache.keep(positions)
+            digest = positions[0].digest
+            kept_ND = cache.fetch_media(digest)
+            assert kept_ND is not None
+            encode_s = median_s(
+                lambda part=medium: encoded.encode(engine.program, form.of(part), part), repeats)
+            back_s = median_s(lambda digest=digest: cache.fetch_media(digest), repeats)
+            rows.append({"what": name, "vectors": len(kept_ND), "encode_s": encode_s,
+                         "put_back_s": back_s, "times_faster": encode_s / back_s})
     return rows
 
 
@@ -173,19 +216,19 @@ def eight_bits(folder: Path) -> dict[str, Any]:
             for precision in Precision:
                 cache = PrefixCache(
                     engine, vault.namespace(precision), precision=precision)
-                engine.hold([])
-                engine.logits(ids)
-                cache.keep(b"%d" % number)
-                engine.hold([])
+                engine.truncate(0)
+                engine.extend(ids)
+                cache.keep(ids, b"%d" % number)
+                engine.truncate(0)
                 assert cache.resume(b"%d" % number) == len(ids)
                 if not answer:  # greedy, by the exact one
                     for _ in range(24):
-                        row_V = engine.logits([*ids, *answer])
+                        row_V = engine.extend([*ids, *answer])[0].clone()
                         logits.setdefault(precision, []).append(row_V)
                         answer.append(int(row_V.argmax()))
                 else:
                     logits[precision] = [
-                        engine.logits([*ids, *answer[:end]]) for end in range(len(answer))]
+                        engine.extend([*ids, *answer[:end]])[0].clone() for end in range(len(answer))]
             pairs += [
                 (exact[None], other[None]) for exact, other in zip(*logits.values(), strict=True)]
         for precision in Precision:
@@ -226,6 +269,11 @@ def show(name: str, found: Any) -> None:
             ("size", f"{found['bytes']['int8'] / found['bytes']['float32']:.2f}"),
             ("mean KL divergence", f"{found['mean_kld']:.2g} nats"),
             ("maximum", f"{found['max_kld']:.2g} nats"), ("same token", f"{found['top1']:.2%}")])
+    elif name == "media":
+        display.table("Pictures and recordings", (
+            "", "vectors", "encoded in", "put back in", "times faster"), [
+            (row["what"], str(row["vectors"]), f"{1000 * row['encode_s']:.2f} ms",
+             f"{1000 * row['put_back_s']:.3f} ms", f"{row['times_faster']:.0f}") for row in found])
     else:
         display.table(
             "A kept prefix", ("tokens", "read", "kept in", "put back in", "first token",
@@ -239,12 +287,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--media", type=Path)
+    parser.add_argument("--only", help="one part, by its name in --json")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, display.quiet(debug=False) as console:
         folder = Path(scratch)
-        for name in ("records", "prefixes", "bits"):
+        for name in ("records", "prefixes", "bits", "media"):
             (folder / name).mkdir()
         os.environ["CLOISTER_HOME"] = scratch
         assert Settings.from_environment().home == folder
@@ -255,6 +305,10 @@ def main() -> None:
             "prefix": lambda: prefixes(
                 given.bundle or full_size(folder), folder / "prefixes", given.repeats),
         }
+        if given.media:
+            parts["media"] = lambda: media(given.media, folder / "media", given.repeats)
+        if given.only:
+            parts = {given.only: parts[given.only]}
         found: dict[str, Any] = {}
         for name, part in parts.items():
             console.print(f"measuring: {name}")

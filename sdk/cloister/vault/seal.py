@@ -148,7 +148,6 @@ def open_into(key: bytes, place: bytes, pieces: Iterable[Buffer], target: memory
             `target` is zeroed.
     """
     opener = Cobblestone256Decryptor(key, place)
-    scratch = memoryview(bytearray(PIECE_BYTES + 2 * _CHUNK_BYTES))
     done = 0
     try:
         for piece in pieces:
@@ -157,6 +156,7 @@ def open_into(key: bytes, place: bytes, pieces: Iterable[Buffer], target: memory
             if len(room) >= len(piece) + _CHUNK_BYTES:
                 done += opener.update_into(piece, room)
             else:
+                scratch = memoryview(bytearray(len(piece) + 2 * _CHUNK_BYTES))
                 count = opener.update_into(piece, scratch)
                 if count > len(room):
                     raise InvalidTag
