@@ -20,7 +20,9 @@ WHOLE = "program_against_checkpoint"
 _EVALUATIONS = "evaluations"
 _LOSSES = ("flips", "mean_kld", "top1")  # against the checkpoint; other metrics are scores
 _TAILS = ("median_kld", "p99_kld", "p999_kld", "max_kld", "ppl_ratio", "relative_error")
-_SHARES = ("frame_exact", "intent_accuracy", "oos_recall", "slot_f1", "exact", "flips", "top1")
+_SHARES = (
+    "frame_exact", "frame_said", "intent_accuracy", "oos_recall", "slot_f1", "exact", "flips",
+    "top1")
 _NONE = "\u2013"
 
 

@@ -228,7 +228,8 @@ def eight_bits(folder: Path) -> dict[str, Any]:
                         answer.append(int(row_V.argmax()))
                 else:
                     logits[precision] = [
-                        engine.extend([*ids, *answer[:end]])[0].clone() for end in range(len(answer))]
+                        engine.extend([*ids, *answer[:end]])[0].clone()
+                        for end in range(len(answer))]
             pairs += [
                 (exact[None], other[None]) for exact, other in zip(*logits.values(), strict=True)]
         for precision in Precision:

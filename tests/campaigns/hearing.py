@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cloister.evaluate.transcript import said, words
 from cloister.reference import ctc, encoder_path, hearing
 from cloister.reference.speech import RATE
-from cloister.reference.transcript import said, words
 from cloister.settings import Settings
 
 HERE = Path(__file__)

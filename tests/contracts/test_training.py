@@ -313,7 +313,7 @@ def test_an_evaluation_knows_every_task_by_the_format_of_its_file(
     found = done(capfd, "eval", "nano-1", "--data", tmp_path / "data")
     assert set(found["metrics"]) == {
         "intent.intent_accuracy", "intent.oos_recall", "story.bits_per_byte", "call.frame_exact",
-        "call.intent_accuracy", "call.slot_f1",
+        "call.frame_said", "call.intent_accuracy", "call.slot_f1",
     }
     assert set(found["errors"]) == set(found["metrics"])
     only = done(capfd, "eval", "nano-1", "--data", tmp_path / "data", "--task", "story")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["check_picture", "is_score", "ratios", "write_picture"]
 
 # What is divided; divergences are not scores, and have no meaning as shares of another's.
-HIGHER_IS_BETTER = ("exact", "frame_exact", "intent_accuracy", "oos_recall", "slot_f1")
+HIGHER_IS_BETTER = (
+    "exact", "frame_exact", "frame_said", "intent_accuracy", "oos_recall", "slot_f1")
 LOWER_IS_BETTER = ("bits_per_byte", "cer", "wer")
 KINDS = (".png", ".svg")
 

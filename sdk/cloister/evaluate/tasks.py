@@ -2,10 +2,13 @@
 
 | task | scores |
 |---|---|
-| `call`, `order` | `frame_exact`, `intent_accuracy`, `slot_f1` |
+| `call`, `order` | `frame_exact`, `frame_said`, `intent_accuracy`, `slot_f1` |
 | `intent` | `intent_accuracy` (of what is in scope), `oos_recall` |
 | `read` | `exact`, `cer` and `wer`, the share of characters and of words to be corrected |
 | any other | `exact` |
+
+`frame_said` compares the values of a call as they are said, in words without case or punctuation:
+of a recording nobody knows whether a name has capitals, or a number is written in digits.
 
 A tool call that is no JSON is a wrong answer, never an error. Of a picture or a recording a slot is
 right by its name and value, since nobody says at which place of it the value stands.
@@ -21,6 +24,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
 from cloister.errors import DataError, SettingError
+from cloister.evaluate.transcript import said, words
 from cloister.example import NONE
 from cloister.runtime.tools import tool_calls
 
@@ -80,7 +84,10 @@ def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Sco
             for example, answer in zip(examples, answers, strict=True)
         ]
         return {
-            "frame_exact": Score.of(right), "intent_accuracy": Score.of(names),
+            "frame_exact": Score.of(right), "frame_said": Score.of([
+                _said(_call(answer)) == _said(_target(example))
+                for example, answer in zip(examples, answers, strict=True)]),
+            "intent_accuracy": Score.of(names),
             "slot_f1": _slot_f1(examples, answers),
         }
     if task == "intent":
@@ -211,6 +218,16 @@ def _call(text: str) -> Call | None:
         if len(lists[slot]) != len(values):
             return None
     return calls[0].name, lists
+
+
+def _said(call: Call | None) -> Call | None:
+    """Return a call with its values in words."""
+    if call is None:
+        return None
+    name, arguments = call
+    return name, {
+        slot: [words(said(value) or value) for value in values]
+        for slot, values in arguments.items()}
 
 
 def _target(example: Example) -> Call:

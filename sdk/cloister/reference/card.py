@@ -30,8 +30,10 @@ _SENSES = (
     ("orders by people, trimmed", "frame_exact", "exact frame"),
     ("orders by people, trimmed", "slot_f1", "slots"),
     ("requests by voices never heard", "frame_exact", "exact frame"),
+    ("requests by voices never heard", "frame_said", "exact as it is said"),
     ("requests by voices never heard", "slot_f1", "slots"),
     ("requests by voices never heard, written", "frame_exact", "exact frame"),
+    ("requests by voices never heard, written", "frame_said", "exact as it is said"),
     ("lines, clean", "cer", "character errors"), ("lines, half worn", "cer", "character errors"),
     ("lines, worn", "cer", "character errors"),
     *((f"{task} by camera, {how}", score, what) for task, score, what in (

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from cloister.errors import DataError, SettingError
+from cloister.evaluate.transcript import LETTERS
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import MelShape
 from cloister.model.sense import SenseConfig
@@ -35,7 +36,6 @@ from cloister.reference import acoustics, command, console, hearing, trainer, ut
 from cloister.reference.ctc import CtcModel
 from cloister.reference.speech import RATE, Engine
 from cloister.reference.trainer import TrainerSettings
-from cloister.reference.transcript import LETTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -74,8 +74,8 @@ __all__ = ["Sources", "main"]
 _PEAK = 1e-3  # learning rate: at twice that noise is learnt by heart
 _CALIBRATED = 16  # recordings, or pictures, that a sense is rounded for
 _DIVIDED = {  # by the score of the same texts, written
-    "requests by voices never heard": "frame_exact",
-    **{f"{task} by camera, {wear}": score for task, score in (
+    "requests by voices never heard": ("frame_exact", "frame_said"),
+    **{f"{task} by camera, {wear}": (score,) for task, score in (
         ("redact", "exact"), ("call", "frame_exact")) for wear in ("clean", "half worn")}}
 
 
@@ -287,12 +287,13 @@ class _Builder:
         add_record(self.out, tier, "senses", {**before, stage: record})
 
 
-def _divided(reports: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+def _divided(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Return scores divided by those of the same texts, written; None where these are 0."""
-    found = {}
-    for name, score in _DIVIDED.items():
-        here, text = (reports[each]["metrics"][score] for each in (name, f"{name}, written"))
-        found[name] = here / text if text else None
+    found: dict[str, dict[str, float | None]] = {}
+    for name, divided in _DIVIDED.items():
+        here, text = (reports[each]["metrics"] for each in (name, f"{name}, written"))
+        found[name] = {
+            score: here[score] / text[score] if text[score] else None for score in divided}
     return found
 
 

@@ -63,7 +63,7 @@ class Line:
     """What one voice says, and how."""
 
     voice: str
-    text: str  # see `cloister.reference.transcript.said`
+    text: str  # see `cloister.evaluate.transcript.said`
     rate: float = 1.0  # of the voice's own speed
     pitch: float = 1.0  # of the voice's own pitch; espeak-ng and flite
 

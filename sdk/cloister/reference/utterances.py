@@ -27,9 +27,10 @@ import soundfile
 from cloister import records
 from cloister.corpus import Example, normalized
 from cloister.errors import DataError, SettingError
+from cloister.evaluate import transcript
 from cloister.files import disk_errors, whole_file
 from cloister.progress import silent
-from cloister.reference import console, orders, speech, transcript
+from cloister.reference import console, orders, speech
 from cloister.reference.augment import Augmenter
 from cloister.reference.mixture import Mixture
 from cloister.reference.speech import Engine

@@ -61,12 +61,13 @@ def tokenizer(tokenizer_dir: Path) -> Tokenizer:
 
 def test_one_task_has_flat_names_and_several_say_which(tokenizer: Tokenizer) -> None:
     one = evaluate(Fixed(tokenizer, [PLAY.target, "?"]), [PLAY, STOP])
-    assert one.metrics == {"frame_exact": 0.5, "intent_accuracy": 0.5, "slot_f1": 1.0}
+    assert one.metrics == {
+        "frame_exact": 0.5, "frame_said": 0.5, "intent_accuracy": 0.5, "slot_f1": 1.0}
     several = evaluate(
         Fixed(tokenizer, [STOP.target, "I am [NAME]"]), [PLAY, CLEAN, TALE])
     assert several.metrics.keys() == several.errors.keys() == {
-        "call.frame_exact", "call.intent_accuracy", "call.slot_f1", "redact.exact",
-        "story.bits_per_byte"}
+        "call.frame_exact", "call.frame_said", "call.intent_accuracy", "call.slot_f1",
+        "redact.exact", "story.bits_per_byte"}
     assert (several.metrics["call.frame_exact"], several.metrics["redact.exact"]) == (0, 1)
     assert several.n == 3
 

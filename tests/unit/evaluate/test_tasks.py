@@ -114,6 +114,21 @@ def test_slots_of_a_recording_count_by_name_and_value() -> None:
     assert scores([heard], [heard.target])["slot_f1"].value == 1
 
 
+def test_a_frame_counts_as_it_is_said_whatever_cannot_be_heard() -> None:
+    rated = call("Rate The 3 Willows a 4", "Rate", ("name", "The 3 Willows"), ("value", "4"))
+    for answer, said in (
+        (tool_call("Rate", [("name", "the three willows"), ("value", "four")]), 1),
+        (tool_call("Rate", [("name", "the tree willows"), ("value", "four")]), 0),
+        (tool_call("Book", [("name", "the three willows"), ("value", "four")]), 0),
+        (tool_call("Rate", [("name", "the three willows")]), 0), ("?", 0), (rated.target, 1),
+    ):
+        found = scores([rated], [answer])
+        assert found["frame_said"].value == said
+        assert found["frame_exact"].value == (answer == rated.target)
+    odd = call("x", "Rate", ("value", "#5.5 = *"))  # of which nobody knows how it is said
+    assert scores([odd], [odd.target])["frame_said"].value == 1
+
+
 def test_what_is_read_counts_by_its_characters_and_words() -> None:
     lines = [Example(task="read", input="", target=text) for text in ("Total 12.50", "Milk")]
     found = scores(lines, ["Total 12.60", "Milk\n"])

@@ -9,6 +9,7 @@ import torch
 from cloister.distill.optimizer import Optimizer
 from cloister.distill.schedule import Schedule
 from cloister.errors import CheckpointError, SettingError, TrainingError
+from cloister.evaluate.transcript import LETTERS
 from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import MelShape
 from cloister.model.projector import TokenProjector
@@ -16,7 +17,6 @@ from cloister.model.sense import SenseConfig
 from cloister.reference import ctc, listener, reader
 from cloister.reference.ctc import CtcModel
 from cloister.reference.lines import ALPHABET
-from cloister.reference.transcript import LETTERS
 
 SMALL = SenseConfig(
     encoder=EncoderShape(

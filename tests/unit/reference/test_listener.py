@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from cloister.errors import DataError
+from cloister.evaluate.transcript import LETTERS
 from cloister.model import sense_file
 from cloister.model.sense import Sense
 from cloister.reference import (
@@ -27,7 +28,6 @@ from cloister.reference.ctc import CtcModel
 from cloister.reference.listener import Recordings
 from cloister.reference.speech import RATE, Engine
 from cloister.reference.trainer import TrainerSettings, train
-from cloister.reference.transcript import LETTERS
 from cloister.reference.utterances import Utterance
 from cloister.tokenizer import Tokenizer
 

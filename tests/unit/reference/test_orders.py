@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cloister.corpus import read
-from cloister.reference import orders, transcript
+from cloister.evaluate import transcript
+from cloister.reference import orders
 from cloister.settings import Settings
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloister.reference.transcript import said, words
+from cloister.evaluate.transcript import said, words
 
 
 @pytest.mark.parametrize(("written", "heard"), [
