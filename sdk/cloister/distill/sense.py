@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["Clip", "SenseSettings", "answers", "learn"]
+__all__ = ["Clip", "SenseSettings", "answers", "learn", "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class SenseSettings:
 
     steps: int = 400
     clips: int = 32  # a step
-    peak: float = 2e-3  # learning rate
+    peak: float = 3e-4  # learning rate
     warmup: int = 20  # steps
     objective: Objective = field(default_factory=lambda: Objective(hard=0.0))
     seed: int = 0
@@ -99,21 +99,38 @@ def learn(
         while len(order) < settings.clips:
             order += rng.sample(range(len(clips)), len(clips))
         chosen, order = order[:settings.clips], order[settings.clips:]
-        loss = _loss(
+        nats = _loss(
             projector, decoder, [(clips[number], *found[number]) for number in chosen], objective,
             teacher)
-        if not loss.isfinite():
+        if not nats.isfinite():
             raise LossNotFinite(
                 f"The loss of step {step + 1} is not finite; begin anew at a lower learning rate.")
-        weight.grad, = torch.autograd.grad(loss, [weight])
+        weight.grad, = torch.autograd.grad(nats, [weight])
         nn.utils.clip_grad_norm_([weight], 1.0)
         optimizer.param_groups[0]["lr"] = settings.rate(step)
         optimizer.step()
-        taken.append(loss.item())
+        taken.append(nats.item())
         recent = taken[-20:]
         progress("learn", step + 1, settings.steps, f"loss {sum(recent) / len(recent):.4f}")
     weight.requires_grad_(False)
     return taken
+
+
+@torch.no_grad()
+def loss(
+    projector: TokenProjector, decoder: Decoder, clips: Sequence[Clip], settings: SenseSettings, *,
+    teacher: Decoder | None = None
+) -> float:
+    """Return what `learn` makes smaller, in nats a token, of clips that it may not have seen."""
+    total, count = 0.0, 0
+    for at in range(0, len(clips), settings.clips):
+        batch = clips[at:at + settings.clips]
+        tokens = sum(len(clip.answer) for clip in batch)
+        total += tokens * float(_loss(
+            projector, decoder, [(clip, *_found(projector, clip)) for clip in batch],
+            settings.objective, teacher))
+        count += tokens
+    return total / count
 
 
 @torch.no_grad()

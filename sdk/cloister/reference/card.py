@@ -38,7 +38,7 @@ _SENSES = (
     ("lines, worn", "cer", "character errors"),
     *((f"{task} by camera, {how}", score, what) for task, score, what in (
         ("redact", "exact", "exact text"), ("call", "frame_exact", "exact frame"))
-      for how in ("clean", "half worn", "half worn, written")),
+      for how in ("printed", "printed, half worn", "by hand or in dots", "printed, written")),
 )
 _LOSSES = (
     ("mean_kld", "mean KL divergence, nats", ".2g"), ("median_kld", "median", ".2g"),

@@ -29,6 +29,7 @@ from cloister.progress import silent
 from cloister.reference import acoustics, reading, utterances, vocabulary
 from cloister.reference.batches import stacked
 from cloister.reference.drawing import HEIGHT, WIDTH
+from cloister.reference.fonts import Kind
 from cloister.reference.lines import LONGEST, Texts, clean
 from cloister.reference.pictures import Camera
 from cloister.reference.speech import RATE
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     Batch = tuple[list[Example], torch.Tensor]  # the words as text, and what a sense reads
 
 __all__ = [
+    "CAMERA",
     "answered",
     "clip",
     "encoded",
@@ -68,7 +70,10 @@ _SILENCE = 0.2, 6.0  # seconds around speech, drawn for each batch
 _AROUND = 2 * RATE  # samples of silence around what is measured, as `hearing` has it
 _SHARES = {"read": 0.5, "redact": 0.3, "call": 0.2}  # of the pictures to learn from
 _MEASURED = 300  # pictures of each task, and lines of each wear
-_WEAR = {"clean": 0.0, "half worn": 0.5}  # of the texts that a task is measured on
+_PRINTED = (Kind.SANS, Kind.SERIF, Kind.MONO, Kind.DISPLAY)
+CAMERA = {  # what a task is measured on: the kinds of fonts, and how worn the lines are
+    "printed": (_PRINTED, 0.0), "printed, half worn": (_PRINTED, 0.5),
+    "by hand or in dots": ((Kind.HAND, Kind.DOTS), 0.5)}
 
 
 class _Whole(Texts):
@@ -171,11 +176,12 @@ def shown(mixture: Mixture, faces: Sequence[Face]) -> dict[str, list[Example]]:
         f"lines, {wear}": [_picture(_example("read", each.text, {}), each) for each in lines]
         for wear, lines in reading.samples(Camera(texts, faces), _MEASURED).items()}
     for task in ("redact", "call"):
-        camera, targets = _camera(task, mixture.held_out[task], texts, faces)
-        for wear, strength in _WEAR.items():
+        for name, (kinds, strength) in CAMERA.items():
+            camera, targets = _camera(task, mixture.held_out[task], texts, [
+                face for face in faces if face.family.kind in kinds])
             lines = (
                 camera.line(f"test {task} {row}", strength=strength) for row in range(_MEASURED))
-            found[f"{task} by camera, {wear}"] = [
+            found[f"{task} by camera, {name}"] = [
                 _picture(_example(task, each.text, targets), each) for each in lines]
     return found
 

@@ -59,4 +59,4 @@ def test_what_a_tier_hears_stands_beside_what_it_reads(tmp_path: Path) -> None:
     assert "| what | score | pro |" in text
     assert "| orders by people | exact frame | 80.0% ± 1.0% |" in text
     assert "| lines, clean | character errors | 2.0% ± 1.0% |" in text
-    assert "| redact by camera, clean | exact text | - |" in text
+    assert "| redact by camera, printed | exact text | - |" in text

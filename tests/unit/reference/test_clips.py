@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 from tests.unit.model.test_sense import SHAPE
-from tests.unit.reference.test_pictures import FACES, TEXTS
+from tests.unit.reference.test_pictures import FACES, HAND, TEXTS
 
 from cloister.example import Example
 from cloister.message import Message
@@ -140,15 +140,15 @@ def test_what_is_measured_is_shown_as_a_program_takes_it(
     assert FORMATS.recording is not None
     spoken = clips.spoken(cache, FORMATS.recording)
     assert len(spoken) == 10 and {each.task for each in spoken} == {"call"}
-    pictures = clips.shown(mixture(), FACES)
+    pictures = clips.shown(mixture(), [*FACES, HAND])
     assert set(pictures) == {"lines, clean", "lines, half worn", "lines, worn",
-                             *(f"{task} by camera, {wear}" for task in ("redact", "call")
-                               for wear in ("clean", "half worn"))}
+                             *(f"{task} by camera, {name}" for task in ("redact", "call")
+                               for name in clips.CAMERA)}
     for each in [*spoken, *(row for rows in pictures.values() for row in rows)]:
         (part,) = each.messages[-1].media
         assert isinstance(part, Picture | Recording)
         assert FORMATS.vectors(part) > 0
-    redacted = clips.written(pictures["redact by camera, clean"])
+    redacted = clips.written(pictures["redact by camera, printed"])
     assert all(each in PRIVATE and each.messages[-1].text == each.input for each in redacted)
 
 

@@ -11,13 +11,15 @@ from cloister.errors import DataError
 from cloister.media.note import lines
 from cloister.reference.batches import Lesson, Supply, stacked
 from cloister.reference.drawing import HEIGHT, WIDTH, fitted
-from cloister.reference.fonts import Face, families
+from cloister.reference.fonts import Face, Kind, families
 from cloister.reference.lines import Texts
 from cloister.reference.pictures import Camera
 
 TTF = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 FACES = [Face(family=families()[0], path=TTF / f"{name}.ttf")
          for name in ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif")]
+HAND = Face(family=next(each for each in families() if each.kind is Kind.HAND),
+            path=TTF / "DejaVuSans-Oblique.ttf")
 TEXTS = Texts(["play jazz", "will it rain in Rome tomorrow"], ["call Ana on 0201 555"], [])
 LESSON = Lesson(rows=4, ramp=100, seed=5)
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from tests.unit.reference import test_clips
 from tests.unit.reference.test_clips import EAR, EYE, FORMATS
-from tests.unit.reference.test_pictures import FACES
+from tests.unit.reference.test_pictures import FACES, HAND
 
 from cloister.bundle import Bundle
 from cloister.model.checkpoint import Checkpoint
@@ -60,7 +61,7 @@ def given(
     monkeypatch.setattr(clips, "_MEASURED", 2)
     monkeypatch.setattr(comparison, "_LIMIT", 8)
     monkeypatch.setattr(senses.Mixture, "read", lambda _: test_clips.mixture())
-    monkeypatch.setattr(fonts, "faces", lambda *_, **__: FACES)
+    monkeypatch.setattr(fonts, "faces", lambda *_, **__: [*FACES, HAND])
     ears, eyes = encoder(tmp_path / "ears", EAR), encoder(tmp_path / "eyes", EYE)
     return ["--data", str(tmp_path), "--ears", str(ears), "--eyes", str(eyes), "--cache",
             str(cache), "--fonts", str(tmp_path), "--family", str(family), "--tiers", TIER,
@@ -70,6 +71,26 @@ def given(
 def record(family: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((family / f"{TIER}.json").read_text())["senses"]
     return found
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0.5, True), (1.0, False), (1.5, False)])
+def test_a_correction_that_makes_other_clips_no_better_is_not_kept(
+    after: float, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projector = ctc.token_sense(ctc.CtcModel(EAR, "ab", VOCABULARY), 8).projector
+    told, losses = [object()] * 30, [after, 1.0]
+
+    def learn(projector: Any, clips: list[Any], *_: object, **__: object) -> list[float]:
+        torch.nn.init.ones_(projector.correction.weight)
+        assert len(clips) == 28
+        return [3.0]
+
+    monkeypatch.setattr(senses.distillation, "learn", lambda made, _, *given, **__: learn(
+        made, *given))
+    monkeypatch.setattr(senses.distillation, "loss", lambda *_, **__: losses.pop())
+    found = senses._learn(projector, object(), told, senses.SenseSettings(), senses.silent)
+    assert found["apart"] == {"clips": 2, "before": 1.0, "after": after, "kept": kept}
+    assert bool(projector.correction.weight.any()) == kept
 
 
 def test_one_command_gives_a_tier_two_senses_and_goes_on_where_it_stopped(
@@ -85,14 +106,16 @@ def test_one_command_gives_a_tier_two_senses_and_goes_on_where_it_stopped(
         SenseKind.VISION: "8da8w", SenseKind.AUDIO: "8da4w-g32"}
     plain = (family / "senses" / TIER / "audio.safetensors")
     learnt = senses.SenseFile.open(plain).load().projector
-    assert float(learnt.correction.weight.abs().max()) > 0
+    apart = record(family)["learning"]["audio"]["apart"]
+    assert apart["clips"] == 2 and apart["kept"] == (apart["after"] < apart["before"])
+    assert bool(learnt.correction.weight.any()) == apart["kept"]
     bundle = Bundle.open(family / "multimodal" / f"{TIER}.cloister")
     bundle.verify()
     assert bundle.manifest.media == FORMATS
     names = {"orders by people", "orders by people, trimmed", "requests by voices never heard",
              "lines, clean", "lines, half worn", "lines, worn",
-             *(f"{task} by camera, {wear}" for task in ("redact", "call")
-               for wear in ("clean", "half worn"))}
+             *(f"{task} by camera, {name}" for task in ("redact", "call")
+               for name in clips.CAMERA)}
     names |= {f"{name}, written" for name in senses._DIVIDED}
     assert set(bundle.receipt()["evaluations"]) == names
     before = record(family)
