@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["Clip", "SenseSettings", "answers", "learn", "loss"]
+__all__ = ["Clip", "SenseSettings", "answers", "learn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,23 +114,6 @@ def learn(
         progress("learn", step + 1, settings.steps, f"loss {sum(recent) / len(recent):.4f}")
     weight.requires_grad_(False)
     return taken
-
-
-@torch.no_grad()
-def loss(
-    projector: TokenProjector, decoder: Decoder, clips: Sequence[Clip], settings: SenseSettings, *,
-    teacher: Decoder | None = None
-) -> float:
-    """Return what `learn` makes smaller, in nats a token, of clips that it may not have seen."""
-    total, count = 0.0, 0
-    for at in range(0, len(clips), settings.clips):
-        batch = clips[at:at + settings.clips]
-        tokens = sum(len(clip.answer) for clip in batch)
-        total += tokens * float(_loss(
-            projector, decoder, [(clip, *_found(projector, clip)) for clip in batch],
-            settings.objective, teacher))
-        count += tokens
-    return total / count
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""What the text teacher gives a sense beyond labels: the same clips, both ways, several times."""
+"""What the text teacher gives a sense beyond labels, and beyond nothing: the same clips each time.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +40,10 @@ def compare(
 ) -> dict[str, object]:
     """Return the `gain` on each of `tests` of learning what `decoder` says to the words.
 
-    Over labels of the same clips, and over labels of one in 20 of them, since a teacher needs none.
-    `begin` makes the projector that each run begins with. Labels teach by cross-entropy on them;
-    the teacher by `settings`. Clips to whose words the teacher says something without end are left
-    out.
+    Over labels of the same clips, over labels of one in 20 of them, since a teacher needs none, and
+    over no correction. `begin` makes the projector that each run begins with. Labels teach by
+    cross-entropy on them; the teacher by `settings`. Clips to whose words the teacher says
+    something without end are left out.
     """
     (end,) = {each.answer[-1] for each in labelled}
     told = clips.answered(labelled, decoder, end)
@@ -50,13 +51,18 @@ def compare(
     known = [each for each in labelled if id(each.x_ND) in kept]
     alone = replace(settings, objective=Objective(hard=1.0))
     ways = {"labels": (known, alone), "few labels": (known[::_FEW], alone),
-            "teacher": (told, settings)}
+            "nothing learnt": ([], alone), "teacher": (told, settings)}
     right: dict[str, dict[str, list[list[bool]]]] = defaultdict(lambda: defaultdict(list))
     for seed in seeds:
         for way, (data, chosen) in ways.items():
             projector = begin()
-            distillation.learn(projector, decoder, data, replace(chosen, seed=seed),
-                               teacher=decoder, progress=progress)
+            if data:
+                distillation.learn(projector, decoder, data, replace(chosen, seed=seed),
+                                   teacher=decoder, progress=progress)
+            elif seed != seeds[0]:  # the same again
+                for each in right.values():
+                    each[way].append(each[way][0])
+                continue
             for name, (examples, given) in tests.items():
                 said = distillation.answers(
                     projector, decoder, given, end=(end,), limit=_LIMIT, progress=progress)
@@ -64,7 +70,7 @@ def compare(
                     correct(examples, [tokenizer.decode(ids) for ids in said]))
     return {"clips": len(told), "few": len(known[::_FEW]), **{
         f"{name}, over {way}": gain(each[way], each["teacher"])
-        for name, each in right.items() for way in ("labels", "few labels")}}
+        for name, each in right.items() for way in ways if way != "teacher"}}
 
 
 def gain(before: Sequence[Sequence[bool]], after: Sequence[Sequence[bool]]) -> dict[str, object]:

@@ -1,24 +1,23 @@
-"""Two senses for the reference family: each tier learns to hear and to read lines.
+"""Two senses for the reference family: each tier hears, and reads lines.
 
     python -m cloister.reference.senses --cache RECORDINGS --fonts FONTS --family OUT
 
 OUT is what `reference.build` works in, with the checkpoints of the tiers and the quantized ones;
 `--ears` and `--eyes` name other encoders than the family's. To OUT are added:
 
-    OUT/senses/TIER/                 the encoders as they are, with the tier's own correction
+    OUT/senses/TIER/                 the encoders as they are, for the tier's embeddings
     OUT/multimodal/TIER/             the quantized checkpoint, and both senses quantized
     OUT/multimodal/TIER.cloister/    its bundle, exported, checked and measured
-    OUT/TIER.json                    what was learnt, the sizes and the scores, as "senses"
+    OUT/TIER.json                    the sizes and the scores, as "senses"
 
 A stage whose result and record stand, made of the same, is not repeated. With `--compare` it is
-only measured what the text teacher gives beyond labels.
+only measured what a correction gives that is learnt by ear, of labels or of the text teacher.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,11 +25,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from cloister import pipeline
 from cloister.bundle import Bundle, rewrite_receipt
-from cloister.distill import sense as distillation
 from cloister.distill.sense import SenseSettings
 from cloister.errors import SettingError, VocabularyMismatch
 from cloister.evaluate.report import evaluate
@@ -67,16 +63,13 @@ if TYPE_CHECKING:
 
     from cloister.distill.sense import Clip
     from cloister.example import Example
-    from cloister.model.sense import Sense
     from cloister.model.transformer import Decoder
     from cloister.pieces import MediaFormats
     from cloister.progress import Progress
 
 __all__ = ["Sources", "main"]
 
-# Learning rates: lines are nearly exact before. At ten times these both get worse than they were.
-_PEAKS = {SenseKind.VISION: 1e-4, SenseKind.AUDIO: 3e-4}
-_APART = 15  # one in so many clips tells whether something was learnt
+_PEAK = 3e-4  # learning rate of what is compared
 _CALIBRATED = 16  # recordings, or pictures, that a sense is rounded for
 _DIVIDED = {  # by the score of the same texts, written
     "requests by voices never heard": ("frame_exact", "frame_said"),
@@ -86,14 +79,14 @@ _DIVIDED = {  # by the score of the same texts, written
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The folders that the command reads, and how much is learnt from them."""
+    """The folders that the command reads, and how much is taken of them."""
 
     data: Path
     ears: Path
     eyes: Path
     cache: Path
     fonts: Path
-    count: int = 6000  # recordings, and pictures, to learn from
+    count: int = 6000  # recordings, and pictures: to round for, and to compare by
     seed: int = 0
 
 
@@ -108,9 +101,6 @@ class _Builder:
         self.models = {
             SenseKind.AUDIO: ctc.load(sources.ears), SenseKind.VISION: ctc.load(sources.eyes)}
         self.tokenizer = Tokenizer.from_files(out / "tokenizer.json", out / "chat_template.jinja")
-        end = self.tokenizer.id_of("<|end|>")
-        assert end is not None
-        self.end = end
         for kind, model in self.models.items():
             if (model.sense.config.mel is None) != (kind is SenseKind.VISION):
                 raise SettingError("EARS or EYES is an encoder of the other; see which is which.")
@@ -131,7 +121,7 @@ class _Builder:
             self.models[kind].sense.config for kind in (SenseKind.VISION, SenseKind.AUDIO)))
 
     def batches(self, kind: SenseKind) -> Iterator[clips.Batch]:
-        """Yield what is learnt from."""
+        """Yield what a sense is rounded for."""
         count, seed = self.sources.count, self.sources.seed
         if kind is SenseKind.VISION:
             faces = fonts.faces(self.sources.fonts, held_out=False)
@@ -140,11 +130,11 @@ class _Builder:
         return clips.heard(self.sources.cache, count, self.formats.recording, seed)
 
     @cached_property
-    def clips(self) -> dict[SenseKind, list[Clip]]:
-        """What is learnt from, as the encoders give it, once for all tiers."""
-        return {kind: clips.encoded(
-            self.batches(kind), model.sense, self.tokenizer, self.progress, self.sources.count)
-            for kind, model in self.models.items()}
+    def clips(self) -> list[Clip]:
+        """What is compared by, as the encoder gives it, once for all tiers."""
+        return clips.encoded(
+            self.batches(SenseKind.AUDIO), self.models[SenseKind.AUDIO].sense, self.tokenizer,
+            self.progress, self.sources.count)
 
     @cached_property
     def spoken(self) -> dict[str, list[Example]]:
@@ -168,34 +158,26 @@ class _Builder:
         decoder = Checkpoint.open(self.out / "checkpoints" / tier).load()
         return decoder.requires_grad_(False).to(device())
 
-    def sense(self, kind: SenseKind, decoder: Decoder) -> tuple[Sense, TokenProjector]:
-        """Return a sense that is yet without a correction, and its projector."""
-        made = ctc.token_sense(self.models[kind], decoder.config.shape.hidden_size)
-        projector = made.projector
-        assert isinstance(projector, TokenProjector)
-        projector.requires_grad_(False).to(device()).read_with(decoder.embed_tokens)
-        return made, projector
+    def projector(self, decoder: Decoder) -> TokenProjector:
+        """Return the projector of sound, whose correction is 0."""
+        made = ctc.token_sense(
+            self.models[SenseKind.AUDIO], decoder.config.shape.hidden_size).projector
+        assert isinstance(made, TokenProjector)
+        made.requires_grad_(False).to(device()).read_with(decoder.embed_tokens)
+        return made
 
     def senses(self, tier: Tier) -> dict[SenseKind, SenseFile]:
-        """Return the tier's senses, which learn what the tier itself says to the words."""
+        """Return the tier's senses: what is seen or heard, as the tier's own embeddings.
+
+        The correction stays 0. Learnt of what the tier says to the words, it brought answers nearer
+        to those, and made fewer of them right.
+        """
         folder = self.out / "senses" / tier
-        found = {kind: folder / kind.file for kind in self.models}
-        checkpoint = Checkpoint.open(self.out / "checkpoints" / tier)
-        origin = [
-            checkpoint.identity, ctc.identity(self.sources.ears), ctc.identity(self.sources.eyes),
-            repr(self.settings), _PEAKS, self.sources.count, self.sources.seed]
-        if not self._stands(tier, "learning", origin, *found.values()):
-            folder.mkdir(parents=True, exist_ok=True)
-            decoder, taken = self.decoder(tier), dict[str, object]()
-            for kind, path in found.items():
-                made, projector = self.sense(kind, decoder)
-                told = clips.answered(self.clips[kind], decoder, self.end)
-                taken[kind] = _learn(
-                    projector, decoder, told, replace(self.settings, peak=_PEAKS[kind]),
-                    self.progress)
-                sense_file.save(path, made.cpu())
-            self._record(tier, "learning", {"origin": origin, **taken})
-        return {kind: SenseFile.open(path) for kind, path in found.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        size = Checkpoint.open(self.out / "checkpoints" / tier).metadata.config.shape.hidden_size
+        for kind, model in self.models.items():
+            sense_file.save(folder / kind.file, ctc.token_sense(model, size))
+        return {kind: SenseFile.open(folder / kind.file) for kind in self.models}
 
     def checkpoint(self, tier: Tier) -> Checkpoint:
         """Return the quantized checkpoint with both senses, quantized as well."""
@@ -270,15 +252,14 @@ class _Builder:
         return scores if isinstance(scores, dict) else {}
 
     def compare(self, tier: Tier) -> None:
-        """Record what the text teacher gives beyond labels, by ear."""
+        """Record what a correction gives that is learnt by ear."""
         decoder, ear = self.decoder(tier), self.models[SenseKind.AUDIO].sense
         tests = {name: (examples, clips.encoded(
             clips.single(examples, self.formats), ear, self.tokenizer))
             for name, examples in self.spoken.items()}
         self._record(tier, "comparison", comparison.compare(
-            lambda: self.sense(SenseKind.AUDIO, decoder)[1], decoder, self.clips[SenseKind.AUDIO],
-            tests, replace(self.settings, peak=_PEAKS[SenseKind.AUDIO]), self.tokenizer,
-            progress=self.progress))
+            lambda: self.projector(decoder), decoder, self.clips, tests, self.settings,
+            self.tokenizer, progress=self.progress))
 
     def _stands(self, tier: Tier, stage: str, origin: Sequence[object], *paths: Path) -> bool:
         """Whether a stage has been done, of the same."""
@@ -288,32 +269,6 @@ class _Builder:
     def _record(self, tier: Tier, stage: str, record: dict[str, object]) -> None:
         before = read_records(self.out, tier).get("senses", {})
         add_record(self.out, tier, "senses", {**before, stage: record})
-
-
-def _learn(
-    projector: TokenProjector, decoder: Decoder, told: Sequence[Clip], settings: SenseSettings,
-    progress: Progress
-) -> dict[str, object]:
-    """Train the correction, and keep it if clips that are kept apart are better with it."""
-    chosen = list(told)
-    random.Random(settings.seed).shuffle(chosen)
-    at = len(chosen) // _APART
-    apart, rest = chosen[:at], chosen[at:]
-
-    def loss() -> float:
-        return distillation.loss(projector, decoder, apart, settings, teacher=decoder)
-
-    before = loss()
-    losses = distillation.learn(
-        projector, decoder, rest, settings, teacher=decoder, progress=progress)
-    after = loss()
-    if after >= before:
-        torch.nn.init.zeros_(projector.correction.weight)
-    return {
-        "clips": len(rest), "steps": len(losses),
-        "losses": [round(each, 4) for each in losses[::20]],
-        "apart": {"clips": len(apart), "before": round(before, 4), "after": round(after, 4),
-                  "kept": after < before}}
 
 
 def _divided(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -345,9 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="folder of python -m cloister.reference.build")
     parser.add_argument("--tiers", default=",".join(Tier), help="comma-separated (%(default)s)")
     parser.add_argument("--compare", action="store_true",
-                        help="only measure what the text teacher gives beyond labels, by ear")
+                        help="only measure what a correction gives that is learnt by ear")
     parser.add_argument("--count", type=int, default=Sources.count,
-                        help="recordings, and pictures, to learn from (%(default)s)")
+                        help="recordings, and pictures, to round for and to compare by "
+                        "(%(default)s)")
     parser.add_argument("--steps", type=int, default=SenseSettings.steps)
     parser.add_argument("--seed", type=int, default=0)
     return console.run(_senses, parser.parse_args(arguments))
@@ -360,7 +316,7 @@ def _senses(given: argparse.Namespace, screen: Console) -> None:
         fonts=given.fonts, count=given.count, seed=given.seed)
     builder = _Builder(
         sources, given.family,
-        SenseSettings(steps=given.steps, seed=given.seed), console.lines(screen))
+        SenseSettings(steps=given.steps, peak=_PEAK, seed=given.seed), console.lines(screen))
     with disk_errors(given.family.name):
         for tier in tiers:
             if given.compare:

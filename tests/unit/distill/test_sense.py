@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cloister.distill.losses import Objective
-from cloister.distill.sense import Clip, SenseSettings, answers, learn, loss
+from cloister.distill.sense import Clip, SenseSettings, answers, learn
 from cloister.errors import SettingError
 from cloister.model.config import ModelConfig
 from cloister.model.encoder import EncoderShape, Stem
@@ -68,11 +68,9 @@ def test_a_teacher_that_reads_the_words_is_followed_by_ear(decoder, clips) -> No
     deaf = hard_of_hearing(decoder)
     wanted = [list(clip.answer[:-1]) for clip in clips]
     before = answers(deaf, decoder, clips, end=(END,), limit=5)
-    worse = loss(deaf, decoder, clips[32:], SETTINGS, teacher=decoder)
     taken = learn(deaf, decoder, clips[:32], SETTINGS, teacher=decoder)
     after = answers(deaf, decoder, clips, end=(END,), limit=5)
     assert sum(taken[-5:]) < sum(taken[:5]) / 5
-    assert loss(deaf, decoder, clips[32:], SETTINGS, teacher=decoder) < worse
     right = [sum(map(list.__eq__, said, wanted)) for said in (before, after)]
     assert right[0] < 12 < 22 < right[1]
     assert sum(map(list.__eq__, after[32:], wanted[32:])) > sum(
