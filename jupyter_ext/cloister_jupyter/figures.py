@@ -50,12 +50,15 @@ def sizes(manifest: Manifest) -> _Sizes:
         else [(f"{shape.layers} layers", tuple(each * shape.layers for each in layer))]
     embedding = recipe.embedding.size_bytes(shape.vocab_size, hidden)
     head = recipe.head.size_bytes(shape.vocab_size, hidden)
-    rest = program - embedding - head - norms - shape.layers * sum(layer)
+    encoders: _Sizes = [(each.method.replace("_", " "), (0.0, 0.0, 0.0, float(each.weight_bytes)))
+                        for each in manifest.programs[0].encoders]
+    rest = program - embedding - head - norms - shape.layers * sum(layer) - sum(
+        sum(each) for _, each in encoders)
     if rest < 0:  # the program holds less than the shape says
         return [("program", (0.0, 0.0, 0.0, program)), others]
     return [("embedding", (0.0, 0.0, 0.0, embedding)), *rows,
-            ("head", (0.0, 0.0, norms, head)), ("rest of the program", (0.0, 0.0, 0.0, rest)),
-            others]
+            ("head", (0.0, 0.0, norms, head)), *encoders,
+            ("rest of the program", (0.0, 0.0, 0.0, rest)), others]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,16 @@ def divergence(receipt: Mapping[str, object]) -> Divergence:
 
 
 def scores(receipt: Mapping[str, object]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return every recorded score, by `EVALUATION.NAME`, and the standard errors of some."""
+    """Return every recorded score, by `EVALUATION.NAME`, and the standard errors of some.
+
+    What pictures and recordings say, as text, is there to be compared with alone.
+    """
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     evaluations = part(receipt, "evaluations")
     for name in evaluations:
+        if name.endswith(", written"):
+            continue
         each = part(evaluations, name)
         for found, key in ((values, "metrics"), (errors, "errors")):
             record = part(each, key)

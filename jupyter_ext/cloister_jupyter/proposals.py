@@ -192,6 +192,8 @@ def _add(redaction: Redaction, found: str, label: str) -> None:
     words = re.findall(r"\w[\w'\u2019]*", text)
     if sum(map(str.isalnum, text)) < 2 or _NO_NAMES.issuperset(map(str.lower, words)):
         return
+    if _LABEL.search(text):  # what is read was an answer of `redact`
+        return
     redaction.add(Value(text=text, label=label, by="tier"))
     if label == "NAME" and len(words) > 1:
         for word in words:

@@ -38,7 +38,7 @@ def opened(open_notebook: Open, name: str, *cells: str, **options: Any) -> tuple
 def long_answers(chat: Any) -> None:
     chat.locator(".cl-sampling summary").click()
     chat.get_by_label("Temperature").fill("9")
-    chat.get_by_label("Seed").fill("1")
+    chat.get_by_label("Seed").fill("2")
     chat.get_by_label("Tokens at most").fill("900")
 
 

@@ -45,7 +45,7 @@ def test_each_token_tells_how_likely_it_was_and_another_is_gone_on_from_by_keybo
     text = nano.locator(".cl-original .cl-answer").inner_text()
     rows = nano.locator("tbody tr").all_inner_texts()
     for field, result in (("name", "same"), ("party_size_number", "differs"), ("time", "missing"),
-                          ("cuisine", "extra")):
+                          ("city", "extra")):
         assert [row for row in rows if field in row and result in row], (field, rows)
     assert nano.locator(".cl-wordwise del").first.text_content().startswith(" missing: ")
     label = nano.locator(".cl-strip").get_attribute("aria-label")

@@ -67,7 +67,7 @@ const cases = {
   async conversation() {
     return withChat(async (chat) => {
       const heard = [];
-      for (const text of [QUESTION, 'And in Rome?', 'Who are you?']) {
+      for (const text of [QUESTION, 'What will it be in Rome on Sunday?', 'Who are you?']) {
         const answer = await ask(text, { limit: heard.length === 1 ? 3 : 24 })(chat);
         heard.push({ ...answer, read: position() });
       }

@@ -19,11 +19,16 @@ def test_a_bundle_without_evaluations_stands_beside_one_that_has_them(tmp_path: 
     other = tmp_path / "nano-1.cloister"
     shutil.copytree(NANO, other)
     rewrite_receipt(Bundle.open(other), {"evaluations": [], WHOLE: {"mean_kld": None}})
-    lost = Bundle.open(NANO).receipt()[WHOLE]["mean_kld"]
+    receipt = Bundle.open(NANO).receipt()
+    lost, reports = receipt[WHOLE]["mean_kld"], receipt["evaluations"]
+    frames, tales = reports["call, development"], reports["story, development"]
+    value, error = (frames[of]["frame_exact"] for of in ("metrics", "errors"))
     rows = {name: pair for name, *pair in side_by_side(NANO, other)}
     assert rows["recipe"] == ["8da4w-g32", "8da4w-g32"]
-    assert rows["evaluations: call, development: frame_exact"] == ["85.9% \u00b1 1.3%", "\u2013"]
-    assert rows["evaluations: story, development: bits_per_byte"][0].startswith("1.798 \u00b1")
+    assert rows["evaluations: call, development: frame_exact"] == [
+        f"{value:.1%} \u00b1 {error:.1%}", "\u2013"]
+    assert rows["evaluations: story, development: bits_per_byte"][0].startswith(
+        f"{tales['metrics']['bits_per_byte']:.3f} \u00b1")
     assert rows[f"{WHOLE}: mean_kld"] == [f"{lost:.2g} nats a token", "\u2013"]
     with pytest.raises(BundleError):
         side_by_side(NANO, tmp_path / "none.cloister")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cloister.errors import SettingError
 from cloister.reference.mixture import OTHER_SENTENCES, development
 from cloister.reference.redaction import generate
+from cloister_jupyter import proposals
 from cloister_jupyter import redaction as module
 from cloister_jupyter.proposals import found, pieces, propose, spans
 from cloister_jupyter.redaction import Redaction, Value
@@ -162,3 +163,15 @@ def test_names_in_paragraphs_and_in_json_are_proposed() -> None:
     stopping = threading.Event()
     stopping.set()
     assert propose(texts, stopping=stopping) is None
+
+
+def test_what_an_answer_of_the_task_already_replaced_is_no_value(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Ring I[PHONE]. Ask Ada Byron."
+    at = text.index("I[PHONE]"), text.index("Ada Byron")
+    monkeypatch.setattr(proposals, "found", lambda *_, **__: {text: (
+        [(at[0], at[0] + 8, "PHONE"), (at[1], at[1] + 9, "NAME")], True)})
+    redaction = proposals.propose([text])
+    assert redaction is not None
+    assert [each.text for each in redaction.values if not each.part_of] == ["Ada Byron"]
