@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_PROMPT = "text, or - for standard input; none where a picture or recording says it all"
 _CLOSED = 128 + 13  # as the shell says of a program that SIGPIPE ended
 
 
@@ -76,9 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     try:
-        if getattr(parsed, "prompt", None) is not None:
+        if hasattr(parsed, "prompt"):
+            if parsed.prompt is None and not parsed.media:
+                raise SettingError("Nothing is asked; give a PROMPT, --image FILE or --audio FILE.")
             _check_input(parsed)
-            parsed.prompt = _prompt(parsed.prompt)
+            parsed.prompt = _prompt(parsed.prompt or "")
         from cloister import commands
 
         result = commands.run(parsed)
@@ -238,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", "one answer, streamed")
     run.add_argument("bundle", metavar="BUNDLE|TIER")
-    run.add_argument("prompt", metavar="PROMPT", help="text, or - for standard input")
+    run.add_argument("prompt", metavar="PROMPT", nargs="?", help=_PROMPT)
     run.add_argument("--logprobs", type=int, default=0, metavar="N",
                      help="show each token's log-probability, and the N likeliest")
     run.add_argument("--replay", type=Path, metavar="FILE",
@@ -258,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     _asking(chat)
 
     compare = add("compare", "tiers side by side on one prompt, one at a time")
-    compare.add_argument("prompt", metavar="PROMPT", help="text, or - for standard input")
+    compare.add_argument("prompt", metavar="PROMPT", nargs="?", help=_PROMPT)
     compare.add_argument("--tiers", help="comma-separated (default: all there are)")
     _asking(compare)
 

@@ -16,7 +16,7 @@ from cloister.runtime.client import Worker
 from cloister.tiers import Tier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from cloister.parts import Audio, Image
     from cloister.runtime.chat import Stats
@@ -76,7 +76,7 @@ def run(options: Run) -> Record:
         _tell_of_a_new_vault(worker)
         text, tokens = "", []
         for token in chat.stream(
-            [*parts, options.prompt], top=options.logprobs, **asked
+            _question(parts, options.prompt), top=options.logprobs, **asked
         ):
             text += token.text
             tokens.append(token)
@@ -175,7 +175,7 @@ def compare(options: Compare) -> Record:
     for name in names:
         with _worker(name, options) as worker:  # one process a tier: its own peak memory
             session = worker.session(system=options.system)
-            text = session.ask([*parts, options.prompt], **asked).text
+            text = session.ask(_question(parts, options.prompt), **asked).text
             assert worker.loaded is not None
             rows.append({
                 "tier": str(name), "text": text, **_measured(session.stats),
@@ -261,6 +261,11 @@ def _added(line: str, *, trim: bool) -> Image | Audio | None:
     found = re.fullmatch(r"/(image|audio) +(.+)", line)
     return None if found is None else part(
         found[1], str(Path(found[2]).expanduser()), trim=trim)
+
+
+def _question(parts: Sequence[Image | Audio], prompt: str) -> list[str | Image | Audio]:
+    """Return pictures and recordings with the prompt behind them, which may be left out then."""
+    return [*parts, prompt] if prompt or not parts else [*parts]
 
 
 def _lines(*, prompts: bool) -> Iterator[str]:

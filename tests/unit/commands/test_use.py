@@ -91,6 +91,19 @@ def test_silence_is_left_out_only_where_asked(
     assert 4000 <= heard.samples < 8000
 
 
+def test_a_picture_or_recording_needs_no_prompt_and_nothing_is_no_question(
+    served: Served, files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("run", "nano-1", "--image", files["a.png"], "--max-tokens", "1")
+    run("compare", "--tiers", "nano-1", "--image", files["a.png"], "--max-tokens", "1")
+    assert contents(served) == [(SEEN,), (SEEN,)]
+    capsys.readouterr()
+    for words in (("run", "nano-1"), ("compare", "--tiers", "nano-1")):
+        run(*words, status=1)
+        assert said(capsys)["message"] == (
+            "Nothing is asked; give a PROMPT, --image FILE or --audio FILE.")
+
+
 def test_a_picture_may_come_from_the_standard_input_and_once(
     served: Served, files: dict[str, str], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
