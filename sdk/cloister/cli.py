@@ -69,9 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if parsed.debug:
             raise
-        if isinstance(error.__context__, KeyboardInterrupt):  # as hashlib makes a ValueError of it
-            _fail(parsed, error, "stopped.")
-            return 130
         _fail(parsed, error,
               f"An unexpected error ({place_of(error)}); --debug shows more, report it.")
         return 1
