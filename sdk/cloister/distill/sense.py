@@ -99,17 +99,17 @@ def learn(
         while len(order) < settings.clips:
             order += rng.sample(range(len(clips)), len(clips))
         chosen, order = order[:settings.clips], order[settings.clips:]
-        nats = _loss(
+        loss = _loss(
             projector, decoder, [(clips[number], *found[number]) for number in chosen], objective,
             teacher)
-        if not nats.isfinite():
+        if not loss.isfinite():
             raise LossNotFinite(
                 f"The loss of step {step + 1} is not finite; begin anew at a lower learning rate.")
-        weight.grad, = torch.autograd.grad(nats, [weight])
+        weight.grad, = torch.autograd.grad(loss, [weight])
         nn.utils.clip_grad_norm_([weight], 1.0)
         optimizer.param_groups[0]["lr"] = settings.rate(step)
         optimizer.step()
-        taken.append(nats.item())
+        taken.append(loss.item())
         recent = taken[-20:]
         progress("learn", step + 1, settings.steps, f"loss {sum(recent) / len(recent):.4f}")
     weight.requires_grad_(False)

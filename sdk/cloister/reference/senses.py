@@ -69,7 +69,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sources", "main"]
 
-_PEAK = 3e-4  # learning rate of what is compared
 _CALIBRATED = 16  # recordings, or pictures, that a sense is rounded for
 _DIVIDED = {  # by the score of the same texts, written
     "requests by voices never heard": ("frame_exact", "frame_said"),
@@ -316,7 +315,7 @@ def _senses(given: argparse.Namespace, screen: Console) -> None:
         fonts=given.fonts, count=given.count, seed=given.seed)
     builder = _Builder(
         sources, given.family,
-        SenseSettings(steps=given.steps, peak=_PEAK, seed=given.seed), console.lines(screen))
+        SenseSettings(steps=given.steps, seed=given.seed), console.lines(screen))
     with disk_errors(given.family.name):
         for tier in tiers:
             if given.compare:
