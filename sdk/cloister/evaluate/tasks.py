@@ -79,15 +79,14 @@ def scores(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, Sco
     task = examples[0].task
     right = correct(examples, answers)
     if task in _FRAMES:
-        names = [
-            (_call(answer) or (None, {}))[0] == _target(example)[0]
-            for example, answer in zip(examples, answers, strict=True)
-        ]
+        calls = [(_call(answer), _target(example))
+                 for example, answer in zip(examples, answers, strict=True)]
         return {
-            "frame_exact": Score.of(right), "frame_said": Score.of([
-                _said(_call(answer)) == _said(_target(example))
-                for example, answer in zip(examples, answers, strict=True)]),
-            "intent_accuracy": Score.of(names),
+            "frame_exact": Score.of(right),
+            "frame_said": Score.of([
+                call is not None and _said(call) == _said(target) for call, target in calls]),
+            "intent_accuracy": Score.of([
+                call is not None and call[0] == target[0] for call, target in calls]),
             "slot_f1": _slot_f1(examples, answers),
         }
     if task == "intent":
@@ -220,10 +219,8 @@ def _call(text: str) -> Call | None:
     return calls[0].name, lists
 
 
-def _said(call: Call | None) -> Call | None:
+def _said(call: Call) -> Call:
     """Return a call with its values in words."""
-    if call is None:
-        return None
     name, arguments = call
     return name, {
         slot: [words(said(value) or value) for value in values]

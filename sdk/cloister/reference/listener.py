@@ -198,10 +198,10 @@ def _train(given: argparse.Namespace, screen: Console) -> None:
     if given.measure:
         measure = partial(
             hearing.measure, folder=console.data(given) / "spoken_orders", cache=given.cache)
+    if given.begin is not None and given.encoder is not None:
+        raise SettingError("--begin and --encoder are two beginnings; leave one of them out.")
     model, origin = command.model(given, lambda: _new(given, read_by.vocab_size))
     if given.encoder is not None:
-        if given.begin is not None:
-            raise SettingError("--begin and --encoder are two beginnings; leave one of them out.")
         origin += SenseFile.open(given.encoder).identity
     if given.frozen:
         model.freeze(given.frozen)
