@@ -21,9 +21,9 @@ from IPython.display import display
 from cloister import family
 from cloister.display import bytes_text, show
 from cloister.errors import SettingError, WrongPassphrase, named
+from cloister.interrupt import uninterrupted
 from cloister.runtime.chat import Ask, Sampling
 from cloister.runtime.client import Worker
-from cloister.runtime.interrupt import uninterrupted
 from cloister.tiers import Tier
 from cloister_jupyter.background import WARM_S, Idle
 from cloister_jupyter.badge import badge

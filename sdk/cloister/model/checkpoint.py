@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from cloister import family, records
 from cloister.errors import CheckpointError, NonFiniteTensor, TensorMismatch
@@ -28,7 +28,7 @@ from cloister.model.quantized import scale_dtype, swap
 from cloister.model.recipe import Recipe
 from cloister.model.sense_file import SenseFile, SenseKind, fits
 from cloister.model.shards import read_json, shards
-from cloister.model.tensor_file import TYPE_NAMES, Plan
+from cloister.model.tensor_file import TYPE_NAMES, Plan, opened
 from cloister.model.transformer import Decoder
 from cloister.pieces import MediaFormats
 from cloister.records import Whole  # noqa: TC001
@@ -204,7 +204,7 @@ class Checkpoint(Summary):
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor."""
         try:
-            with safe_open(self._where[name], framework="pt") as file:
+            with opened(self._where[name]) as file:
                 tensor: torch.Tensor = file.get_tensor(name)
         except (SafetensorError, OSError):
             raise CheckpointError(
@@ -275,7 +275,7 @@ class Checkpoint(Summary):
 
     def _headers(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         for path in dict.fromkeys(self._where.values()):
-            with safe_open(path, framework="pt") as file:
+            with opened(path) as file:
                 for name in file.keys():  # noqa: SIM118  # not a dict
                     part = file.get_slice(name)
                     yield name, part.get_dtype(), tuple(part.get_shape())

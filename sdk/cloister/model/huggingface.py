@@ -12,12 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 
 from cloister.errors import CheckpointError, SettingError, UnsupportedArchitecture
 from cloister.model.config import Activation, ModelConfig, RopeScaling
 from cloister.model.fields import Fields
 from cloister.model.shards import Stored, read_json
+from cloister.model.tensor_file import opened
 from cloister.tiers import Shape
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def stored(
     """Return the tensors in the files `where` by our names, without those that have None."""
     result = {}
     for path in dict.fromkeys(where.values()):
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             for key in file.keys():  # noqa: SIM118  # not a dict
                 name = name_of(key)
                 if name is None:
@@ -263,7 +263,7 @@ def stored(
 
 
 def _tensor(path: Path, key: str) -> torch.Tensor:
-    with safe_open(path, framework="pt") as file:
+    with opened(path) as file:
         tensor: torch.Tensor = file.get_tensor(key)
     return tensor
 

@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from cloister import records
 from cloister.errors import CheckpointError, NonFiniteTensor, TensorMismatch
 from cloister.files import whole_file
 from cloister.model.sense import Sense, SenseConfig
-from cloister.model.tensor_file import TYPE_NAMES, Plan, TensorFile
+from cloister.model.tensor_file import TYPE_NAMES, Plan, TensorFile, opened
 from cloister.pieces import PictureFormat, RecordingFormat
 from cloister.records import Record
 
@@ -71,7 +71,7 @@ class SenseFile:
         unreadable = CheckpointError(
             f"File {path.name} is no sense that Cloister wrote, or is damaged; make it again.")
         try:
-            with safe_open(path, framework="pt") as file:
+            with opened(path) as file:
                 said = (file.metadata() or {}).get("cloister", "")
                 found = {
                     name: (file.get_slice(name).get_dtype(),
@@ -106,7 +106,7 @@ class SenseFile:
         with torch.device("meta"):
             sense = Sense(self.config)
         weights = {}
-        with safe_open(self.path, framework="pt") as file:
+        with opened(self.path) as file:
             for name in plan(self.config):
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():

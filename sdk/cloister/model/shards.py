@@ -12,10 +12,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from cloister import records
 from cloister.errors import CheckpointError, TensorMismatch
+from cloister.model.tensor_file import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -140,7 +141,7 @@ def passed_over(directory: Path, used: Iterable[Path]) -> tuple[str, ...]:
 
 def _header(path: Path) -> list[str]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             return list(file.keys())
     except (SafetensorError, OSError):
         raise CheckpointError(

@@ -1,17 +1,22 @@
-"""A safetensors file written one tensor at a time."""
+"""A safetensors file, read, and written one tensor at a time."""
 
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
+
+from cloister.interrupt import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import BinaryIO
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+    from typing import Any, BinaryIO
 
-__all__ = ["TYPE_NAMES", "Plan", "TensorFile", "size_bytes"]
+__all__ = ["TYPE_NAMES", "Plan", "TensorFile", "opened", "size_bytes"]
 
 TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
@@ -22,6 +27,20 @@ Plan = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 def size_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     """Return the bytes of one tensor."""
     return torch.Size(shape).numel() * dtype.itemsize
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:  # `safe_open` has no types
+    """Open the file in `path` to read tensors from.
+
+    Ctrl-C waits until it is closed: torch would make a ValueError of one that comes while
+    safetensors reads a tensor.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    with uninterrupted(), safe_open(path, framework="pt") as file:
+        yield file
 
 
 class TensorFile:

@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
@@ -33,6 +33,7 @@ from cloister.model.projector import ProjectorKind, ProjectorShape, TokenProject
 from cloister.model.sense import Sense, SenseConfig
 from cloister.model.sense_file import SenseKind
 from cloister.model.spelling import Spelling
+from cloister.model.tensor_file import opened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -236,7 +237,7 @@ def load(folder: Path) -> CtcModel:
     """
     sense = sense_file.SenseFile.open(_encoder(folder)).load()
     try:
-        with safe_open(folder / _HEADS, framework="pt") as file:
+        with opened(folder / _HEADS) as file:
             alphabet = (file.metadata() or {})["alphabet"]
             heads = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         if "tokens.bias" in heads:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from cloister.errors import EmptyPrompt, EngineBusy, NotEnoughDisk, SettingError
+from cloister.interrupt import uninterrupted
 from cloister.message import Message
-from cloister.runtime.interrupt import uninterrupted
 from cloister.runtime.prompt import decoded, messages_of
 
 if TYPE_CHECKING:

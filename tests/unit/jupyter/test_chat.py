@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from ipywidgets import Widget
 from cloister import open_vault
 from cloister.audit.notebook import Trail
 from cloister.errors import BundleError, SettingError, WrongPassphrase
+from cloister.runtime.chat import Ask, Token
 from cloister.settings import Settings
 from cloister.vault.keys import Provider
 from cloister.vault.local import keyholder
@@ -46,6 +48,21 @@ class Heard(ChatWidget):
         while not met():
             assert time.monotonic() < deadline
             time.sleep(0.005)
+
+    def hold(self, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+        """Let no answer go past its eighth token before the event is set, once for each."""
+        session, event = self._talk._load(), threading.Event()
+        answer = session.answer
+
+        def held(ask: Ask) -> Iterator[Token]:
+            for count, token in enumerate(answer(ask)):
+                yield token
+                if count == 7:
+                    assert event.wait(60)
+                    event.clear()
+
+        monkeypatch.setattr(session, "answer", held)
+        return event
 
     def said(self) -> list[str]:
         """What was said, once the turn at hand is over."""
@@ -120,9 +137,10 @@ def test_an_answer_is_made_again_and_an_earlier_message_edited(
 
 
 def test_a_stop_keeps_what_came_and_a_second_one_ends_a_process_that_is_deaf(
-    begin: Callable[..., Heard]
+    begin: Callable[..., Heard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = begin(system="story")
+    heard = chat.hold(monkeypatch)
     chat.ask("once upon a time", 1, **LONG)
     chat.until(lambda: chat.of("delta"))
     chat.receive({"type": "open"})
@@ -134,15 +152,17 @@ def test_a_stop_keeps_what_came_and_a_second_one_ends_a_process_that_is_deaf(
     chat.receive({"type": "stop", "run": "another"})
     began = time.monotonic()
     chat.receive({"type": "stop", "run": midway["turn"]})
+    heard.set()
     said = chat.said()
     print(f"stopped after {1000 * (time.monotonic() - began):.0f} ms")
     assert chat.of("ended")[-1]["finish"] == "stop"
     assert said[2].startswith(midway["answer"])
     before = len(chat.of("delta"))
     chat.ask("and then", 3, **LONG)
-    chat.until(lambda: len(chat.of("delta")) > before + 1)
+    chat.until(lambda: len(chat.of("delta")) > before)
     chat._talk._turn.stopping.set()  # type: ignore[union-attr]  # as if the first went unheard
     chat.receive({"type": "stop", "run": chat.of("asked")[-1]["turn"]})
+    heard.set()
     assert chat.said()[3] == "and then"
     chat.until(lambda: chat._talk._worker.running is False)
 
@@ -176,15 +196,18 @@ def test_a_question_that_is_stopped_while_the_bundle_loads_is_not_kept(
 
 
 def test_a_worker_that_dies_leaves_a_conversation_that_goes_on(
-    begin: Callable[..., Heard]
+    begin: Callable[..., Heard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = begin(session="dies", system="story")
+    killed = chat.hold(monkeypatch)
     chat.ask("once upon a time", 1, **LONG)
-    chat.until(lambda: len(chat.of("delta")) > 2)
+    chat.until(lambda: chat.of("delta"))
     chat._talk._worker.ready()._child.kill()
+    killed.set()
     said = chat.said()
     assert "ended without an answer" in chat.of("failed")[-1]["message"]
     assert said[1] == "once upon a time" and said[2]
+    killed.set()
     chat.ask("and then", 3)
     again = chat.said()
     assert again[:4] == [*said, "and then"] and len(again) == 5

@@ -150,7 +150,7 @@ def test_a_run_is_in_no_file_in_the_vault_alone_and_gone_when_deleted(
         for text in (prompt.text, answer.text):
             path.write_text(json.dumps({"cells": [{"source": f"x = '''{text}'''"}]}))
             found = check(path, [Trail(space, Kind.HISTORY)]).findings
-            assert [each.kind for each in found] == [TEXT]
+            assert TEXT in {each.kind for each in found}  # an answer may say a number besides
     finally:
         lab.close()
 

@@ -24,7 +24,7 @@ from cloister_jupyter.request import LIMIT_BYTES, Request
 from cloister_jupyter.runs import Runs
 
 NANO = family.bundle_path("nano-1")
-LONG: dict[str, Any] = {"max_tokens": 480, "sampling": Sampling(temperature=9.0, seed=1)}
+LONG: dict[str, Any] = {"max_tokens": 900, "sampling": Sampling(temperature=9.0, seed=1)}
 
 
 class Heard:

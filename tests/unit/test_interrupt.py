@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloister.runtime.interrupt import uninterrupted
+from cloister.interrupt import uninterrupted
 
 
 def press() -> None:
