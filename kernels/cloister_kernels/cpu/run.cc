@@ -1,0 +1,247 @@
+#include "run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+namespace cloister {
+
+#if defined(__x86_64__)
+extern const Kernels kAvx512, kAvxVnni, kAvx2;
+#elif defined(__aarch64__)
+extern const Kernels kNeon, kI8mm;
+#endif
+extern const Kernels kPortable;
+
+namespace {
+
+// The sets that this processor runs, best first.
+std::vector<const Kernels *> found() {
+  std::vector<const Kernels *> all;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni"))
+    all.push_back(&kAvx512);
+  if (avx2) {
+    unsigned a, b, c, d;
+    __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
+    if (a >> 4 & 1) all.push_back(&kAvxVnni);
+    all.push_back(&kAvx2);
+  }
+#endif
+  all.push_back(&kPortable);
+  return all;
+}
+
+// Memory of the calling thread that the next operator takes over.
+template <typename T> T *space(std::vector<T> &held, int64_t count) {
+  if (int64_t(held.size()) < count) held.resize(size_t(count));
+  return held.data();
+}
+
+template <typename Work> void each(Parallel parallel, int64_t tasks, const Work &work) {
+  if (tasks == 1) return work(0);
+  parallel([](void *context, int64_t task) { (*static_cast<const Work *>(context))(task); },
+           const_cast<Work *>(&work), tasks);
+}
+
+constexpr int64_t kFewRows = 8;    // which one thread rounds while another would wake up
+constexpr int64_t kRowBlock = 64;  // rows whose sums lie on the stack
+
+} // namespace
+
+int64_t tile_bytes(int64_t format, int64_t inputs) {
+  if (inputs <= 0 || (format != kW8 && inputs % kGroup)) return 0;
+  const int64_t groups = (inputs + kGroup - 1) / kGroup, supers = inputs / kSuper;
+  switch (format) {
+    case kW4: case kQ4_0: return groups * (2 * kTile + kTile * kGroup / 2);
+    case kW8: return 4 * kTile + groups * kTile * kGroup;
+    case kQ4_1: return groups * (4 * kTile + kTile * kGroup / 2);
+    case kQ8_0: return groups * (2 * kTile + kTile * kGroup);
+    case kQ4_K: return inputs % kSuper ? 0 : supers * kTile * 148;
+    case kQ6_K: return inputs % kSuper ? 0 : supers * kTile * 210;
+    default: return 0;
+  }
+}
+
+const Kernels *kernels(const char *name) {
+  static const std::vector<const Kernels *> all = found();
+  for (const Kernels *each : all)
+    if (name == nullptr || std::strcmp(each->name, name) == 0) return each;
+  return nullptr;
+}
+
+void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t threads) {
+  thread_local std::vector<int8_t> held_q;
+  thread_local std::vector<float> held_scale, held_x;
+  thread_local std::vector<int32_t> held_sum;
+  const int64_t groups = (w.inputs + kGroup - 1) / kGroup, padded = groups * kGroup;
+  int8_t *q = space(held_q, w.rows * padded);
+  float *scale = space(held_scale, w.rows * groups);
+  int32_t *sum = space(held_sum, w.rows * groups * 2);
+  const bool plain = w.input == kPlain;
+  float *changed = plain ? nullptr : space(held_x, w.rows * w.inputs);
+  const auto round = [&](int64_t row) {
+    const float *x = w.x + row * w.inputs * (w.input >= kGatedSilu ? 2 : 1);
+    float *to = changed + row * w.inputs;
+    if (w.input == kNormed) kernels.norm(x, w.norm, w.eps, w.inputs, to);
+    if (w.input >= kGatedSilu)
+      kernels.gate(x, x + w.inputs, w.inputs, w.input == kGatedSilu ? kSilu : kGelu, to);
+    kernels.quantize(plain ? x : to, w.inputs, w.whole, q + row * padded, scale + row * groups,
+                     sum + row * groups * 2);
+  };
+  if (w.rows < kFewRows) {
+    for (int64_t row = 0; row < w.rows; ++row) round(row);
+  } else {
+    const int64_t tasks = std::min(w.rows, 4 * threads);
+    each(parallel, tasks, [&](int64_t task) {
+      for (int64_t row = w.rows * task / tasks; row < w.rows * (task + 1) / tasks; ++row) round(row);
+    });
+  }
+  const Rows rows = {q, scale, sum, padded};
+  const int64_t tiles = (w.outputs + kTile - 1) / kTile, bytes = tile_bytes(w.format, w.inputs);
+  const int64_t tasks = std::min(tiles, 8 * threads);
+  each(parallel, tasks, [&](int64_t task) {
+    alignas(64) float sums[kRowBlock * kTile];
+    for (int64_t t = tiles * task / tasks; t < tiles * (task + 1) / tasks; ++t) {
+      const int64_t first = t * kTile, count = std::min(kTile, w.outputs - first);
+      for (int64_t row = 0; row < w.rows; row += kRowBlock) {
+        const int64_t many = std::min(kRowBlock, w.rows - row);
+        kernels.tile(w.format, w.weights + t * bytes, rows, row, many, sums);
+        for (int64_t r = 0; r < many; ++r) {
+          const int64_t at = (row + r) * w.outputs + first;
+          float *out = w.out + at;
+          for (int64_t n = 0; n < count; ++n) {
+            float y = sums[r * kTile + n];
+            if (w.bias) y += w.bias[first + n];
+            if (w.residual) y += w.residual[at + n];
+            out[n] = y;
+          }
+        }
+      }
+    }
+  });
+}
+
+void attention(const Kernels &kernels, const Attention &w, Parallel parallel, int64_t threads) {
+  thread_local std::vector<float> held_q, held_out, held_most, held_space;
+  thread_local std::vector<int64_t> held_seen;
+  const int64_t size = w.size, group = w.heads / w.kv_heads, rows = w.length * group;
+  const int64_t width = (w.heads + 2 * w.kv_heads) * size;
+  float *queries = space(held_q, w.kv_heads * rows * size);
+  int64_t *last = space(held_seen, 2 * rows), *first = last + rows;
+  for (int64_t t = 0; t < w.length; ++t)
+    for (int64_t h = 0; h < group; ++h) {
+      last[t * group + h] = w.start + t;
+      first[t * group + h] = w.window > 0 ? std::max<int64_t>(0, w.start + t - w.window + 1) : 0;
+    }
+
+  const auto turned = [&](const float *x, const float *norm, int64_t at, float scale, float *out) {
+    if (norm) {
+      kernels.norm(x, norm, w.eps, size, out);
+      x = out;
+    }
+    if (w.cos) {
+      const float *cos = w.cos + at * size, *sin = w.sin + at * size;
+      const int64_t half = size / 2;
+      for (int64_t d = 0; d < half; ++d) {
+        const float a = x[d], b = x[d + half];
+        out[d] = (a * cos[d] - b * sin[d]) * scale;
+        out[d + half] = (b * cos[d + half] + a * sin[d + half]) * scale;
+      }
+    } else {
+      for (int64_t d = 0; d < size; ++d) out[d] = x[d] * scale;
+    }
+  };
+  const int64_t entry = w.cache == kFloat32 ? 4 : w.cache == kFloat16 ? 2 : 1;
+  const auto prepare = [&](int64_t t) {
+    const float *x = w.qkv + t * width;
+    const int64_t at = w.start + t;
+    for (int64_t h = 0; h < w.heads; ++h, x += size)
+      turned(x, w.q_norm, at, w.scale,
+             queries + ((h / group) * rows + t * group + h % group) * size);
+    std::vector<float> key(static_cast<size_t>(size));
+    for (int64_t g = 0; g < 2 * w.kv_heads; ++g, x += size) {
+      const bool value = g >= w.kv_heads;
+      const int64_t head = g % w.kv_heads, place = (at * w.kv_heads + head) * size * entry;
+      float *scales = value ? w.v_scale : w.k_scale;
+      if (!value) turned(x, w.k_norm, at, 1.0f, key.data());
+      kernels.store(value ? x : key.data(), size, w.cache,
+                    static_cast<char *>(value ? w.v : w.k) + place,
+                    scales ? scales + head * w.context + at : nullptr);
+    }
+  };
+  if (w.length < kFewRows) {
+    for (int64_t t = 0; t < w.length; ++t) prepare(t);
+  } else {
+    const int64_t tasks = std::min(w.length, 4 * threads);
+    each(parallel, tasks, [&](int64_t task) {
+      for (int64_t t = w.length * task / tasks; t < w.length * (task + 1) / tasks; ++t) prepare(t);
+    });
+  }
+
+  // Rows in blocks, and each block's context in parts: enough tasks for all threads.
+  const int64_t block = std::max<int64_t>(1, 64 / group) * group;
+  const int64_t blocks = (rows + block - 1) / block, end = w.start + w.length;
+  const int64_t wanted = (2 * threads + w.kv_heads * blocks - 1) / (w.kv_heads * blocks);
+  const int64_t parts = std::clamp<int64_t>(std::min(wanted, end / 64), 1, 64);
+  float *out = space(held_out, w.kv_heads * parts * rows * size);
+  float *most = space(held_most, 2 * w.kv_heads * parts * rows);
+  float *total = most + w.kv_heads * parts * rows;
+  const int64_t room = (size + 4) * 64;
+  const int64_t tasks = w.kv_heads * blocks * parts;
+  float *spaces = space(held_space, tasks * room);
+  each(parallel, tasks, [&](int64_t task) {
+    const int64_t part = task % parts, b = task / parts % blocks, g = task / parts / blocks;
+    const int64_t from = b * block, count = std::min(block, rows - from);
+    const int64_t low = first[from], high = last[from + count - 1] + 1;
+    const int64_t at = (g * parts + part) * rows + from;
+    std::fill_n(out + at * size, count * size, 0.0f);
+    std::fill_n(most + at, count, -INFINITY);
+    std::fill_n(total + at, count, 0.0f);
+    Attend attend = {};
+    attend.q = queries + (g * rows + from) * size;
+    attend.last = last + from;
+    attend.first = first + from;
+    attend.rows = count;
+    attend.size = size;
+    attend.k = static_cast<const char *>(w.k) + g * size * entry;
+    attend.v = static_cast<const char *>(w.v) + g * size * entry;
+    attend.k_scale = w.k_scale ? w.k_scale + g * w.context : nullptr;
+    attend.v_scale = w.v_scale ? w.v_scale + g * w.context : nullptr;
+    attend.stride = w.kv_heads * size;
+    attend.begin = low + (high - low) * part / parts;
+    attend.end = low + (high - low) * (part + 1) / parts;
+    attend.softcap = w.softcap;
+    attend.out = out + at * size;
+    attend.most = most + at;
+    attend.total = total + at;
+    attend.space = spaces + task * room;
+    kernels.attend(attend, w.cache);
+  });
+
+  for (int64_t g = 0; g < w.kv_heads; ++g)
+    for (int64_t row = 0; row < rows; ++row) {
+      float peak = -INFINITY, sum = 0;
+      for (int64_t part = 0; part < parts; ++part)
+        peak = std::max(peak, most[(g * parts + part) * rows + row]);
+      const int64_t t = row / group, h = g * group + row % group;
+      float *to = w.out + (t * w.heads + h) * size;
+      std::fill_n(to, size, 0.0f);
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t at = (g * parts + part) * rows + row;
+        const float by = parts == 1 ? 1.0f : std::exp(most[at] - peak);
+        sum += total[at] * by;
+        for (int64_t d = 0; d < size; ++d) to[d] += out[at * size + d] * by;
+      }
+      for (int64_t d = 0; d < size; ++d) to[d] /= sum;
+    }
+}
+
+} // namespace cloister
