@@ -256,6 +256,8 @@ class Runs:
         run.tell(Ready, column=id_, load_s=loaded.load_s if cold and loaded else None)
         stats = run.read(
             worker, run.request.ask(forced=forced), lambda token: run.add(id_, token))
+        if not stats.tokens and run.stopping.is_set():
+            return  # as one that had not begun
         run.tell(
             Ended, column=id_, finish=stats.finish, prompt_tokens=stats.prompt_tokens,
             tokens=stats.tokens, forced_tokens=stats.forced_tokens, ttft_s=stats.ttft_s,

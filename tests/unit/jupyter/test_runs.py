@@ -130,7 +130,7 @@ def test_stop_ends_the_answer_and_begins_no_other(two: Runs, heard: Heard) -> No
     assert two.wait(10)
     assert time.perf_counter() - began < 2
     (ended,) = heard.of(Ended)
-    assert ended.finish == "stop" and ended.column == "0" and 0 < ended.tokens < 480
+    assert ended.finish == "stop" and ended.column == "0" and 0 < ended.tokens < 900
     assert heard.of(Began, "1") == []
     assert heard.of(Over)[0].stopped
     two.begin(asked("1"))
@@ -145,6 +145,20 @@ def test_stop_while_a_bundle_is_loaded_does_not_wait_for_it(cold: Runs, heard: H
     assert heard.of(Ended) == [] and heard.of(Over)[0].stopped
     cold.begin(asked("0"))
     assert cold.wait(60) and heard.of(Ended)
+
+
+def test_one_that_is_stopped_before_its_first_token_has_not_answered(
+    two: Runs, heard: Heard
+) -> None:
+    def tell(event: Event) -> None:
+        heard(event)
+        if isinstance(event, Ready):
+            two.stop()
+
+    two._tell = tell
+    two.begin(asked("0", "1"))
+    assert two.wait(60)
+    assert heard.of(Ended) == heard.of(Delta) == [] and heard.of(Over)[0].stopped
 
 
 def test_stop_asked_twice_ends_a_process_that_does_not_listen(two: Runs, heard: Heard) -> None:
