@@ -6,6 +6,11 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace cloister {
 
 #if defined(__x86_64__)
@@ -33,6 +38,11 @@ std::vector<const Kernels *> found() {
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(1));
     if (a >> 4 & 1) all.push_back(&kAvxVnni);
     all.push_back(&kAvx2);
+  }
+#elif defined(__aarch64__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) {
+    if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) all.push_back(&kI8mm);
+    all.push_back(&kNeon);
   }
 #endif
   all.push_back(&kPortable);

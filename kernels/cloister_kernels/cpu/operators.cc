@@ -1,0 +1,188 @@
+// The operators as ExecuTorch calls them (`ops.py` has their schemas).
+#include <executorch/extension/kernel_util/make_boxed_from_unboxed_functor.h>
+#include <executorch/runtime/kernel/kernel_includes.h>
+#include <executorch/runtime/kernel/thread_parallel_interface.h>
+
+#include "run.h"
+
+namespace executorch::extension::threadpool {
+// Its header needs pthreadpool's, which ExecuTorch's wheel lacks.
+class ThreadPool {
+ public:
+  size_t get_thread_count() const;
+};
+ThreadPool *get_threadpool();
+} // namespace executorch::extension::threadpool
+
+namespace cloister {
+namespace {
+
+using executorch::aten::ScalarType;
+using executorch::aten::Tensor;
+using executorch::runtime::Error;
+using executorch::runtime::KernelRuntimeContext;
+using executorch::runtime::resize_tensor;
+using OptionalTensor = executorch::aten::optional<Tensor>;
+
+void spread(void (*work)(void *context, int64_t task), void *context, int64_t tasks) {
+  executorch::extension::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) work(context, task);
+  });
+}
+
+int64_t threads() {
+  auto *pool = executorch::extension::threadpool::get_threadpool();
+  return pool == nullptr ? 1 : int64_t(pool->get_thread_count());
+}
+
+const Kernels &chosen() {
+  static const Kernels *const set = kernels(std::getenv("CLOISTER_KERNELS"));
+  static const Kernels &found = set == nullptr ? *kernels() : *set;
+  return found;
+}
+
+#define REQUIRE(condition, result)                                       \
+  if (!(condition)) {                                                    \
+    ET_LOG(Error, "%s: not so: %s", __func__, #condition);               \
+    ctx.fail(Error::InvalidArgument);                                    \
+    return result;                                                       \
+  }
+
+bool floats(const Tensor &x, int64_t count) {
+  return x.scalar_type() == ScalarType::Float && int64_t(x.numel()) == count;
+}
+
+const float *floats_of(const OptionalTensor &x) {
+  return x.has_value() ? x->const_data_ptr<float>() : nullptr;
+}
+
+bool floats(const OptionalTensor &x, int64_t count) { return !x.has_value() || floats(*x, count); }
+
+Tensor &linear_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weights,
+                   int64_t format, int64_t outputs, int64_t input, const OptionalTensor &norm,
+                   double eps, const OptionalTensor &bias, const OptionalTensor &residual,
+                   bool whole, Tensor &out) {
+  REQUIRE(x.dim() >= 1 && x.scalar_type() == ScalarType::Float, out);
+  REQUIRE(input >= kPlain && input <= kGatedGelu && outputs > 0, out);
+  const int64_t last = x.size(x.dim() - 1), times = input >= kGatedSilu ? 2 : 1;
+  REQUIRE(last > 0 && last % times == 0, out);
+  const int64_t inputs = last / times, rows = x.numel() / last;
+  const int64_t bytes = tile_bytes(format, inputs), tiles = (outputs + kTile - 1) / kTile;
+  REQUIRE(bytes > 0 && int64_t(weights.nbytes()) == tiles * bytes, out);
+  REQUIRE(floats(norm, inputs) && (input == kNormed) == norm.has_value(), out);
+  REQUIRE(floats(bias, outputs) && floats(residual, rows * outputs), out);
+  executorch::aten::SizesType sizes[16];
+  REQUIRE(x.dim() <= 16, out);
+  for (int64_t i = 0; i < x.dim(); ++i) sizes[i] = x.size(i);
+  sizes[x.dim() - 1] = executorch::aten::SizesType(outputs);
+  REQUIRE(resize_tensor(out, {sizes, size_t(x.dim())}) == Error::Ok && floats(out, rows * outputs),
+          out);
+  Linear work = {};
+  work.x = x.const_data_ptr<float>();
+  work.rows = rows;
+  work.inputs = inputs;
+  work.input = input;
+  work.norm = floats_of(norm);
+  work.eps = float(eps);
+  work.whole = whole;
+  work.weights = static_cast<const uint8_t *>(weights.const_data_ptr());
+  work.format = format;
+  work.outputs = outputs;
+  work.bias = floats_of(bias);
+  work.residual = floats_of(residual);
+  work.out = out.mutable_data_ptr<float>();
+  linear(chosen(), work, spread, threads());
+  return out;
+}
+
+Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_cache,
+                      Tensor &v_cache, const OptionalTensor &k_scale, const OptionalTensor &v_scale,
+                      int64_t start, const OptionalTensor &cos, const OptionalTensor &sin,
+                      const OptionalTensor &q_norm, const OptionalTensor &k_norm, int64_t heads,
+                      double eps, double scale, double softcap, int64_t window, Tensor &out) {
+  REQUIRE(k_cache.dim() == 4 && k_cache.size(0) == 1 && qkv.dim() == 3 && qkv.size(0) == 1, out);
+  const int64_t context = k_cache.size(1), kv_heads = k_cache.size(2), size = k_cache.size(3);
+  const int64_t length = qkv.size(1);
+  REQUIRE(v_cache.dim() == 4 && v_cache.numel() == k_cache.numel(), out);
+  REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(), out);
+  REQUIRE(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && size > 0 && size % 16 == 0, out);
+  REQUIRE(floats(qkv, length * (heads + 2 * kv_heads) * size), out);
+  REQUIRE(start >= 0 && length > 0 && start <= context - length && window >= 0, out);
+  REQUIRE(floats(cos, context * size) && floats(sin, context * size), out);
+  REQUIRE(cos.has_value() == sin.has_value(), out);
+  REQUIRE(floats(q_norm, size) && floats(k_norm, size), out);
+  const ScalarType type = k_cache.scalar_type();
+  const bool bytes = type == ScalarType::Char;
+  REQUIRE(bytes || type == ScalarType::Half || type == ScalarType::Float, out);
+  REQUIRE(bytes == k_scale.has_value() && bytes == v_scale.has_value(), out);
+  REQUIRE(floats(k_scale, context * kv_heads) && floats(v_scale, context * kv_heads), out);
+  const executorch::aten::SizesType sizes[] = {1, int32_t(length), int32_t(heads * size)};
+  REQUIRE(resize_tensor(out, {sizes, 3}) == Error::Ok && floats(out, length * heads * size), out);
+  Attention work = {};
+  work.qkv = qkv.const_data_ptr<float>();
+  work.length = length;
+  work.start = start;
+  work.heads = heads;
+  work.kv_heads = kv_heads;
+  work.size = size;
+  work.cos = floats_of(cos);
+  work.sin = floats_of(sin);
+  work.q_norm = floats_of(q_norm);
+  work.k_norm = floats_of(k_norm);
+  work.eps = float(eps);
+  work.scale = float(scale);
+  work.softcap = float(softcap);
+  work.window = window;
+  work.context = context;
+  work.cache = bytes ? kInt8 : type == ScalarType::Half ? kFloat16 : kFloat32;
+  work.k = k_cache.mutable_data_ptr();
+  work.v = v_cache.mutable_data_ptr();
+  work.k_scale = bytes ? k_scale->mutable_data_ptr<float>() : nullptr;
+  work.v_scale = bytes ? v_scale->mutable_data_ptr<float>() : nullptr;
+  work.out = out.mutable_data_ptr<float>();
+  attention(chosen(), work, spread, threads());
+  return out;
+}
+
+Tensor &embedding_out(KernelRuntimeContext &ctx, const Tensor &tokens, const Tensor &weights,
+                      int64_t format, int64_t rows, int64_t size, Tensor &out) {
+  const int64_t bytes = tile_bytes(format, size), tiles = (rows + kTile - 1) / kTile;
+  REQUIRE(tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 && rows > 0, out);
+  REQUIRE(bytes > 0 && int64_t(weights.nbytes()) == tiles * bytes, out);
+  const executorch::aten::SizesType sizes[] = {
+      executorch::aten::SizesType(tokens.size(0)), executorch::aten::SizesType(tokens.size(1)),
+      executorch::aten::SizesType(size)};
+  REQUIRE(resize_tensor(out, {sizes, 3}) == Error::Ok && floats(out, tokens.numel() * size), out);
+  const int64_t *ids = tokens.const_data_ptr<int64_t>();
+  const uint8_t *data = static_cast<const uint8_t *>(weights.const_data_ptr());
+  for (int64_t i = 0; i < int64_t(tokens.numel()); ++i) {
+    REQUIRE(ids[i] >= 0 && ids[i] < rows, out);
+    chosen().unpack(format, data + ids[i] / kTile * bytes, size, ids[i] % kTile,
+                    out.mutable_data_ptr<float>() + i * size);
+  }
+  return out;
+}
+
+Tensor &norm_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weight, double eps,
+                 const OptionalTensor &residual, Tensor &out) {
+  REQUIRE(x.dim() >= 1 && x.scalar_type() == ScalarType::Float, out);
+  const int64_t size = x.size(x.dim() - 1);
+  REQUIRE(size > 0 && floats(weight, size) && floats(residual, x.numel()), out);
+  REQUIRE(resize_tensor(out, x.sizes()) == Error::Ok && floats(out, x.numel()), out);
+  const float *from = x.const_data_ptr<float>(), *more = floats_of(residual);
+  float *to = out.mutable_data_ptr<float>();
+  for (int64_t at = 0; at < int64_t(x.numel()); at += size) {
+    chosen().norm(from + at, weight.const_data_ptr<float>(), float(eps), size, to + at);
+    if (more != nullptr)
+      for (int64_t i = at; i < at + size; ++i) to[i] += more[i];
+  }
+  return out;
+}
+
+} // namespace
+} // namespace cloister
+
+EXECUTORCH_LIBRARY(cloister, "linear.out", cloister::linear_out);
+EXECUTORCH_LIBRARY(cloister, "attention.out", cloister::attention_out);
+EXECUTORCH_LIBRARY(cloister, "embedding.out", cloister::embedding_out);
+EXECUTORCH_LIBRARY(cloister, "norm.out", cloister::norm_out);
