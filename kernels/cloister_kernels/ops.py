@@ -39,31 +39,29 @@ for name, arguments, out in (
     _library.define(f"{name}.out({arguments}, *, Tensor({out}!) out) -> Tensor({out}!)")
 
 
-@torch.library.register_fake("cloister::linear", lib=_library)
-def _(
+def _linear(
     x: torch.Tensor, weights: torch.Tensor, form: int, outputs: int, *_: object  # noqa: ARG001
 ) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-@torch.library.register_fake("cloister::attention", lib=_library)
-def _(
-    qkv: torch.Tensor, k_cache: torch.Tensor, *rest: object
-) -> torch.Tensor:
+def _attention(qkv: torch.Tensor, k_cache: torch.Tensor, *rest: object) -> torch.Tensor:
     heads = rest[8]
     assert isinstance(heads, int)
     return qkv.new_empty(*qkv.shape[:-1], heads * k_cache.shape[-1])
 
 
-@torch.library.register_fake("cloister::embedding", lib=_library)
-def _(
+def _embedding(
     tokens: torch.Tensor, weights: torch.Tensor, form: int, rows: int, size: int  # noqa: ARG001
 ) -> torch.Tensor:
     return weights.new_empty(*tokens.shape, size, dtype=torch.float32)
 
 
-@torch.library.register_fake("cloister::norm", lib=_library)
-def _(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None  # noqa: ARG001
-) -> torch.Tensor:
+def _norm(x: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(x)
+
+
+for name, fake in (
+    ("linear", _linear), ("attention", _attention), ("embedding", _embedding), ("norm", _norm),
+):
+    torch.library.register_fake(f"cloister::{name}", fake, lib=_library)

@@ -140,7 +140,8 @@ def _each(values: torch.Tensor) -> torch.Tensor:
 
 
 def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
-    low, high = blocks[..., :128].unflatten(-1, (2, 64)), blocks[..., 128:192].unflatten(-1, (2, 32))
+    low = blocks[..., :128].unflatten(-1, (2, 64))
+    high = blocks[..., 128:192].unflatten(-1, (2, 32))
     scales = blocks[..., 192:208]
     # Of each 128 inputs: low nibbles of 64, high ones of the other 64; pairs of bits of 32 each.
     nibbles = torch.cat((low & 15, low >> 4), dim=-1)

@@ -10,11 +10,14 @@ from itertools import repeat
 import torch
 from torch.nn import functional
 
-__all__ = ["LEAST_SCALE", "dequantize", "fake_quantize_rows", "linear_8da", "pack_4bit",
-           "pack_4bit_embedding"]
+__all__ = ["GROUP", "LEAST_SCALE", "attention", "dequantize", "fake_quantize_rows", "linear_8da",
+           "pack_4bit", "pack_4bit_embedding", "round_cache", "round_groups"]
+
+GROUP = 32  # inputs that share a scale
 
 # Smallest scale. XNNPACK has none: one as small as this leaves every row its own scale.
 LEAST_SCALE = torch.finfo(torch.float32).smallest_normal
+_NO_GROUP = 1e-36  # a largest magnitude that counts as 0
 _WEIGHTS = 2**20  # dequantized at a time: they stay in the processor's cache
 
 
@@ -30,6 +33,48 @@ def fake_quantize_rows(x_MK: torch.Tensor) -> torch.Tensor:
     zero = (-128 - (low / scale).round()).clamp(-128, 127)
     quantized = ((x_MK * (1 / scale)).round() + zero).clamp(-128, 127)
     return (quantized - zero) * scale
+
+
+def round_groups(x_MK: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
+    """Round each 32 inputs of a row to 8 bits and back, float32[M, K] -> float32[M, K].
+
+    Symmetric, 127 steps to the largest magnitude; with `whole` that of the row. What the operator
+    `linear` does with its input. A row with an entry that is not finite becomes NaN.
+    """
+    rows, inputs = x_MK.shape
+    groups = functional.pad(x_MK, (0, -inputs % GROUP)).view(rows, -1, GROUP)
+    most = groups.abs().amax(-1, keepdim=True)
+    if whole:
+        most = most.amax(1, keepdim=True)
+    # A scalar would be multiplied by a reciprocal, which rounds otherwise.
+    inverse = torch.where(most > _NO_GROUP, most.new_tensor(127.0) / most, 0.0)
+    rounded = ((groups * inverse).round() * (most / 127)).view(rows, -1)[:, :inputs]
+    return torch.where(x_MK.isfinite().all(1, keepdim=True), rounded, torch.nan)
+
+
+def round_cache(x_TGD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round keys or values to 8 bits: int8[T, G, D], and the scale of each head, float32[T, G]."""
+    scale = x_TGD.abs().amax(-1) / 127
+    return (x_TGD / scale.unsqueeze(-1)).round().to(torch.int8), scale
+
+
+def attention(
+    q_THD: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, start: int, *, scale: float,
+    softcap: float = 0.0, window: int = 0
+) -> torch.Tensor:
+    """Attend from positions `start` to S - 1 to those before them, -> float32[T, H, D].
+
+    Keys and values of all S positions are in float32 here, whatever the cache holds.
+    """
+    length, heads, _ = q_THD.shape
+    k_SHD, v_SHD = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k_SGD, v_SGD))
+    scores = torch.einsum("thd,shd->hts", q_THD, k_SHD) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    query, key = torch.arange(start, start + length)[:, None], torch.arange(len(k_SGD))
+    seen = (key <= query) & (key > query - window if window else key >= 0)
+    return torch.einsum(
+        "hts,shd->thd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v_SHD)
 
 
 def dequantize(q_NK: torch.Tensor, scale_NC: torch.Tensor) -> torch.Tensor:

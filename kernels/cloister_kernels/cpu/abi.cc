@@ -22,7 +22,7 @@ void spread(void (*work)(void *context, int64_t task), void *context, int64_t ta
   for (auto &other : others) other.join();
 }
 
-} // namespace
+}  // namespace
 
 extern "C" {
 

@@ -26,14 +26,15 @@ struct Group {
 };
 
 // One half of a tile: rows 8 * side to 8 * side + 7.
-template <int64_t format> inline Group group_of(const uint8_t *tile, int64_t g, int side) {
+template <int64_t format>
+inline Group group_of(const uint8_t *tile, int64_t g, int side) {
   using L = Layout<format>;
   const uint8_t *at = L::group(tile, g);
   const int two = 16 * side, one = 8 * side;
   Group out;
   if (format == kW4) {
-    out.scale = _mm256_castsi256_ps(_mm256_slli_epi32(
-        _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(at + two))), 16));
+    out.scale = _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(at + two))), 16));
   } else if (format == kQ4_K) {
     const uint8_t *super = tile + g / 8 * kQ4KBlock + two;
     out.scale = halves(super) * bytes(at + one, false);
@@ -63,8 +64,8 @@ template <int64_t format> inline Group group_of(const uint8_t *tile, int64_t g, 
         const __m256i a = j ? high : _mm256_slli_epi16(high, 4);
         const __m256i b = j ? _mm256_srli_epi16(high, 2) : _mm256_slli_epi16(high, 2);
         out.u[4 * h + 2 * j] = _mm256_or_si256(_mm256_and_si256(x, low), _mm256_and_si256(a, pair));
-        out.u[4 * h + 2 * j + 1] = _mm256_or_si256(
-            _mm256_and_si256(_mm256_srli_epi16(x, 4), low), _mm256_and_si256(b, pair));
+        out.u[4 * h + 2 * j + 1] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x, 4), low),
+                                                   _mm256_and_si256(b, pair));
       }
     }
   } else {
@@ -92,7 +93,8 @@ inline __m256 dot(const Group &w, const int8_t *a, int32_t sum) {
   using L = Layout<format>;
 #ifdef CLOISTER_VNNI
   __m256i total = _mm256_set1_epi32(-L::kZero * sum);
-  for (int j = from; j < from + count; ++j) total = _mm256_dpbusd_avx_epi32(total, w.u[j], four(a + 4 * j));
+  for (int j = from; j < from + count; ++j)
+    total = _mm256_dpbusd_avx_epi32(total, w.u[j], four(a + 4 * j));
 #else
   // Pairs of products are below 2**15: with nibbles eight of them, with 6 bits two, with bytes
   // (by their magnitude, the sign on the other side) one.
@@ -103,9 +105,9 @@ inline __m256 dot(const Group &w, const int8_t *a, int32_t sum) {
     __m256i pairs;
     for (int i = j; i < j + together && i < from + count; ++i) {
       const __m256i b = four(a + 4 * i);
-      const __m256i p = L::kZero == 128
-          ? _mm256_maddubs_epi16(_mm256_abs_epi8(w.u[i]), _mm256_sign_epi8(b, w.u[i]))
-          : _mm256_maddubs_epi16(w.u[i], b);
+      const __m256i p = L::kZero == 128 ? _mm256_maddubs_epi16(_mm256_abs_epi8(w.u[i]),
+                                                               _mm256_sign_epi8(b, w.u[i]))
+                                        : _mm256_maddubs_epi16(w.u[i], b);
       pairs = i == j ? p : _mm256_add_epi16(pairs, p);
     }
     total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, ones));
@@ -131,13 +133,16 @@ inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, fl
       const int32_t *s = sum + (r * groups + g) * 2;
       const __m256 by = _mm256_set1_ps(scale[r * groups + g]);
       if (L::kHalves) {
-        total[r] = _mm256_fmadd_ps(dot<format, 0, 4>(w, a, s[0]), _mm256_mul_ps(w.scale, by), total[r]);
-        total[r] = _mm256_fmadd_ps(dot<format, 4, 4>(w, a, s[1]), _mm256_mul_ps(w.other, by), total[r]);
+        total[r] =
+            _mm256_fmadd_ps(dot<format, 0, 4>(w, a, s[0]), _mm256_mul_ps(w.scale, by), total[r]);
+        total[r] =
+            _mm256_fmadd_ps(dot<format, 4, 4>(w, a, s[1]), _mm256_mul_ps(w.other, by), total[r]);
       } else {
         const __m256 f = dot<format, 0, 8>(w, a, s[0] + s[1]);
         total[r] = _mm256_fmadd_ps(f, format == kW8 ? by : _mm256_mul_ps(w.scale, by), total[r]);
         if (L::kMinimum)
-          total[r] = _mm256_fnmadd_ps(w.other, _mm256_mul_ps(by, _mm256_set1_ps(float(s[0] + s[1]))), total[r]);
+          total[r] = _mm256_fnmadd_ps(
+              w.other, _mm256_mul_ps(by, _mm256_set1_ps(float(s[0] + s[1]))), total[r]);
       }
     }
   }
@@ -151,8 +156,10 @@ template <int64_t format>
 void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out) {
   for (int side = 0; side < 2; ++side) {
     int64_t row = 0;
-    for (; row + 4 <= rows; row += 4) some<format, 4>(tile, side, x, first + row, out + row * kTile);
-    for (; row + 2 <= rows; row += 2) some<format, 2>(tile, side, x, first + row, out + row * kTile);
+    for (; row + 4 <= rows; row += 4)
+      some<format, 4>(tile, side, x, first + row, out + row * kTile);
+    for (; row + 2 <= rows; row += 2)
+      some<format, 2>(tile, side, x, first + row, out + row * kTile);
     for (; row < rows; ++row) some<format, 1>(tile, side, x, first + row, out + row * kTile);
   }
 }
@@ -162,7 +169,7 @@ void tile(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, 
   DISPATCH(multiplied, format, weights, x, first, rows, out)
 }
 
-} // namespace
+}  // namespace
 
 namespace cloister {
 extern const Kernels KERNELS = {NAME, quantize, norm, gate, tile, unpack, attend, store};

@@ -4,11 +4,12 @@
 namespace {
 
 struct Group {
-  __m512i u[8];  // of inputs 4j to 4j+3, bytes of 16 rows
+  __m512i u[8];         // of inputs 4j to 4j+3, bytes of 16 rows
   __m512 scale, other;  // `other`: the minima, or the scales of the second half
 };
 
-template <int64_t format> inline __m512 halves(const uint8_t *at) {
+template <int64_t format>
+inline __m512 halves(const uint8_t *at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
 }
 
@@ -17,13 +18,14 @@ inline __m512 bytes(const uint8_t *at, bool negative) {
   return _mm512_cvtepi32_ps(negative ? _mm512_cvtepi8_epi32(x) : _mm512_cvtepu8_epi32(x));
 }
 
-template <int64_t format> inline Group group_of(const uint8_t *tile, int64_t g) {
+template <int64_t format>
+inline Group group_of(const uint8_t *tile, int64_t g) {
   using L = Layout<format>;
   const uint8_t *at = L::group(tile, g);
   Group out;
   if (format == kW4) {
-    out.scale = _mm512_castsi512_ps(_mm512_slli_epi32(
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at)), 16));
+    out.scale = _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at)), 16));
   } else if (format == kQ4_K) {
     const uint8_t *super = tile + g / 8 * kQ4KBlock;
     out.scale = halves<format>(super) * bytes(at, false);
@@ -53,8 +55,8 @@ template <int64_t format> inline Group group_of(const uint8_t *tile, int64_t g) 
         const __m512i a = j ? high : _mm512_slli_epi16(high, 4);
         const __m512i b = j ? _mm512_srli_epi16(high, 2) : _mm512_slli_epi16(high, 2);
         out.u[4 * h + 2 * j] = _mm512_or_si512(_mm512_and_si512(x, low), _mm512_and_si512(a, pair));
-        out.u[4 * h + 2 * j + 1] = _mm512_or_si512(
-            _mm512_and_si512(_mm512_srli_epi16(x, 4), low), _mm512_and_si512(b, pair));
+        out.u[4 * h + 2 * j + 1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(x, 4), low),
+                                                   _mm512_and_si512(b, pair));
       }
     }
   } else {
@@ -87,17 +89,22 @@ inline void some(const uint8_t *tile, const Rows &x, int64_t first, float *out) 
       const __m512 by = _mm512_set1_ps(scale[r * groups + g]);
       __m512i dot = L::kZero ? _mm512_set1_epi32(-L::kZero * (L::kHalves ? s[0] : s[0] + s[1]))
                              : _mm512_setzero_si512();
-      for (int j = 0; j < (L::kHalves ? 4 : 8); ++j) dot = _mm512_dpbusd_epi32(dot, w.u[j], four(a + 4 * j));
+      for (int j = 0; j < (L::kHalves ? 4 : 8); ++j)
+        dot = _mm512_dpbusd_epi32(dot, w.u[j], four(a + 4 * j));
       const __m512 f = _mm512_cvtepi32_ps(dot);
-      if (format == kW8) total[r] = _mm512_fmadd_ps(f, by, total[r]);
-      else total[r] = _mm512_fmadd_ps(f, _mm512_mul_ps(w.scale, by), total[r]);
+      if (format == kW8)
+        total[r] = _mm512_fmadd_ps(f, by, total[r]);
+      else
+        total[r] = _mm512_fmadd_ps(f, _mm512_mul_ps(w.scale, by), total[r]);
       if (L::kHalves) {
         __m512i second = _mm512_set1_epi32(-L::kZero * s[1]);
         for (int j = 4; j < 8; ++j) second = _mm512_dpbusd_epi32(second, w.u[j], four(a + 4 * j));
-        total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(w.other, by), total[r]);
+        total[r] =
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(w.other, by), total[r]);
       }
       if (L::kMinimum)
-        total[r] = _mm512_fnmadd_ps(w.other, _mm512_mul_ps(by, _mm512_set1_ps(float(s[0] + s[1]))), total[r]);
+        total[r] = _mm512_fnmadd_ps(w.other, _mm512_mul_ps(by, _mm512_set1_ps(float(s[0] + s[1]))),
+                                    total[r]);
     }
   }
   for (int r = 0; r < count; ++r) {
@@ -120,7 +127,7 @@ void tile(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, 
   DISPATCH(multiplied, format, weights, x, first, rows, out)
 }
 
-} // namespace
+}  // namespace
 
 namespace cloister {
 extern const Kernels kAvx512 = {"avx512", quantize, norm, gate, tile, unpack, attend, store};

@@ -12,9 +12,9 @@
 
 namespace cloister {
 
-constexpr int64_t kTile = 16;   // weight rows that lie side by side
-constexpr int64_t kGroup = 32;  // inputs with one activation scale, padded with zeros
-constexpr int64_t kSuper = 256; // inputs of a block of the types Q4_K and Q6_K
+constexpr int64_t kTile = 16;    // weight rows that lie side by side
+constexpr int64_t kGroup = 32;   // inputs with one activation scale, padded with zeros
+constexpr int64_t kSuper = 256;  // inputs of a block of the types Q4_K and Q6_K
 
 // A weight is scale * (u - zero) - minimum, u unsigned. A tile has for each group of inputs the
 // scales of its 16 rows, then their minima, then the integers: 4 inputs of each row side by side,
@@ -35,26 +35,26 @@ int64_t tile_bytes(int64_t format, int64_t inputs);
 
 // Rows of activations in 8 bits. K is padded to whole groups; sums are over halves of a group.
 struct Rows {
-  const int8_t *q;       // [M, K]
-  const float *scale;    // [M, K / 32]
-  const int32_t *sum;    // [M, K / 16]
-  int64_t inputs;        // K
+  const int8_t *q;     // [M, K]
+  const float *scale;  // [M, K / 32]
+  const int32_t *sum;  // [M, K / 16]
+  int64_t inputs;      // K
 };
 
 // Attention of some new positions of one KV head over a range of its cache.
 struct Attend {
-  const float *q;        // [rows, D], scaled
-  const int64_t *last;   // [rows]: the last position that each may see
-  const int64_t *first;  // [rows]: the first one
-  int64_t rows, size;    // D, a multiple of 16
-  const void *k, *v;     // position 0 of this head
+  const float *q;                  // [rows, D], scaled
+  const int64_t *last;             // [rows]: the last position that each may see
+  const int64_t *first;            // [rows]: the first one
+  int64_t rows, size;              // D, a multiple of 16
+  const void *k, *v;               // position 0 of this head
   const float *k_scale, *v_scale;  // of an 8-bit cache, one for each position
-  int64_t stride;        // entries from one position to the next
-  int64_t begin, end;    // positions
-  float softcap;         // 0: none
-  float *out;            // [rows, D], sums of values, not normalized
-  float *most, *total;   // [rows]: largest score, sum of exponentials
-  float *space;          // attend_space floats
+  int64_t stride;                  // entries from one position to the next
+  int64_t begin, end;              // positions
+  float softcap;                   // 0: none
+  float *out;                      // [rows, D], sums of values, not normalized
+  float *most, *total;             // [rows]: largest score, sum of exponentials
+  float *space;                    // attend_space floats
 };
 
 enum Cache : int64_t { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
@@ -78,4 +78,4 @@ struct Kernels {
 // The fastest that this processor runs, or the one called `name`; null where it cannot.
 const Kernels *kernels(const char *name = nullptr);
 
-} // namespace cloister
+}  // namespace cloister

@@ -28,12 +28,14 @@ inline float32x4_t bytes(const uint8_t *at, bool negative) {
   return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(x))));
 }
 
-template <int64_t format> inline void group_of(const uint8_t *tile, int64_t g, Group &out) {
+template <int64_t format>
+inline void group_of(const uint8_t *tile, int64_t g, Group &out) {
   using L = Layout<format>;
   const uint8_t *at = L::group(tile, g);
   for (int i = 0; i < 4; ++i) {
     if (format == kW4) {
-      out.scale[i] = vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(at + 8 * i)), 16));
+      out.scale[i] =
+          vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(at + 8 * i)), 16));
     } else if (format == kQ4_K) {
       const uint8_t *super = tile + g / 8 * kQ4KBlock + 8 * i;
       out.scale[i] = halves(super) * bytes(at + 4 * i, false);
@@ -61,7 +63,8 @@ template <int64_t format> inline void group_of(const uint8_t *tile, int64_t g, G
       for (int h = 0; h < 2; ++h) {
         const uint8_t *from = at + 192 * h + 16 * i;
         const uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + 64), high = vld1q_u8(from + 128);
-        const uint8x16_t lows[] = {vandq_u8(a, low), vshrq_n_u8(a, 4), vandq_u8(b, low), vshrq_n_u8(b, 4)};
+        const uint8x16_t lows[] = {vandq_u8(a, low), vshrq_n_u8(a, 4), vandq_u8(b, low),
+                                   vshrq_n_u8(b, 4)};
         const uint8x16_t pairs[] = {vandq_u8(high, two), vandq_u8(vshrq_n_u8(high, 2), two),
                                     vandq_u8(vshrq_n_u8(high, 4), two), vshrq_n_u8(high, 6)};
         for (int j = 0; j < 4; ++j)
@@ -69,7 +72,8 @@ template <int64_t format> inline void group_of(const uint8_t *tile, int64_t g, G
       }
     } else {
       for (int j = 0; j < 8; ++j)
-        out.w[j][i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(at + 64 * j + 16 * i), vdupq_n_u8(128)));
+        out.w[j][i] =
+            vreinterpretq_s8_u8(veorq_u8(vld1q_u8(at + 64 * j + 16 * i), vdupq_n_u8(128)));
     }
   }
 }
@@ -96,7 +100,8 @@ inline void dot_two(const Group &w, const int8_t *a, const int8_t *b, int from, 
   for (int j = from; j < from + count; j += 2) {
     const int8x16_t x = vcombine_s8(vld1_s8(a + 4 * j), vld1_s8(b + 4 * j));
     for (int i = 0; i < 4; ++i) {
-      const int32x4_t lo = vreinterpretq_s32_s8(w.w[j][i]), hi = vreinterpretq_s32_s8(w.w[j + 1][i]);
+      const int32x4_t lo = vreinterpretq_s32_s8(w.w[j][i]),
+                      hi = vreinterpretq_s32_s8(w.w[j + 1][i]);
       pairs[i][0] = vmmlaq_s32(pairs[i][0], vreinterpretq_s8_s32(vzip1q_s32(lo, hi)), x);
       pairs[i][1] = vmmlaq_s32(pairs[i][1], vreinterpretq_s8_s32(vzip2q_s32(lo, hi)), x);
     }
@@ -116,12 +121,14 @@ inline void add(const Group &w, const int32x4_t dots[2][4], float by, const int3
   for (int i = 0; i < 4; ++i) {
     const int32_t before = L::kHalves ? sum[0] : sum[0] + sum[1];
     const float32x4_t f = vcvtq_f32_s32(vsubq_s32(dots[0][i], vdupq_n_s32(zero * before)));
-    total[i] = vfmaq_f32(total[i], f, format == kW8 ? vdupq_n_f32(by) : vmulq_n_f32(w.scale[i], by));
+    total[i] =
+        vfmaq_f32(total[i], f, format == kW8 ? vdupq_n_f32(by) : vmulq_n_f32(w.scale[i], by));
     if (L::kHalves) {
       const float32x4_t g = vcvtq_f32_s32(vsubq_s32(dots[1][i], vdupq_n_s32(zero * sum[1])));
       total[i] = vfmaq_f32(total[i], g, vmulq_n_f32(w.other[i], by));
     }
-    if (L::kMinimum) total[i] = vfmsq_f32(total[i], w.other[i], vdupq_n_f32(by * float(sum[0] + sum[1])));
+    if (L::kMinimum)
+      total[i] = vfmsq_f32(total[i], w.other[i], vdupq_n_f32(by * float(sum[0] + sum[1])));
   }
 }
 
@@ -171,7 +178,7 @@ void tile(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, 
   DISPATCH(multiplied, format, weights, x, first, rows, out)
 }
 
-} // namespace
+}  // namespace
 
 namespace cloister {
 extern const Kernels KERNELS = {NAME, quantize, norm, gate, tile, unpack, attend, store};

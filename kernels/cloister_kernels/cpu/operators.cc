@@ -12,7 +12,7 @@ class ThreadPool {
   size_t get_thread_count() const;
 };
 ThreadPool *get_threadpool();
-} // namespace executorch::extension::threadpool
+}  // namespace executorch::extension::threadpool
 
 namespace cloister {
 namespace {
@@ -41,11 +41,11 @@ const Kernels &chosen() {
   return found;
 }
 
-#define REQUIRE(condition, result)                                       \
-  if (!(condition)) {                                                    \
-    ET_LOG(Error, "%s: not so: %s", __func__, #condition);               \
-    ctx.fail(Error::InvalidArgument);                                    \
-    return result;                                                       \
+#define REQUIRE(condition, result)                         \
+  if (!(condition)) {                                      \
+    ET_LOG(Error, "%s: not so: %s", __func__, #condition); \
+    ctx.fail(Error::InvalidArgument);                      \
+    return result;                                         \
   }
 
 bool floats(const Tensor &x, int64_t count) {
@@ -149,9 +149,9 @@ Tensor &embedding_out(KernelRuntimeContext &ctx, const Tensor &tokens, const Ten
   const int64_t bytes = tile_bytes(format, size), tiles = (rows + kTile - 1) / kTile;
   REQUIRE(tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 && rows > 0, out);
   REQUIRE(bytes > 0 && int64_t(weights.nbytes()) == tiles * bytes, out);
-  const executorch::aten::SizesType sizes[] = {
-      executorch::aten::SizesType(tokens.size(0)), executorch::aten::SizesType(tokens.size(1)),
-      executorch::aten::SizesType(size)};
+  const executorch::aten::SizesType sizes[] = {executorch::aten::SizesType(tokens.size(0)),
+                                               executorch::aten::SizesType(tokens.size(1)),
+                                               executorch::aten::SizesType(size)};
   REQUIRE(resize_tensor(out, {sizes, 3}) == Error::Ok && floats(out, tokens.numel() * size), out);
   const int64_t *ids = tokens.const_data_ptr<int64_t>();
   const uint8_t *data = static_cast<const uint8_t *>(weights.const_data_ptr());
@@ -179,8 +179,8 @@ Tensor &norm_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weigh
   return out;
 }
 
-} // namespace
-} // namespace cloister
+}  // namespace
+}  // namespace cloister
 
 EXECUTORCH_LIBRARY(cloister, "linear.out", cloister::linear_out);
 EXECUTORCH_LIBRARY(cloister, "attention.out", cloister::attention_out);

@@ -33,7 +33,7 @@ void tile(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, 
   DISPATCH(multiplied, format, weights, x, first, rows, out)
 }
 
-} // namespace
+}  // namespace
 
 namespace cloister {
 extern const Kernels kPortable = {"portable", quantize, norm, gate, tile, unpack, attend, store};

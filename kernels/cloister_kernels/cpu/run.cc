@@ -50,12 +50,14 @@ std::vector<const Kernels *> found() {
 }
 
 // Memory of the calling thread that the next operator takes over.
-template <typename T> T *space(std::vector<T> &held, int64_t count) {
+template <typename T>
+T *space(std::vector<T> &held, int64_t count) {
   if (int64_t(held.size()) < count) held.resize(size_t(count));
   return held.data();
 }
 
-template <typename Work> void each(Parallel parallel, int64_t tasks, const Work &work) {
+template <typename Work>
+void each(Parallel parallel, int64_t tasks, const Work &work) {
   if (tasks == 1) return work(0);
   parallel([](void *context, int64_t task) { (*static_cast<const Work *>(context))(task); },
            const_cast<Work *>(&work), tasks);
@@ -64,19 +66,27 @@ template <typename Work> void each(Parallel parallel, int64_t tasks, const Work 
 constexpr int64_t kFewRows = 8;    // which one thread rounds while another would wake up
 constexpr int64_t kRowBlock = 64;  // rows whose sums lie on the stack
 
-} // namespace
+}  // namespace
 
 int64_t tile_bytes(int64_t format, int64_t inputs) {
   if (inputs <= 0 || (format != kW8 && inputs % kGroup)) return 0;
   const int64_t groups = (inputs + kGroup - 1) / kGroup, supers = inputs / kSuper;
   switch (format) {
-    case kW4: case kQ4_0: return groups * (2 * kTile + kTile * kGroup / 2);
-    case kW8: return 4 * kTile + groups * kTile * kGroup;
-    case kQ4_1: return groups * (4 * kTile + kTile * kGroup / 2);
-    case kQ8_0: return groups * (2 * kTile + kTile * kGroup);
-    case kQ4_K: return inputs % kSuper ? 0 : supers * kTile * 148;
-    case kQ6_K: return inputs % kSuper ? 0 : supers * kTile * 210;
-    default: return 0;
+    case kW4:
+    case kQ4_0:
+      return groups * (2 * kTile + kTile * kGroup / 2);
+    case kW8:
+      return 4 * kTile + groups * kTile * kGroup;
+    case kQ4_1:
+      return groups * (4 * kTile + kTile * kGroup / 2);
+    case kQ8_0:
+      return groups * (2 * kTile + kTile * kGroup);
+    case kQ4_K:
+      return inputs % kSuper ? 0 : supers * kTile * 148;
+    case kQ6_K:
+      return inputs % kSuper ? 0 : supers * kTile * 210;
+    default:
+      return 0;
   }
 }
 
@@ -111,7 +121,8 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
   } else {
     const int64_t tasks = std::min(w.rows, 4 * threads);
     each(parallel, tasks, [&](int64_t task) {
-      for (int64_t row = w.rows * task / tasks; row < w.rows * (task + 1) / tasks; ++row) round(row);
+      for (int64_t row = w.rows * task / tasks; row < w.rows * (task + 1) / tasks; ++row)
+        round(row);
     });
   }
   const Rows rows = {q, scale, sum, padded};
@@ -254,4 +265,4 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
     }
 }
 
-} // namespace cloister
+}  // namespace cloister

@@ -29,7 +29,8 @@ void quantize(const float *x, int64_t inputs, bool whole, int8_t *q, float *scal
     int8_t *to = q + g * kGroup;
     if ((g + 1) * kGroup <= inputs && inverse > 0) {
       for (int64_t k = 0; k < kGroup; k += kLanes) {
-        const IntVec n = __builtin_convertvector(nearest(rounded(load(x + g * kGroup + k) * inverse)), IntVec);
+        const IntVec n =
+            __builtin_convertvector(nearest(rounded(load(x + g * kGroup + k) * inverse)), IntVec);
         for (int i = 0; i < kLanes; ++i) to[k + i] = int8_t(n[i]);
       }
     } else {
@@ -56,19 +57,23 @@ void norm(const float *x, const float *weight, float eps, int64_t size, float *o
   float squares = sum_of(total);
   for (; i < size; ++i) squares += x[i] * x[i];
   const float factor = 1.0f / __builtin_sqrtf(squares / float(size) + eps);
-  for (i = 0; i + kLanes <= size; i += kLanes) save(out + i, load(x + i) * factor * load(weight + i));
+  for (i = 0; i + kLanes <= size; i += kLanes)
+    save(out + i, load(x + i) * factor * load(weight + i));
   for (; i < size; ++i) out[i] = x[i] * factor * weight[i];
 }
 
-template <int64_t kind> Vec activated(Vec x) {
+template <int64_t kind>
+Vec activated(Vec x) {
   if (kind == kSilu) return x / (1.0f + exponential(-x));
   const Vec inner = 0.797884561f * (x + 0.044715f * x * x * x);
   return 0.5f * x * (1.0f + tangent(inner));
 }
 
-template <int64_t kind> void gated(const float *gate, const float *up, int64_t size, float *out) {
+template <int64_t kind>
+void gated(const float *gate, const float *up, int64_t size, float *out) {
   int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) save(out + i, activated<kind>(load(gate + i)) * load(up + i));
+  for (; i + kLanes <= size; i += kLanes)
+    save(out + i, activated<kind>(load(gate + i)) * load(up + i));
   for (; i < size; ++i) out[i] = activated<kind>(splat(gate[i]))[0] * up[i];
 }
 
@@ -81,7 +86,8 @@ void gate(const float *gate, const float *up, int64_t size, int64_t activation, 
 constexpr int kBlock = 64;  // positions whose keys are turned at a time
 constexpr int kRows = 4;    // rows that a product holds in registers
 
-template <int64_t cache> Vec entry(const void *at, int64_t place) {
+template <int64_t cache>
+Vec entry(const void *at, int64_t place) {
   if (cache == kFloat32) return load((const float *)at + place);
   if (cache == kFloat16) return load_half((const uint16_t *)at + place);
   return load_bytes((const int8_t *)at + place);
@@ -111,7 +117,8 @@ void turn(const Attend &w, int64_t begin, int64_t count, float *out) {
 }
 
 // Scores [kRows, kBlock] of some rows.
-template <int count> void score(const float *q, int64_t size, const float *k, float *out) {
+template <int count>
+void score(const float *q, int64_t size, const float *k, float *out) {
   for (int64_t j = 0; j < kBlock; j += kColumns * kLanes) {
     Vec sums[count][kColumns] = {};
     for (int64_t d = 0; d < size; ++d) {
@@ -155,7 +162,8 @@ void soften(const Attend &w, int64_t row, int64_t begin, int64_t count, float *s
   w.total[row] = w.total[row] * before + sum_of(total);
   w.most[row] = peak;
   if (before != 1.0f)
-    for (int64_t d = 0; d < w.size; d += kLanes) save(w.out + row * w.size + d, load(w.out + row * w.size + d) * before);
+    for (int64_t d = 0; d < w.size; d += kLanes)
+      save(w.out + row * w.size + d, load(w.out + row * w.size + d) * before);
 }
 
 template <int64_t cache, int count>
@@ -186,7 +194,8 @@ void weigh(const Attend &w, int64_t row, int64_t begin, int64_t positions, const
   }
 }
 
-template <int64_t cache> void attended(const Attend &w) {
+template <int64_t cache>
+void attended(const Attend &w) {
   float *keys = w.space, *scores = keys + w.size * kBlock;
   for (int64_t begin = w.begin; begin < w.end; begin += kBlock) {
     const int64_t count = w.end - begin < kBlock ? w.end - begin : kBlock;
@@ -194,21 +203,28 @@ template <int64_t cache> void attended(const Attend &w) {
     for (int64_t row = 0; row < w.rows; row += kRows) {
       const int rows = w.rows - row < kRows ? int(w.rows - row) : kRows;
       const float *q = w.q + row * w.size;
-      if (rows == kRows) score<kRows>(q, w.size, keys, scores);
-      else for (int r = 0; r < rows; ++r) score<1>(q + r * w.size, w.size, keys, scores + r * kBlock);
+      if (rows == kRows)
+        score<kRows>(q, w.size, keys, scores);
+      else
+        for (int r = 0; r < rows; ++r) score<1>(q + r * w.size, w.size, keys, scores + r * kBlock);
       for (int r = 0; r < rows; ++r) {
         soften(w, row + r, begin, count, scores + r * kBlock);
         if (cache == kInt8)
           for (int64_t j = 0; j < count; ++j) scores[r * kBlock + j] *= w.v_scale[begin + j];
       }
-      if (rows == kRows) weigh<cache, kRows>(w, row, begin, count, scores);
-      else for (int r = 0; r < rows; ++r) weigh<cache, 1>(w, row + r, begin, count, scores + r * kBlock);
+      if (rows == kRows)
+        weigh<cache, kRows>(w, row, begin, count, scores);
+      else
+        for (int r = 0; r < rows; ++r)
+          weigh<cache, 1>(w, row + r, begin, count, scores + r * kBlock);
     }
   }
 }
 
 void attend(const Attend &work, int64_t cache) {
-  (cache == kFloat32 ? attended<kFloat32> : cache == kFloat16 ? attended<kFloat16> : attended<kInt8>)(work);
+  (cache == kFloat32   ? attended<kFloat32>
+   : cache == kFloat16 ? attended<kFloat16>
+                       : attended<kInt8>)(work);
 }
 
 void store(const float *x, int64_t size, int64_t cache, void *out, float *scale) {
@@ -249,12 +265,13 @@ inline float half_at(const uint8_t *at, int64_t i) {
   return half(bits);
 }
 
-constexpr int64_t kQ4KGroup = 2 * kTile + kTile * kGroup / 2;              // scales, minima, nibbles
-constexpr int64_t kQ4KBlock = 4 * kTile + kSuper / kGroup * kQ4KGroup;     // two float16 each row
-constexpr int64_t kQ6KGroup = 2 * kTile + kTile * kGroup * 6 / 8;          // two scales, 6 bits
+constexpr int64_t kQ4KGroup = 2 * kTile + kTile * kGroup / 2;           // scales, minima, nibbles
+constexpr int64_t kQ4KBlock = 4 * kTile + kSuper / kGroup * kQ4KGroup;  // two float16 each row
+constexpr int64_t kQ6KGroup = 2 * kTile + kTile * kGroup * 6 / 8;       // two scales, 6 bits
 constexpr int64_t kQ6KBlock = 2 * kTile + kSuper / kGroup * kQ6KGroup;
 
-template <int64_t format> struct Layout {
+template <int64_t format>
+struct Layout {
   static constexpr bool kNibbles = format != kW8 && format != kQ8_0 && format != kQ6_K;
   static constexpr bool kMinimum = format == kQ4_1 || format == kQ4_K;
   static constexpr bool kHalves = format == kQ6_K;  // a scale for 16 inputs
@@ -311,26 +328,39 @@ void unpacked(const uint8_t *tile, int64_t inputs, int64_t row, float *out) {
   using L = Layout<format>;
   for (int64_t k = 0; k < inputs; ++k) {
     const int64_t g = k / kGroup, within = k % kGroup;
-    out[k] = L::scale(tile, g, within / 16, row) *
-                 float(L::integer(tile, g, row, within) - L::kZero) -
-             L::minimum(tile, g, row);
+    out[k] =
+        L::scale(tile, g, within / 16, row) * float(L::integer(tile, g, row, within) - L::kZero) -
+        L::minimum(tile, g, row);
   }
 }
 
 // Call `function<format>` with what follows.
-#define DISPATCH(function, format, ...)                      \
-  switch (format) {                                          \
-    case kW4: function<kW4>(__VA_ARGS__); break;             \
-    case kW8: function<kW8>(__VA_ARGS__); break;             \
-    case kQ4_0: function<kQ4_0>(__VA_ARGS__); break;         \
-    case kQ4_1: function<kQ4_1>(__VA_ARGS__); break;         \
-    case kQ8_0: function<kQ8_0>(__VA_ARGS__); break;         \
-    case kQ4_K: function<kQ4_K>(__VA_ARGS__); break;         \
-    default: function<kQ6_K>(__VA_ARGS__);                   \
+#define DISPATCH(function, format, ...) \
+  switch (format) {                     \
+    case kW4:                           \
+      function<kW4>(__VA_ARGS__);       \
+      break;                            \
+    case kW8:                           \
+      function<kW8>(__VA_ARGS__);       \
+      break;                            \
+    case kQ4_0:                         \
+      function<kQ4_0>(__VA_ARGS__);     \
+      break;                            \
+    case kQ4_1:                         \
+      function<kQ4_1>(__VA_ARGS__);     \
+      break;                            \
+    case kQ8_0:                         \
+      function<kQ8_0>(__VA_ARGS__);     \
+      break;                            \
+    case kQ4_K:                         \
+      function<kQ4_K>(__VA_ARGS__);     \
+      break;                            \
+    default:                            \
+      function<kQ6_K>(__VA_ARGS__);     \
   }
 
 void unpack(int64_t format, const uint8_t *tile, int64_t inputs, int64_t row, float *out) {
   DISPATCH(unpacked, format, tile, inputs, row, out)
 }
 
-} // namespace
+}  // namespace

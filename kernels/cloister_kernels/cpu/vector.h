@@ -53,8 +53,8 @@ inline float half(uint16_t bits) {
     value = float(fraction) * 0x1p-24f;
     return sign ? -value : value;
   }
-  const uint32_t word = sign | (exponent == 31 ? 255u << 23 : (exponent + 112) << 23) |
-                        fraction << 13;
+  const uint32_t word =
+      sign | (exponent == 31 ? 255u << 23 : (exponent + 112) << 23) | fraction << 13;
   std::memcpy(&value, &word, 4);
   return value;
 #endif
@@ -164,4 +164,4 @@ inline Vec exponential(Vec x) {
 
 inline Vec tangent(Vec x) { return 1.0f - 2.0f / (exponential(x + x) + 1.0f); }
 
-} // namespace
+}  // namespace

@@ -71,7 +71,9 @@ double linear_case(const Kernels &set, uint32_t seed) {
   rng.seed(seed);
   const int64_t format = pick(0, kFormats - 1), rows = pick(1, 3) == 1 ? 1 : pick(1, 80);
   const bool wide = format == kQ4_K || format == kQ6_K;
-  const int64_t inputs = format == kW8 ? pick(1, 300) : wide ? kSuper * pick(1, 3) : kGroup * pick(1, 20);
+  const int64_t inputs = format == kW8 ? pick(1, 300)
+                         : wide        ? kSuper * pick(1, 3)
+                                       : kGroup * pick(1, 20);
   const int64_t outputs = pick(1, 70), input = pick(0, 3);
   const auto data = weights(format, inputs, outputs);
   const auto x = floats(rows * inputs * (input >= kGatedSilu ? 2 : 1), pick(0, 1) ? 1.0f : 1e-3f);
@@ -101,7 +103,8 @@ double linear_case(const Kernels &set, uint32_t seed) {
 double attention_case(const Kernels &set, uint32_t seed) {
   rng.seed(seed);
   const int64_t kv_heads = pick(1, 4), heads = kv_heads * pick(1, 8), size = 16 * pick(1, 10);
-  const int64_t context = pick(1, 400), length = pick(1, 3) == 1 ? 1 : pick(1, std::min<int64_t>(context, 90));
+  const int64_t context = pick(1, 400),
+                length = pick(1, 3) == 1 ? 1 : pick(1, std::min<int64_t>(context, 90));
   const int64_t start = pick(0, context - length), cache = pick(0, 2), window = pick(1, context);
   const int64_t count = context * kv_heads * size;
   const auto qkv = floats(length * (heads + 2 * kv_heads) * size), before = floats(count);
@@ -115,8 +118,10 @@ double attention_case(const Kernels &set, uint32_t seed) {
       for (int64_t g = 0; g < kv_heads; ++g) {
         const int64_t place = (at * kv_heads + g) * size;
         const Kernels &plain = *kernels("portable");
-        plain.store(&before[size_t(place)], size, cache, &k[size_t(place * entry)], &k_scale[size_t(g * context + at)]);
-        plain.store(&before[size_t(count - place - size)], size, cache, &v[size_t(place * entry)], &v_scale[size_t(g * context + at)]);
+        plain.store(&before[size_t(place)], size, cache, &k[size_t(place * entry)],
+                    &k_scale[size_t(g * context + at)]);
+        plain.store(&before[size_t(count - place - size)], size, cache, &v[size_t(place * entry)],
+                    &v_scale[size_t(g * context + at)]);
       }
     out[i].assign(size_t(length * heads * size), 0);
     Attention w = {};
@@ -145,10 +150,11 @@ double attention_case(const Kernels &set, uint32_t seed) {
   return apart(out[0], out[1]);
 }
 
-} // namespace
+}  // namespace
 
 int main(int, char **arguments) {
-  const uint32_t seed = uint32_t(std::atoi(arguments[1])), cases = uint32_t(std::atoi(arguments[2]));
+  const uint32_t seed = uint32_t(std::atoi(arguments[1])),
+                 cases = uint32_t(std::atoi(arguments[2]));
   bool same = true;
   for (const char *name : {"avx512", "avxvnni", "avx2", "i8mm", "neon", "portable"}) {
     const Kernels *set = kernels(name);
