@@ -1,7 +1,7 @@
 """Builds the operators' library with the system's C++ compiler, and finds one that was built.
 
 A library belongs to its sources, compiler, processor architecture and ExecuTorch. It lies in a
-folder that only its owner can write to, with its sha256 beside it, and is never loaded with another.
+folder that only its owner can write to, with its sha256 beside it, and with another is not loaded.
 """
 
 from __future__ import annotations

@@ -182,7 +182,16 @@ Tensor &norm_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weigh
 }  // namespace
 }  // namespace cloister
 
-EXECUTORCH_LIBRARY(cloister, "linear.out", cloister::linear_out);
-EXECUTORCH_LIBRARY(cloister, "attention.out", cloister::attention_out);
-EXECUTORCH_LIBRARY(cloister, "embedding.out", cloister::embedding_out);
-EXECUTORCH_LIBRARY(cloister, "norm.out", cloister::norm_out);
+// As EXECUTORCH_LIBRARY does, but a process that has the operators already keeps those.
+#define OPERATOR(name, function)                                                     \
+  static constexpr char function##_name[] = name;                                    \
+  static const bool function##_known =                                               \
+      executorch::runtime::registry_has_op_function(name) ||                         \
+      executorch::runtime::register_kernel(executorch::extension::make_boxed_kernel( \
+          name, EXECUTORCH_FN(cloister::function, function##_name))) ==              \
+          executorch::runtime::Error::Ok
+
+OPERATOR("cloister::linear.out", linear_out);
+OPERATOR("cloister::attention.out", attention_out);
+OPERATOR("cloister::embedding.out", embedding_out);
+OPERATOR("cloister::norm.out", norm_out);
