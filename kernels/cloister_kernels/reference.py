@@ -6,9 +6,13 @@ Shapes: M rows, K inputs, N outputs, C groups of K / C inputs each.
 from __future__ import annotations
 
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["GROUP", "LEAST_SCALE", "attention", "dequantize", "fake_quantize_rows", "linear_8da",
            "pack_4bit", "pack_4bit_embedding", "round_cache", "round_groups"]
@@ -85,10 +89,11 @@ def dequantize(q_NK: torch.Tensor, scale_NC: torch.Tensor) -> torch.Tensor:
 
 
 def linear_8da(
-    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None
+    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None,
+    rounded: Callable[[torch.Tensor], torch.Tensor] = fake_quantize_rows
 ) -> torch.Tensor:
     """Multiply 8-bit activations by integer weights, float32[M, K] -> float32[M, N]."""
-    x_MK, rows = fake_quantize_rows(x_MK), max(1, _WEIGHTS // x_MK.shape[1])
+    x_MK, rows = rounded(x_MK), max(1, _WEIGHTS // x_MK.shape[1])
     biases = repeat(None) if bias_N is None else bias_N.split(rows)
     return torch.cat([
         functional.linear(x_MK, dequantize(q_RK, scale_RC), bias_R)

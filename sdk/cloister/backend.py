@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from cloister.errors import SettingError
 
-__all__ = ["BACKENDS", "COREML", "FURTHER", "NEVER_RUN", "VULKAN", "XNNPACK", "Backend", "backend"]
+__all__ = ["BACKENDS", "CLOISTER", "COREML", "FURTHER", "NEVER_RUN", "VULKAN", "XNNPACK", "Backend",
+           "backend"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,14 @@ XNNPACK = Backend(
     operator_abi=1,
     methods=("forward", "score"),
 )
-BACKENDS = {each.name: each for each in (XNNPACK,)}  # that export runs what it makes on
+CLOISTER = Backend(
+    name="cloister",
+    registered="",  # its operators are called by the program, not by a delegate
+    libraries=(),  # built here: `cloister_kernels.library`
+    operator_abi=1,
+    methods=("forward", "score"),
+)
+BACKENDS = {each.name: each for each in (XNNPACK, CLOISTER)}  # that export runs what it makes on
 
 NEVER_RUN = "exported, never run here"
 """What manifest, receipt and display say of a program for a backend that no test of ours has."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cloister import bundle as bundles
 from cloister import pattern, prompt_format
+from cloister.backend import XNNPACK
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, CloisterError, ExportMismatch, IncompatibleProgram
 from cloister.evaluate.divergence import compare
@@ -90,10 +91,13 @@ def export(
         progress("read")
         media = _media(source, chunk)
         entry = write.program(
-            source.load(), metadata, directory, backend=backend, chunk=chunk, progress=progress,
-            media=media)
+            source, directory, backend=backend, chunk=chunk, progress=progress, media=media)
+        if not runs_here(entry):
+            raise IncompatibleProgram(
+                f"A program for {backend} does not run here; see `cloister kernels status`, or use "
+                "--backend xnnpack.")
         progress("check")
-        report, run = _check(source, tokenizer, directory / entry.file, chunk, media)
+        report, run = _check(source, tokenizer, directory, entry, chunk, media)
         program = load(directory / entry.file, shape.layers)
         parts.prove_forward(program.forward, run)
         progress("golden")
@@ -102,7 +106,8 @@ def export(
         rows = _golden(core, metadata, _asked(core, tokenizer, prompts), report)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
-        _prove_on_phones(directory / entry.file, shape.layers, rows, chunk, metadata.media)
+        if backend == XNNPACK.name:
+            _prove_on_phones(directory / entry.file, shape.layers, rows, chunk, metadata.media)
         made = _further(source, tokenizer, directory, also, chunk, progress)
         _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
@@ -143,7 +148,8 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
                 )
         answer.close()
     entry, shape = bundle.program(runs_here), bundle.manifest.shape
-    failing = as_on_phones.complaint(
+    phones = entry.backend == XNNPACK.name
+    failing = phones and as_on_phones.complaint(
         bundle.path / entry.file, shape.layers, rows, bundle.manifest.prefill_chunk,
         bundle.manifest.media)
     if failing:
@@ -158,7 +164,7 @@ def verify(path: str | Path, settings: Settings) -> dict[str, Any]:
             "golden_tokens": sum(len(row.tokens) for row in rows),
             **({} if bundle.manifest.media is None else {
                 "golden_media": sum(row.media is not None for row in rows)}),
-            "as_on_phones": True,
+            "as_on_phones": phones,
             "prompt_format": said is not None,
             "programs": {
                 entry.backend: "golden prompts" if entry.backend == engine.backend
@@ -182,14 +188,15 @@ def _media(source: Checkpoint, chunk: int) -> Media | None:
 
 
 def _check(
-    source: Checkpoint, tokenizer: Tokenizer, path: Path, chunk: int, media: Media | None
+    source: Checkpoint, tokenizer: Tokenizer, directory: Path, entry: ProgramEntry, chunk: int,
+    media: Media | None
 ) -> tuple[check.CheckReport, parts.Recording]:
-    """Prove the program in `path`, and measure what it lost.
+    """Prove the program in `directory`, and measure what it lost.
 
     Also return what its method `score` gives for some tokens. One program is loaded at a time, and
     of checkpoints no more than a layer.
     """
-    shape = source.metadata.config.shape
+    shape, path = source.metadata.config.shape, directory / entry.file
     texts = check.conversations(
         tokenizer, shape.context, check.tokens_for(shape.parameters))
     ids = check.distinct(texts, shape.vocab_size)
@@ -197,10 +204,11 @@ def _check(
     calls = instrument(path, copy)
     runs = parts.record(load(copy, shape.layers, first="score"), ids, chunk, shape.context)
     copy.unlink()
-    decoder = streamed(source)
-    constants_bytes = prove_constants(
-        path, decoder, source.tensor, None if media is None else media.senses)
-    gaps = [gap for run in runs for gap in parts.gaps(decoder, run, calls)]
+    decoder = streamed(source, entry.backend)
+    constants_bytes = prove_constants(path, write.stored(
+        entry.backend, decoder, source.tensor, None if media is None else media.senses))
+    kv_type = write.kv_type(entry.backend)
+    gaps = [gap for run in runs for gap in parts.gaps(decoder, run, calls, kv_type)]
     worst = parts.prove_parts(gaps)
     program = load(path, shape.layers, first="score")
     again = parts.record(program, ids, chunk, shape.context)

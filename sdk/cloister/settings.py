@@ -24,6 +24,7 @@ class Settings:
     keyfile: Path | None = None  # of the vault: CLOISTER_KEYFILE, else beside the vault
     passphrase: str | None = field(default=None, repr=False)  # CLOISTER_PASSPHRASE
     provider: str | None = None  # of the vault's key, and no other: CLOISTER_PROVIDER
+    compiler: str = "c++"  # for the operators' library: CLOISTER_COMPILER
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -36,12 +37,18 @@ class Settings:
             keyfile=Path(keyfile) if keyfile else None,
             passphrase=os.environ.get("CLOISTER_PASSPHRASE") or None,
             provider=os.environ.get("CLOISTER_PROVIDER") or None,
+            compiler=os.environ.get("CLOISTER_COMPILER") or "c++",
         )
 
     @property
     def seen_programs(self) -> Path:
         """The file with hashes of programs that this machine has checked before."""
         return self.home / "programs.json"
+
+    @property
+    def kernels(self) -> Path:
+        """The folder of the operators' libraries that were built here."""
+        return self.home / "kernels"
 
     @property
     def vault(self) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["instrument"]
 
+OWN_OPERATORS = ("cloister::linear", "cloister::attention")  # those that are parts of a program
 _ACTIVATIONS = 1  # number of the memory that the values of a plan lie in; 2 holds the KV buffers
 _ALIGNMENT = 64  # bytes
 
@@ -29,8 +30,8 @@ _ALIGNMENT = 64  # bytes
 def instrument(source: str | Path, out: str | Path, method: str = "score") -> list[list[int]]:
     """Write a copy of the program in `source` to `out`, with `method` as its only one.
 
-    Returns, for each call of a delegate in order, the places of what it reads and then of what it
-    gives among the outputs; place 0 has what the method gives.
+    Returns, for each call of a delegate or of an operator of our own in order, the places of what
+    it reads and then of what it gives among the outputs; place 0 has what the method gives.
     """
     with Path(source).open("rb") as file, Path(out).open("wb") as copy:
         program, base = read_program(file)
@@ -62,6 +63,10 @@ def _delegate_calls(plan: schema.ExecutionPlan) -> tuple[list[list[int]], dict[i
     known = set(plan.inputs)
     for instruction in plan.chains[0].instructions:
         arguments = instruction.instr_args
+        own = isinstance(arguments, schema.KernelCall) and plan.operators[
+            arguments.op_index].name in OWN_OPERATORS
+        if own:
+            calls.append([arguments.args[0], arguments.args[-1]])
         if isinstance(arguments, schema.DelegateCall):
             call = [value for value in arguments.args
                     if not plan.values[value].val.data_buffer_idx]

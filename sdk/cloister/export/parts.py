@@ -159,13 +159,16 @@ Place = tuple["nn.Module", str, bool, Sequence[torch.Tensor]]
 those that it gives, and the program's values."""
 
 
-def gaps(decoder: Decoder, run: Recording, calls: Sequence[Sequence[int]]) -> list[Gap]:
+def gaps(
+    decoder: Decoder, run: Recording, calls: Sequence[Sequence[int]],
+    kv_type: torch.dtype = torch.float32,
+) -> list[Gap]:
     """Return how far each part of a program is from the part of `decoder`, in order.
 
-    `calls` are those of `instrument`.
+    `calls` are those of `instrument`; `kv_type` is what the program's KV buffers hold.
     """
     def compute() -> torch.Tensor:
-        attention = ZeroHistory(decoder.config, run.start)
+        attention = ZeroHistory(decoder.config, run.start, kv_type=kv_type)
         return decoder.logits(decoder.hidden(run.tokens, run.start, attention))
 
     return replayed(decoder_places(decoder, calls, run.outputs), compute, run.outputs[0], "logits")
@@ -204,7 +207,26 @@ def decoder_places(
 
     `calls` are those of `instrument`, `outputs` what the program gave.
     """
-    return _places(decoder, [[outputs[place] for place in call] for call in calls])
+    values = [[outputs[place] for place in call] for call in calls]
+    return _places(decoder, values if len(calls) == 3 * len(decoder.layers) + 1 else _joined(
+        decoder.config, values))
+
+
+def _joined(
+    config: ModelConfig, calls: Sequence[Sequence[torch.Tensor]]
+) -> list[list[torch.Tensor]]:
+    """Return the calls of delegates that compute what those of own operators compute.
+
+    Of a layer these are queries, keys and values in one; attention; output, and the sum; gate and
+    up in one; down, and the sum.
+    """
+    shape, joined = config.shape, []
+    sizes = [heads * shape.head_size for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
+    for at in range(0, len(calls) - 1, 5):
+        (x, qkv), _, (attended, _), (middle, _) = calls[at:at + 4]
+        after = calls[at + 5][0]
+        joined += [[x, *qkv.split(sizes, dim=-1)], [attended, middle - x], [middle, after - middle]]
+    return [*joined, list(calls[-1])]
 
 
 def _places(decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[Place]:
@@ -258,16 +280,18 @@ class ZeroHistory:
     """Attention behind `start` positions whose keys and values are zero."""
 
     def __init__(
-        self, config: ModelConfig, start: int = 0, blocks_T: torch.Tensor | None = None
+        self, config: ModelConfig, start: int = 0, blocks_T: torch.Tensor | None = None,
+        *, kv_type: torch.dtype = torch.float32
     ) -> None:
-        """With `blocks_T`, see `cloister.model.cache.visible`."""
-        self.config, self.start, self.blocks_T = config, start, blocks_T
+        """With `blocks_T`, see `cloister.model.cache.visible`; keys are kept as `kv_type`."""
+        self.config, self.start, self.blocks_T, self.kv_type = config, start, blocks_T, kv_type
 
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
         """See `cloister.model.cache.Attend`."""
         config, size = self.config, k_BTGD.shape
+        k_BTGD, v_BTGD = (x.to(self.kv_type).float() for x in (k_BTGD, v_BTGD))
         before = k_BTGD.new_zeros(size[0], self.start, *size[2:])
         return attend(
             q_BTHD, torch.cat((before, k_BTGD), dim=1), torch.cat((before, v_BTGD), dim=1),

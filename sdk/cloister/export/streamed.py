@@ -6,27 +6,39 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.model.quantized import swap
+from cloister.backend import CLOISTER, XNNPACK
+from cloister.model.quantized import QuantizedLinear, swap
 from cloister.model.recipe import Recipe
 from cloister.model.transformer import Decoder
+from cloister_kernels import reference
 
 if TYPE_CHECKING:
     from cloister.model.checkpoint import Checkpoint
 
-__all__ = ["streamed"]
+__all__ = ["bare", "streamed"]
 
 
-def streamed(source: Checkpoint) -> Decoder:
-    """Return the decoder of `source`, plain weights in float32, for inference.
-
-    Embedding, layers, last norm and head each read their weights when they are called, and forget
-    them afterwards.
-    """
+def bare(source: Checkpoint) -> Decoder:
+    """Return the decoder of `source` without its weights."""
     metadata = source.metadata
     with torch.device("meta"):
         decoder = Decoder(metadata.config)
         if metadata.recipe is not None:
             swap(decoder, Recipe.parse(metadata.recipe))
+    return decoder
+
+
+def streamed(source: Checkpoint, backend: str = XNNPACK.name) -> Decoder:
+    """Return the decoder of `source`, plain weights in float32, for inference.
+
+    Embedding, layers, last norm and head each read their weights when they are called, and forget
+    them afterwards. Activations are rounded as programs for `backend` round them.
+    """
+    metadata, decoder = source.metadata, bare(source)
+    if backend == CLOISTER.name:
+        for module in decoder.modules():
+            if isinstance(module, QuantizedLinear):
+                module.rounded = reference.round_groups
     tied = metadata.config.shape.tied and metadata.recipe is None
     parts = {"embed": decoder.embed, "norm": decoder.norm, "head": decoder.head}
     parts |= {f"layers.{number}": block for number, block in enumerate(decoder.layers)}

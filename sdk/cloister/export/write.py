@@ -5,25 +5,32 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import torch
+
 from cloister import backend as backends
 from cloister.errors import ExportError, SettingError
-from cloister.export.backends import xnnpack
+from cloister.export.backends import cloister, xnnpack
+from cloister.export.constants import stored as xnnpack_constants
 from cloister.export.media import weight_bytes
+from cloister.export.streamed import bare
 from cloister.manifest import Encoder, ProgramEntry
 from cloister.progress import silent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from cloister.export._executorch import schema
     from cloister.export.media import Media
-    from cloister.model.checkpoint import Metadata
+    from cloister.model.checkpoint import Checkpoint, Metadata
     from cloister.model.config import ModelConfig
+    from cloister.model.sense import Sense
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["DEFAULT_CHUNK", "STAGES", "constants", "longest", "program", "release"]
+__all__ = ["DEFAULT_CHUNK", "STAGES", "constants", "kv_type", "longest", "program", "release",
+           "stored"]
 
-_LOWERINGS = {backends.XNNPACK.name: xnnpack.program}
 DEFAULT_CHUNK = 128  # tokens
 _PLANNED_BYTES = 64 << 20
 STAGES = ("pack", "trace", "convert", "plan", "write")
@@ -74,10 +81,10 @@ def constants(metadata: Metadata, most: int) -> dict[str, object]:
 
 
 def program(
-    decoder: Decoder, metadata: Metadata, directory: Path, *, backend: str = "xnnpack",
+    source: Checkpoint, directory: Path, *, backend: str = "xnnpack",
     chunk: int = DEFAULT_CHUNK, progress: Progress = silent, media: Media | None = None,
 ) -> ProgramEntry:
-    """Lower `decoder`, and what `media` says, and write their program into `directory`.
+    """Lower the decoder of `source`, and what `media` says, and write their program.
 
     `progress` is called with each of STAGES as it begins.
 
@@ -85,7 +92,8 @@ def program(
         SettingError: a backend or chunk that is not possible.
         ExportError: the decoder is not quantized, or the context holds no picture.
     """
-    shape, chosen = decoder.config.shape, backends.backend(backend)
+    metadata, chosen = source.metadata, backends.backend(backend)
+    shape = metadata.config.shape
     if not 1 <= chunk <= shape.context:
         raise SettingError(f"The chunk is {chunk}; it must be from 1 to {shape.context} tokens.")
     if metadata.recipe is None:
@@ -95,16 +103,12 @@ def program(
     most = longest(metadata.config, chunk)
     if media is not None:
         media.check(shape.context)
-    manager = _LOWERINGS[chosen.name](
-        decoder, chunk, most, constants(metadata, most), progress, media)
-    progress("write")
     path = directory / f"program.{chosen.name}.pte"
-    with path.open("wb") as file:
-        manager.write_to_file(file)
-    kv_bytes = shape.context * shape.kv_bytes_per_token()
+    lowering, kv_type = _LOWERINGS[chosen.name]
+    written = lowering(source, path, chunk, most, progress, media)
+    kv_bytes = shape.context * shape.kv_bytes_per_token(bytes_per_value=kv_type.itemsize)
     arenas = {
-        plan.name: sum(plan.non_const_buffer_sizes)
-        for plan in manager.executorch_program.execution_plan}
+        plan.name: sum(plan.non_const_buffer_sizes) for plan in written.execution_plan}
     encoders = () if media is None else tuple(
         Encoder(method=method, weight_bytes=weight_bytes(sense), arena_bytes=arenas.pop(method))
         for method, sense in media.senses.items())
@@ -115,3 +119,48 @@ def program(
         weight_bytes=path.stat().st_size - sum(each.weight_bytes for each in encoders),
         kv_bytes=kv_bytes, arena_bytes=max(arenas.values()) - kv_bytes, encoders=encoders,
     )
+
+
+def _xnnpack(
+    source: Checkpoint, path: Path, chunk: int, most: int, progress: Progress, media: Media | None
+) -> schema.Program:
+    manager = xnnpack.program(
+        source.load(), chunk, most, constants(source.metadata, most), progress, media)
+    progress("write")
+    with path.open("wb") as file:
+        manager.write_to_file(file)
+    return manager.executorch_program
+
+
+def _cloister(
+    source: Checkpoint, path: Path, chunk: int, most: int, progress: Progress, media: Media | None
+) -> schema.Program:
+    if media is not None:
+        raise ExportError(
+            "Programs of Cloister's own operators do not read pictures or recordings yet; use "
+            "--backend xnnpack.")
+    return cloister.program(
+        source, bare(source), {"forward": most, "score": chunk}, constants(source.metadata, most),
+        path, progress)
+
+
+_LOWERINGS = {
+    backends.XNNPACK.name: (_xnnpack, torch.float32),
+    backends.CLOISTER.name: (_cloister, cloister.KV_TYPE),
+}
+"""Writes the program for a backend, and what its KV buffers hold."""
+
+
+def kv_type(backend: str) -> torch.dtype:
+    """Return what the KV buffers of a program for `backend` hold."""
+    return _LOWERINGS[backend][1]
+
+
+def stored(
+    backend: str, decoder: Decoder, read: Callable[[str], torch.Tensor],
+    senses: Mapping[str, Sense] | None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a program for `backend`; see `cloister.export.constants.stored`."""
+    if backend == backends.CLOISTER.name:
+        return cloister.stored(decoder, read)
+    return xnnpack_constants(decoder, read, senses)

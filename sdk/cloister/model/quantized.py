@@ -15,6 +15,8 @@ from torch import nn
 from cloister_kernels import reference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cloister.model.recipe import Recipe, Scheme
     from cloister.model.transformer import Decoder
 
@@ -44,17 +46,20 @@ class QuantizedLinear(nn.Module):
     """Linear layer on 8-bit dynamic activations and integer weights."""
 
     bias: torch.Tensor | None
+    rounded: Callable[[torch.Tensor], torch.Tensor]  # what is done to activations
 
     def __init__(self, in_features: int, out_features: int, scheme: Scheme, *, bias: bool) -> None:
         super().__init__()
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         self.weight = QuantizedWeight(out_features, in_features, scheme)
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+        self.rounded = reference.fake_quantize_rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map float32[..., K] -> float32[..., N]."""
         rows = x.reshape(-1, self.in_features)
-        out = reference.linear_8da(rows, self.weight.q, self.weight.scale, self.bias)
+        out = reference.linear_8da(
+            rows, self.weight.q, self.weight.scale, self.bias, self.rounded)
         return out.view(*x.shape[:-1], self.out_features)
 
 

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cloister.backend import BACKENDS
+from cloister.backend import BACKENDS, CLOISTER
 from cloister.errors import IncompatibleProgram, SettingError
-from cloister.settings import processors
+from cloister.settings import Settings, processors
+from cloister_kernels.library import Builder, LibraryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cloister.manifest import ProgramEntry
 
-__all__ = ["ExecutorchProgram", "load", "runs_here", "share_weights"]
+__all__ = ["ExecutorchProgram", "builder", "load", "runs_here", "share_weights"]
 
 _MOST_THREADS = 1024
+_log = logging.getLogger("cloister")
 
 
 @cache
@@ -44,10 +48,30 @@ def _bindings() -> Any:  # a compiled module without types
 def runs_here(program: ProgramEntry) -> bool:
     """Whether this machine has the program's backend, and this release its operators."""
     backend = BACKENDS.get(program.backend)
-    return (
-        backend is not None and backend.operator_abi == program.operator_abi
-        and backend.registered in _bindings()._get_registered_backend_names()
-    )
+    if backend is None or backend.operator_abi != program.operator_abi:
+        return False
+    if backend is CLOISTER:
+        return _own_operators()
+    return backend.registered in _bindings()._get_registered_backend_names()
+
+
+def builder(settings: Settings) -> Builder:
+    """Return what builds and finds the library of Cloister's own operators."""
+    path = Path(_bindings().__file__)
+    return Builder(
+        folder=settings.kernels, executorch=path.parents[2], release=version("executorch"),
+        bindings=path, compiler=settings.compiler)
+
+
+@cache
+def _own_operators() -> bool:
+    """Load Cloister's own operators, built now if they were not; whether that was possible."""
+    try:
+        ctypes.CDLL(str(builder(Settings.from_environment()).build()))
+    except LibraryError as error:
+        _log.warning("Programs of Cloister's own operators do not run here: %s", error)
+        return False
+    return True
 
 
 class _Option(ctypes.Structure):
@@ -157,7 +181,7 @@ class ExecutorchProgram:
         return out
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
-        """Live views of the KV buffers by name, float32[1, C, G, D] each."""
+        """Live views of the KV buffers by name, [1, C, G, D] each, float32 or float16."""
         names = (
             f"layers.{layer}.attn.{side}_cache"
             for layer in range(self._layers) for side in ("k", "v")

@@ -1,0 +1,319 @@
+"""Cloister's own operators: weights packed once, at export, and read from the file's mapping.
+
+The program is traced with a token in the place of each matrix, and written with the matrices read
+from the checkpoint, packed and put in their places one at a time: what it takes does not grow with
+the model.
+
+Shapes: T new positions, C context, D hidden size, H query heads, G KV heads, K head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.export import Dim, export
+
+from cloister.errors import ExportError
+from cloister.export import _executorch
+from cloister.model.config import Activation
+from cloister.model.recipe import Recipe
+from cloister.model.transformer import RMSNorm
+from cloister_kernels.ops import Input
+from cloister_kernels.pack import TILE, Format, pack, tile_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from cloister.export._executorch import schema
+    from cloister.model.checkpoint import Checkpoint
+    from cloister.model.config import ModelConfig
+    from cloister.model.transformer import Decoder
+    from cloister.progress import Progress
+
+__all__ = ["KV_TYPE", "matrices", "program", "stored"]
+
+KV_TYPE = torch.float16
+_HEAD_SIZES = 16  # a multiple of it; the vectors of attention
+_ALIGNMENT = 64  # bytes; of each matrix within the file
+_TOKEN = b"matrix"  # and its number, in place of its data
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Rows of matrices of the checkpoint that share an input, one below the other."""
+
+    names: tuple[str, ...]
+    form: Format
+    inputs: int
+    outputs: int
+
+    @property
+    def size_bytes(self) -> int:
+        return -(-self.outputs // TILE) * tile_bytes(self.form, self.inputs)
+
+
+class _Matrices:
+    """Gives each matrix of a program a number, and a token that stands for its data."""
+
+    def __init__(self) -> None:
+        self.all: list[_Matrix] = []
+
+    def token(self, matrix: _Matrix) -> torch.Tensor:
+        self.all.append(matrix)
+        data = _TOKEN + len(self.all).to_bytes(4, "big")
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def matrices(config: ModelConfig) -> list[tuple[str, ...]]:
+    """Return the names of the matrices that a program holds, those that are one together."""
+    found: list[tuple[str, ...]] = [("embed",)]
+    for number in range(config.shape.layers):
+        layer = f"layers.{number}"
+        found += [tuple(f"{layer}.attn.qkv.{part}" for part in "qkv"), (f"{layer}.attn.o",),
+                  (f"{layer}.mlp.gate", f"{layer}.mlp.up"), (f"{layer}.mlp.down",)]
+    return [*found, ("head",)]
+
+
+class _Linear(nn.Module):
+    """A matrix of the checkpoint, or several with one input, behind what is done to it first."""
+
+    norm: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(self, made: _Making, names: tuple[str, ...], *, norm: str | None = None,
+                 kind: Input = Input.PLAIN) -> None:
+        super().__init__()
+        modules: list[Any] = [made.decoder.get_submodule(name) for name in names]
+        self.matrix = _Matrix(
+            names, made.form(names[0]), modules[0].in_features,
+            sum(each.out_features for each in modules))
+        self.kind = Input.NORMED if norm else kind
+        self.eps = made.config.norm_eps
+        self.register_buffer("weights", made.matrices.token(self.matrix))
+        self.register_buffer("norm", made.norm(norm) if norm else None)
+        self.register_buffer("bias", torch.cat(
+            [made.read(f"{name}.bias").float() for name in names]
+        ) if modules[0].bias is not None else None)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.cloister.linear(
+            x, self.weights, int(self.matrix.form), self.matrix.outputs, int(self.kind), self.norm,
+            self.eps, self.bias, residual, False)
+        return out
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What the modules of a program are made of."""
+
+    decoder: Decoder  # without weights
+    read: Callable[[str], torch.Tensor]
+    recipe: Recipe
+    matrices: _Matrices
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    def form(self, name: str) -> Format:
+        scheme = self.recipe.scheme_of(f"{name}.weight")
+        assert scheme is not None
+        return Format.W8 if scheme.group is None else Format.W4
+
+    def norm(self, name: str) -> torch.Tensor:
+        weight = self.read(f"{name}.weight").float()
+        return weight + 1.0 if self.config.norm_offset else weight
+
+
+class _Layer(nn.Module):
+    def __init__(self, made: _Making, number: int, table: tuple[torch.Tensor, torch.Tensor]
+                 ) -> None:
+        super().__init__()
+        config, name = made.config, f"layers.{number}"
+        shape, self.number = config.shape, number
+        gated = Input.GATED_SILU if config.activation is Activation.SILU else Input.GATED_GELU
+        self.qkv = _Linear(made, tuple(f"{name}.attn.qkv.{part}" for part in "qkv"),
+                           norm=f"{name}.attn_norm")
+        self.o = _Linear(made, (f"{name}.attn.o",))
+        self.gate_up = _Linear(
+            made, (f"{name}.mlp.gate", f"{name}.mlp.up"), norm=f"{name}.mlp_norm")
+        self.down = _Linear(made, (f"{name}.mlp.down",), kind=gated)
+        for each in ("attn_post_norm", "mlp_post_norm"):
+            self.register_buffer(each, made.norm(f"{name}.{each}") if config.post_norms else None)
+        for each in ("q_norm", "k_norm"):
+            self.register_buffer(
+                each, made.norm(f"{name}.attn.{each}") if config.qk_norm else None)
+        self.table = (None, None) if number in config.no_rope_layers else table
+        self.config = config
+        size = (1, shape.context, shape.kv_heads, shape.head_size)
+        self.attn = nn.Module()
+        self.attn.register_buffer("k_cache", torch.zeros(size, dtype=KV_TYPE))
+        self.attn.register_buffer("v_cache", torch.zeros(size, dtype=KV_TYPE))
+
+    def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
+        config, run = self.config, torch.ops.cloister
+        attended = run.attention(
+            self.qkv(x), self.attn.k_cache, self.attn.v_cache, None, None, start, *self.table,
+            self.q_norm, self.k_norm, config.shape.heads, config.norm_eps, config.attention_scale,
+            config.attention_softcap or 0.0, config.window_of(self.number) or 0)
+        if not config.post_norms:
+            x = self.o(attended, x)
+            return self.down(self.gate_up(x), x)  # type: ignore[no-any-return]
+        x = run.norm(self.o(attended), self.attn_post_norm, config.norm_eps, x)
+        return run.norm(  # type: ignore[no-any-return]
+            self.down(self.gate_up(x)), self.mlp_post_norm, config.norm_eps, x)
+
+
+class _Program(nn.Module):
+    """The method `score`; with `last` the method `forward`."""
+
+    last = False
+
+    def __init__(self, made: _Making) -> None:
+        super().__init__()
+        config, decoder = made.config, made.decoder
+        self.config, self.form = config, made.form("embed")
+        shape = config.shape
+        self.register_buffer("embed", made.matrices.token(
+            _Matrix(("embed",), self.form, shape.hidden_size, shape.vocab_size)))
+        names = ("cos", "sin") if config.local_rope_theta is None else (
+            "cos", "sin", "local_cos", "local_sin")
+        for name in names:
+            table: torch.Tensor = getattr(decoder, name)
+            self.register_buffer(name, table.squeeze(1).contiguous())
+        self.layers = nn.ModuleList(
+            _Layer(made, number, self._table(number)) for number in range(shape.layers))
+        self.head = _Linear(made, ("head",), norm="norm")
+
+    def _table(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.config
+        if config.local_rope_theta is not None and layer in config.windowed_layers:
+            return self.local_cos, self.local_sin  # type: ignore[return-value]
+        return self.cos, self.sin  # type: ignore[return-value]
+
+    def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
+        config, shape = self.config, self.config.shape
+        start: Any = start_pos[0].item()
+        torch._check(start >= 0)
+        torch._check(start + tokens.shape[1] <= shape.context)
+        x = torch.ops.cloister.embedding(
+            tokens, self.embed, int(self.form), shape.vocab_size, shape.hidden_size)
+        if config.embedding_scale != 1.0:
+            x = x * config.embedding_scale
+        for layer in self.layers:
+            x = layer(x, start)
+        logits: torch.Tensor = self.head(x[:, -1:] if self.last else x)
+        if config.final_softcap is not None:
+            logits = config.final_softcap * torch.tanh(logits / config.final_softcap)
+        return logits[:, 0] if self.last else logits
+
+
+def program(
+    source: Checkpoint, decoder: Decoder, mosts: Mapping[str, int],
+    constants: Mapping[str, object], path: Path, progress: Progress,
+) -> schema.Program:
+    """Write the program of a quantized checkpoint to `path`, and return its plan.
+
+    `decoder` is that of `source` without weights, `mosts` the most tokens a call of each method.
+    `progress` is called with the name of each stage (see `cloister.export.write.STAGES`).
+
+    Raises:
+        ExportError: a head size that the operators do not have.
+    """
+    config, metadata = decoder.config, source.metadata
+    if config.shape.head_size % _HEAD_SIZES:
+        raise ExportError(
+            f"Heads of {config.shape.head_size} entries have no operators of Cloister's own; use "
+            "--backend xnnpack.")
+    assert metadata.recipe is not None
+    progress("trace")
+    made = _Making(decoder, source.tensor, Recipe.parse(metadata.recipe), _Matrices())
+    module = _Program(made)
+    traced = {}
+    for name, most in mosts.items():
+        module.last = name == "forward"
+        traced[name] = _traced(module, most)
+    progress("convert")
+    edge = _executorch.to_edge(traced)
+    progress("plan")
+    manager = _executorch.to_program(
+        {name: edge.exported_program(name) for name in traced}, constants,
+        _executorch.NamedDataStore())
+    progress("write")
+    with path.open("wb") as file:
+        manager.write_to_file(file)
+    return _fill(path, made.matrices.all, source.tensor)
+
+
+def _traced(module: _Program, most: int) -> ExportedProgram:
+    example = (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    # A length that is fixed at 1 is no dynamic shape.
+    length = {1: Dim("T", min=1, max=max(2, most))}
+    return export(module, example, dynamic_shapes=(length, None), strict=False)
+
+
+def stored(
+    decoder: Decoder, read: Callable[[str], torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every constant of the program of a checkpoint, as it holds them, with its names.
+
+    `decoder` is the checkpoint's without weights, `read` gives its tensors by name.
+    """
+    config = decoder.config
+    for names in matrices(config):
+        yield ", ".join(names), _packed(read, names)
+        if getattr(decoder.get_submodule(names[0]), "bias", None) is not None:
+            yield f"{names[0]}.bias", torch.cat([read(f"{name}.bias").float() for name in names])
+    for name, module in decoder.named_modules():
+        if isinstance(module, RMSNorm):
+            weight = read(f"{name}.weight").float()
+            yield name, weight + 1.0 if config.norm_offset else weight
+    yield from ((name, table) for name, table in decoder.named_buffers() if "." not in name)
+
+
+def _packed(read: Callable[[str], torch.Tensor], names: tuple[str, ...]) -> torch.Tensor:
+    """Return matrices of a checkpoint as a program holds them, uint8[bytes]."""
+    q, scale = (torch.cat([read(f"{name}.weight.{part}") for name in names])
+                for part in ("q", "scale"))
+    return pack(q, scale)[1].flatten()
+
+
+def _fill(
+    path: Path, found: Sequence[_Matrix], read: Callable[[str], torch.Tensor]
+) -> schema.Program:
+    """Put matrices into the program in `path` in place of their tokens, one at a time."""
+    with path.open("rb") as file:
+        program, base = _executorch.read_program(file)
+    (segment,), places = program.segments, program.constant_segment.offsets
+    data = path.read_bytes()[base + segment.offset:]
+    pieces = [data[first:last] for first, last in pairwise((*places, segment.size))]
+    sizes = [len(piece) for piece in pieces]
+    held = {}
+    for index, piece in enumerate(pieces):
+        if piece.startswith(_TOKEN):
+            held[index] = found[int.from_bytes(piece[len(_TOKEN):len(_TOKEN) + 4], "big") - 1]
+            sizes[index] = held[index].size_bytes
+    ends = list(accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes))
+    program.constant_segment.offsets = [0, *ends[:-1]]
+    segment.size = ends[-1]
+    for plan in program.execution_plan:
+        for value in plan.values:
+            index = getattr(value.val, "data_buffer_idx", 0)
+            if index in held:
+                value.val.sizes, value.val.dim_order = [sizes[index]], [0]
+    with path.open("wb") as file:
+        _executorch.write_program(file, program, segment.size)
+        for index, piece in enumerate(pieces):
+            if index in held:
+                file.write(_packed(read, held[index].names).numpy().data)
+            else:
+                file.write(piece)
+            file.write(bytes(-sizes[index] % _ALIGNMENT))
+    return program
