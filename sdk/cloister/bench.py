@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cloister import pipeline, reference
+from cloister.backend import XNNPACK
 from cloister.bundle import Bundle
 from cloister.errors import WorkerError
 from cloister.export.check import CheckReport
@@ -33,7 +34,8 @@ __all__ = ["measure", "random_checkpoint", "shape"]
 
 
 def shape(
-    tier: Tier, scale: Scale, recipe: str, progress: Progress = silent, *, debug: bool = False
+    tier: Tier, scale: Scale, recipe: str, progress: Progress = silent, *,
+    backend: str = XNNPACK.name, debug: bool = False
 ) -> dict[str, Any]:
     """Export random weights in the shape of `tier`, then measure the bundle in a new process."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,7 +50,7 @@ def shape(
             begun.append((stage, time.perf_counter()))
             progress(stage, done, total, note)
 
-        bundle = pipeline.export(source, out, progress=follow)
+        bundle = pipeline.export(source, out, backends=(backend,), progress=follow)
         follow("measure")
         assert isinstance(bundle.report, CheckReport)
         checks = stages.pop("check") + stages.pop("golden")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from cloister import family, records
+from cloister.backend import CLOISTER
 from cloister.errors import (
     BundleCorrupt,
     BundleError,
@@ -44,6 +45,7 @@ __all__ = ["Bundle", "Golden", "Pattern", "finish", "rewrite_receipt", "write_go
            "write_receipt", "writer"]
 
 _PROGRAM = ".pte"
+_WHY = "; `cloister kernels build` says why Cloister's own operators do not"
 _TEMPLATE = "chat_template.jinja"
 EXECUTORCH = (1, 4)  # the minor release that we run
 _RECEIPT_BYTES = 16 << 20
@@ -153,9 +155,11 @@ class Bundle(Summary):
             f"{entry.backend} ({entry.note or f'operators {entry.operator_abi}'})"
             for entry in self.manifest.programs
         )
+        own = any(entry.backend == CLOISTER.name for entry in self.manifest.programs)
         raise IncompatibleProgram(
             f"Bundle {self.path.name} has programs for {names} only, and none of these runs on "
-            "this machine with this release; export it again or for another backend."
+            "this machine with this release; export it again or for another backend"
+            f"{_WHY if own else ''}."
         )
 
     def check_program(self, entry: ProgramEntry, settings: Settings) -> None:

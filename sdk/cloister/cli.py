@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import guard
-from cloister.backend import FURTHER
+from cloister.backend import BACKENDS, FURTHER
 from cloister.commands.start import explained
 from cloister.embed import platforms as embedding
 from cloister.errors import CloisterError, InvalidText, SettingError, place_of
@@ -219,7 +219,8 @@ def _parser() -> argparse.ArgumentParser:
 
     export = add("export", "make a bundle of a quantized checkpoint, checked against it")
     export.add_argument("source", type=Path, metavar="CKPT")
-    export.add_argument("--backend", default="xnnpack", help="(default: %(default)s)")
+    export.add_argument("--backend", default="xnnpack",
+                        help=f"{' or '.join(BACKENDS)} (default: %(default)s)")
     export.add_argument("--also", action="append", default=[], choices=list(FURTHER),
                         help="a further program, which is never run here; repeatable")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
@@ -286,6 +287,12 @@ def _parser() -> argparse.ArgumentParser:
     _vault(add("vault", "what is kept of you: under which key, how much, and how to be rid of it"),
            common)
 
+    actions = add("kernels", "Cloister's own operators, built once on this machine").add_subparsers(
+        dest="action", required=True, metavar="ACTION")
+    for name, text in (("build", "build their library now, and not at the first use"),
+                       ("status", "whether it is built, and which instruction set it uses")):
+        actions.add_parser(name, help=text, description=text, parents=[common])
+
     _lab(add("lab", "JupyterLab with the prompt lab and private defaults, or a leak check"), common)
 
     bench = add("bench", "speed and memory against the limits of this machine")
@@ -303,6 +310,8 @@ def _parser() -> argparse.ArgumentParser:
                        help="write what --device-class finds into the bundle's receipt")
     bench.add_argument("--size", choices=list(Scale), default=Scale.FULL, type=Scale)
     bench.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
+    bench.add_argument("--backend", default="xnnpack", choices=list(BACKENDS),
+                       help="(default: %(default)s)")
     return parser
 
 

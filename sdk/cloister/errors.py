@@ -51,6 +51,7 @@
     │   ├── VaultRolledBack             an older state than the one that was last closed
     │   ├── VaultUnsafe                 others could read or replace it, or it lies on a network
     │   └── VaultVersionError           written by a release with another format
+    ├── KernelsUnavailable          Cloister's own operators cannot be built or loaded here
     ├── GuardError                  the network cannot be refused on this system
     └── WorkerError                 the worker process ended or broke its protocol
         └── ProtocolError               a message that is malformed, oversized or of another version
@@ -82,6 +83,7 @@ __all__ = [
     "GuardError",
     "IncompatibleProgram",
     "InvalidText",
+    "KernelsUnavailable",
     "KeyDamaged",
     "KeyMissing",
     "LossNotFinite",
@@ -329,6 +331,10 @@ class VaultUnsafe(VaultError):
 
 class VaultVersionError(VaultError):
     """Written by a release with another format."""
+
+
+class KernelsUnavailable(CloisterError):
+    """Cloister's own operators cannot be built or loaded here."""
 
 
 class GuardError(CloisterError):

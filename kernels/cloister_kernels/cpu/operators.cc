@@ -3,6 +3,8 @@
 #include <executorch/runtime/kernel/kernel_includes.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
+#include <string>
+
 #include "run.h"
 
 namespace executorch::extension::threadpool {
@@ -181,6 +183,24 @@ Tensor &norm_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weigh
 
 }  // namespace
 }  // namespace cloister
+
+extern "C" {
+
+// The instruction set in use, and those that this processor runs, best first.
+__attribute__((visibility("default"))) const char *cloister_chosen() {
+  return cloister::chosen().name;
+}
+
+__attribute__((visibility("default"))) const char *cloister_sets() {
+  static const std::string all = [] {
+    std::string names;
+    for (const char *each : {"avx512", "avxvnni", "avx2", "i8mm", "neon", "portable"})
+      if (cloister::kernels(each) != nullptr) names += std::string(each) + " ";
+    return names;
+  }();
+  return all.c_str();
+}
+}
 
 // As EXECUTORCH_LIBRARY does, but a process that has the operators already keeps those.
 #define OPERATOR(name, function)                                                     \

@@ -30,6 +30,7 @@ _COMMANDS = {
     "replay": ("use", "Replay", "replay"),
     "run": ("use", "Run", "run"),
     "tiers": ("measure", "Tiers", "tiers"),
+    "kernels": ("kernels", "Kernels", "kernels"),
     "vault": ("vault", "Vault", "vault"),
     "verify": ("measure", "Verify", "verify"),
 }

@@ -47,6 +47,7 @@ class Bench(Options):
     record: bool
     size: Scale
     recipe: str
+    backend: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,8 @@ def verify(args: Verify) -> Record:
             ("files with the right sha256", str(checks["files"])),
             ("golden prompts answered alike", str(checks["golden_prompts"])),
             ("golden tokens", str(checks["golden_tokens"])),
-            ("the same with XNNPACK's weights cache on, as on phones", "yes"),
+            *([("the same with XNNPACK's weights cache on, as on phones", "yes")]
+              if checks["as_on_phones"] else []),
             *((f"program for {name}", said) for name, said in checks["programs"].items()),
             ("model id", str(result["model_id"])[:16] + "..."),
         ])
@@ -137,7 +139,8 @@ def bench(args: Bench) -> Record:
             assert args.shape is not None  # the command line asks for one of the two
             with display.progress(console, f"bench {args.shape}") as progress:
                 record = benching.shape(
-                    args.shape, args.size, args.recipe, progress, debug=args.debug
+                    args.shape, args.size, args.recipe, progress, backend=args.backend,
+                    debug=args.debug
                 )
     if not args.json:
         display.table("Bench", ("what", "measured"), [

@@ -46,7 +46,7 @@ def read_bytes(manifest: Manifest, entry: ProgramEntry, position: int) -> int:
     """
     shape = manifest.shape
     embedding = shape.vocab_size * shape.hidden_size * (5 if "-e4" in manifest.recipe else 8) // 8
-    return entry.weight_bytes - embedding + position * shape.kv_bytes_per_token()
+    return entry.weight_bytes - embedding + position * entry.kv_bytes // shape.context
 
 
 def measure(

@@ -208,25 +208,41 @@ def decoder_places(
     `calls` are those of `instrument`, `outputs` what the program gave.
     """
     values = [[outputs[place] for place in call] for call in calls]
-    return _places(decoder, values if len(calls) == 3 * len(decoder.layers) + 1 else _joined(
-        decoder.config, values))
+    delegates = len(calls) == 3 * len(decoder.layers) + 1
+    return (_places if delegates else _own_places)(decoder, values)
 
 
-def _joined(
-    config: ModelConfig, calls: Sequence[Sequence[torch.Tensor]]
-) -> list[list[torch.Tensor]]:
-    """Return the calls of delegates that compute what those of own operators compute.
+def _own_places(decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[Place]:
+    """Yield the places of a decoder whose program calls operators of our own.
 
     Of a layer these are queries, keys and values in one; attention; output, and the sum; gate and
-    up in one; down, and the sum.
+    up in one; down, and the sum. Behind an output and a down there may be a norm, and then the sum.
     """
-    shape, joined = config.shape, []
+    shape, blocks = decoder.config.shape, decoder.layers
     sizes = [heads * shape.head_size for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
-    for at in range(0, len(calls) - 1, 5):
-        (x, qkv), _, (attended, _), (middle, _) = calls[at:at + 4]
-        after = calls[at + 5][0]
-        joined += [[x, *qkv.split(sizes, dim=-1)], [attended, middle - x], [middle, after - middle]]
-    return [*joined, list(calls[-1])]
+    for number, block in enumerate(blocks):
+        made: Any = block
+        (x, qkv), _, (attended, o), (middle, gate_up), (_, down) = calls[5 * number:5 * number + 5]
+        after, name = calls[5 * number + 5][0], f"layers.{number}"
+        yield made, f"{name}.input", True, [x]
+        yield made.attn.qkv, f"{name}.attn.qkv", False, qkv.split(sizes, dim=-1)
+        yield made.attn.o, f"{name}.attn", True, [attended]
+        last = made.attn.o
+        if made.post_norms:
+            yield last, f"{name}.attn.o.product", False, [o]
+            last = made.attn_post_norm
+        yield last, f"{name}.attn.o", False, [middle - x]
+        yield made.mlp_norm, f"{name}.middle", True, [middle]
+        gate, up = gate_up.chunk(2, dim=-1)
+        yield made.mlp.gate, f"{name}.mlp.gate", False, [gate]
+        yield made.mlp.up, f"{name}.mlp.up", False, [up]
+        last = made.mlp
+        if made.post_norms:
+            yield last, f"{name}.mlp.product", False, [down]
+            last = made.mlp_post_norm
+        yield last, f"{name}.mlp", False, [after - middle]
+    yield decoder.norm, "output", True, calls[-1][:1]
+    yield decoder.head, "head", False, calls[-1][1:]
 
 
 def _places(decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[Place]:

@@ -14,6 +14,7 @@ from cloister.export.constants import stored as xnnpack_constants
 from cloister.export.media import weight_bytes
 from cloister.export.streamed import bare
 from cloister.manifest import Encoder, ProgramEntry
+from cloister.model.recipe import Recipe
 from cloister.progress import silent
 
 if TYPE_CHECKING:
@@ -139,9 +140,10 @@ def _cloister(
         raise ExportError(
             "Programs of Cloister's own operators do not read pictures or recordings yet; use "
             "--backend xnnpack.")
+    assert source.metadata.recipe is not None
     return cloister.program(
-        source, bare(source), {"forward": most, "score": chunk}, constants(source.metadata, most),
-        path, progress)
+        bare(source), source.tensor, Recipe.parse(source.metadata.recipe),
+        {"forward": most, "score": chunk}, constants(source.metadata, most), path, progress)
 
 
 _LOWERINGS = {

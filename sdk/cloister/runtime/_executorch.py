@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import logging
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cloister.backend import BACKENDS, CLOISTER
-from cloister.errors import IncompatibleProgram, SettingError
+from cloister.errors import IncompatibleProgram, KernelsUnavailable, SettingError
 from cloister.settings import Settings, processors
 from cloister_kernels.library import Builder, LibraryError
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from cloister.manifest import ProgramEntry
 
-__all__ = ["ExecutorchProgram", "builder", "load", "runs_here", "share_weights"]
+__all__ = ["ExecutorchProgram", "Operators", "builder", "load", "operators_built", "own_operators",
+           "runs_here", "share_weights"]
 
 _MOST_THREADS = 1024
-_log = logging.getLogger("cloister")
 
 
 @cache
@@ -51,8 +51,17 @@ def runs_here(program: ProgramEntry) -> bool:
     if backend is None or backend.operator_abi != program.operator_abi:
         return False
     if backend is CLOISTER:
-        return _own_operators()
+        return isinstance(own_operators(), Operators)
     return backend.registered in _bindings()._get_registered_backend_names()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operators:
+    """Cloister's own operators, loaded."""
+
+    path: Path
+    chosen: str  # the instruction set
+    sets: tuple[str, ...]  # those that this processor runs, best first
 
 
 def builder(settings: Settings) -> Builder:
@@ -63,15 +72,34 @@ def builder(settings: Settings) -> Builder:
         bindings=path, compiler=settings.compiler)
 
 
-@cache
-def _own_operators() -> bool:
-    """Load Cloister's own operators, built now if they were not; whether that was possible."""
+def operators_built(settings: Settings) -> bool:
+    """Whether the library of Cloister's own operators lies where this release would build it.
+
+    Raises:
+        KernelsUnavailable: it is not what was built, or others may write to it.
+    """
     try:
-        ctypes.CDLL(str(builder(Settings.from_environment()).build()))
+        return builder(settings).find() is not None
     except LibraryError as error:
-        _log.warning("Programs of Cloister's own operators do not run here: %s", error)
-        return False
-    return True
+        raise KernelsUnavailable(str(error)) from None
+
+
+@cache
+def own_operators() -> Operators | KernelsUnavailable:
+    """Load Cloister's own operators, built now if they were not; or say why that is not possible.
+
+    A process does it once.
+    """
+    try:
+        path = builder(Settings.from_environment()).build()
+        library = ctypes.CDLL(str(path))
+    except (LibraryError, OSError) as error:
+        return KernelsUnavailable(str(error))
+    for name in ("cloister_chosen", "cloister_sets"):
+        getattr(library, name).restype = ctypes.c_char_p
+    return Operators(
+        path=path, chosen=library.cloister_chosen().decode(),
+        sets=tuple(library.cloister_sets().decode().split()))
 
 
 class _Option(ctypes.Structure):

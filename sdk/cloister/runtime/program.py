@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from cloister.runtime._executorch import load, runs_here
+from cloister.runtime._executorch import (
+    Operators,
+    load,
+    operators_built,
+    own_operators,
+    runs_here,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cloister.pieces import MediaFormats
 
-__all__ = ["FakeProgram", "Program", "load", "runs_here"]
+__all__ = ["FakeProgram", "Operators", "Program", "load", "operators_built", "own_operators",
+           "runs_here"]
 
 
 class Program(Protocol):

@@ -16,7 +16,8 @@ from tests.unit.export.test_lower import CHUNK, LAYOUTS, quantized_decoder
 
 from cloister.bundle import Golden
 from cloister.errors import ExportMismatch
-from cloister.export import parts
+from cloister.export import parts, write
+from cloister.export.backends.cloister import program as own
 from cloister.export.backends.xnnpack import program as xnnpack
 from cloister.export.backends.xnnpack_graph import Subgraph
 from cloister.export.constants import prove_constants
@@ -25,13 +26,16 @@ from cloister.model import quantized, rope
 from cloister.model.cache import KVCache
 from cloister.model.config import Activation
 from cloister.model.quantized import QuantizedLinear
+from cloister.model.recipe import Recipe
 from cloister.model.transformer import Decoder, RMSNorm
+from cloister.progress import silent
 from cloister.runtime import phone
-from cloister.runtime.program import load
+from cloister.runtime.program import Operators, load, own_operators
 from cloister_kernels import reference
 
 pytestmark = pytest.mark.slow
 
+Rounding = Callable[[torch.Tensor], torch.Tensor]
 IDS = torch.randint(0, 97, (64,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
@@ -39,6 +43,7 @@ IDS = torch.randint(0, 97, (64,), generator=torch.Generator().manual_seed(3)).to
 class Exported:
     """A decoder, and what the parts of its program gave."""
 
+    backend: str
     decoder: Decoder
     path: Path
     program: Any  # as loaded, not instrumented
@@ -48,32 +53,50 @@ class Exported:
     def wrong(self, decoder: Decoder) -> set[str]:
         """Names of the parts in which the program is not `decoder`."""
         return {
-            gap.part for run in self.runs for gap in parts.gaps(decoder, run, self.calls)
-            if not gap.size <= parts.BOUND
-        }
+            gap.part for gap in self.gaps(decoder) if not gap.size <= parts.BOUND}
 
+    def gaps(self, decoder: Decoder) -> list[parts.Gap]:
+        return [gap for run in self.runs for gap in self.gaps_in(run, decoder)]
+
+    def gaps_in(self, run: parts.Recording, decoder: Decoder) -> list[parts.Gap]:
+        return parts.gaps(decoder, run, self.calls, write.kv_type(self.backend))
 
     def constants(self, decoder: Decoder) -> int:
         """Prove that the program holds the tensors of `decoder`."""
-        return prove_constants(self.path, self.decoder, decoder.state_dict().__getitem__)
+        return prove_constants(self.path, write.stored(
+            self.backend, self.decoder, decoder.state_dict().__getitem__, None))
 
 
-def export(decoder: Decoder, folder: Path) -> Exported:
+def export(
+    decoder: Decoder, folder: Path, backend: str = "xnnpack", recipe: str = "8da4w-g32"
+) -> Exported:
     path, copied = folder / "program.pte", folder / "instrumented.pte"
-    with path.open("wb") as file:
-        xnnpack(decoder, CHUNK, decoder.config.shape.context, {}).write_to_file(file)
+    context = decoder.config.shape.context
+    if backend == "xnnpack":
+        with path.open("wb") as file:
+            xnnpack(decoder, CHUNK, context, {}).write_to_file(file)
+    else:
+        assert isinstance(own_operators(), Operators)
+        for module in decoder.modules():
+            if isinstance(module, QuantizedLinear):
+                module.rounded = reference.round_groups
+        own(decoder, decoder.state_dict().__getitem__, Recipe.parse(recipe),
+            {"forward": context, "score": CHUNK}, {}, path, silent)
     calls = instrument(path, copied)
     shape = decoder.config.shape
     runs = parts.record(load(copied, shape.layers, first="score"), IDS, CHUNK, shape.context)
-    return Exported(decoder, path, load(path, shape.layers, first="score"), runs, calls)
+    return Exported(backend, decoder, path, load(path, shape.layers, first="score"), runs, calls)
 
 
 @pytest.fixture(scope="module", params=[
-    *((layout, "8da4w-g32") for layout in LAYOUTS), ("llama", "8da4w-g128-e4"), ("llama", "8da8w"),
+    (*case, backend) for backend in ("xnnpack", "cloister") for case in (
+        *((layout, "8da4w-g32") for layout in LAYOUTS), ("llama", "8da4w-g128-e4"),
+        ("llama", "8da8w"))
 ], ids="-".join)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    layout, recipe = request.param
-    return export(quantized_decoder(LAYOUTS[layout], recipe), tmp_path_factory.mktemp(layout))
+    layout, recipe, backend = request.param
+    return export(quantized_decoder(LAYOUTS[layout], recipe), tmp_path_factory.mktemp(layout),
+                  backend, recipe)
 
 
 class Fault(NamedTuple):
@@ -169,9 +192,9 @@ def no_window(layer: int, wrong: Any) -> None:
 
 def test_every_part_of_a_right_program_passes(exported: Exported) -> None:
     assert exported.wrong(exported.decoder) == set()
-    found = [gap for run in exported.runs
-             for gap in parts.gaps(exported.decoder, run, exported.calls)]
-    assert len({gap.part for gap in found}) == 6 * len(exported.decoder.layers) + 3
+    found, config = exported.gaps(exported.decoder), exported.decoder.config
+    parts_ = 6 if exported.backend == "xnnpack" else 8 + 2 * config.post_norms
+    assert len({gap.part for gap in found}) == parts_ * config.shape.layers + 3
     assert parts.prove_parts(found).size == max(gap.size for gap in found)
     assert exported.constants(exported.decoder) > 100_000
 
@@ -225,29 +248,31 @@ def test_a_fault_of_the_program_itself_is_found(
 
 
 def in_another_order(
-    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None
+    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None,
+    rounded: Rounding
 ) -> torch.Tensor:
     """Multiply like `linear_8da`, summed from the last input to the first."""
-    x_MK, w_NK = reference.fake_quantize_rows(x_MK), reference.dequantize(q_NK, scale_NC)
+    x_MK, w_NK = rounded(x_MK), reference.dequantize(q_NK, scale_NC)
     return torch.nn.functional.linear(x_MK.flip(1), w_NK.flip(1), bias_N)
 
 
 def in_double_precision(
-    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None
+    x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None,
+    rounded: Rounding
 ) -> torch.Tensor:
-    x_MK, w_NK = reference.fake_quantize_rows(x_MK), reference.dequantize(q_NK, scale_NC)
+    x_MK, w_NK = rounded(x_MK), reference.dequantize(q_NK, scale_NC)
     out_MN = x_MK.double() @ w_NK.double().T
     return (out_MN if bias_N is None else out_MN + bias_N).float()
 
 
 def of_jittered_inputs(
     x_MK: torch.Tensor, q_NK: torch.Tensor, scale_NC: torch.Tensor, bias_N: torch.Tensor | None,
-    seed: int = 0,
+    rounded: Rounding, seed: int = 0,
 ) -> torch.Tensor:
     """Multiply inputs off by up to one part in four million."""
     rng = torch.Generator().manual_seed(seed)
     x_MK = x_MK * (1 + 2.0**-22 * torch.empty_like(x_MK).uniform_(-1, 1, generator=rng))
-    return reference.linear_8da(x_MK, q_NK, scale_NC, bias_N)
+    return reference.linear_8da(x_MK, q_NK, scale_NC, bias_N, rounded)
 
 
 @pytest.mark.parametrize("other", [in_another_order, in_double_precision, of_jittered_inputs])
@@ -257,6 +282,7 @@ def test_another_rounding_is_no_fault(
     class Other:
         dequantize = reference.dequantize
         linear_8da = other
+        fake_quantize_rows = reference.fake_quantize_rows
 
     monkeypatch.setattr(quantized, "reference", Other)
     assert exported.wrong(exported.decoder) == set()
@@ -289,8 +315,8 @@ def test_what_is_no_number_is_no_agreement(exported: Exported, value: float) -> 
         outputs = list(exported.runs[1].outputs)
         outputs[place] = outputs[place].clone()
         outputs[place][0, 0, 0] = value
-        gaps = parts.gaps(
-            exported.decoder, replace(exported.runs[1], outputs=tuple(outputs)), exported.calls)
+        gaps = exported.gaps_in(
+            replace(exported.runs[1], outputs=tuple(outputs)), exported.decoder)
         with pytest.raises(ExportMismatch, match="Part "):
             parts.prove_parts(gaps)
 
@@ -318,6 +344,8 @@ def test_forward_reads_in_one_call_what_score_reads_in_several(exported: Exporte
 
 
 def test_it_runs_as_on_phones_whose_weights_cache_frees_what_it_packed(exported: Exported) -> None:
+    if exported.backend != "xnnpack":
+        return
     layers, rows = exported.decoder.config.shape.layers, golden(exported)
     assert phone.complaint(exported.path, layers, rows, CHUNK) is None
 

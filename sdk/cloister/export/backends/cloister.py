@@ -20,7 +20,6 @@ from torch.export import Dim, export
 from cloister.errors import ExportError
 from cloister.export import _executorch
 from cloister.model.config import Activation
-from cloister.model.recipe import Recipe
 from cloister.model.transformer import RMSNorm
 from cloister_kernels.ops import Input
 from cloister_kernels.pack import TILE, Format, pack, tile_bytes
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from cloister.export._executorch import schema
-    from cloister.model.checkpoint import Checkpoint
     from cloister.model.config import ModelConfig
+    from cloister.model.recipe import Recipe
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
@@ -216,25 +215,25 @@ class _Program(nn.Module):
 
 
 def program(
-    source: Checkpoint, decoder: Decoder, mosts: Mapping[str, int],
-    constants: Mapping[str, object], path: Path, progress: Progress,
+    decoder: Decoder, read: Callable[[str], torch.Tensor], recipe: Recipe,
+    mosts: Mapping[str, int], constants: Mapping[str, object], path: Path, progress: Progress,
 ) -> schema.Program:
     """Write the program of a quantized checkpoint to `path`, and return its plan.
 
-    `decoder` is that of `source` without weights, `mosts` the most tokens a call of each method.
-    `progress` is called with the name of each stage (see `cloister.export.write.STAGES`).
+    `decoder` is the checkpoint's, whose weights are not looked at; `read` gives them by name.
+    `mosts` are the most tokens a call of each method takes. `progress` is called with the name of
+    each stage (see `cloister.export.write.STAGES`).
 
     Raises:
         ExportError: a head size that the operators do not have.
     """
-    config, metadata = decoder.config, source.metadata
+    config = decoder.config
     if config.shape.head_size % _HEAD_SIZES:
         raise ExportError(
             f"Heads of {config.shape.head_size} entries have no operators of Cloister's own; use "
             "--backend xnnpack.")
-    assert metadata.recipe is not None
     progress("trace")
-    made = _Making(decoder, source.tensor, Recipe.parse(metadata.recipe), _Matrices())
+    made = _Making(decoder, read, recipe, _Matrices())
     module = _Program(made)
     traced = {}
     for name, most in mosts.items():
@@ -249,7 +248,7 @@ def program(
     progress("write")
     with path.open("wb") as file:
         manager.write_to_file(file)
-    return _fill(path, made.matrices.all, source.tensor)
+    return _fill(path, made.matrices.all, read)
 
 
 def _traced(module: _Program, most: int) -> ExportedProgram:
