@@ -92,10 +92,7 @@ def export(
         media = _media(source, chunk)
         entry = write.program(
             source, directory, backend=backend, chunk=chunk, progress=progress, media=media)
-        if not runs_here(entry):
-            raise IncompatibleProgram(
-                f"A program for {backend} does not run here; see `cloister kernels status`, or use "
-                "--backend xnnpack.")
+        _check_runs(entry)
         progress("check")
         report, run = _check(source, tokenizer, directory, entry, chunk, media)
         program = load(directory / entry.file, shape.layers)
@@ -106,8 +103,7 @@ def export(
         rows = _golden(core, metadata, _asked(core, tokenizer, prompts), report)
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
-        if backend == XNNPACK.name:
-            _prove_on_phones(directory / entry.file, shape.layers, rows, chunk, metadata.media)
+        _prove_on_phones(directory, entry, shape.layers, rows, chunk, metadata.media)
         made = _further(source, tokenizer, directory, also, chunk, progress)
         _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
@@ -232,10 +228,19 @@ def _check(
     ), again[-1]
 
 
+def _check_runs(entry: ProgramEntry) -> None:
+    if not runs_here(entry):
+        raise IncompatibleProgram(
+            f"A program for {entry.backend} does not run here, so that it cannot be checked; see "
+            "what `cloister kernels build` says, or use --backend xnnpack.")
+
+
 def _prove_on_phones(
-    path: Path, layers: int, rows: list[Golden], chunk: int, media: MediaFormats | None
+    directory: Path, entry: ProgramEntry, layers: int, rows: list[Golden], chunk: int,
+    media: MediaFormats | None
 ) -> None:
-    failing = as_on_phones.complaint(path, layers, rows, chunk, media)
+    failing = entry.backend == XNNPACK.name and as_on_phones.complaint(
+        directory / entry.file, layers, rows, chunk, media)
     if failing:
         raise ExportMismatch(
             f"With XNNPACK's weights cache on, as phones have it, the program fails ({failing}); "
@@ -335,7 +340,8 @@ def _finish(
         "phone_tokenizer": {
             "reason": phone.complaint(
                 source.tokenizer_path, tokenizer, [prompt for prompt, _ in golden.PROMPTS])},
-        "ran": [{"executorch": write.release(), "weights_cache": cache} for cache in (False, True)],
+        "ran": [{"executorch": write.release(), "weights_cache": cache} for cache in (
+            (False, True) if programs[0][0].backend == XNNPACK.name else (False,))],
     })
     for path in filter(None, (source.tokenizer_path, source.template_path)):
         (directory / path.name).write_bytes(path.read_bytes())

@@ -1,0 +1,139 @@
+"""Bundles whose programs call Cloister's own operators."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.unit.export.test_lower import LAYOUTS, quantized_decoder
+
+from cloister import pipeline, reference
+from cloister.audit.canary import Canary, search
+from cloister.bundle import Bundle
+from cloister.cli import main
+from cloister.errors import ExportError
+from cloister.export import write
+from cloister.export.backends.cloister import program as own
+from cloister.model.checkpoint import Checkpoint
+from cloister.model.recipe import Recipe
+from cloister.progress import silent
+from cloister.quantize.apply import quantize
+from cloister.runtime.chat import Sampling
+from cloister.runtime.engine import Engine
+from cloister.runtime.session import Session
+from cloister.settings import Settings
+from cloister.vault.local import open_vault
+from cloister_kernels import library
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tmp_path_factory.mktemp("quantized") / "nano-1"
+    quantize(Checkpoint.open(reference.checkpoint_path("nano-1")), path, Recipe.parse("8da4w-g32"))
+    return Checkpoint.open(path)
+
+
+@pytest.fixture(scope="module")
+def bundle(quantized: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return pipeline.export(
+        quantized, tmp_path_factory.mktemp("out") / "own.cloister", backends=("cloister",))
+
+
+def test_a_bundle_is_proved_as_others_are(bundle: Bundle, quantized: Checkpoint) -> None:
+    (entry,), shape = bundle.manifest.programs, quantized.metadata.config.shape
+    assert (entry.backend, entry.methods) == ("cloister", ("forward", "score"))
+    assert entry.operator_abi == library.ABI
+    assert entry.kv_bytes == shape.context * shape.kv_bytes_per_token(bytes_per_value=2)
+    found = bundle.receipt()
+    assert found["parts_against_checkpoint"]["parts"] > 100
+    assert found["program_against_checkpoint"]["mean_kld"] < 1e-3
+    assert [each["weights_cache"] for each in found["ran"]] == [False]
+    proved = pipeline.verify(bundle.path, Settings.from_environment())
+    assert proved["checks"]["golden_tokens"] > 50 and not proved["checks"]["as_on_phones"]
+
+
+def test_a_matrix_that_is_another_is_not_written(
+    quantized: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Checkpoint.tensor
+
+    def other(self: Checkpoint, name: str) -> torch.Tensor:
+        tensor = read(self, name)
+        return tensor.flip(0) if name == "layers.3.mlp.up.weight.q" and writing else tensor
+
+    writing = True
+    monkeypatch.setattr(Checkpoint, "tensor", other)
+    check = pipeline._check_runs
+
+    def written(entry: object) -> None:
+        nonlocal writing
+        writing = False
+        check(entry)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "_check_runs", written)
+    with pytest.raises(ExportError, match=r"Tensor layers\.3\.mlp\.gate, layers\.3\.mlp\.up of"):
+        pipeline.export(quantized, tmp_path / "x.cloister", backends=("cloister",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_conversation_goes_on_with_its_keys_and_values_of_16_bits(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    greedy, canary = Sampling(), Canary.new("question")
+    whole = Session(Engine(bundle.path), system="call")
+    expected = [whole.ask(text, sampling=greedy).text for text in (canary.text, "play some jazz")]
+    settings = Settings(home=tmp_path / "home", data=None, provider="keyfile")
+    with open_vault(settings=settings, create=True, notify=lambda notice: None) as vault:
+        first = Session(Engine(bundle.path), system="call", vault=vault, name="work")
+        assert first.ask(canary.text, sampling=greedy).text == expected[0]
+        again = Session(Engine(bundle.path), vault=vault, name="work")
+        assert again.ask("play some jazz", sampling=greedy).text == expected[1]
+        assert again.stats.restored_tokens > 20
+        assert search(tmp_path, [canary]) == []
+
+
+def test_what_there_are_no_operators_for_is_refused(quantized: Checkpoint, tmp_path: Path) -> None:
+    config = LAYOUTS["llama"]
+    decoder = quantized_decoder(
+        replace(config, shape=replace(config.shape, head_size=24)), "8da4w-g32")
+    with pytest.raises(ExportError, match="Heads of 24 entries"):
+        own(decoder, decoder.state_dict().__getitem__, Recipe.parse("8da4w-g32"),
+            {"forward": 16}, {}, tmp_path / "p.pte", silent)
+    with pytest.raises(ExportError, match="do not read pictures or recordings yet"):
+        write._cloister(quantized, tmp_path / "p.pte", 16, 16, silent, object())  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_a_bundle_and_a_command_say_what_to_do(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "CLOISTER_COMPILER": "nowhere", "CLOISTER_HOME": str(tmp_path)}
+    for words, sentence in (
+        (("run", str(bundle.path), "hello"), "`cloister kernels build` says why"),
+        (("kernels", "build"), "No C++ compiler is named 'nowhere' here"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "cloister.cli", *words], capture_output=True, text=True,
+            env=environment, check=False)
+        assert done.returncode == 1 and sentence in done.stderr
+
+
+def test_the_command_says_which_instruction_set_is_used(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("CLOISTER_HOME", str(tmp_path))
+    assert main(["kernels", "status", "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["built"]
+    assert main(["kernels", "build", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["built"] and found["instruction_set"] == found["instruction_sets"][0]
+    assert found["instruction_sets"][-1] == "portable"
