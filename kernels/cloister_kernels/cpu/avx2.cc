@@ -89,17 +89,17 @@ inline __m256i four(const int8_t *at) {
 
 // Products of `count` times 4 inputs from input 4 * `from` on, less the zero's.
 template <int64_t format, int from, int count>
-inline __m256 dot(const Group &w, const int8_t *a, int32_t sum) {
-  using L = Layout<format>;
+inline __m256 dot(const Group &w, const int8_t *a, int32_t start) {
 #ifdef CLOISTER_VNNI
-  __m256i total = _mm256_set1_epi32(-L::kZero * sum);
+  __m256i total = _mm256_set1_epi32(start);
   for (int j = from; j < from + count; ++j)
     total = _mm256_dpbusd_avx_epi32(total, w.u[j], four(a + 4 * j));
 #else
+  using L = Layout<format>;
   // Pairs of products are below 2**15: with nibbles eight of them, with 6 bits two, with bytes
   // (by their magnitude, the sign on the other side) one.
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i total = _mm256_set1_epi32(L::kZero == 128 ? 0 : -L::kZero * sum);
+  __m256i total = _mm256_set1_epi32(L::kZero == 128 ? 0 : start);
   constexpr int together = L::kNibbles ? 8 : L::kHalves ? 2 : 1;
   for (int j = from; j < from + count; j += together) {
     __m256i pairs;
@@ -122,7 +122,7 @@ inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, fl
   const int64_t groups = x.inputs / kGroup;
   const int8_t *q = x.q + first * x.inputs;
   const float *scale = x.scale + first * groups;
-  const int32_t *sum = x.sum + first * groups * 2;
+  const int32_t *start = x.start + first * groups * 2;
   __m256 total[count];
   for (int r = 0; r < count; ++r) total[r] = _mm256_setzero_ps();
   for (int64_t g = 0; g < groups; ++g) {
@@ -130,7 +130,7 @@ inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, fl
 #pragma GCC unroll 8
     for (int r = 0; r < count; ++r) {
       const int8_t *a = q + r * x.inputs + g * kGroup;
-      const int32_t *s = sum + (r * groups + g) * 2;
+      const int32_t *s = start + (r * groups + g) * 2;
       const __m256 by = _mm256_set1_ps(scale[r * groups + g]);
       if (L::kHalves) {
         total[r] =
@@ -138,11 +138,11 @@ inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, fl
         total[r] =
             _mm256_fmadd_ps(dot<format, 4, 4>(w, a, s[1]), _mm256_mul_ps(w.other, by), total[r]);
       } else {
-        const __m256 f = dot<format, 0, 8>(w, a, s[0] + s[1]);
+        const __m256 f = dot<format, 0, 8>(w, a, s[0]);
         total[r] = _mm256_fmadd_ps(f, format == kW8 ? by : _mm256_mul_ps(w.scale, by), total[r]);
         if (L::kMinimum)
-          total[r] = _mm256_fnmadd_ps(
-              w.other, _mm256_mul_ps(by, _mm256_set1_ps(float(s[0] + s[1]))), total[r]);
+          total[r] =
+              _mm256_fnmadd_ps(w.other, _mm256_mul_ps(by, _mm256_set1_ps(float(s[1]))), total[r]);
       }
     }
   }
@@ -164,13 +164,14 @@ void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows,
   }
 }
 
-void tile(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, int64_t rows,
-          float *out) {
-  DISPATCH(multiplied, format, weights, x, first, rows, out)
+void tiles(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
+           int64_t rows, float *out) {
+  for (; count > 0; --count, weights += tile_bytes(format, x.inputs), out += rows * kTile)
+    DISPATCH(multiplied, format, weights, x, first, rows, out)
 }
 
 }  // namespace
 
 namespace cloister {
-extern const Kernels KERNELS = {NAME, quantize, norm, gate, tile, unpack, attend, store};
+extern const Kernels KERNELS = {NAME, quantize, norm, gate, tiles, unpack, attend, store};
 }

@@ -33,12 +33,12 @@ enum Format : int64_t {
 // Bytes of one tile; 0 for an unknown format, or for inputs that it cannot hold.
 int64_t tile_bytes(int64_t format, int64_t inputs);
 
-// Rows of activations in 8 bits. K is padded to whole groups; sums are over halves of a group.
+// Rows of activations in 8 bits. K is padded to whole groups.
 struct Rows {
-  const int8_t *q;     // [M, K]
-  const float *scale;  // [M, K / 32]
-  const int32_t *sum;  // [M, K / 16]
-  int64_t inputs;      // K
+  const int8_t *q;       // [M, K]
+  const float *scale;    // [M, K / 32]
+  const int32_t *start;  // [M, K / 16]: see `settle`
+  int64_t inputs;        // K
 };
 
 // Attention of some new positions of one KV head over a range of its cache.
@@ -67,9 +67,9 @@ struct Kernels {
                    int32_t *sum);
   void (*norm)(const float *x, const float *weight, float eps, int64_t size, float *out);
   void (*gate)(const float *gate, const float *up, int64_t size, int64_t activation, float *out);
-  // Multiply rows by a tile of weights, out [rows, 16].
-  void (*tile)(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, int64_t rows,
-               float *out);
+  // Multiply rows by `count` tiles of weights, 1 or 2: out [count, rows, 16].
+  void (*tiles)(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
+                int64_t rows, float *out);
   void (*unpack)(int64_t format, const uint8_t *weights, int64_t inputs, int64_t row, float *out);
   void (*attend)(const Attend &work, int64_t cache);
   void (*store)(const float *x, int64_t size, int64_t cache, void *out, float *scale);

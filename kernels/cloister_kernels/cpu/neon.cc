@@ -114,21 +114,19 @@ inline void dot_two(const Group &w, const int8_t *a, const int8_t *b, int from, 
 #endif
 
 template <int64_t format>
-inline void add(const Group &w, const int32x4_t dots[2][4], float by, const int32_t *sum,
+inline void add(const Group &w, const int32x4_t dots[2][4], float by, const int32_t *start,
                 float32x4_t total[4]) {
   using L = Layout<format>;
-  constexpr int32_t zero = L::kZero == 128 ? 0 : L::kZero;
+  constexpr bool bytes = L::kZero == 128;  // which are signed here
   for (int i = 0; i < 4; ++i) {
-    const int32_t before = L::kHalves ? sum[0] : sum[0] + sum[1];
-    const float32x4_t f = vcvtq_f32_s32(vsubq_s32(dots[0][i], vdupq_n_s32(zero * before)));
+    const float32x4_t f = vcvtq_f32_s32(vaddq_s32(dots[0][i], vdupq_n_s32(bytes ? 0 : start[0])));
     total[i] =
         vfmaq_f32(total[i], f, format == kW8 ? vdupq_n_f32(by) : vmulq_n_f32(w.scale[i], by));
     if (L::kHalves) {
-      const float32x4_t g = vcvtq_f32_s32(vsubq_s32(dots[1][i], vdupq_n_s32(zero * sum[1])));
+      const float32x4_t g = vcvtq_f32_s32(vaddq_s32(dots[1][i], vdupq_n_s32(start[1])));
       total[i] = vfmaq_f32(total[i], g, vmulq_n_f32(w.other[i], by));
     }
-    if (L::kMinimum)
-      total[i] = vfmsq_f32(total[i], w.other[i], vdupq_n_f32(by * float(sum[0] + sum[1])));
+    if (L::kMinimum) total[i] = vfmsq_f32(total[i], w.other[i], vdupq_n_f32(by * float(start[1])));
   }
 }
 
@@ -156,7 +154,7 @@ inline void some(const uint8_t *tile, const Rows &x, int64_t first, float *out) 
     }
     for (int r = 0; r < count; ++r) {
       const int64_t at = (first + r) * groups + g;
-      add<format>(w, dots[r], x.scale[at], x.sum + 2 * at, total[r]);
+      add<format>(w, dots[r], x.scale[at], x.start + 2 * at, total[r]);
     }
   }
   for (int r = 0; r < count; ++r)
@@ -173,13 +171,14 @@ void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows,
   for (; row < rows; ++row) some<format, 1>(tile, x, first + row, out + row * kTile);
 }
 
-void tile(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, int64_t rows,
-          float *out) {
-  DISPATCH(multiplied, format, weights, x, first, rows, out)
+void tiles(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
+           int64_t rows, float *out) {
+  for (; count > 0; --count, weights += tile_bytes(format, x.inputs), out += rows * kTile)
+    DISPATCH(multiplied, format, weights, x, first, rows, out)
 }
 
 }  // namespace
 
 namespace cloister {
-extern const Kernels KERNELS = {NAME, quantize, norm, gate, tile, unpack, attend, store};
+extern const Kernels KERNELS = {NAME, quantize, norm, gate, tiles, unpack, attend, store};
 }

@@ -12,29 +12,30 @@ void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows,
     for (int64_t g = 0; g < groups; ++g) {
       const int8_t *q = x.q + row * x.inputs + g * kGroup;
       const float scale = x.scale[row * groups + g];
-      const int32_t *sum = x.sum + (row * groups + g) * 2;
+      const int32_t *start = x.start + (row * groups + g) * 2;
       for (int64_t n = 0; n < kTile; ++n) {
-        int32_t dot[2] = {-L::kZero * sum[0], -L::kZero * sum[1]};
+        int32_t dot[2] = {start[0], L::kHalves ? start[1] : 0};
         for (int64_t k = 0; k < kGroup; ++k) dot[k / 16] += L::integer(tile, g, n, k) * q[k];
         if (L::kHalves) {
           out[n] += scale * (L::scale(tile, g, 0, n) * float(dot[0]) +
                              L::scale(tile, g, 1, n) * float(dot[1]));
         } else {
           out[n] += scale * (L::scale(tile, g, 0, n) * float(dot[0] + dot[1]) -
-                             L::minimum(tile, g, n) * float(sum[0] + sum[1]));
+                             L::minimum(tile, g, n) * float(start[1]));
         }
       }
     }
   }
 }
 
-void tile(int64_t format, const uint8_t *weights, const Rows &x, int64_t first, int64_t rows,
-          float *out) {
-  DISPATCH(multiplied, format, weights, x, first, rows, out)
+void tiles(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
+           int64_t rows, float *out) {
+  for (; count > 0; --count, weights += tile_bytes(format, x.inputs), out += rows * kTile)
+    DISPATCH(multiplied, format, weights, x, first, rows, out)
 }
 
 }  // namespace
 
 namespace cloister {
-extern const Kernels kPortable = {"portable", quantize, norm, gate, tile, unpack, attend, store};
+extern const Kernels kPortable = {"portable", quantize, norm, gate, tiles, unpack, attend, store};
 }

@@ -63,6 +63,44 @@ void each(Parallel parallel, int64_t tasks, const Work &work) {
            const_cast<Work *>(&work), tasks);
 }
 
+// Turn the sums of both halves of each group into what a set's products start from: the zero's
+// share of both halves, or of each where they have scales of their own. Where there are minima the
+// second is the sum of both, which these are multiplied by.
+void settle(int64_t format, int64_t groups, int32_t *sums) {
+  for (int64_t g = 0; g < groups; ++g, sums += 2) {
+    const int32_t both = sums[0] + sums[1];
+    switch (format) {
+      case kQ6_K:
+        sums[0] *= -32, sums[1] *= -32;
+        break;
+      case kQ4_1:
+      case kQ4_K:
+        sums[0] = 0, sums[1] = both;
+        break;
+      case kW4:
+      case kQ4_0:
+        sums[0] = -8 * both;
+        break;
+      default:
+        sums[0] = -128 * both;
+    }
+  }
+}
+
+// Put the sums of one row and tile in their place, the rest of what belongs to them added.
+void finish(const Linear &w, int64_t row, int64_t first, const float *sums) {
+  const int64_t count = std::min(kTile, w.outputs - first), at = row * w.outputs + first;
+  float *out = w.out + at;
+  if (count == kTile)
+    std::memcpy(out, sums, kTile * sizeof(float));
+  else
+    std::memcpy(out, sums, size_t(count) * sizeof(float));
+  if (w.bias)
+    for (int64_t n = 0; n < count; ++n) out[n] += w.bias[first + n];
+  if (w.residual)
+    for (int64_t n = 0; n < count; ++n) out[n] += w.residual[at + n];
+}
+
 constexpr int64_t kFewRows = 8;    // which one thread rounds while another would wake up
 constexpr int64_t kRowBlock = 64;  // rows whose sums lie on the stack
 
@@ -115,6 +153,7 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
       kernels.gate(x, x + w.inputs, w.inputs, w.input == kGatedSilu ? kSilu : kGelu, to);
     kernels.quantize(plain ? x : to, w.inputs, w.whole, q + row * padded, scale + row * groups,
                      sum + row * groups * 2);
+    settle(w.format, groups, sum + row * groups * 2);
   };
   if (w.rows < kFewRows) {
     for (int64_t row = 0; row < w.rows; ++row) round(row);
@@ -127,24 +166,17 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
   }
   const Rows rows = {q, scale, sum, padded};
   const int64_t tiles = (w.outputs + kTile - 1) / kTile, bytes = tile_bytes(w.format, w.inputs);
-  const int64_t tasks = std::min(tiles, 8 * threads);
+  const int64_t pairs = (tiles + 1) / 2, tasks = std::min(pairs, 8 * threads);
   each(parallel, tasks, [&](int64_t task) {
-    alignas(64) float sums[kRowBlock * kTile];
-    for (int64_t t = tiles * task / tasks; t < tiles * (task + 1) / tasks; ++t) {
-      const int64_t first = t * kTile, count = std::min(kTile, w.outputs - first);
+    alignas(64) float sums[2 * kRowBlock * kTile];
+    for (int64_t p = pairs * task / tasks; p < pairs * (task + 1) / tasks; ++p) {
+      const int64_t first = 2 * p * kTile, count = std::min<int64_t>(2, tiles - 2 * p);
       for (int64_t row = 0; row < w.rows; row += kRowBlock) {
         const int64_t many = std::min(kRowBlock, w.rows - row);
-        kernels.tile(w.format, w.weights + t * bytes, rows, row, many, sums);
-        for (int64_t r = 0; r < many; ++r) {
-          const int64_t at = (row + r) * w.outputs + first;
-          float *out = w.out + at;
-          for (int64_t n = 0; n < count; ++n) {
-            float y = sums[r * kTile + n];
-            if (w.bias) y += w.bias[first + n];
-            if (w.residual) y += w.residual[at + n];
-            out[n] = y;
-          }
-        }
+        kernels.tiles(w.format, w.weights + 2 * p * bytes, count, rows, row, many, sums);
+        for (int64_t t = 0; t < count; ++t)
+          for (int64_t r = 0; r < many; ++r)
+            finish(w, row + r, first + t * kTile, sums + (t * many + r) * kTile);
       }
     }
   });

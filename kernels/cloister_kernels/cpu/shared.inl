@@ -11,12 +11,27 @@ void quantize(const float *x, int64_t inputs, bool whole, int8_t *q, float *scal
   float most = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t count = inputs - g * kGroup < kGroup ? inputs - g * kGroup : kGroup;
+    const float *from = x + g * kGroup;
     float m = 0;
     bool finite = true;
-    for (int64_t k = 0; k < count; ++k) {
-      const float a = __builtin_fabsf(x[g * kGroup + k]);
-      m = a > m ? a : m;
-      finite &= a <= 3.40282347e38f;
+    if (count == kGroup) {
+      Vec most = {};
+      IntVec bad = {};
+      for (int64_t k = 0; k < kGroup; k += kLanes) {
+        const Vec a = magnitude(load(from + k));
+        most = larger(most, a);
+        bad |= ~(a <= splat(3.40282347e38f));
+      }
+      for (int i = 0; i < kLanes; ++i) {
+        m = most[i] > m ? most[i] : m;
+        finite &= bad[i] == 0;
+      }
+    } else {
+      for (int64_t k = 0; k < count; ++k) {
+        const float a = __builtin_fabsf(from[k]);
+        m = a > m ? a : m;
+        finite &= a <= 3.40282347e38f;
+      }
     }
     scale[g] = finite ? m : __builtin_nanf("");
     most = scale[g] <= most ? most : scale[g];  // NaN stays: no number is at least as large
@@ -93,26 +108,21 @@ Vec entry(const void *at, int64_t place) {
   return load_bytes((const int8_t *)at + place);
 }
 
-// Turn keys: out [D, kBlock], of positions beyond `count` zero.
+// Turn keys: out [D, kBlock]; those beyond `count` are any.
 template <int64_t cache>
 void turn(const Attend &w, int64_t begin, int64_t count, float *out) {
   for (int64_t j = 0; j < kBlock; j += kLanes)
     for (int64_t d = 0; d < w.size; d += kLanes) {
-      float tile[kLanes][kLanes];
+      Vec square[kLanes];
+#pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        const int64_t at = begin + j + i;
-        Vec v = {};
-        if (j + i < count) {
-          v = entry<cache>(w.k, at * w.stride + d);
-          if (cache == kInt8) v *= w.k_scale[at];
-        }
-        save(tile[i], v);
+        const int64_t at = begin + (j + i < count ? j + i : 0);
+        square[i] = entry<cache>(w.k, at * w.stride + d);
+        if (cache == kInt8) square[i] *= w.k_scale[at];
       }
-      for (int c = 0; c < kLanes; ++c) {
-        Vec v;
-        for (int i = 0; i < kLanes; ++i) v[i] = tile[i][c];
-        save(out + (d + c) * kBlock + j, v);
-      }
+      turn_square(square);
+#pragma GCC unroll 16
+      for (int c = 0; c < kLanes; ++c) save(out + (d + c) * kBlock + j, square[c]);
     }
 }
 

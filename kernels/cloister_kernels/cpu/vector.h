@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -37,6 +38,14 @@ inline Vec load(const float *x) {
 inline void save(float *x, Vec v) { std::memcpy(x, &v, sizeof v); }
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+inline Vec magnitude(Vec x) {
+  IntVec bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  bits &= 0x7fffffff;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
 
 inline float half(uint16_t bits) {
 #if defined(__F16C__)
@@ -135,6 +144,25 @@ inline Vec rounded(Vec x) {
   __asm__("" : "+w"(x));
 #endif
   return x;
+}
+
+// One step of turning a square: of rows i and i + `by` swap the entries that lie across.
+template <int by, int... at>
+inline void swap_across(Vec &a, Vec &b, std::integer_sequence<int, at...>) {
+  const Vec x = __builtin_shufflevector(a, b, (at & by ? kLanes + at - by : at)...);
+  b = __builtin_shufflevector(a, b, (at & by ? kLanes + at : at + by)...);
+  a = x;
+}
+
+template <int by = 1>
+inline void turn_square(Vec rows[kLanes]) {
+  if constexpr (by < kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if ((i & by) == 0)
+        swap_across<by>(rows[i], rows[i + by], std::make_integer_sequence<int, kLanes>());
+    turn_square<2 * by>(rows);
+  }
 }
 
 // Nearest integer, ties to even, of numbers below 2**22.
