@@ -7,6 +7,7 @@ from collections.abc import Mapping  # noqa: TC003  # read at run time, like eve
 from typing import TYPE_CHECKING
 
 from cloister import records
+from cloister.backend import CLOISTER
 from cloister.errors import BundleVersionError, ManifestInvalid, SettingError
 from cloister.pieces import MediaFormats  # noqa: TC001
 from cloister.records import Label, Record, Sha256, Whole
@@ -52,8 +53,11 @@ class ProgramEntry(Record, frozen=True):
         evicted and do not count, but those of the embedding and of the largest matrix while it is
         packed: ExecuTorch locks what it reads (executorch 1.4.1,
         `extension/pybindings/pybindings.cpp`). Without them a model of 1.8 B weights was ended by
-        limits from 1.28 to 1.45 GB.
+        limits from 1.28 to 1.45 GB. Programs of Cloister's own operators pack nothing: there it is
+        the file's pages that are locked, once.
         """
+        if self.backend == CLOISTER.name:
+            return self.weight_bytes + self.kv_bytes + self.arena_bytes + _LATER_BYTES
         locked = 2 * shape.vocab_size * shape.hidden_size
         return (methods * self.weight_bytes + self.kv_bytes + self.arena_bytes
                 + locked + _LATER_BYTES)

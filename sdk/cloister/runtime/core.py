@@ -163,7 +163,7 @@ class Core:
             del self._cached[length:]
 
     def buffers(self, start: int, stop: int) -> list[torch.Tensor]:
-        """Live views of the keys and values of positions, float32[T, G, D] each, in one order."""
+        """Live views of the keys and values of positions, [T, G, D] each, in one order."""
         found = self.program.kv_buffers()
         return [found[name][0, start:stop] for name in sorted(found)]
 

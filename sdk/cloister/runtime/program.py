@@ -55,7 +55,7 @@ class Program(Protocol):
         ...
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
-        """Live views of the KV buffers by name, float32[1, C, G, D] each."""
+        """Live views of the KV buffers by name, [1, C, G, D] each, float32 or float16."""
         ...
 
 

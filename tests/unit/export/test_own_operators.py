@@ -52,6 +52,8 @@ def test_a_bundle_is_proved_as_others_are(bundle: Bundle, quantized: Checkpoint)
     assert (entry.backend, entry.methods) == ("cloister", ("forward", "score"))
     assert entry.operator_abi == library.ABI
     assert entry.kv_bytes == shape.context * shape.kv_bytes_per_token(bytes_per_value=2)
+    once = entry.required_bytes(shape)
+    assert entry.required_bytes(shape, methods=2) == once  # nothing is packed for a method
     found = bundle.receipt()
     assert found["parts_against_checkpoint"]["parts"] > 100
     assert found["program_against_checkpoint"]["mean_kld"] < 1e-3
