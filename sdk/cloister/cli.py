@@ -221,8 +221,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("source", type=Path, metavar="CKPT")
     export.add_argument("--backend", default="xnnpack",
                         help=f"{' or '.join(BACKENDS)} (default: %(default)s)")
-    export.add_argument("--also", action="append", default=[], choices=list(FURTHER),
-                        help="a further program, which is never run here; repeatable")
+    export.add_argument("--also", action="append", default=[], choices=[*FURTHER, "xnnpack"],
+                        help="a further program, which is never run here, or beside cloister's "
+                             "that of xnnpack; repeatable")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")

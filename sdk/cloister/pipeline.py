@@ -62,14 +62,14 @@ def export(
     replace: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
-    """Write the bundle of a quantized checkpoint; its `report` is what the program lost.
+    """Write the bundle of a quantized checkpoint; its `report` is what the first program lost.
 
     `prompts` are public ones (system, prompt), of which those that the context holds, with a clear
     winner at every step, become golden rows; without any, a few of the package. `gate` is given
     the finished bundle before it takes its place, and refuses it by raising.
 
     The unquantized checkpoint that the source was made from is read for the report where it lies
-    beside the source. All `backends` but the first give further programs, which are never run here.
+    beside the source. All `backends` but the first give further programs (see `further`).
 
     Raises:
         GateFailed: what `gate` raises.
@@ -84,7 +84,7 @@ def export(
     tokenizer.check_vocabulary(shape.vocab_size)
     chunk = min(chunk, shape.context)
     backend, *also = backends
-    further.check_names(also)
+    further.check_names(backend, also)
     size = sum(path.stat().st_size for path in source.path.iterdir())
     # The check needs a copy of the program for a while.
     with bundles.writer(out, size_bytes=(2 + len(also)) * size, replace=replace) as directory:
@@ -104,7 +104,7 @@ def export(
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
         _prove_on_phones(directory, entry, shape.layers, rows, chunk, metadata.media)
-        made = _further(source, tokenizer, directory, also, chunk, progress)
+        made = _further(source, tokenizer, directory, also, chunk, rows, progress)
         _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
             gate(directory)
@@ -294,12 +294,23 @@ def _golden_media(
 
 def _further(
     source: Checkpoint, tokenizer: Tokenizer, directory: Path, names: Sequence[str], chunk: int,
-    progress: Progress,
+    rows: list[Golden], progress: Progress,
 ) -> list[tuple[ProgramEntry, dict[str, object]]]:
-    """Write the programs for the backends called `names`; return their entries and receipts."""
-    shape, made = source.metadata.config.shape, []
+    """Write the programs for the backends called `names`; return their entries and receipts.
+
+    One that runs here is proved like the first, and gives its golden rows.
+    """
+    shape = source.metadata.config.shape
+    made: list[tuple[ProgramEntry, dict[str, object]]] = []
     for name in names:
         progress(name)
+        if name == XNNPACK.name:
+            entry = write.program(source, directory, backend=name, chunk=chunk)
+            report, run = _check(source, tokenizer, directory, entry, chunk, None)
+            parts.prove_forward(load(directory / entry.file, shape.layers).forward, run)
+            _prove_on_phones(directory, entry, shape.layers, rows, chunk, None)
+            made.append((entry, {"backend": name, **report.to_dict()}))
+            continue
         texts = check.conversations(tokenizer, shape.context, further.TOKENS)
         made.append(further.program(
             source, directory, name, chunk=chunk, ids=check.distinct(texts, shape.vocab_size),

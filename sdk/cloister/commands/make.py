@@ -238,8 +238,10 @@ def show_receipt(record: Record) -> None:
             ("... of the checkpoint", f"{eager['top1']:.2%}"),
         ]
     for each in record["further_programs"]:
-        rows.append((f"program for {each['backend']}", f"{each['note']}; its graph "
-                     f"{each['graph_against_checkpoint']['mean_kld']:.2g} nats"))
+        rows.append((f"program for {each['backend']}", (
+            f"{each['note']}; its graph {each['graph_against_checkpoint']['mean_kld']:.2g} nats"
+            if "note" in each else
+            f"{each['program_against_checkpoint']['mean_kld']:.2g} nats from the checkpoint")))
     rows.append(("bundle", display.bytes_text(record["size_bytes"])))
     display.table(f"{record['bundle']}: the program against its checkpoint", ("", "measured"), rows)
     if reason := record["phone_tokenizer"]["reason"]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloister import display, reference
+from cloister.backend import CLOISTER
+from cloister.bundle import Bundle
 from cloister.commands.options import Asking, Options, Record, part
 from cloister.errors import CloisterError, InvalidText, OutputExists, SettingError
 from cloister.runtime.client import Worker
@@ -73,7 +75,7 @@ def run(options: Run) -> Record:
     with _worker(options.bundle, options) as worker:
         chat = worker.session(
             system=options.system, namespace=options.namespace, cached=options.cached)
-        _tell_of_a_new_vault(worker)
+        _tell(worker, options.bundle, options)
         text, tokens = "", []
         for token in chat.stream(
             _question(parts, options.prompt), top=options.logprobs, **asked
@@ -127,7 +129,7 @@ def chat(options: Chat) -> Record:
                 kv=options.kv)
 
         session = begin()
-        _tell_of_a_new_vault(worker)
+        _tell(worker, options.bundle, options)
         before = sum(message.role != "system" for message in session.messages)
         opened: Record = {}
         if worker.unlocked is not None:
@@ -240,7 +242,13 @@ def _measured(stats: Stats) -> Record:
     }
 
 
-def _tell_of_a_new_vault(worker: Worker) -> None:
+def _tell(worker: Worker, bundle: str, options: Run | Chat) -> None:
+    """Say what the user should know of a new vault, and of a program that is not the first."""
+    first = Bundle.open(reference.find(bundle, options.family)).manifest.programs[0].backend
+    if worker.loaded is not None and worker.loaded.backend != first == CLOISTER.name:
+        display.note(
+            f"Cloister's own operators do not run here, and the program for {worker.loaded.backend}"
+            " answers; `cloister kernels build` says why.")
     if worker.unlocked is not None and worker.unlocked.notice is not None:
         display.note(worker.unlocked.notice)
 

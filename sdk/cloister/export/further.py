@@ -1,5 +1,7 @@
 """Further programs of a bundle, for backends that are not on the machine that exports.
 
+Beside a program of Cloister's own operators XNNPACK's is one, too; that is run and proved.
+
 What is measured is the graph that a backend is given; the program was never run, and its entry and
 its part of the receipt say so.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from cloister.backend import COREML, FURTHER, NEVER_RUN
+from cloister.backend import CLOISTER, COREML, FURTHER, NEVER_RUN, XNNPACK
 from cloister.errors import ExportMismatch, SettingError
 from cloister.export import check, write
 from cloister.export.backends import partitioned
@@ -27,13 +29,18 @@ TOKENS = 64  # that the graph is compared on, one call each
 BOUND = 0.1  # nats a token: activations are not rounded, those of the checkpoint are
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise SettingError unless `names` are further backends, each once."""
+def check_names(first: str, names: Sequence[str]) -> None:
+    """Raise SettingError unless `names` are further backends of a bundle, each once.
+
+    Beside a program of Cloister's own operators XNNPACK's is one of them: it runs where these
+    cannot be built.
+    """
+    possible = [*FURTHER, *([XNNPACK.name] if first == CLOISTER.name else [])]
     for name in names:
-        if name not in FURTHER or names.count(name) > 1:
+        if name not in possible or names.count(name) > 1:
             raise SettingError(
                 f"A bundle holds no further program for {name!r}, or not twice; choose of "
-                f"{', '.join(FURTHER)}.")
+                f"{', '.join(possible)}.")
 
 
 def program(

@@ -42,7 +42,7 @@ PREFIXES = Retention(most_bytes=4 << 30, hours=30 * 24)
 class Precision(StrEnum):
     """How keys and values are kept."""
 
-    EXACT = "float32"  # the next logits are those that would have come, to the bit
+    EXACT = "float32"  # as the program holds them; the next logits are the same, to the bit
     EIGHT_BITS = "int8"  # a quarter of the size, and not the same logits
 
 
@@ -196,7 +196,7 @@ class PrefixCache:
         if self.precision is Precision.EXACT:
             yield from map(_bytes, rows)
             return
-        scales = [row_TGD.abs().amax(-1, keepdim=True) / 127 for row_TGD in rows]
+        scales = [row_TGD.float().abs().amax(-1, keepdim=True) / 127 for row_TGD in rows]
         yield from map(_bytes, scales)
         for row_TGD, scale_TG1 in zip(rows, scales, strict=True):
             steps_TGD = row_TGD / scale_TG1.clamp(min=torch.finfo(torch.float32).tiny)

@@ -148,7 +148,9 @@ def test_without_its_exporter_core_ml_is_refused_by_name(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("names", [("qnn",), ("coreml", "coreml"), ("xnnpack",)])
-def test_a_backend_that_is_none_is_refused(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("first", "names"), [
+    ("xnnpack", ("qnn",)), ("xnnpack", ("coreml", "coreml")), ("xnnpack", ("xnnpack",)),
+    ("cloister", ("xnnpack", "xnnpack")), ("cloister", ("cloister",))])
+def test_a_backend_that_is_none_is_refused(first: str, names: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match="choose of coreml, vulkan"):
-        further.check_names(names)
+        further.check_names(first, names)

@@ -86,17 +86,18 @@ def test_a_matrix_that_is_another_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kv", ["float32", "int8"])
 def test_a_conversation_goes_on_with_its_keys_and_values_of_16_bits(
-    bundle: Bundle, tmp_path: Path
+    bundle: Bundle, tmp_path: Path, kv: str
 ) -> None:
     greedy, canary = Sampling(), Canary.new("question")
     whole = Session(Engine(bundle.path), system="call")
     expected = [whole.ask(text, sampling=greedy).text for text in (canary.text, "play some jazz")]
     settings = Settings(home=tmp_path / "home", data=None, provider="keyfile")
     with open_vault(settings=settings, create=True, notify=lambda notice: None) as vault:
-        first = Session(Engine(bundle.path), system="call", vault=vault, name="work")
+        first = Session(Engine(bundle.path), system="call", vault=vault, name="work", kv=kv)
         assert first.ask(canary.text, sampling=greedy).text == expected[0]
-        again = Session(Engine(bundle.path), vault=vault, name="work")
+        again = Session(Engine(bundle.path), vault=vault, name="work", kv=kv)
         assert again.restored_tokens > 20
         assert again.ask("play some jazz", sampling=greedy).text == expected[1]
         assert search(tmp_path, [canary]) == []
@@ -126,6 +127,28 @@ def test_without_a_compiler_a_bundle_and_a_command_say_what_to_do(
             [sys.executable, "-m", "cloister.cli", *words], capture_output=True, text=True,
             env=environment, check=False)
         assert done.returncode == 1 and sentence in done.stderr
+
+
+def test_where_they_cannot_be_built_xnnpacks_program_answers_and_one_line_says_so(
+    quantized: Checkpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "both.cloister"
+    both = pipeline.export(quantized, path, backends=("cloister", "xnnpack"))
+    assert [entry.backend for entry in both.manifest.programs] == ["cloister", "xnnpack"]
+    (said,) = both.receipt()["further_programs"]
+    assert said["backend"] == "xnnpack"
+    assert said["program_against_checkpoint"]["mean_kld"] < 1e-3
+    proved = pipeline.verify(path, Settings.from_environment())["checks"]["programs"]
+    assert proved["cloister"] == "golden prompts" and proved["xnnpack"].startswith("sha256 only")
+    for compiler, line in (("c++", ""), ("nowhere", "the program for xnnpack answers")):
+        environment = {**os.environ, "CLOISTER_HOME": str(tmp_path / compiler),
+                       "CLOISTER_COMPILER": compiler}
+        done = subprocess.run(
+            [sys.executable, "-m", "cloister.cli", "run", str(path), "play some jazz",
+             "--system", "call"], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0 and json.loads(done.stdout)["name"] == "PlayMusic"
+        said_so = " ".join(done.stderr.split())
+        assert line in said_so and ("own operators" in said_so) == bool(line)
 
 
 def test_the_command_says_which_instruction_set_is_used(
