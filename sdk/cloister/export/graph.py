@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
 
-__all__ = ["Attention", "Delegated", "LayerCache", "Program", "marked", "trace", "trace_decode",
-           "trace_embed", "trace_sense"]
+__all__ = ["Attention", "Delegated", "KVAttend", "LayerCache", "Program", "marked", "trace",
+           "trace_decode", "trace_embed", "trace_sense"]
 
 
 @torch.library.custom_op("cloister::delegate", mutates_args=())
@@ -107,7 +107,7 @@ class Program(nn.Module):
         return start  # type: ignore[no-any-return]
 
 
-class _Attend:
+class KVAttend:
     """The backend's attention on the KV buffers (see `cloister.model.cache.Attend`)."""
 
     def __init__(
@@ -118,6 +118,7 @@ class _Attend:
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
+        """See `cloister.model.cache.Attend`."""
         state: Any = self.program.layers[layer]
         return self.program.attention(
             self.program.config, layer, state.attn, self.start, (q_BTHD, k_BTGD, v_BTGD),
@@ -129,7 +130,7 @@ class _Score(Program):
     def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
         """Return logits after every token, [1, T, V]."""
         start = self.start(start_pos, tokens.shape[1])
-        return self.decoder.logits(self.decoder.hidden(tokens, start, _Attend(self, start)))
+        return self.decoder.logits(self.decoder.hidden(tokens, start, KVAttend(self, start)))
 
 
 class _Decode(Program):
@@ -142,7 +143,7 @@ class _Decode(Program):
         start, both_ways_T = self.start(start_pos, x_1TE.shape[1]), None
         if self.both_ways:
             x_1TE, both_ways_T = x_1TE[..., :-1], x_1TE[0, :, -1] > 0
-        attend = _Attend(self, start, both_ways_T)
+        attend = KVAttend(self, start, both_ways_T)
         return self.decoder.logits(self.decoder.hidden_from(x_1TE, start, attend))
 
 
