@@ -26,7 +26,7 @@ from cloister.bundle import Bundle
 from cloister.errors import ExportMismatch
 from cloister.example import Example
 from cloister.export import check, parts
-from cloister.export.constants import prove_constants
+from cloister.export.constants import prove_constants, stored
 from cloister.export.instrument import instrument
 from cloister.message import Message
 from cloister.model import quantized
@@ -173,7 +173,7 @@ def holds(
     tensors |= {name: tensor for name, tensor in wrong.state_dict().items()
                 if name.startswith(f"layers.{layer}.")}
     try:
-        prove_constants(exported.program, right, tensors.__getitem__)
+        prove_constants(exported.program, stored(right, tensors.__getitem__))
     except ExportMismatch:
         return False
     return True

@@ -16,7 +16,7 @@ from cloister import pattern, pipeline
 from cloister.bundle import Bundle
 from cloister.errors import BundleCorrupt, ExportMismatch
 from cloister.export.backends import xnnpack_sense
-from cloister.export.constants import prove_constants
+from cloister.export.constants import prove_constants, stored
 from cloister.export.media import weight_bytes
 from cloister.model import multimodal
 from cloister.model.checkpoint import Checkpoint
@@ -182,12 +182,12 @@ def test_one_entry_of_an_encoder_that_is_another_is_found_out(made: Made) -> Non
     senses = {f"{kind}_encoder": file.load() for kind, file in made.source.senses.items()}
 
     def proved() -> int:
-        return prove_constants(made.bundle.path / program.file, made.source.load(),
-                               made.source.tensor, senses)
+        return prove_constants(made.bundle.path / program.file, stored(
+            made.source.load(), made.source.tensor, senses))
 
     whole = proved()
-    assert whole > prove_constants(
-        made.bundle.path / program.file, made.source.load(), made.source.tensor)
+    assert whole > prove_constants(made.bundle.path / program.file, stored(
+        made.source.load(), made.source.tensor))
     for method, sense in senses.items():
         for name in ("positions", "layers.0.mlp_norm.weight", "layers.0.mlp.up.bias"):
             tensor = sense.encoder.state_dict()[name].view(-1)
