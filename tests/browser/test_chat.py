@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import TimeoutError as TimedOut
 from tests.browser.conftest import Notebook, Server
 from tests.browser.test_lab import HOSTILE, MOST_MS, models, worker_seconds
 
@@ -157,11 +159,15 @@ def test_stop_works_beside_a_busy_cell_and_a_process_that_dies_is_not_the_end(
         if cell is not None:
             notebook.run_cell(cell, wait=False)
             notebook.page.locator(".jp-Cell").nth(cell).locator(":scope:has-text('[*]')").wait_for()
-        chat.evaluate("root => { delete root.dataset.stoppedMs; }")
-        stop_at_first_word(chat, way)
-        chat.get_by_role("button", name="Regenerate").click()
-        notebook.page.wait_for_function(
-            "() => document.querySelector('.cloister-chat').dataset.stoppedMs")
+        for _ in range(3):  # on a busy machine an answer may have ended before the stop is heard
+            chat.evaluate("root => { delete root.dataset.stoppedMs; }")
+            stop_at_first_word(chat, way)
+            chat.get_by_role("button", name="Regenerate").click()
+            with contextlib.suppress(TimedOut):
+                notebook.page.wait_for_function(
+                    "() => document.querySelector('.cloister-chat').dataset.stoppedMs",
+                    timeout=15_000)
+                break
         took_ms = float(chat.get_attribute("data-stopped-ms"))
         print(f"stopped after {took_ms:.0f} ms by {way}{' beside a busy cell' if cell else ''}")
         assert took_ms < MOST_MS * (2 if cell else 1)

@@ -16,8 +16,9 @@ import pytest
 
 from cloister import family
 from cloister.errors import EmptyPrompt, EngineBusy, InvalidText, PromptError, SettingError
-from cloister.runtime.chat import Sampling
+from cloister.runtime.chat import Sampling, Stats
 from cloister.runtime.client import Worker
+from cloister_jupyter.answers import Run
 from cloister_jupyter.column import Column, columns_of
 from cloister_jupyter.events import Began, Delta, Ended, Event, Over, Ready, Refused, Waits
 from cloister_jupyter.request import LIMIT_BYTES, Request
@@ -148,14 +149,14 @@ def test_stop_while_a_bundle_is_loaded_does_not_wait_for_it(cold: Runs, heard: H
 
 
 def test_one_that_is_stopped_before_its_first_token_has_not_answered(
-    two: Runs, heard: Heard
+    two: Runs, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tell(event: Event) -> None:
-        heard(event)
-        if isinstance(event, Ready):
-            two.stop()
+    def read(*_: object) -> Stats:
+        """Hear the stop before the first token comes."""
+        two.stop()
+        return Stats(finish="stop")
 
-    two._tell = tell
+    monkeypatch.setattr(Run, "read", read)
     two.begin(asked("0", "1"))
     assert two.wait(60)
     assert heard.of(Ended) == heard.of(Delta) == [] and heard.of(Over)[0].stopped
