@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ class Builder:
         Raises:
             LibraryError: the folder is open to others, or the library is not what was built.
         """
-        path = self._path()
+        path = self._path
         if not path.exists():
             return None
         _check(self.folder)
@@ -114,7 +115,7 @@ class Builder:
             return found
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(self.folder)
-        path, include = self._path(), self.executorch / "include"
+        path, include = self._path, self.executorch / "include"
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
             glue = ("operators.cc", f"-I{include}",
                     f"-I{include}/executorch/runtime/core/portable_type/c10",
@@ -134,8 +135,9 @@ class Builder:
                 f"No C++ compiler is named {self.compiler!r} here; install one (Debian: g++).")
         return found
 
+    @cached_property
     def _path(self) -> Path:
-        """Return where the library of these sources lies."""
+        """Where the library of these sources lies."""
         total = hashlib.sha256(f"{self.release} {platform.machine()} {_FLAGS} {_SETS}".encode())
         found = shutil.which(self.compiler)
         total.update(_run([found, "--version"]) if found else b"")

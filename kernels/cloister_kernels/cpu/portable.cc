@@ -28,13 +28,9 @@ void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows,
   }
 }
 
-void tiles(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
-           int64_t rows, float *out) {
-  for (; count > 0; --count, weights += tile_bytes(format, x.inputs), out += rows * kTile)
-    DISPATCH(multiplied, format, weights, x, first, rows, out)
-}
-
 }  // namespace
+
+#include "in_turn.inl"
 
 namespace cloister {
 extern const Kernels kPortable = {"portable", quantize, norm, gate, tiles, unpack, attend, store};

@@ -63,6 +63,17 @@ void each(Parallel parallel, int64_t tasks, const Work &work) {
            const_cast<Work *>(&work), tasks);
 }
 
+constexpr int64_t kFewRows = 8;  // which one thread does while another would wake up
+
+// Call work(row) for each row, runs of them on several threads where there are enough.
+template <typename Work>
+void each_row(Parallel parallel, int64_t threads, int64_t rows, const Work &work) {
+  const int64_t tasks = rows < kFewRows ? 1 : std::min(rows, 4 * threads);
+  each(parallel, tasks, [&](int64_t task) {
+    for (int64_t row = rows * task / tasks; row < rows * (task + 1) / tasks; ++row) work(row);
+  });
+}
+
 // Turn the sums of both halves of each group into what a set's products start from: the zero's
 // share of both halves, or of each where they have scales of their own. Where there are minima the
 // second is the sum of both, which these are multiplied by.
@@ -101,7 +112,6 @@ void finish(const Linear &w, int64_t row, int64_t first, const float *sums) {
     for (int64_t n = 0; n < count; ++n) out[n] += w.residual[at + n];
 }
 
-constexpr int64_t kFewRows = 8;    // which one thread rounds while another would wake up
 constexpr int64_t kRowBlock = 64;  // rows whose sums lie on the stack
 
 }  // namespace
@@ -155,15 +165,7 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
                      sum + row * groups * 2);
     settle(w.format, groups, sum + row * groups * 2);
   };
-  if (w.rows < kFewRows) {
-    for (int64_t row = 0; row < w.rows; ++row) round(row);
-  } else {
-    const int64_t tasks = std::min(w.rows, 4 * threads);
-    each(parallel, tasks, [&](int64_t task) {
-      for (int64_t row = w.rows * task / tasks; row < w.rows * (task + 1) / tasks; ++row)
-        round(row);
-    });
-  }
+  each_row(parallel, threads, w.rows, round);
   const Rows rows = {q, scale, sum, padded};
   const int64_t tiles = (w.outputs + kTile - 1) / kTile, bytes = tile_bytes(w.format, w.inputs);
   const int64_t pairs = (tiles + 1) / 2, tasks = std::min(pairs, 8 * threads);
@@ -230,14 +232,7 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
                     scales ? scales + head * w.context + at : nullptr);
     }
   };
-  if (w.length < kFewRows) {
-    for (int64_t t = 0; t < w.length; ++t) prepare(t);
-  } else {
-    const int64_t tasks = std::min(w.length, 4 * threads);
-    each(parallel, tasks, [&](int64_t task) {
-      for (int64_t t = w.length * task / tasks; t < w.length * (task + 1) / tasks; ++t) prepare(t);
-    });
-  }
+  each_row(parallel, threads, w.length, prepare);
 
   // Rows in blocks, and each block's context in parts: enough tasks for all threads.
   const int64_t block = std::max<int64_t>(1, 64 / group) * group;

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cloister.model.config import ModelConfig
     from cloister.model.transformer import Decoder
 
-__all__ = ["Attention", "Delegated", "KVAttend", "LayerCache", "Program", "marked", "trace",
-           "trace_decode", "trace_embed", "trace_sense"]
+__all__ = ["Attention", "Delegated", "KVAttend", "LayerCache", "Program", "first_position",
+           "marked", "trace", "trace_decode", "trace_embed", "trace_sense", "traced"]
 
 
 @torch.library.custom_op("cloister::delegate", mutates_args=())
@@ -101,10 +101,15 @@ class Program(nn.Module):
 
     def start(self, start_pos: torch.Tensor, length: int) -> int:
         """Return the first of `length` new positions."""
-        start: Any = start_pos[0].item()  # a symbol while it is traced
-        torch._check(start >= 0)
-        torch._check(start + length <= self.config.shape.context)
-        return start  # type: ignore[no-any-return]
+        return first_position(start_pos, length, self.config.shape.context)
+
+
+def first_position(start_pos: torch.Tensor, length: int, context: int) -> int:
+    """Return the first of `length` new positions, which the context must hold."""
+    start: Any = start_pos[0].item()  # a symbol while it is traced
+    torch._check(start >= 0)
+    torch._check(start + length <= context)
+    return start  # type: ignore[no-any-return]
 
 
 class KVAttend:
@@ -180,7 +185,7 @@ def trace(decoder: Decoder, attention: Attention, most: int) -> ExportedProgram:
     `forward` differs in its last steps only; `lower.py` derives it.
     """
     tokens = torch.zeros(1, 2, dtype=torch.int64)
-    return _traced(_Score(decoder, attention), tokens, most)
+    return traced(_Score(decoder, attention), tokens, most)
 
 
 def trace_decode(
@@ -188,7 +193,7 @@ def trace_decode(
 ) -> ExportedProgram:
     """Trace the method `text_decoder`, with a row for each vector, for 1 to `most` of them."""
     vectors = torch.zeros(1, 2, decoder.config.shape.hidden_size + both_ways)
-    return _traced(_Decode(decoder, attention, both_ways=both_ways), vectors, most)
+    return traced(_Decode(decoder, attention, both_ways=both_ways), vectors, most)
 
 
 def trace_embed(decoder: Decoder, most: int, *, both_ways: bool) -> ExportedProgram:
@@ -211,7 +216,8 @@ def trace_sense(
     return export(_Encode(sense, mark), (example,), dynamic_shapes=(dynamic,), strict=False)
 
 
-def _traced(program: Program, positions: torch.Tensor, most: int) -> ExportedProgram:
+def traced(program: nn.Module, positions: torch.Tensor, most: int) -> ExportedProgram:
+    """Trace a method of positions and where they begin, for 1 to `most` of them."""
     start = torch.zeros(1, dtype=torch.int64)
     return export(
         program, (positions, start), dynamic_shapes=(_length(most), None), strict=False)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.export import Dim, export
 
 from cloister.errors import ExportError
 from cloister.export import _executorch
+from cloister.export.graph import first_position, traced
 from cloister.model.config import Activation
 from cloister.model.transformer import RMSNorm
 from cloister_kernels.ops import Input
@@ -27,8 +27,6 @@ from cloister_kernels.pack import TILE, Format, pack, tile_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
-
-    from torch.export import ExportedProgram
 
     from cloister.export._executorch import schema
     from cloister.model.config import ModelConfig
@@ -97,9 +95,8 @@ class _Linear(nn.Module):
         self.eps = made.config.norm_eps
         self.register_buffer("weights", made.matrices.token(self.matrix))
         self.register_buffer("norm", made.norm(norm) if norm else None)
-        self.register_buffer("bias", torch.cat(
-            [made.read(f"{name}.bias").float() for name in names]
-        ) if modules[0].bias is not None else None)
+        self.register_buffer(
+            "bias", _bias(made.read, names) if modules[0].bias is not None else None)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         out: torch.Tensor = torch.ops.cloister.linear(
@@ -127,8 +124,7 @@ class _Making:
         return Format.W8 if scheme.group is None else Format.W4
 
     def norm(self, name: str) -> torch.Tensor:
-        weight = self.read(f"{name}.weight").float()
-        return weight + 1.0 if self.config.norm_offset else weight
+        return _norm(self.config, self.read, name)
 
 
 class _Layer(nn.Module):
@@ -199,9 +195,7 @@ class _Program(nn.Module):
 
     def forward(self, tokens: torch.Tensor, start_pos: torch.Tensor) -> torch.Tensor:
         config, shape = self.config, self.config.shape
-        start: Any = start_pos[0].item()
-        torch._check(start >= 0)
-        torch._check(start + tokens.shape[1] <= shape.context)
+        start = first_position(start_pos, tokens.shape[1], shape.context)
         x = torch.ops.cloister.embedding(
             tokens, self.embed, int(self.form), shape.vocab_size, shape.hidden_size)
         if config.embedding_scale != 1.0:
@@ -235,27 +229,20 @@ def program(
     progress("trace")
     made = _Making(decoder, read, recipe, _Matrices())
     module = _Program(made)
-    traced = {}
+    tokens, methods = torch.zeros(1, 2, dtype=torch.int64), {}
     for name, most in mosts.items():
         module.last = name == "forward"
-        traced[name] = _traced(module, most)
+        methods[name] = traced(module, tokens, most)
     progress("convert")
-    edge = _executorch.to_edge(traced)
+    edge = _executorch.to_edge(methods)
     progress("plan")
     manager = _executorch.to_program(
-        {name: edge.exported_program(name) for name in traced}, constants,
+        {name: edge.exported_program(name) for name in methods}, constants,
         _executorch.NamedDataStore())
     progress("write")
     with path.open("wb") as file:
         manager.write_to_file(file)
     return _fill(path, made.matrices.all, read)
-
-
-def _traced(module: _Program, most: int) -> ExportedProgram:
-    example = (torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    # A length that is fixed at 1 is no dynamic shape.
-    length = {1: Dim("T", min=1, max=max(2, most))}
-    return export(module, example, dynamic_shapes=(length, None), strict=False)
 
 
 def stored(
@@ -269,12 +256,22 @@ def stored(
     for names in matrices(config):
         yield ", ".join(names), _packed(read, names)
         if getattr(decoder.get_submodule(names[0]), "bias", None) is not None:
-            yield f"{names[0]}.bias", torch.cat([read(f"{name}.bias").float() for name in names])
+            yield f"{names[0]}.bias", _bias(read, names)
     for name, module in decoder.named_modules():
         if isinstance(module, RMSNorm):
-            weight = read(f"{name}.weight").float()
-            yield name, weight + 1.0 if config.norm_offset else weight
+            yield name, _norm(config, read, name)
     yield from ((name, table) for name, table in decoder.named_buffers() if "." not in name)
+
+
+def _norm(
+    config: ModelConfig, read: Callable[[str], torch.Tensor], name: str
+) -> torch.Tensor:
+    weight = read(f"{name}.weight").float()
+    return weight + 1.0 if config.norm_offset else weight
+
+
+def _bias(read: Callable[[str], torch.Tensor], names: tuple[str, ...]) -> torch.Tensor:
+    return torch.cat([read(f"{name}.bias").float() for name in names])
 
 
 def _packed(read: Callable[[str], torch.Tensor], names: tuple[str, ...]) -> torch.Tensor:
