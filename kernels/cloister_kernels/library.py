@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ABI", "SOURCES", "Builder", "LibraryError", "objects"]
 
-ABI = 1  # changes whenever an operator's arguments or meaning do
+ABI = 2  # changes whenever an operator's arguments or meaning do
 SOURCES = Path(__file__).parent / "cpu"
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")

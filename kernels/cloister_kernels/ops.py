@@ -9,7 +9,9 @@ from enum import IntEnum
 
 import torch
 
-__all__ = ["Input"]
+__all__ = ["SCALE_BYTES", "Input"]
+
+SCALE_BYTES = 4  # of a head at a position, behind its entries in a cache of 8 bits
 
 
 class Input(IntEnum):
@@ -25,14 +27,13 @@ _LINEAR = (
     "Tensor x, Tensor weights, int format, int outputs, int input, Tensor? norm, float eps, "
     "Tensor? bias, Tensor? residual, bool whole")
 _ATTENTION = (
-    "Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? k_scale, "
-    "Tensor(d!)? v_scale, SymInt start, Tensor? cos, Tensor? sin, Tensor? q_norm, "
+    "Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt start, Tensor? cos, Tensor? sin, Tensor? q_norm, "
     "Tensor? k_norm, int heads, float eps, float scale, float softcap, int window")
 _EMBEDDING = "Tensor tokens, Tensor weights, int format, int rows, int size"
 _NORM = "Tensor x, Tensor weight, float eps, Tensor? residual"
 _library = torch.library.Library("cloister", "FRAGMENT")
 for name, arguments, out in (
-    ("linear", _LINEAR, "a"), ("attention", _ATTENTION, "e"), ("embedding", _EMBEDDING, "a"),
+    ("linear", _LINEAR, "a"), ("attention", _ATTENTION, "c"), ("embedding", _EMBEDDING, "a"),
     ("norm", _NORM, "a"),
 ):
     _library.define(f"{name}({arguments}) -> Tensor")
@@ -46,9 +47,10 @@ def _linear(
 
 
 def _attention(qkv: torch.Tensor, k_cache: torch.Tensor, *rest: object) -> torch.Tensor:
-    heads = rest[8]
+    heads = rest[6]
     assert isinstance(heads, int)
-    return qkv.new_empty(*qkv.shape[:-1], heads * k_cache.shape[-1])
+    scale = SCALE_BYTES if k_cache.dtype is torch.int8 else 0
+    return qkv.new_empty(*qkv.shape[:-1], heads * (k_cache.shape[-1] - scale))
 
 
 def _embedding(

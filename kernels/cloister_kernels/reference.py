@@ -56,10 +56,11 @@ def round_groups(x_MK: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
     return torch.where(x_MK.isfinite().all(1, keepdim=True), rounded, torch.nan)
 
 
-def round_cache(x_TGD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round keys or values to 8 bits: int8[T, G, D], and the scale of each head, float32[T, G]."""
-    scale = x_TGD.abs().amax(-1) / 127
-    return (x_TGD / scale.unsqueeze(-1)).round().to(torch.int8), scale
+def round_cache(x_TGD: torch.Tensor) -> torch.Tensor:
+    """Round keys or values to 8 bits and back, a scale for each head at each position."""
+    scale = x_TGD.abs().amax(-1, keepdim=True) / 127
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    return (x_TGD * inverse).round() * scale
 
 
 def attention(

@@ -41,23 +41,33 @@ struct Rows {
   int64_t inputs;        // K
 };
 
-// Attention of some new positions of one KV head over a range of its cache.
-struct Attend {
-  const float *q;                  // [rows, D], scaled
-  const int64_t *last;             // [rows]: the last position that each may see
-  const int64_t *first;            // [rows]: the first one
-  int64_t rows, size;              // D, a multiple of 16
-  const void *k, *v;               // position 0 of this head
-  const float *k_scale, *v_scale;  // of an 8-bit cache, one for each position
-  int64_t stride;                  // entries from one position to the next
-  int64_t begin, end;              // positions
-  float softcap;                   // 0: none
-  float *out;                      // [rows, D], sums of values, not normalized
-  float *most, *total;             // [rows]: largest score, sum of exponentials
-  float *space;                    // attend_space floats
+// What attention of some rows has summed so far.
+struct Sums {
+  float *out;           // [rows, D], of values, not normalized
+  float *most, *total;  // [rows]: largest score, sum of exponentials
 };
 
+// Attention of some new positions of one KV head over a range of its cache.
+struct Attend {
+  const float *q;        // [rows, D], scaled
+  const int64_t *last;   // [rows]: the last position that each may see
+  const int64_t *first;  // [rows]: the first one
+  int64_t rows, size;    // D, a multiple of 16
+  const void *k, *v;     // position 0 of this head
+  int64_t stride;        // bytes from one position to the next
+  int64_t begin, end;    // positions
+  float softcap;         // 0: none
+  Sums sums;             // what is added to
+  float *space;          // attend_space floats
+};
+
+// What a cache holds of a head at a position: D entries; of 8 bits a float32 scale behind them.
 enum Cache : int64_t { kFloat32 = 0, kFloat16 = 1, kInt8 = 2 };
+
+inline int64_t head_bytes(int64_t cache, int64_t size) {
+  return cache == kFloat32 ? 4 * size : cache == kFloat16 ? 2 * size : size + 4;
+}
+
 enum Activation : int64_t { kSilu = 0, kGelu = 1 };
 
 struct Kernels {
@@ -72,7 +82,9 @@ struct Kernels {
                 int64_t rows, float *out);
   void (*unpack)(int64_t format, const uint8_t *weights, int64_t inputs, int64_t row, float *out);
   void (*attend)(const Attend &work, int64_t cache);
-  void (*store)(const float *x, int64_t size, int64_t cache, void *out, float *scale);
+  // Add sums over other positions.
+  void (*join)(const Sums &from, int64_t rows, int64_t size, const Sums &to);
+  void (*store)(const float *x, int64_t size, int64_t cache, void *out);
 };
 
 // The fastest that this processor runs, or the one called `name`; null where it cannot.

@@ -98,26 +98,25 @@ Tensor &linear_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &wei
 }
 
 Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_cache,
-                      Tensor &v_cache, const OptionalTensor &k_scale, const OptionalTensor &v_scale,
-                      int64_t start, const OptionalTensor &cos, const OptionalTensor &sin,
-                      const OptionalTensor &q_norm, const OptionalTensor &k_norm, int64_t heads,
-                      double eps, double scale, double softcap, int64_t window, Tensor &out) {
+                      Tensor &v_cache, int64_t start, const OptionalTensor &cos,
+                      const OptionalTensor &sin, const OptionalTensor &q_norm,
+                      const OptionalTensor &k_norm, int64_t heads, double eps, double scale,
+                      double softcap, int64_t window, Tensor &out) {
   REQUIRE(k_cache.dim() == 4 && k_cache.size(0) == 1 && qkv.dim() == 3 && qkv.size(0) == 1, out);
-  const int64_t context = k_cache.size(1), kv_heads = k_cache.size(2), size = k_cache.size(3);
-  const int64_t length = qkv.size(1);
+  const ScalarType type = k_cache.scalar_type();
+  const bool bytes = type == ScalarType::Char;
+  REQUIRE(bytes || type == ScalarType::Half || type == ScalarType::Float, out);
+  const int64_t cache = bytes ? kInt8 : type == ScalarType::Half ? kFloat16 : kFloat32;
+  const int64_t context = k_cache.size(1), kv_heads = k_cache.size(2), length = qkv.size(1);
+  const int64_t size = k_cache.size(3) - (bytes ? 4 : 0);
   REQUIRE(v_cache.dim() == 4 && v_cache.numel() == k_cache.numel(), out);
-  REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(), out);
+  REQUIRE(v_cache.scalar_type() == type, out);
   REQUIRE(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && size > 0 && size % 16 == 0, out);
   REQUIRE(floats(qkv, length * (heads + 2 * kv_heads) * size), out);
   REQUIRE(start >= 0 && length > 0 && start <= context - length && window >= 0, out);
   REQUIRE(floats(cos, context * size) && floats(sin, context * size), out);
   REQUIRE(cos.has_value() == sin.has_value(), out);
   REQUIRE(floats(q_norm, size) && floats(k_norm, size), out);
-  const ScalarType type = k_cache.scalar_type();
-  const bool bytes = type == ScalarType::Char;
-  REQUIRE(bytes || type == ScalarType::Half || type == ScalarType::Float, out);
-  REQUIRE(bytes == k_scale.has_value() && bytes == v_scale.has_value(), out);
-  REQUIRE(floats(k_scale, context * kv_heads) && floats(v_scale, context * kv_heads), out);
   const executorch::aten::SizesType sizes[] = {1, int32_t(length), int32_t(heads * size)};
   REQUIRE(resize_tensor(out, {sizes, 3}) == Error::Ok && floats(out, length * heads * size), out);
   Attention work = {};
@@ -136,11 +135,9 @@ Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_ca
   work.softcap = float(softcap);
   work.window = window;
   work.context = context;
-  work.cache = bytes ? kInt8 : type == ScalarType::Half ? kFloat16 : kFloat32;
+  work.cache = cache;
   work.k = k_cache.mutable_data_ptr();
   work.v = v_cache.mutable_data_ptr();
-  work.k_scale = bytes ? k_scale->mutable_data_ptr<float>() : nullptr;
-  work.v_scale = bytes ? v_scale->mutable_data_ptr<float>() : nullptr;
   work.out = out.mutable_data_ptr<float>();
   attention(chosen(), work, spread, threads());
   return out;

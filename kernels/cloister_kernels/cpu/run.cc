@@ -114,6 +114,22 @@ void finish(const Linear &w, int64_t row, int64_t first, const float *sums) {
 
 constexpr int64_t kRowBlock = 64;  // rows whose sums lie on the stack
 
+// Positions whose attention is summed at a time, from a multiple of it on: so a token gets the same
+// bits however a text is divided into calls, and on any number of threads.
+constexpr int64_t kSpan = 128;
+
+Sums placed(float *at, int64_t rows, int64_t size) {
+  return {at, at + rows * size, at + rows * (size + 1)};
+}
+
+Sums cleared(float *at, int64_t rows, int64_t size) {
+  const Sums sums = placed(at, rows, size);
+  std::fill_n(sums.out, rows * size, 0.0f);
+  std::fill_n(sums.most, rows, -INFINITY);
+  std::fill_n(sums.total, rows, 0.0f);
+  return sums;
+}
+
 }  // namespace
 
 int64_t tile_bytes(int64_t format, int64_t inputs) {
@@ -185,7 +201,7 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
 }
 
 void attention(const Kernels &kernels, const Attention &w, Parallel parallel, int64_t threads) {
-  thread_local std::vector<float> held_q, held_out, held_most, held_space;
+  thread_local std::vector<float> held_q, held_sums, held_space;
   thread_local std::vector<int64_t> held_seen;
   const int64_t size = w.size, group = w.heads / w.kv_heads, rows = w.length * group;
   const int64_t width = (w.heads + 2 * w.kv_heads) * size;
@@ -214,7 +230,7 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
       for (int64_t d = 0; d < size; ++d) out[d] = x[d] * scale;
     }
   };
-  const int64_t entry = w.cache == kFloat32 ? 4 : w.cache == kFloat16 ? 2 : 1;
+  const int64_t entry = head_bytes(w.cache, size);
   const auto prepare = [&](int64_t t) {
     const float *x = w.qkv + t * width;
     const int64_t at = w.start + t;
@@ -224,72 +240,67 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
     std::vector<float> key(static_cast<size_t>(size));
     for (int64_t g = 0; g < 2 * w.kv_heads; ++g, x += size) {
       const bool value = g >= w.kv_heads;
-      const int64_t head = g % w.kv_heads, place = (at * w.kv_heads + head) * size * entry;
-      float *scales = value ? w.v_scale : w.k_scale;
+      const int64_t place = (at * w.kv_heads + g % w.kv_heads) * entry;
       if (!value) turned(x, w.k_norm, at, 1.0f, key.data());
       kernels.store(value ? x : key.data(), size, w.cache,
-                    static_cast<char *>(value ? w.v : w.k) + place,
-                    scales ? scales + head * w.context + at : nullptr);
+                    static_cast<char *>(value ? w.v : w.k) + place);
     }
   };
   each_row(parallel, threads, w.length, prepare);
 
-  // Rows in blocks, and each block's context in parts: enough tasks for all threads.
+  // Rows in blocks, a task each; the spans of a single block are tasks of their own.
   const int64_t block = std::max<int64_t>(1, 64 / group) * group;
-  const int64_t blocks = (rows + block - 1) / block, end = w.start + w.length;
-  const int64_t wanted = (2 * threads + w.kv_heads * blocks - 1) / (w.kv_heads * blocks);
-  const int64_t parts = std::clamp<int64_t>(std::min(wanted, end / 64), 1, 64);
-  float *out = space(held_out, w.kv_heads * parts * rows * size);
-  float *most = space(held_most, 2 * w.kv_heads * parts * rows);
-  float *total = most + w.kv_heads * parts * rows;
-  const int64_t room = (size + 4) * 64;
-  const int64_t tasks = w.kv_heads * blocks * parts;
-  float *spaces = space(held_space, tasks * room);
-  each(parallel, tasks, [&](int64_t task) {
-    const int64_t part = task % parts, b = task / parts % blocks, g = task / parts / blocks;
-    const int64_t from = b * block, count = std::min(block, rows - from);
-    const int64_t low = first[from], high = last[from + count - 1] + 1;
-    const int64_t at = (g * parts + part) * rows + from;
-    std::fill_n(out + at * size, count * size, 0.0f);
-    std::fill_n(most + at, count, -INFINITY);
-    std::fill_n(total + at, count, 0.0f);
-    Attend attend = {};
-    attend.q = queries + (g * rows + from) * size;
-    attend.last = last + from;
-    attend.first = first + from;
-    attend.rows = count;
-    attend.size = size;
-    attend.k = static_cast<const char *>(w.k) + g * size * entry;
-    attend.v = static_cast<const char *>(w.v) + g * size * entry;
-    attend.k_scale = w.k_scale ? w.k_scale + g * w.context : nullptr;
-    attend.v_scale = w.v_scale ? w.v_scale + g * w.context : nullptr;
-    attend.stride = w.kv_heads * size;
-    attend.begin = low + (high - low) * part / parts;
-    attend.end = low + (high - low) * (part + 1) / parts;
-    attend.softcap = w.softcap;
-    attend.out = out + at * size;
-    attend.most = most + at;
-    attend.total = total + at;
-    attend.space = spaces + task * room;
-    kernels.attend(attend, w.cache);
-  });
-
-  for (int64_t g = 0; g < w.kv_heads; ++g)
-    for (int64_t row = 0; row < rows; ++row) {
-      float peak = -INFINITY, sum = 0;
-      for (int64_t part = 0; part < parts; ++part)
-        peak = std::max(peak, most[(g * parts + part) * rows + row]);
-      const int64_t t = row / group, h = g * group + row % group;
-      float *to = w.out + (t * w.heads + h) * size;
-      std::fill_n(to, size, 0.0f);
-      for (int64_t part = 0; part < parts; ++part) {
-        const int64_t at = (g * parts + part) * rows + row;
-        const float by = parts == 1 ? 1.0f : std::exp(most[at] - peak);
-        sum += total[at] * by;
-        for (int64_t d = 0; d < size; ++d) to[d] += out[at * size + d] * by;
-      }
-      for (int64_t d = 0; d < size; ++d) to[d] /= sum;
+  const int64_t blocks = (rows + block - 1) / block, spans = (last[rows - 1] + kSpan) / kSpan;
+  const bool apart = blocks == 1;
+  const int64_t most = apart ? rows : block, sums = most * (size + 2), room = (size + 4) * 64;
+  const int64_t each_head = apart ? spans : blocks, tasks = w.kv_heads * each_head;
+  float *held = space(held_sums, w.kv_heads * (apart ? 1 : blocks) * sums);
+  float *spaces = space(held_space, tasks * (sums + room));
+  const auto attend = [&](int64_t g, int64_t from, int64_t count, int64_t span, float *to) {
+    Attend work = {};
+    work.q = queries + (g * rows + from) * size;
+    work.last = last + from;
+    work.first = first + from;
+    work.rows = count;
+    work.size = size;
+    work.k = static_cast<const char *>(w.k) + g * entry;
+    work.v = static_cast<const char *>(w.v) + g * entry;
+    work.stride = w.kv_heads * entry;
+    work.begin = std::max(span * kSpan, first[from] / 64 * 64);
+    work.end = std::min((span + 1) * kSpan, last[from + count - 1] + 1);
+    work.softcap = w.softcap;
+    work.sums = cleared(to, count, size);
+    work.space = to + sums;
+    kernels.attend(work, w.cache);
+    return work.sums;
+  };
+  const auto give = [&](int64_t g, int64_t from, int64_t count, const Sums &found) {
+    for (int64_t row = from; row < from + count; ++row) {
+      float *to = w.out + (row / group * w.heads + g * group + row % group) * size;
+      const float by = 1.0f / found.total[row - from];
+      for (int64_t d = 0; d < size; ++d) to[d] = found.out[(row - from) * size + d] * by;
     }
+  };
+  each(parallel, tasks, [&](int64_t task) {
+    const int64_t g = task / each_head, part = task % each_head;
+    float *mine = spaces + task * (sums + room);
+    if (apart) {
+      attend(g, 0, rows, part, mine);
+      return;
+    }
+    const int64_t from = part * block, count = std::min(block, rows - from);
+    const Sums all = cleared(held + task * sums, count, size);
+    for (int64_t span = first[from] / kSpan; span <= last[from + count - 1] / kSpan; ++span)
+      kernels.join(attend(g, from, count, span, mine), count, size, all);
+    give(g, from, count, all);
+  });
+  for (int64_t g = 0; apart && g < w.kv_heads; ++g) {
+    const Sums all = cleared(held + g * sums, rows, size);
+    for (int64_t span = 0; span < spans; ++span)
+      kernels.join(placed(spaces + (g * spans + span) * (sums + room), rows, size), rows, size,
+                   all);
+    give(g, 0, rows, all);
+  }
 }
 
 }  // namespace cloister

@@ -34,10 +34,9 @@ struct Attention {
   float eps, scale, softcap;
   int64_t window;  // 0: none
   int64_t context;
-  int64_t cache;  // what the caches hold, [C, G, D]
-  void *k, *v;
-  float *k_scale, *v_scale;  // [G, C] of an 8-bit cache
-  float *out;                // [T, H, D]
+  int64_t cache;  // what the caches hold
+  void *k, *v;    // [C, G, head_bytes]
+  float *out;     // [T, H, D]
 };
 
 void linear(const Kernels &kernels, const Linear &work, Parallel parallel, int64_t threads);

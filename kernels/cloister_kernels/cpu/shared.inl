@@ -102,10 +102,21 @@ constexpr int kBlock = 64;  // positions whose keys are turned at a time
 constexpr int kRows = 4;    // rows that a product holds in registers
 
 template <int64_t cache>
-Vec entry(const void *at, int64_t place) {
-  if (cache == kFloat32) return load((const float *)at + place);
-  if (cache == kFloat16) return load_half((const uint16_t *)at + place);
-  return load_bytes((const int8_t *)at + place);
+Vec entry(const void *head, int64_t place) {
+  if (cache == kFloat32) return load((const float *)head + place);
+  if (cache == kFloat16) return load_half((const uint16_t *)head + place);
+  return load_bytes((const int8_t *)head + place);
+}
+
+const void *head_at(const void *first, const Attend &w, int64_t position) {
+  return (const uint8_t *)first + position * w.stride;
+}
+
+// The scale of a head in 8 bits.
+float scale_of(const void *head, int64_t size) {
+  float scale;
+  std::memcpy(&scale, (const uint8_t *)head + size, sizeof(scale));
+  return scale;
 }
 
 // Turn keys: out [D, kBlock]; those beyond `count` are any.
@@ -116,9 +127,9 @@ void turn(const Attend &w, int64_t begin, int64_t count, float *out) {
       Vec square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        const int64_t at = begin + (j + i < count ? j + i : 0);
-        square[i] = entry<cache>(w.k, at * w.stride + d);
-        if (cache == kInt8) square[i] *= w.k_scale[at];
+        const void *head = head_at(w.k, w, begin + (j + i < count ? j + i : 0));
+        square[i] = entry<cache>(head, d);
+        if (cache == kInt8) square[i] *= scale_of(head, w.size);
       }
       turn_square(square);
 #pragma GCC unroll 16
@@ -144,7 +155,7 @@ void score(const float *q, int64_t size, const float *k, float *out) {
 
 // Mask and cap the scores of one row, and turn them into exponentials; scales what there was.
 void soften(const Attend &w, int64_t row, int64_t begin, int64_t count, float *scores) {
-  Vec most = splat(w.most[row]);
+  Vec most = splat(w.sums.most[row]);
   const int64_t first = w.first[row] - begin, last = w.last[row] - begin;
   const float low = -__builtin_inff();
   for (int64_t j = 0; j < kBlock; j += kLanes) {
@@ -156,7 +167,7 @@ void soften(const Attend &w, int64_t row, int64_t begin, int64_t count, float *s
     save(scores + j, s);
     most = larger(most, s);
   }
-  float peak = w.most[row];
+  float peak = w.sums.most[row];
   for (int i = 0; i < kLanes; ++i) peak = peak >= most[i] ? peak : most[i];
   if (peak == low) {  // it sees nothing here
     for (int64_t j = 0; j < kBlock; ++j) scores[j] = 0;
@@ -168,12 +179,12 @@ void soften(const Attend &w, int64_t row, int64_t begin, int64_t count, float *s
     save(scores + j, p);
     total += p;
   }
-  const float before = exponential(splat(w.most[row] - peak))[0];
-  w.total[row] = w.total[row] * before + sum_of(total);
-  w.most[row] = peak;
+  const float before = exponential(splat(w.sums.most[row] - peak))[0];
+  w.sums.total[row] = w.sums.total[row] * before + sum_of(total);
+  w.sums.most[row] = peak;
   if (before != 1.0f)
     for (int64_t d = 0; d < w.size; d += kLanes)
-      save(w.out + row * w.size + d, load(w.out + row * w.size + d) * before);
+      save(w.sums.out + row * w.size + d, load(w.sums.out + row * w.size + d) * before);
 }
 
 template <int64_t cache, int count>
@@ -183,22 +194,22 @@ void weigh(const Attend &w, int64_t row, int64_t begin, int64_t positions, const
     Vec sums[count][kColumns] = {};
     if (columns == kColumns) {
       for (int64_t j = 0; j < positions; ++j) {
+        const void *head = head_at(w.v, w, begin + j);
         Vec v[kColumns];
-        for (int c = 0; c < kColumns; ++c)
-          v[c] = entry<cache>(w.v, (begin + j) * w.stride + d + c * kLanes);
+        for (int c = 0; c < kColumns; ++c) v[c] = entry<cache>(head, d + c * kLanes);
         for (int r = 0; r < count; ++r)
           for (int c = 0; c < kColumns; ++c) sums[r][c] += scores[r * kBlock + j] * v[c];
       }
     } else {
       for (int64_t j = 0; j < positions; ++j)
         for (int c = 0; c < columns; ++c) {
-          const Vec v = entry<cache>(w.v, (begin + j) * w.stride + d + c * kLanes);
+          const Vec v = entry<cache>(head_at(w.v, w, begin + j), d + c * kLanes);
           for (int r = 0; r < count; ++r) sums[r][c] += scores[r * kBlock + j] * v;
         }
     }
     for (int r = 0; r < count; ++r)
       for (int c = 0; c < columns; ++c) {
-        float *out = w.out + (row + r) * w.size + d + c * kLanes;
+        float *out = w.sums.out + (row + r) * w.size + d + c * kLanes;
         save(out, load(out) + sums[r][c]);
       }
   }
@@ -210,6 +221,9 @@ void attended(const Attend &w) {
   for (int64_t begin = w.begin; begin < w.end; begin += kBlock) {
     const int64_t count = w.end - begin < kBlock ? w.end - begin : kBlock;
     turn<cache>(w, begin, count, keys);
+    float scales[kBlock];  // of the values
+    if (cache == kInt8)
+      for (int64_t j = 0; j < count; ++j) scales[j] = scale_of(head_at(w.v, w, begin + j), w.size);
     for (int64_t row = 0; row < w.rows; row += kRows) {
       const int rows = w.rows - row < kRows ? int(w.rows - row) : kRows;
       const float *q = w.q + row * w.size;
@@ -220,7 +234,7 @@ void attended(const Attend &w) {
       for (int r = 0; r < rows; ++r) {
         soften(w, row + r, begin, count, scores + r * kBlock);
         if (cache == kInt8)
-          for (int64_t j = 0; j < count; ++j) scores[r * kBlock + j] *= w.v_scale[begin + j];
+          for (int64_t j = 0; j < count; ++j) scores[r * kBlock + j] *= scales[j];
       }
       if (rows == kRows)
         weigh<cache, kRows>(w, row, begin, count, scores);
@@ -237,7 +251,22 @@ void attend(const Attend &work, int64_t cache) {
                        : attended<kInt8>)(work);
 }
 
-void store(const float *x, int64_t size, int64_t cache, void *out, float *scale) {
+void join(const Sums &from, int64_t rows, int64_t size, const Sums &to) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (from.most[row] == -__builtin_inff()) continue;  // it saw nothing
+    const float peak = to.most[row] >= from.most[row] ? to.most[row] : from.most[row];
+    const float before = exponential(splat(to.most[row] - peak))[0];
+    const float more = exponential(splat(from.most[row] - peak))[0];
+    to.total[row] = to.total[row] * before + from.total[row] * more;
+    to.most[row] = peak;
+    float *out = to.out + row * size;
+    const float *other = from.out + row * size;
+    for (int64_t d = 0; d < size; d += kLanes)
+      save(out + d, load(out + d) * before + load(other + d) * more);
+  }
+}
+
+void store(const float *x, int64_t size, int64_t cache, void *out) {
   if (cache == kFloat32) {
     std::memcpy(out, x, size_t(size) * 4);
   } else if (cache == kFloat16) {
@@ -250,7 +279,8 @@ void store(const float *x, int64_t size, int64_t cache, void *out, float *scale)
       most = a > most ? a : most;
       finite &= a <= 3.40282347e38f;
     }
-    *scale = finite ? most / 127.0f : __builtin_nanf("");
+    const float scale = finite ? most / 127.0f : __builtin_nanf("");
+    std::memcpy((uint8_t *)out + size, &scale, sizeof(scale));
     const float inverse = finite && most > 1e-36f ? 127.0f / most : 0.0f;
     for (int64_t i = 0; i < size; ++i) {
       ((int8_t *)out)[i] = int8_t(inverse > 0 ? __builtin_rintf(x[i] * inverse) : 0.0f);

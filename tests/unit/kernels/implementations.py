@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cloister_kernels.library import objects
+from cloister_kernels.ops import SCALE_BYTES
 
 if TYPE_CHECKING:
     from cloister_kernels.pack import Format
@@ -36,8 +37,7 @@ class Attention(Structure):
         ("kv_heads", c_int64), ("size", c_int64), ("cos", c_void_p), ("sin", c_void_p),
         ("q_norm", c_void_p), ("k_norm", c_void_p), ("eps", c_float), ("scale", c_float),
         ("softcap", c_float), ("window", c_int64), ("context", c_int64), ("cache", c_int64),
-        ("k", c_void_p), ("v", c_void_p), ("k_scale", c_void_p), ("v_scale", c_void_p),
-        ("out", c_void_p))
+        ("k", c_void_p), ("v", c_void_p), ("out", c_void_p))
 
 
 @cache
@@ -86,8 +86,9 @@ def attention(
     name: str, qkv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, threads: int = 1,
     tensors: dict[str, torch.Tensor], **settings: Any
 ) -> torch.Tensor:
-    """`tensors` are cos, sin, q_norm, k_norm, k_scale, v_scale, as many as there are."""
+    """`tensors` are cos, sin, q_norm and k_norm, as many as there are."""
     context, kv_heads, size = k.shape
+    size -= SCALE_BYTES if k.dtype is torch.int8 else 0
     heads = qkv.shape[1] // size - 2 * kv_heads
     out = torch.empty(len(qkv), heads, size)
     work = Attention(

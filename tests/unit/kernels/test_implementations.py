@@ -99,6 +99,20 @@ def test_rows_of_any_length_and_of_numbers_that_are_none() -> None:
     assert reference.round_groups(x)[1:3].isnan().all()
 
 
+def held(x_TGD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return keys or values as a cache holds them."""
+    if dtype is not torch.int8:
+        return x_TGD.to(dtype)
+    scale = x_TGD.abs().amax(-1, keepdim=True) / 127
+    return torch.cat([(x_TGD / scale).round().to(dtype), scale.view(dtype)], -1)
+
+
+def given(cache: torch.Tensor) -> torch.Tensor:
+    if cache.dtype is not torch.int8:
+        return cache.float()
+    return cache[..., :-4].float() * cache[..., -4:].contiguous().view(torch.float32)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [
     (16, 2, 128), (9, 3, 64), (4, 4, 32), (8, 1, 256), (3, 3, 80)])
 @pytest.mark.parametrize(("length", "start"), [(1, 0), (1, 250), (3, 100), (70, 0), (128, 150)])
@@ -126,16 +140,40 @@ def test_attention(heads: int, kv_heads: int, size: int, length: int, start: int
             window=window)
         for name in here():
             for dtype, bound in zip(CACHES, (2e-6, 1e-3, 0.02), strict=True):
-                held = dict(tensors)
-                if dtype is torch.int8:
-                    (k_held, ks), (v_held, vs) = (reference.round_cache(x) for x in before)
-                    held |= {"k_scale": ks.T.contiguous(), "v_scale": vs.T.contiguous()}
-                else:
-                    k_held, v_held = (x.to(dtype) for x in before.clone())
+                k_held, v_held = (held(x, dtype) for x in before.clone())
                 got = attention(
-                    name, qkv, k_held, v_held, tensors=held, threads=1 + length % 3, start=start,
+                    name, qkv, k_held, v_held, tensors=tensors, threads=1 + length % 3, start=start,
                     softcap=softcap, window=window)
                 assert gap(got, expected) < bound
-                written = k_held[place].float() * (
-                    held["k_scale"].T[place, :, None] if dtype is torch.int8 else 1)
-                assert gap(written, keys) < bound
+                assert gap(given(k_held[place]), keys) < bound
+
+
+@pytest.mark.parametrize("form", Format)
+def test_a_row_has_the_same_bits_among_any_others(form: Format) -> None:
+    packed, _ = matrix(form, 40, 512)
+    x = torch.randn(70, 512, generator=rng(4))
+    for name in here():
+        whole = linear(name, x, packed, 40, threads=3)
+        for count in (1, 2, 3, 5, 8, 30):
+            assert linear(name, x[:count].contiguous(), packed, 40).equal(whole[:count])
+            assert linear(name, x[-count:].contiguous(), packed, 40).equal(whole[-count:])
+
+
+@pytest.mark.parametrize("dtype", CACHES)
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (150, 0.0), (70, 9.0)])
+def test_a_token_has_the_same_bits_however_a_text_is_divided(
+    dtype: torch.dtype, window: int, softcap: float
+) -> None:
+    length, kv_heads, size, heads = 400, 2, 32, 6
+    qkv = torch.randn(length, (heads + 2 * kv_heads) * size, generator=rng(5)) * 3
+    for name in here():
+        outs = []
+        for step, threads in ((length, 1), (128, 2), (7, 3), (1, 1), (1, 4)):
+            k, v = (held(torch.zeros(length, kv_heads, size), dtype) for _ in range(2))
+            outs.append(torch.cat([
+                attention(
+                    name, qkv[at:at + step], k, v, tensors={}, threads=threads, start=at,
+                    window=window, softcap=softcap)
+                for at in range(0, length, step)]))
+        for other in outs[1:]:
+            assert other.equal(outs[0])

@@ -44,12 +44,9 @@ class Net(Module):
         for name, each in zip("eqo", self.drawn, strict=True):
             self.register_buffer(name, pack.pack(*each)[1])
         self.register_buffer("norm", torch.rand(HEADS * SIZE, generator=random))
-        size = (1, CONTEXT, KV_HEADS, SIZE)
+        size = (1, CONTEXT, KV_HEADS, SIZE + (4 if cache is torch.int8 else 0))
         self.register_buffer("k_cache", torch.zeros(size, dtype=cache))
         self.register_buffer("v_cache", torch.zeros(size, dtype=cache))
-        self.scaled = cache is torch.int8
-        for side in "kv" if self.scaled else "":
-            self.register_buffer(f"{side}_scale", torch.zeros(1, KV_HEADS, CONTEXT))
 
     def forward(self, tokens: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         start: Any = at[0].item()
@@ -60,9 +57,8 @@ class Net(Module):
         x = run.embedding(tokens, self.e, 0, 40, WIDTH)
         qkv = run.linear(
             x, weights, self.form, self.drawn[1][0].shape[0], 0, None, 0.0, None, None, False)
-        scales = (self.k_scale, self.v_scale) if self.scaled else (None, None)
         out = run.attention(
-            qkv, self.k_cache, self.v_cache, *scales, start + self.start, None, None, None, None,
+            qkv, self.k_cache, self.v_cache, start + self.start, None, None, None, None,
             HEADS, 0.0, SIZE ** -0.5, 0.0, 0)
         out = run.linear(
             out, self.o, 0, WIDTH, ops.Input.NORMED, self.norm, 1e-5, None, x, False)

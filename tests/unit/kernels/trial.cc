@@ -111,17 +111,14 @@ double attention_case(const Kernels &set, uint32_t seed) {
   const auto cos = floats(context * size), sin = floats(context * size), norm = floats(size);
   std::vector<float> out[2];
   for (int i = 0; i < 2; ++i) {
-    std::vector<uint8_t> k(size_t(count) * 4), v(size_t(count) * 4);
-    std::vector<float> k_scale(size_t(context * kv_heads)), v_scale(k_scale);
-    const int64_t entry = cache == kFloat32 ? 4 : cache == kFloat16 ? 2 : 1;
+    const int64_t head = head_bytes(cache, size);
+    std::vector<uint8_t> k(size_t(context * kv_heads * head)), v(k);
     for (int64_t at = 0; at < context; ++at)
       for (int64_t g = 0; g < kv_heads; ++g) {
-        const int64_t place = (at * kv_heads + g) * size;
+        const int64_t number = at * kv_heads + g, place = number * size;
         const Kernels &plain = *kernels("portable");
-        plain.store(&before[size_t(place)], size, cache, &k[size_t(place * entry)],
-                    &k_scale[size_t(g * context + at)]);
-        plain.store(&before[size_t(count - place - size)], size, cache, &v[size_t(place * entry)],
-                    &v_scale[size_t(g * context + at)]);
+        plain.store(&before[size_t(place)], size, cache, &k[size_t(number * head)]);
+        plain.store(&before[size_t(count - place - size)], size, cache, &v[size_t(number * head)]);
       }
     out[i].assign(size_t(length * heads * size), 0);
     Attention w = {};
@@ -142,8 +139,6 @@ double attention_case(const Kernels &set, uint32_t seed) {
     w.cache = cache;
     w.k = k.data();
     w.v = v.data();
-    w.k_scale = cache == kInt8 ? k_scale.data() : nullptr;
-    w.v_scale = cache == kInt8 ? v_scale.data() : nullptr;
     w.out = out[i].data();
     attention(i ? set : *kernels("portable"), w, in_turn, pick(1, 4));
   }

@@ -155,7 +155,7 @@ class _Layer(nn.Module):
     def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
         config, run = self.config, torch.ops.cloister
         attended = run.attention(
-            self.qkv(x), self.attn.k_cache, self.attn.v_cache, None, None, start, *self.table,
+            self.qkv(x), self.attn.k_cache, self.attn.v_cache, start, *self.table,
             self.q_norm, self.k_norm, config.shape.heads, config.norm_eps, config.attention_scale,
             config.attention_softcap or 0.0, config.window_of(self.number) or 0)
         if not config.post_norms:
