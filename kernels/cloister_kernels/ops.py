@@ -27,7 +27,8 @@ _LINEAR = (
     "Tensor x, Tensor weights, int format, int outputs, int input, Tensor? norm, float eps, "
     "Tensor? bias, Tensor? residual, bool whole")
 _ATTENTION = (
-    "Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt start, Tensor? cos, Tensor? sin, Tensor? q_norm, "
+    "Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt start, "
+    "Tensor? cos, Tensor? sin, Tensor? q_norm, "
     "Tensor? k_norm, int heads, float eps, float scale, float softcap, int window")
 _EMBEDDING = "Tensor tokens, Tensor weights, int format, int rows, int size"
 _NORM = "Tensor x, Tensor weight, float eps, Tensor? residual"

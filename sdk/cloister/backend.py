@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from cloister.errors import SettingError
 
-__all__ = ["BACKENDS", "CLOISTER", "COREML", "FURTHER", "NEVER_RUN", "VULKAN", "XNNPACK", "Backend",
-           "backend"]
+__all__ = ["BACKENDS", "CLOISTER", "COREML", "FURTHER", "KV", "NEVER_RUN", "VULKAN", "XNNPACK",
+           "Backend", "backend"]
+
+
+class KV(StrEnum):
+    """What a program keeps keys and values in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"  # and a float32 scale for each head at each position
+
+    def head_bytes(self, size: int) -> int:
+        """Return the bytes of the keys, or the values, of a head of `size` at a position."""
+        return {KV.FLOAT32: 4 * size, KV.FLOAT16: 2 * size, KV.INT8: size + 4}[self]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +32,19 @@ class Backend:
     libraries: tuple[str, ...]  # of operators, within the `executorch` package
     operator_abi: int  # changes whenever an operator's arguments or meaning do
     methods: tuple[str, ...]  # of every program
+    kv: tuple[KV, ...] = (KV.FLOAT32,)  # that its programs may have, the first by default
+
+    def kv_of(self, name: str | None) -> KV:
+        """Return what `name` says, or the default.
+
+        Raises:
+            SettingError: this backend has no such programs.
+        """
+        if name not in (None, *self.kv):
+            raise SettingError(
+                f"Programs for {self.name} keep keys and values in {' or '.join(self.kv)}, not "
+                f"{name}; choose one of those.")
+        return self.kv[0] if name is None else KV(name)
 
 
 XNNPACK = Backend(
@@ -35,8 +61,9 @@ CLOISTER = Backend(
     name="cloister",
     registered="",  # its operators are called by the program, not by a delegate
     libraries=(),  # built here: `cloister_kernels.library`
-    operator_abi=1,
+    operator_abi=2,  # `cloister_kernels.library.ABI`
     methods=("forward", "score"),
+    kv=(KV.FLOAT16, KV.INT8, KV.FLOAT32),
 )
 BACKENDS = {each.name: each for each in (XNNPACK, CLOISTER)}  # that export runs what it makes on
 
@@ -44,7 +71,8 @@ NEVER_RUN = "exported, never run here"
 """What manifest, receipt and display say of a program for a backend that no test of ours has."""
 
 COREML = Backend(
-    name="coreml", registered="CoreMLBackend", libraries=(), operator_abi=1, methods=("forward",))
+    name="coreml", registered="CoreMLBackend", libraries=(), operator_abi=1, methods=("forward",),
+    kv=(KV.FLOAT16,))
 VULKAN = Backend(
     name="vulkan", registered="VulkanBackend", libraries=(), operator_abi=1, methods=("forward",))
 FURTHER = {each.name: each for each in (COREML, VULKAN)}  # of which a bundle may hold programs

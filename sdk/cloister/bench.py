@@ -35,7 +35,7 @@ __all__ = ["measure", "random_checkpoint", "shape"]
 
 def shape(
     tier: Tier, scale: Scale, recipe: str, progress: Progress = silent, *,
-    backend: str = XNNPACK.name, debug: bool = False
+    backend: str = XNNPACK.name, kv: str | None = None, debug: bool = False
 ) -> dict[str, Any]:
     """Export random weights in the shape of `tier`, then measure the bundle in a new process."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,7 +50,7 @@ def shape(
             begun.append((stage, time.perf_counter()))
             progress(stage, done, total, note)
 
-        bundle = pipeline.export(source, out, backends=(backend,), progress=follow)
+        bundle = pipeline.export(source, out, backends=(backend,), kv=kv, progress=follow)
         follow("measure")
         assert isinstance(bundle.report, CheckReport)
         checks = stages.pop("check") + stages.pop("golden")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import guard
-from cloister.backend import BACKENDS, FURTHER
+from cloister.backend import BACKENDS, FURTHER, KV
 from cloister.commands.start import explained
 from cloister.embed import platforms as embedding
 from cloister.errors import CloisterError, InvalidText, SettingError, place_of
@@ -224,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--also", action="append", default=[], choices=[*FURTHER, "xnnpack"],
                         help="a further program, which is never run here, or beside cloister's "
                              "that of xnnpack; repeatable")
+    export.add_argument("--kv", choices=list(KV),
+                        help="what keys and values are kept in (default: the backend's first, "
+                             "float32 for xnnpack, float16 for cloister, which has all three)")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")
@@ -313,6 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--recipe", default="8da4w-g32", help="(default: %(default)s)")
     bench.add_argument("--backend", default="xnnpack", choices=list(BACKENDS),
                        help="(default: %(default)s)")
+    bench.add_argument("--kv", choices=list(KV), help="see `cloister export`")
     return parser
 
 

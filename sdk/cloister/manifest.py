@@ -7,7 +7,7 @@ from collections.abc import Mapping  # noqa: TC003  # read at run time, like eve
 from typing import TYPE_CHECKING
 
 from cloister import records
-from cloister.backend import CLOISTER
+from cloister.backend import CLOISTER, KV
 from cloister.errors import BundleVersionError, ManifestInvalid, SettingError
 from cloister.pieces import MediaFormats  # noqa: TC001
 from cloister.records import Label, Record, Sha256, Whole
@@ -45,6 +45,7 @@ class ProgramEntry(Record, frozen=True):
     arena_bytes: Whole  # activations planned by the exporter
     note: Label | None = None  # what a reader must know: `cloister.backend.NEVER_RUN`
     encoders: tuple[Encoder, ...] = ()  # apart from the weights and activations above
+    kv: KV = KV.FLOAT32
 
     def required_bytes(self, shape: Shape, *, methods: int = 1) -> int:
         """Memory that loading takes for good: weights as the backend packs them, KV, activations.

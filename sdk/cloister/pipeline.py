@@ -56,6 +56,7 @@ def export(
     out: str | Path,
     *,
     backends: Sequence[str] = ("xnnpack",),
+    kv: str | None = None,
     chunk: int = write.DEFAULT_CHUNK,
     prompts: Sequence[tuple[str | None, str]] = (),
     gate: Callable[[Path], None] | None = None,
@@ -70,6 +71,7 @@ def export(
 
     The unquantized checkpoint that the source was made from is read for the report where it lies
     beside the source. All `backends` but the first give further programs (see `further`).
+    `kv` is what the first keeps keys and values in (see `cloister.export.write.program`).
 
     Raises:
         GateFailed: what `gate` raises.
@@ -91,7 +93,8 @@ def export(
         progress("read")
         media = _media(source, chunk)
         entry = write.program(
-            source, directory, backend=backend, chunk=chunk, progress=progress, media=media)
+            source, directory, backend=backend, kv=kv, chunk=chunk, progress=progress,
+            media=media)
         _check_runs(entry)
         progress("check")
         report, run = _check(source, tokenizer, directory, entry, chunk, media)
@@ -203,8 +206,7 @@ def _check(
     decoder = streamed(source, entry.backend)
     constants_bytes = prove_constants(path, write.stored(
         entry.backend, decoder, source.tensor, None if media is None else media.senses))
-    kv_type = write.kv_type(entry.backend)
-    gaps = [gap for run in runs for gap in parts.gaps(decoder, run, calls, kv_type)]
+    gaps = [gap for run in runs for gap in parts.gaps(decoder, run, calls, entry.kv)]
     worst = parts.prove_parts(gaps)
     program = load(path, shape.layers, first="score")
     again = parts.record(program, ids, chunk, shape.context)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cloister.backend import KV
 from cloister.errors import SettingError
 
 __all__ = ["DEVICES", "Ladder", "Scale", "Shape", "Tier", "ladder"]
@@ -119,9 +120,9 @@ class Shape:
         )
         return int(bits) // 8
 
-    def kv_bytes_per_token(self, *, bytes_per_value: int = 4) -> int:
+    def kv_bytes_per_token(self, kv: KV = KV.FLOAT32) -> int:
         """Return the bytes that one position adds to the KV cache."""
-        return 2 * self.layers * self.kv_heads * self.head_size * bytes_per_value
+        return 2 * self.layers * self.kv_heads * kv.head_bytes(self.head_size)
 
 
 @dataclass(frozen=True, kw_only=True)

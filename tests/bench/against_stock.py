@@ -140,8 +140,8 @@ def as_bundle(kind: str, program: Path, checkpoint: Checkpoint, out: Path) -> Pa
                 file=f"program.{backend.name}.pte", backend=backend.name, methods=("forward",),
                 operator_abi=backend.operator_abi, arena_bytes=0,
                 weight_bytes=(directory / f"program.{backend.name}.pte").stat().st_size,
-                kv_bytes=shape.context * shape.kv_bytes_per_token(
-                    bytes_per_value=write.kv_type(backend.name).itemsize),
+                kv=backend.kv_of(None),
+                kv_bytes=shape.context * shape.kv_bytes_per_token(backend.kv_of(None)),
             ),),
             special_ids=(), prompt_format=None, prompt_format_reason="not asked",
             modalities=("text",), parent="0" * 64,

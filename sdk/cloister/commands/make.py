@@ -45,6 +45,7 @@ class Export(Options):
     output: Path
     backend: str
     also: Sequence[str]
+    kv: str | None
     chunk: int
     gate: str | None
     gate_data: Path | None
@@ -164,8 +165,8 @@ def export(args: Export) -> Record:
             from cloister import pipeline
 
             record = exported(pipeline.export(
-                source, args.output, backends=(args.backend, *args.also), chunk=args.chunk,
-                gate=gate, replace=args.force, progress=progress))
+                source, args.output, backends=(args.backend, *args.also), kv=args.kv,
+                chunk=args.chunk, gate=gate, replace=args.force, progress=progress))
     if not args.json:
         show_receipt(record)
     return record

@@ -48,6 +48,7 @@ class Bench(Options):
     size: Scale
     recipe: str
     backend: str
+    kv: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def bench(args: Bench) -> Record:
             assert args.shape is not None  # the command line asks for one of the two
             with display.progress(console, f"bench {args.shape}") as progress:
                 record = benching.shape(
-                    args.shape, args.size, args.recipe, progress, backend=args.backend,
+                    args.shape, args.size, args.recipe, progress, backend=args.backend, kv=args.kv,
                     debug=args.debug
                 )
     if not args.json:

@@ -74,16 +74,14 @@ def program(
         manager.write_to_file(file)
     delegates, outside = partitioned.outside(manager)
     planned = sum(manager.executorch_program.execution_plan[0].non_const_buffer_sizes)
-    kv_bytes = shape.context * shape.kv_bytes_per_token()
-    if backend == COREML.name:  # whose states are of 16 bits, and its own
-        kv_bytes, arena_bytes = kv_bytes // 2, planned
-    else:
-        arena_bytes = planned - kv_bytes
     chosen = FURTHER[backend]
+    kv = chosen.kv_of(None)
+    kv_bytes = shape.context * shape.kv_bytes_per_token(kv)
+    arena_bytes = planned - (0 if chosen is COREML else kv_bytes)  # Core ML's states are its own
     return ProgramEntry(
         file=path.name, backend=backend, methods=chosen.methods, note=NEVER_RUN,
         operator_abi=chosen.operator_abi, weight_bytes=path.stat().st_size, kv_bytes=kv_bytes,
-        arena_bytes=arena_bytes,
+        arena_bytes=arena_bytes, kv=kv,
     ), {
         "backend": backend, "note": NEVER_RUN, "delegate_calls": delegates,
         "operators_outside": outside, "tokens_a_call": chunk,

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from cloister.backend import KV
 from cloister.errors import ExportMismatch
 from cloister.model.cache import attend, visible
+from cloister_kernels.reference import round_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -161,14 +163,14 @@ those that it gives, and the program's values."""
 
 def gaps(
     decoder: Decoder, run: Recording, calls: Sequence[Sequence[int]],
-    kv_type: torch.dtype = torch.float32,
+    kv: KV = KV.FLOAT32,
 ) -> list[Gap]:
     """Return how far each part of a program is from the part of `decoder`, in order.
 
-    `calls` are those of `instrument`; `kv_type` is what the program's KV buffers hold.
+    `calls` are those of `instrument`; `kv` is what the program keeps keys and values in.
     """
     def compute() -> torch.Tensor:
-        attention = ZeroHistory(decoder.config, run.start, kv_type=kv_type)
+        attention = ZeroHistory(decoder.config, run.start, kv=kv)
         return decoder.logits(decoder.hidden(run.tokens, run.start, attention))
 
     return replayed(decoder_places(decoder, calls, run.outputs), compute, run.outputs[0], "logits")
@@ -297,17 +299,17 @@ class ZeroHistory:
 
     def __init__(
         self, config: ModelConfig, start: int = 0, blocks_T: torch.Tensor | None = None,
-        *, kv_type: torch.dtype = torch.float32
+        *, kv: KV = KV.FLOAT32
     ) -> None:
-        """With `blocks_T`, see `cloister.model.cache.visible`; keys are kept as `kv_type`."""
-        self.config, self.start, self.blocks_T, self.kv_type = config, start, blocks_T, kv_type
+        """With `blocks_T`, see `cloister.model.cache.visible`; keys and values are kept in `kv`."""
+        self.config, self.start, self.blocks_T, self.kv = config, start, blocks_T, kv
 
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
         """See `cloister.model.cache.Attend`."""
         config, size = self.config, k_BTGD.shape
-        k_BTGD, v_BTGD = (x.to(self.kv_type).float() for x in (k_BTGD, v_BTGD))
+        k_BTGD, v_BTGD = (_kept(x, self.kv) for x in (k_BTGD, v_BTGD))
         before = k_BTGD.new_zeros(size[0], self.start, *size[2:])
         return attend(
             q_BTHD, torch.cat((before, k_BTGD), dim=1), torch.cat((before, v_BTGD), dim=1),
@@ -315,6 +317,13 @@ class ZeroHistory:
                     self.blocks_T),
             scale=config.attention_scale, softcap=config.attention_softcap,
         )
+
+
+def _kept(x: torch.Tensor, kv: KV) -> torch.Tensor:
+    """Return keys or values as they come out of a cache."""
+    if kv is KV.INT8:
+        return round_cache(x)
+    return x.half().float() if kv is KV.FLOAT16 else x
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import torch
-
 from cloister import backend as backends
 from cloister.errors import ExportError, SettingError
 from cloister.export.backends import cloister, xnnpack
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    import torch
+
     from cloister.export._executorch import schema
     from cloister.export.media import Media
     from cloister.model.checkpoint import Checkpoint, Metadata
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["DEFAULT_CHUNK", "STAGES", "constants", "kv_type", "longest", "program", "release",
-           "stored"]
+__all__ = ["DEFAULT_CHUNK", "STAGES", "constants", "longest", "program", "release", "stored"]
 
 DEFAULT_CHUNK = 128  # tokens
 _PLANNED_BYTES = 64 << 20
@@ -82,18 +81,20 @@ def constants(metadata: Metadata, most: int) -> dict[str, object]:
 
 
 def program(
-    source: Checkpoint, directory: Path, *, backend: str = "xnnpack",
+    source: Checkpoint, directory: Path, *, backend: str = "xnnpack", kv: str | None = None,
     chunk: int = DEFAULT_CHUNK, progress: Progress = silent, media: Media | None = None,
 ) -> ProgramEntry:
     """Lower the decoder of `source`, and what `media` says, and write their program.
 
+    `kv` says what it keeps keys and values in (`cloister.backend.KV`), or the backend does.
     `progress` is called with each of STAGES as it begins.
 
     Raises:
-        SettingError: a backend or chunk that is not possible.
+        SettingError: a backend, chunk or `kv` that is not possible.
         ExportError: the decoder is not quantized, or the context holds no picture.
     """
     metadata, chosen = source.metadata, backends.backend(backend)
+    kept = chosen.kv_of(kv)
     shape = metadata.config.shape
     if not 1 <= chunk <= shape.context:
         raise SettingError(f"The chunk is {chunk}; it must be from 1 to {shape.context} tokens.")
@@ -105,9 +106,11 @@ def program(
     if media is not None:
         media.check(shape.context)
     path = directory / f"program.{chosen.name}.pte"
-    lowering, kv_type = _LOWERINGS[chosen.name]
-    written = lowering(source, path, chunk, most, progress, media)
-    kv_bytes = shape.context * shape.kv_bytes_per_token(bytes_per_value=kv_type.itemsize)
+    if chosen is backends.CLOISTER:
+        written = _cloister(source, path, {"forward": most, "score": chunk}, kept, progress, media)
+    else:
+        written = _xnnpack(source, path, chunk, most, progress, media)
+    kv_bytes = shape.context * shape.kv_bytes_per_token(kept)
     arenas = {
         plan.name: sum(plan.non_const_buffer_sizes) for plan in written.execution_plan}
     encoders = () if media is None else tuple(
@@ -118,7 +121,7 @@ def program(
         methods=chosen.methods if media is None else (*chosen.methods, *media.methods),
         operator_abi=chosen.operator_abi,
         weight_bytes=path.stat().st_size - sum(each.weight_bytes for each in encoders),
-        kv_bytes=kv_bytes, arena_bytes=max(arenas.values()) - kv_bytes, encoders=encoders,
+        kv_bytes=kv_bytes, arena_bytes=max(arenas.values()) - kv_bytes, encoders=encoders, kv=kept,
     )
 
 
@@ -134,7 +137,8 @@ def _xnnpack(
 
 
 def _cloister(
-    source: Checkpoint, path: Path, chunk: int, most: int, progress: Progress, media: Media | None
+    source: Checkpoint, path: Path, mosts: Mapping[str, int], kv: backends.KV, progress: Progress,
+    media: Media | None
 ) -> schema.Program:
     if media is not None:
         raise ExportError(
@@ -142,20 +146,8 @@ def _cloister(
             "--backend xnnpack.")
     assert source.metadata.recipe is not None
     return cloister.program(
-        bare(source), source.tensor, Recipe.parse(source.metadata.recipe),
-        {"forward": most, "score": chunk}, constants(source.metadata, most), path, progress)
-
-
-_LOWERINGS = {
-    backends.XNNPACK.name: (_xnnpack, torch.float32),
-    backends.CLOISTER.name: (_cloister, cloister.KV_TYPE),
-}
-"""Writes the program for a backend, and what its KV buffers hold."""
-
-
-def kv_type(backend: str) -> torch.dtype:
-    """Return what the KV buffers of a program for `backend` hold."""
-    return _LOWERINGS[backend][1]
+        bare(source), source.tensor, Recipe.parse(source.metadata.recipe), mosts,
+        constants(source.metadata, mosts["forward"]), path, kv, progress)
 
 
 def stored(

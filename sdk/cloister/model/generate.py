@@ -77,7 +77,7 @@ def _alike(
     """Yield numbers of prompts that go together, shortest first, but none that fill the context."""
     group: list[int] = []
     shape, device = decoder.config.shape, decoder.cos.device
-    kv_bytes = shape.kv_bytes_per_token(bytes_per_value=decoder.cos.element_size())
+    kv_bytes = shape.kv_bytes_per_token() * decoder.cos.element_size() // 4
     most, room = BATCH * width(device), BATCH_BYTES
     if device.type == "cuda":  # the cache doubles, and is copied meanwhile
         room = torch.cuda.mem_get_info(device)[0] // 4

@@ -209,7 +209,7 @@ class ExecutorchProgram:
         return out
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
-        """Live views of the KV buffers by name, [1, C, G, D] each, float32 or float16."""
+        """Live views of the KV buffers by name (see `cloister.runtime.program.Program`)."""
         names = (
             f"layers.{layer}.attn.{side}_cache"
             for layer in range(self._layers) for side in ("k", "v")

@@ -43,7 +43,7 @@ class Precision(StrEnum):
     """How keys and values are kept."""
 
     EXACT = "float32"  # as the program holds them; the next logits are the same, to the bit
-    EIGHT_BITS = "int8"  # a quarter of the size, and not the same logits
+    EIGHT_BITS = "int8"  # a quarter of the size, and not the same logits, unless they are such
 
 
 class PrefixCache:
@@ -193,7 +193,7 @@ class PrefixCache:
 
     def _packed(self, rows: Sequence[torch.Tensor]) -> Iterator[memoryview]:
         rows = [row_TGD for row_TGD in rows if row_TGD.numel()]
-        if self.precision is Precision.EXACT:
+        if self._exact(rows):
             yield from map(_bytes, rows)
             return
         scales = [row_TGD.float().abs().amax(-1, keepdim=True) / 127 for row_TGD in rows]
@@ -201,6 +201,9 @@ class PrefixCache:
         for row_TGD, scale_TG1 in zip(rows, scales, strict=True):
             steps_TGD = row_TGD / scale_TG1.clamp(min=torch.finfo(torch.float32).tiny)
             yield _bytes(steps_TGD.round().to(torch.int8))
+
+    def _exact(self, rows: Sequence[torch.Tensor]) -> bool:
+        return self.precision is Precision.EXACT or rows[0].dtype is torch.int8
 
     def _unpack(self, data: memoryview, rows: Sequence[torch.Tensor]) -> None:
         """Write into `rows` what `_packed` gave for them: nothing in it tells shapes or types."""
@@ -213,7 +216,7 @@ class PrefixCache:
             return torch.frombuffer(
                 data, dtype=dtype, count=shape.numel(), offset=start).view(shape)
 
-        if self.precision is Precision.EXACT:
+        if self._exact(rows):
             for row_TGD in rows:
                 row_TGD.copy_(take(row_TGD.shape, row_TGD.dtype))
         else:

@@ -55,7 +55,10 @@ class Program(Protocol):
         ...
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:
-        """Live views of the KV buffers by name, [1, C, G, D] each, float32 or float16."""
+        """Live views of the KV buffers by name, [1, C, G, D] each.
+
+        They are of float32 or float16, or of int8 with the 4 bytes of a head's scale behind it.
+        """
         ...
 
 

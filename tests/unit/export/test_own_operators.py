@@ -15,9 +15,10 @@ from tests.unit.export.test_lower import LAYOUTS, quantized_decoder
 
 from cloister import pipeline, reference
 from cloister.audit.canary import Canary, search
+from cloister.backend import KV
 from cloister.bundle import Bundle
 from cloister.cli import main
-from cloister.errors import ExportError
+from cloister.errors import ExportError, SettingError
 from cloister.export import write
 from cloister.export.backends.cloister import program as own
 from cloister.model.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from cloister.progress import silent
 from cloister.quantize.apply import quantize
 from cloister.runtime.chat import Sampling
 from cloister.runtime.engine import Engine
+from cloister.runtime.prefix import Precision
 from cloister.runtime.session import Session
 from cloister.settings import Settings
 from cloister.vault.local import open_vault
@@ -51,7 +53,7 @@ def test_a_bundle_is_proved_as_others_are(bundle: Bundle, quantized: Checkpoint)
     (entry,), shape = bundle.manifest.programs, quantized.metadata.config.shape
     assert (entry.backend, entry.methods) == ("cloister", ("forward", "score"))
     assert entry.operator_abi == library.ABI
-    assert entry.kv_bytes == shape.context * shape.kv_bytes_per_token(bytes_per_value=2)
+    assert entry.kv_bytes == shape.context * shape.kv_bytes_per_token(entry.kv)
     once = entry.required_bytes(shape)
     assert entry.required_bytes(shape, methods=2) == once  # nothing is packed for a method
     found = bundle.receipt()
@@ -103,15 +105,45 @@ def test_a_conversation_goes_on_with_its_keys_and_values_of_16_bits(
         assert search(tmp_path, [canary]) == []
 
 
+@pytest.mark.parametrize("kv", [KV.INT8, KV.FLOAT32])
+def test_keys_and_values_are_kept_in_what_is_asked_for(
+    quantized: Checkpoint, tmp_path: Path, kv: KV
+) -> None:
+    shape = quantized.metadata.config.shape
+    made = pipeline.export(quantized, tmp_path / "a.cloister", backends=("cloister",), kv=kv)
+    (entry,) = made.manifest.programs
+    assert entry.kv is kv
+    assert entry.kv_bytes == 2 * shape.layers * shape.kv_heads * shape.context * (
+        shape.head_size + 4 if kv is KV.INT8 else 4 * shape.head_size)
+    for precision in Precision:
+        settings = Settings(home=tmp_path / precision, data=None, provider="keyfile")
+        with open_vault(settings=settings, create=True, notify=lambda notice: None) as vault:
+            said = Session(Engine(made.path), vault=vault, name="work", kv=precision)
+            said.ask("set a timer for ten minutes", sampling=Sampling())
+            again = Session(Engine(made.path), vault=vault, name="work", kv=precision)
+            assert again.restored_tokens > 20
+            if kv is KV.INT8 or precision is Precision.EXACT:
+                kept, restored = (each.engine.buffers(0, 20) for each in (said, again))
+                assert all(map(torch.equal, kept, restored))
+
+
+def test_what_a_backend_does_not_keep_is_refused(quantized: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="keep keys and values in float32, not int8"):
+        pipeline.export(quantized, tmp_path / "a.cloister", kv="int8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_there_are_no_operators_for_is_refused(quantized: Checkpoint, tmp_path: Path) -> None:
     config = LAYOUTS["llama"]
     decoder = quantized_decoder(
         replace(config, shape=replace(config.shape, head_size=24)), "8da4w-g32")
     with pytest.raises(ExportError, match="Heads of 24 entries"):
         own(decoder, decoder.state_dict().__getitem__, Recipe.parse("8da4w-g32"),
-            {"forward": 16}, {}, tmp_path / "p.pte", silent)
+            {"forward": 16}, {}, tmp_path / "p.pte", KV.FLOAT16, silent)
     with pytest.raises(ExportError, match="do not read pictures or recordings yet"):
-        write._cloister(quantized, tmp_path / "p.pte", 16, 16, silent, object())  # type: ignore[arg-type]
+        write._cloister(
+            quantized, tmp_path / "p.pte", {"forward": 16}, KV.FLOAT16, silent,
+            object())  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tests.unit.export.test_lower import CHUNK, LAYOUTS, quantized_decoder
 
+from cloister.backend import KV
 from cloister.bundle import Golden
 from cloister.errors import ExportMismatch
 from cloister.export import parts, write
@@ -44,6 +45,7 @@ class Exported:
     """A decoder, and what the parts of its program gave."""
 
     backend: str
+    kv: KV
     decoder: Decoder
     path: Path
     program: Any  # as loaded, not instrumented
@@ -59,7 +61,7 @@ class Exported:
         return [gap for run in self.runs for gap in self.gaps_in(run, decoder)]
 
     def gaps_in(self, run: parts.Recording, decoder: Decoder) -> list[parts.Gap]:
-        return parts.gaps(decoder, run, self.calls, write.kv_type(self.backend))
+        return parts.gaps(decoder, run, self.calls, self.kv)
 
     def constants(self, decoder: Decoder) -> int:
         """Prove that the program holds the tensors of `decoder`."""
@@ -68,7 +70,8 @@ class Exported:
 
 
 def export(
-    decoder: Decoder, folder: Path, backend: str = "xnnpack", recipe: str = "8da4w-g32"
+    decoder: Decoder, folder: Path, backend: str = "xnnpack", recipe: str = "8da4w-g32",
+    kv: KV = KV.FLOAT32
 ) -> Exported:
     path, copied = folder / "program.pte", folder / "instrumented.pte"
     context = decoder.config.shape.context
@@ -81,22 +84,26 @@ def export(
             if isinstance(module, QuantizedLinear):
                 module.rounded = reference.round_groups
         own(decoder, decoder.state_dict().__getitem__, Recipe.parse(recipe),
-            {"forward": context, "score": CHUNK}, {}, path, silent)
+            {"forward": context, "score": CHUNK}, {}, path, kv, silent)
     calls = instrument(path, copied)
     shape = decoder.config.shape
     runs = parts.record(load(copied, shape.layers, first="score"), IDS, CHUNK, shape.context)
-    return Exported(backend, decoder, path, load(path, shape.layers, first="score"), runs, calls)
+    program = load(path, shape.layers, first="score")
+    return Exported(backend, kv, decoder, path, program, runs, calls)
 
 
 @pytest.fixture(scope="module", params=[
-    (*case, backend) for backend in ("xnnpack", "cloister") for case in (
+    (*case, backend, kv)
+    for backend, kv in (
+        ("xnnpack", KV.FLOAT32), ("cloister", KV.FLOAT16), ("cloister", KV.INT8))
+    for case in (
         *((layout, "8da4w-g32") for layout in LAYOUTS), ("llama", "8da4w-g128-e4"),
         ("llama", "8da8w"))
 ], ids="-".join)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    layout, recipe, backend = request.param
+    layout, recipe, backend, kv = request.param
     return export(quantized_decoder(LAYOUTS[layout], recipe), tmp_path_factory.mktemp(layout),
-                  backend, recipe)
+                  backend, recipe, kv)
 
 
 class Fault(NamedTuple):

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from cloister.backend import KV
     from cloister.export._executorch import schema
     from cloister.model.config import ModelConfig
     from cloister.model.recipe import Recipe
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["KV_TYPE", "matrices", "program", "stored"]
+__all__ = ["matrices", "program", "stored"]
 
-KV_TYPE = torch.float16
 _HEAD_SIZES = 16  # a multiple of it; the vectors of attention
 _ALIGNMENT = 64  # bytes; of each matrix within the file
 _TOKEN = b"matrix"  # and its number, in place of its data
@@ -113,6 +113,7 @@ class _Making:
     read: Callable[[str], torch.Tensor]
     recipe: Recipe
     matrices: _Matrices
+    kv: KV
 
     @property
     def config(self) -> ModelConfig:
@@ -147,10 +148,12 @@ class _Layer(nn.Module):
                 each, made.norm(f"{name}.attn.{each}") if config.qk_norm else None)
         self.table = (None, None) if number in config.no_rope_layers else table
         self.config = config
-        size = (1, shape.context, shape.kv_heads, shape.head_size)
+        kind = getattr(torch, made.kv)
+        size = (1, shape.context, shape.kv_heads,
+                made.kv.head_bytes(shape.head_size) // kind.itemsize)
         self.attn = nn.Module()
-        self.attn.register_buffer("k_cache", torch.zeros(size, dtype=KV_TYPE))
-        self.attn.register_buffer("v_cache", torch.zeros(size, dtype=KV_TYPE))
+        for cache in ("k_cache", "v_cache"):
+            self.attn.register_buffer(cache, torch.zeros(size, dtype=kind))
 
     def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
         config, run = self.config, torch.ops.cloister
@@ -210,7 +213,8 @@ class _Program(nn.Module):
 
 def program(
     decoder: Decoder, read: Callable[[str], torch.Tensor], recipe: Recipe,
-    mosts: Mapping[str, int], constants: Mapping[str, object], path: Path, progress: Progress,
+    mosts: Mapping[str, int], constants: Mapping[str, object], path: Path, kv: KV,
+    progress: Progress,
 ) -> schema.Program:
     """Write the program of a quantized checkpoint to `path`, and return its plan.
 
@@ -227,7 +231,7 @@ def program(
             f"Heads of {config.shape.head_size} entries have no operators of Cloister's own; use "
             "--backend xnnpack.")
     progress("trace")
-    made = _Making(decoder, read, recipe, _Matrices())
+    made = _Making(decoder, read, recipe, _Matrices(), kv)
     module = _Program(made)
     tokens, methods = torch.zeros(1, 2, dtype=torch.int64), {}
     for name, most in mosts.items():
