@@ -227,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--kv", choices=list(KV),
                         help="what keys and values are kept in (default: the backend's first, "
                              "float32 for xnnpack, float16 for cloister, which has all three)")
+    export.add_argument("--recipe", help="quantize CKPT by it first, each matrix by itself")
     export.add_argument("--chunk", type=int, default=128, help="most tokens a call (default: 128)")
     export.add_argument("--gate", metavar="BOUNDS",
                         help="write nothing worse, for instance: mean_kld<=0.02,top1>=0.95")

@@ -22,6 +22,7 @@ from cloister.manifest import FORMAT, Manifest, modalities
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.sense_file import SenseKind
 from cloister.progress import silent
+from cloister.quantize.apply import quantize
 from cloister.runtime import encoded
 from cloister.runtime import phone as as_on_phones
 from cloister.runtime.chat import Sampling
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from cloister.bundle import Golden, Pattern
     from cloister.manifest import ProgramEntry
     from cloister.model.checkpoint import Metadata
+    from cloister.model.recipe import Recipe
     from cloister.pieces import MediaFormats
     from cloister.progress import Progress
     from cloister.runtime.core import MediaPosition, Position
@@ -57,6 +59,7 @@ def export(
     *,
     backends: Sequence[str] = ("xnnpack",),
     kv: str | None = None,
+    recipe: Recipe | str | None = None,
     chunk: int = write.DEFAULT_CHUNK,
     prompts: Sequence[tuple[str | None, str]] = (),
     gate: Callable[[Path], None] | None = None,
@@ -64,6 +67,9 @@ def export(
     progress: Progress = silent,
 ) -> Bundle:
     """Write the bundle of a quantized checkpoint; its `report` is what the first program lost.
+
+    With `recipe`, one that is not quantized is first, each matrix rounded by itself: for other ways
+    see `cloister.quantize.apply.quantize`. Weights are read one tensor at a time in either case.
 
     `prompts` are public ones (system, prompt), of which those that the context holds, with a clear
     winner at every step, become golden rows; without any, a few of the package. `gate` is given
@@ -75,6 +81,7 @@ def export(
 
     Raises:
         GateFailed: what `gate` raises.
+        QuantizationError, GroupSizeError, NonFiniteTensor: see `cloister.quantize.apply.quantize`.
         ExportMismatch: the program does not compute what the checkpoint computes.
         ExportError, SettingError: see `cloister.export.write.program`.
         VocabularyMismatch: the tokenizer has ids beyond the model's rows.
@@ -89,7 +96,16 @@ def export(
     further.check_names(backend, also)
     size = sum(path.stat().st_size for path in source.path.iterdir())
     # The check needs a copy of the program for a while.
-    with bundles.writer(out, size_bytes=(2 + len(also)) * size, replace=replace) as directory:
+    copies = 2 + len(also) + (recipe is not None)
+    with bundles.writer(
+        out, size_bytes=copies * min(size, 2 * shape.parameters), replace=replace
+    ) as directory:
+        if recipe is not None:
+            parent: Checkpoint | None = source
+            source = quantize(
+                source, directory.with_name("quantized"), recipe, progress=progress)
+        else:
+            parent = _parent_beside(source)
         progress("read")
         media = _media(source, chunk)
         entry = write.program(
@@ -97,7 +113,7 @@ def export(
             media=media)
         _check_runs(entry)
         progress("check")
-        report, run = _check(source, tokenizer, directory, entry, chunk, media)
+        report, run = _check(source, parent, tokenizer, directory, entry, chunk, media)
         program = load(directory / entry.file, shape.layers)
         parts.prove_forward(program.forward, run)
         progress("golden")
@@ -107,7 +123,7 @@ def export(
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
         _prove_on_phones(directory, entry, shape.layers, rows, chunk, metadata.media)
-        made = _further(source, tokenizer, directory, also, chunk, rows, progress)
+        made = _further(source, parent, tokenizer, directory, also, chunk, rows, progress)
         _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
             gate(directory)
@@ -187,8 +203,8 @@ def _media(source: Checkpoint, chunk: int) -> Media | None:
 
 
 def _check(
-    source: Checkpoint, tokenizer: Tokenizer, directory: Path, entry: ProgramEntry, chunk: int,
-    media: Media | None
+    source: Checkpoint, parent: Checkpoint | None, tokenizer: Tokenizer, directory: Path,
+    entry: ProgramEntry, chunk: int, media: Media | None
 ) -> tuple[check.CheckReport, parts.Recording]:
     """Prove the program in `directory`, and measure what it lost.
 
@@ -219,7 +235,6 @@ def _check(
         worst = max(worst, parts.prove_parts(found), key=lambda gap: gap.size)
     del runs
     core = Core(program, name=source.metadata.name, context=shape.context, chunk=chunk)
-    parent = _parent_beside(source)
     divergences = check.measure(
         functools.partial(_score, core), texts, check.Reading(decoder, texts), compare,
         None if parent is None else check.Reading(streamed(parent), texts),
@@ -295,8 +310,8 @@ def _golden_media(
 
 
 def _further(
-    source: Checkpoint, tokenizer: Tokenizer, directory: Path, names: Sequence[str], chunk: int,
-    rows: list[Golden], progress: Progress,
+    source: Checkpoint, parent: Checkpoint | None, tokenizer: Tokenizer, directory: Path,
+    names: Sequence[str], chunk: int, rows: list[Golden], progress: Progress,
 ) -> list[tuple[ProgramEntry, dict[str, object]]]:
     """Write the programs for the backends called `names`; return their entries and receipts.
 
@@ -308,7 +323,7 @@ def _further(
         progress(name)
         if name == XNNPACK.name:
             entry = write.program(source, directory, backend=name, chunk=chunk)
-            report, run = _check(source, tokenizer, directory, entry, chunk, None)
+            report, run = _check(source, parent, tokenizer, directory, entry, chunk, None)
             parts.prove_forward(load(directory / entry.file, shape.layers).forward, run)
             _prove_on_phones(directory, entry, shape.layers, rows, chunk, None)
             made.append((entry, {"backend": name, **report.to_dict()}))

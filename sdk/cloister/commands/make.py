@@ -46,6 +46,7 @@ class Export(Options):
     backend: str
     also: Sequence[str]
     kv: str | None
+    recipe: str | None
     chunk: int
     gate: str | None
     gate_data: Path | None
@@ -166,7 +167,8 @@ def export(args: Export) -> Record:
 
             record = exported(pipeline.export(
                 source, args.output, backends=(args.backend, *args.also), kv=args.kv,
-                chunk=args.chunk, gate=gate, replace=args.force, progress=progress))
+                recipe=args.recipe, chunk=args.chunk, gate=gate, replace=args.force,
+                progress=progress))
     if not args.json:
         show_receipt(record)
     return record

@@ -127,6 +127,27 @@ def test_keys_and_values_are_kept_in_what_is_asked_for(
                 assert all(map(torch.equal, kept, restored))
 
 
+def test_a_checkpoint_is_quantized_on_the_way_as_before_it(
+    bundle: Bundle, quantized: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = str(reference.checkpoint_path("nano-1")), tmp_path / "a.cloister"
+    words = ["export", source, "--backend", "cloister", "--recipe", "8da4w-g32", "--json"]
+    assert main([*words, "-o", str(out)]) == 0
+    said, made = json.loads(capsys.readouterr().out), Bundle.open(out)
+    assert said["against_parent"]["program"]["mean_kld"] < 1
+    assert made.manifest.programs == bundle.manifest.programs
+    assert made.manifest.files["program.cloister.pte"] == (
+        bundle.manifest.files["program.cloister.pte"])
+    assert [each.name for each in tmp_path.iterdir()] == [out.name]
+    words[-1:] = ["-o", str(tmp_path / "b.cloister")]
+    assert main([words[0], str(quantized.path), *words[2:]]) == 1
+    assert "quantized already" in capsys.readouterr().err
+    words[words.index("--recipe") + 1] = "8da4w-g33"
+    assert main(words) == 1
+    assert "No recipe is named" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == [out.name]
+
+
 def test_what_a_backend_does_not_keep_is_refused(quantized: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="keep keys and values in float32, not int8"):
         pipeline.export(quantized, tmp_path / "a.cloister", kv="int8")
