@@ -318,6 +318,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--backend", default="xnnpack", choices=list(BACKENDS),
                        help="(default: %(default)s)")
     bench.add_argument("--kv", choices=list(KV), help="see `cloister export`")
+    bench.add_argument("--against", metavar="PEERS",
+                       help="measure --shape with Cloister's own operators beside each of "
+                            "llama.cpp,executorch,openvino,onnxruntime-genai that is installed")
+    bench.add_argument("--peer-python", default=sys.executable, metavar="PYTHON",
+                       help="the interpreter that has the peers (default: this one)")
+    bench.add_argument("--turns", type=int, default=3,
+                       help="rounds of --against, of which medians count (default: %(default)s)")
+    bench.add_argument("--keep", type=Path, metavar="DIR",
+                       help="keep the peers' converted models here, and take them from here")
+    bench.add_argument("--profile", action="store_true",
+                       help="the time by operator, of Cloister's own operators")
     return parser
 
 

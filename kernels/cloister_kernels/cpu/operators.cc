@@ -3,8 +3,10 @@
 #include <executorch/runtime/kernel/kernel_includes.h>
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
+#include <algorithm>
 #include <string>
 
+#include "profile.h"
 #include "run.h"
 
 namespace executorch::extension::threadpool {
@@ -64,6 +66,7 @@ Tensor &linear_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &wei
                    int64_t format, int64_t outputs, int64_t input, const OptionalTensor &norm,
                    double eps, const OptionalTensor &bias, const OptionalTensor &residual,
                    bool whole, Tensor &out) {
+  const Timer timer(kLinear + input);
   REQUIRE(x.dim() >= 1 && x.scalar_type() == ScalarType::Float, out);
   REQUIRE(input >= kPlain && input <= kGatedGelu && outputs > 0, out);
   const int64_t last = x.size(x.dim() - 1), times = input >= kGatedSilu ? 2 : 1;
@@ -102,6 +105,7 @@ Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_ca
                       const OptionalTensor &sin, const OptionalTensor &q_norm,
                       const OptionalTensor &k_norm, int64_t heads, double eps, double scale,
                       double softcap, int64_t window, Tensor &out) {
+  const Timer timer(kAttention);
   REQUIRE(k_cache.dim() == 4 && k_cache.size(0) == 1 && qkv.dim() == 3 && qkv.size(0) == 1, out);
   const ScalarType type = k_cache.scalar_type();
   const bool bytes = type == ScalarType::Char;
@@ -145,6 +149,7 @@ Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_ca
 
 Tensor &embedding_out(KernelRuntimeContext &ctx, const Tensor &tokens, const Tensor &weights,
                       int64_t format, int64_t rows, int64_t size, Tensor &out) {
+  const Timer timer(kEmbedding);
   const int64_t bytes = tile_bytes(format, size), tiles = (rows + kTile - 1) / kTile;
   REQUIRE(tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 && rows > 0, out);
   REQUIRE(bytes > 0 && int64_t(weights.nbytes()) == tiles * bytes, out);
@@ -164,6 +169,7 @@ Tensor &embedding_out(KernelRuntimeContext &ctx, const Tensor &tokens, const Ten
 
 Tensor &norm_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weight, double eps,
                  const OptionalTensor &residual, Tensor &out) {
+  const Timer timer(kNorm);
   REQUIRE(x.dim() >= 1 && x.scalar_type() == ScalarType::Float, out);
   const int64_t size = x.size(x.dim() - 1);
   REQUIRE(size > 0 && floats(weight, size) && floats(residual, x.numel()), out);
@@ -196,6 +202,20 @@ __attribute__((visibility("default"))) const char *cloister_sets() {
     return names;
   }();
   return all.c_str();
+}
+
+// Begin to time calls, or stop; those timed before are forgotten.
+__attribute__((visibility("default"))) void cloister_profile(bool on) {
+  cloister::profile.calls.clear();
+  cloister::profile.on = on;
+}
+
+// Copy at most `most` of the timed calls, the first ones, and return how many there are.
+__attribute__((visibility("default"))) int64_t cloister_profiled(cloister::Call *out,
+                                                                 int64_t most) {
+  const auto &calls = cloister::profile.calls;
+  std::copy_n(calls.begin(), std::min<size_t>(calls.size(), size_t(most)), out);
+  return int64_t(calls.size());
 }
 }
 

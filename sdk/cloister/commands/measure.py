@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister import display, reference
+from cloister.backend import CLOISTER
+from cloister.commands import bench_tables
 from cloister.commands.options import Options, Record, check_data
 from cloister.errors import SettingError
 from cloister.runtime.memory import PROCESS_BYTES, available_bytes
@@ -49,6 +52,11 @@ class Bench(Options):
     recipe: str
     backend: str
     kv: str | None
+    against: str | None
+    peer_python: str
+    turns: int
+    keep: Path | None
+    profile: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +139,10 @@ def bench(args: Bench) -> Record:
         return _device_classes(args)
     if args.record or args.instructions is not None:
         raise SettingError("Only what --device-class finds is recorded; add it.")
+    if args.against is not None:
+        return _against(args, args.against)
+    if args.profile:
+        return _profile(args)
     with display.quiet(args.debug) as console:
         from cloister import bench as benching
 
@@ -148,6 +160,49 @@ def bench(args: Bench) -> Record:
             (name, f"{value:,.2f}" if isinstance(value, float) else f"{value}")
             for name, value in _flat(record)
         ])
+    return record
+
+
+def _against(args: Bench, peers: str) -> Record:
+    """Measure a shape beside other runtimes."""
+    if args.shape is None or args.profile:
+        raise SettingError("--against takes --shape and --random, and no --profile.")
+    with display.quiet(args.debug) as console:
+        from cloister.bench import against
+
+        names = against.check_names(peers)
+        with display.progress(console, f"bench {args.shape}") as progress:
+            record = against.compare(
+                args.shape, args.size, args.recipe, names, python=args.peer_python,
+                turns=args.turns, keep=args.keep, progress=progress, debug=args.debug)
+    record = {
+        "command": f"cloister bench --shape {args.shape} --size {args.size} --random --recipe "
+                   f"{args.recipe} --against {','.join(names)} --turns {args.turns}",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}", **record}
+    for name, said in record["left_out"].items():
+        display.note(f"Left out: {name}: {said}")
+    if not args.json:
+        display.table(*bench_tables.against(record))
+    return record
+
+
+def _profile(args: Bench) -> Record:
+    """Measure the time of each operator."""
+    if args.shape is not None and args.backend != CLOISTER.name:
+        raise SettingError(
+            f"--profile is of Cloister's own operators; add --backend {CLOISTER.name}.")
+    with display.quiet(args.debug) as console:
+        from cloister import bench as benching
+
+        if args.bundle is not None:
+            record = {"bundle": args.bundle.name, **benching.profile(args.bundle, debug=args.debug)}
+        else:
+            assert args.shape is not None  # the command line asks for one of the two
+            with display.progress(console, f"profile {args.shape}") as progress:
+                record = benching.profile_shape(
+                    args.shape, args.size, args.recipe, progress, debug=args.debug)
+    if not args.json:
+        display.table(*bench_tables.profile(record))
     return record
 
 

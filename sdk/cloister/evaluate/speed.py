@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from cloister.backend import CLOISTER
 from cloister.bundle import Bundle
-from cloister.runtime.program import load, runs_here
+from cloister.runtime.program import Operators, load, own_operators, runs_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,8 +59,9 @@ def measure(
     Decode speed at a position is the median of `steps` steps after filling the cache that far;
     prefill, of so many tokens each, the median of 3. Memory is read after all of them.
     """
-    bundle = Bundle.open(path)
+    bundle, empty = Bundle.open(path), _anonymous()
     manifest, entry = bundle.manifest, bundle.program(runs_here)
+    operators = own_operators() if entry.backend == CLOISTER.name else None
     began = time.perf_counter()
     program = load(bundle.path / entry.file, manifest.shape.layers)
     load_s = time.perf_counter() - began
@@ -83,18 +85,26 @@ def measure(
         )
         decode[str(position)] = 1 / step_s
         fraction[str(position)] = read_bytes(manifest, entry, position) / step_s / limit
-    memory = psutil.Process().memory_info()
     return {
         "backend": entry.backend,
+        "instruction_set": operators.chosen if isinstance(operators, Operators) else None,
         "load_s": load_s,
         "first_token_s": first_s,
-        "rss_bytes": memory.rss,
-        "anon_bytes": memory.rss - memory.shared,
+        "rss_bytes": psutil.Process().memory_info().rss,
+        "anon_bytes": _anonymous(),
+        "empty_bytes": empty,  # before the program and its operators were loaded
         "prefill_tokens_per_s": prefill,
         "decode_tokens_per_s": decode,
         "bandwidth_bytes_per_s": limit,
         "fraction_of_limit": fraction,
     }
+
+
+def _anonymous() -> int:
+    """Return the bytes that this process holds and no file has."""
+    memory = psutil.Process().memory_info()
+    held: int = memory.rss - memory.shared
+    return held
 
 
 def _feed(program: Program, manifest: Manifest, begin: int, end: int) -> None:

@@ -22,12 +22,12 @@ from cloister.settings import Settings, processors
 from cloister_kernels.library import Builder, LibraryError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from cloister.manifest import ProgramEntry
 
 __all__ = ["ExecutorchProgram", "Operators", "builder", "load", "operators_built", "own_operators",
-           "runs_here", "share_weights"]
+           "runs_here", "share_weights", "timed_operators"]
 
 _MOST_THREADS = 1024
 
@@ -100,6 +100,39 @@ def own_operators() -> Operators | KernelsUnavailable:
     return Operators(
         path=path, chosen=library.cloister_chosen().decode(),
         sets=tuple(library.cloister_sets().decode().split()))
+
+
+class _Call(ctypes.Structure):
+    """See `cpu/profile.h` of the kernels."""
+
+    _fields_ = (("which", ctypes.c_int64), ("nanoseconds", ctypes.c_int64))
+
+
+_OPERATORS = ("linear", "linear, normed", "linear, gated", "linear, gated", "attention",
+              "embedding", "norm")
+
+
+def timed_operators(call: Callable[[], object]) -> list[tuple[str, float]]:
+    """Call, and return the name of each of Cloister's own operators that ran, and its seconds.
+
+    They are in the order in which they ran. No other thread may run a program meanwhile.
+
+    Raises:
+        KernelsUnavailable: they cannot be built or loaded here.
+    """
+    operators = own_operators()
+    if isinstance(operators, KernelsUnavailable):
+        raise operators
+    library = ctypes.CDLL(str(operators.path))
+    library.cloister_profile(True)
+    try:
+        call()
+        count = library.cloister_profiled(None, ctypes.c_int64(0))
+        calls = (_Call * count)()
+        library.cloister_profiled(calls, ctypes.c_int64(count))
+    finally:
+        library.cloister_profile(False)
+    return [(_OPERATORS[each.which], each.nanoseconds / 1e9) for each in calls]
 
 
 class _Option(ctypes.Structure):

@@ -17,6 +17,7 @@ from cloister.runtime._executorch import (
     operators_built,
     own_operators,
     runs_here,
+    timed_operators,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cloister.pieces import MediaFormats
 
 __all__ = ["FakeProgram", "Operators", "Program", "load", "operators_built", "own_operators",
-           "runs_here"]
+           "runs_here", "timed_operators"]
 
 
 class Program(Protocol):

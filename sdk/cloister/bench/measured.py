@@ -1,27 +1,22 @@
-"""Benchmarks: the cost of making and running a bundle on this machine."""
+"""The cost of making and running a bundle on this machine."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cloister import pipeline, reference
-from cloister.backend import XNNPACK
+from cloister import pipeline
+from cloister.backend import CLOISTER, XNNPACK
+from cloister.bench import process
+from cloister.bench.bare import export_apart
+from cloister.bench.weights import random_checkpoint
 from cloister.bundle import Bundle
-from cloister.errors import WorkerError
+from cloister.evaluate.profile import profiled
 from cloister.export.check import CheckReport
-from cloister.model.checkpoint import Metadata, plan
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import Recipe
-from cloister.model.writer import CheckpointWriter
 from cloister.progress import silent
 from cloister.runtime.memory import peak_bytes
 from cloister.tiers import ladder
@@ -30,7 +25,7 @@ if TYPE_CHECKING:
     from cloister.progress import Progress
     from cloister.tiers import Scale, Tier
 
-__all__ = ["measure", "random_checkpoint", "shape"]
+__all__ = ["measure", "profile", "profile_shape", "shape"]
 
 
 def shape(
@@ -73,42 +68,30 @@ def measure(bundle: str | Path, *, debug: bool = False) -> dict[str, Any]:
         WorkerError: the process failed.
     """
     Bundle.open(bundle)
-    done = subprocess.run(
-        [sys.executable, "-m", "cloister.evaluate.speed", str(bundle)],
-        stdout=subprocess.PIPE, stderr=None if debug else subprocess.DEVNULL, check=False,
-    )
-    if done.returncode:
-        raise WorkerError(
-            f"The measuring process ended with exit status {done.returncode}; run it again with "
-            "--debug to see why."
-        )
-    record: dict[str, Any] = json.loads(done.stdout)
-    return record
+    return process.run("cloister.evaluate.speed", str(bundle), what="measuring", debug=debug)
 
 
-def random_checkpoint(path: Path, config: ModelConfig, recipe: Recipe) -> None:
-    """Write a quantized checkpoint of random weights, each matrix of about unit gain."""
-    config = replace(config, shape=replace(config.shape, tied=False))
-    rng = torch.Generator().manual_seed(0)
-    tensors = plan(config, recipe.name)
-    tokenizer = reference.bundle_path("nano-1")
-    with CheckpointWriter(
-        path, metadata=Metadata(name="random", config=config, recipe=recipe.name, eos=(0,)),
-        tensors=tensors, tokenizer=tokenizer / "tokenizer.json",
-        template=tokenizer / "chat_template.jinja",
-    ) as writer:
-        for name, (dtype, size) in tensors.items():
-            if dtype is torch.int8:
-                scheme = recipe.scheme_of(name.removesuffix(".q"))
-                assert scheme is not None
-                half = 2 ** (scheme.bits - 1)
-                inputs = size[1]
-                # Uniform integers have a deviation of half / sqrt(3).
-                gain = 3**0.5 / half / inputs**0.5
-                writer.add(name, torch.randint(-half, half, size, dtype=torch.int8, generator=rng))
-            elif name.endswith(".scale"):
-                writer.add(name, torch.full(size, gain))
-            elif name.endswith("norm.weight"):
-                writer.add(name, torch.ones(size))
-            else:
-                writer.add(name, torch.zeros(size))
+def profile(bundle: str | Path, *, debug: bool = False) -> dict[str, Any]:
+    """Return the time of each operator of `bundle` in a new process, by `evaluate.profile`.
+
+    Raises:
+        BundleError: see `Bundle.open`; or no program can be profiled.
+        WorkerError: the process failed.
+    """
+    profiled(Bundle.open(bundle))
+    return process.run("cloister.evaluate.profile", str(bundle), what="profiling", debug=debug)
+
+
+def profile_shape(
+    tier: Tier, scale: Scale, recipe: str, progress: Progress = silent, *, debug: bool = False
+) -> dict[str, Any]:
+    """Profile random weights in the shape of `tier`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, out = Path(scratch) / "random", Path(scratch) / f"{tier}.cloister"
+        progress("random weights")
+        random_checkpoint(source, ModelConfig(shape=ladder(scale)[tier]), Recipe.parse(recipe))
+        progress("export")
+        export_apart(CLOISTER.name, source, out, debug=debug)
+        progress("profile")
+        return {"shape": str(tier), "size": str(scale), "recipe": recipe,
+                **profile(out, debug=debug)}

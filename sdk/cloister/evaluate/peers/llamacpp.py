@@ -1,44 +1,31 @@
-"""llama.cpp's part of `peer.py`, for an interpreter that has llama-cpp-python and maybe no torch.
+"""llama.cpp's part: see `__main__.py`, and for `peer.py` of the benchmarks two commands more.
 
-    python tests/bench/llama.py about
-    python tests/bench/llama.py quantize FROM TO TYPE THREADS
-    python tests/bench/llama.py logits MODEL TEXTS OUT THREADS
-    python tests/bench/llama.py speed MODEL THREADS PREFILLS POSITIONS STEPS
+    PYTHON FOLDER llamacpp quantize FROM TO TYPE THREADS
+    PYTHON FOLDER llamacpp logits MODEL TEXTS OUT THREADS
 
 `logits` writes `OUT/0.npy`, ...: float32[T, V] of each text in the JSON file TEXTS, lists of ids.
 Keys and values are kept in float32, so that what is lost is lost by the weights and activations of
-matrix products. `speed` measures as `cloister.evaluate.speed` does, with llama.cpp's own defaults
-(float16 keys and values, flash attention where it chooses that). Prints one JSON object.
+matrix products. Speed is that of llama.cpp's own defaults (float16 keys and values, flash attention
+where it chooses that).
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-try:
-    import llama_cpp as library
-    import numpy as np
-except ImportError as error:
-    sys.exit(
-        f"{sys.executable} cannot import llama_cpp ({error}); make one that can, `python "
-        "-m venv PEER && PEER/bin/python -m pip install llama-cpp-python`, which compiles "
-        "llama.cpp, and give `--peer-python PEER/bin/python`."
-    )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import llama_cpp as library
+import numpy as np
 
 _F32, _PLAIN = 0, 0  # of enum ggml_type; of enum llama_flash_attn_type
 _ERROR = 4  # of enum ggml_log_level
 
 
-@library.llama_log_callback
+@library.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: object) -> None:
     if level == _ERROR:
         sys.stderr.write(text.decode(errors="replace"))
@@ -46,7 +33,7 @@ def _log(level: int, text: bytes, _: object) -> None:
 
 def about() -> dict[str, Any]:
     """Return the version, and what the processor has of that this build makes use of."""
-    return {"llama_cpp_python": library.__version__,
+    return {"llama-cpp-python": library.__version__,
             "system": library.llama_print_system_info().decode()}
 
 
@@ -64,41 +51,17 @@ def quantize(source: str, out: str, kind: str, threads: str) -> dict[str, Any]:
 def logits(path: str, texts: str, out: str, threads: str) -> dict[str, Any]:
     """Write the logits after every token of each text, which is read from an empty context."""
     rows = json.loads(Path(texts).read_text("utf-8"))
-    model = Model(path, int(threads), context=max(map(len, rows)), exact=True)
+    model = Model(path, max(map(len, rows)), int(threads), exact=True)
     for number, ids in enumerate(rows):
         model.clear()
         np.save(Path(out) / f"{number}.npy", model.logits(ids))
     return {"texts": len(rows)}
 
 
-def speed(path: str, threads: str, prefills: str, positions: str, steps: str) -> dict[str, Any]:
-    """Measure tokens a second: the median of 3 prefills, and of the steps at each position."""
-    lengths, places = json.loads(prefills), json.loads(positions)
-    model = Model(path, int(threads), context=max(*lengths, max(places) + int(steps)))
-
-    def timed(call: Callable[[], object]) -> float:
-        begun = time.perf_counter()
-        call()
-        return time.perf_counter() - begun
-
-    def prefill(length: int) -> float:
-        model.clear()
-        return timed(lambda: model.read(length))
-
-    prefill(1)
-    prefilled = {str(n): n / statistics.median(prefill(n) for _ in range(3)) for n in lengths}
-    decoded = {}
-    for place in places:
-        prefill(place)
-        decoded[str(place)] = 1 / statistics.median(
-            timed(lambda: model.read(1)) for _ in range(int(steps)))
-    return {"prefill_tokens_per_s": prefilled, "decode_tokens_per_s": decoded}
-
-
 class Model:
-    """A loaded file with a context; `exact` keeps keys and values in float32, all logits given."""
+    """See `__main__.Model`; `exact` keeps keys and values in float32."""
 
-    def __init__(self, path: str, threads: int, *, context: int, exact: bool = False) -> None:
+    def __init__(self, path: str, context: int, threads: int, *, exact: bool = False) -> None:
         model = library.llama_model_load_from_file(
             path.encode(), library.llama_model_default_params())
         settings = library.llama_context_default_params()
@@ -113,13 +76,13 @@ class Model:
         self._vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
 
     def clear(self) -> None:
+        """Forget what was read."""
         library.llama_memory_clear(library.llama_get_memory(self._context), True)
 
     def read(self, count: int) -> None:
-        """Read more tokens, and give the logits after the last."""
-        if count:
-            ids = (library.llama_token * count)(*[1] * count)
-            self._decode(library.llama_batch_get_one(ids, count))
+        """Read more tokens at once, and give the logits after the last."""
+        ids = (library.llama_token * count)(*[1] * count)
+        self._decode(library.llama_batch_get_one(ids, count))
 
     def logits(self, ids: list[int]) -> np.ndarray[Any, Any]:
         """Read a text, float32[T, V]: a view until the next."""
@@ -139,7 +102,4 @@ class Model:
         library.llama_synchronize(self._context)
 
 
-if __name__ == "__main__":
-    _COMMANDS = {"about": about, "quantize": quantize, "logits": logits, "speed": speed}
-    library.llama_log_set(_log, None)  # hundreds of lines a model
-    print(json.dumps(_COMMANDS[sys.argv[1]](*sys.argv[2:])))
+library.llama_log_set(_log, None)  # hundreds of lines a model
