@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from cloister import reference
-from cloister.errors import SettingError
 from cloister.model.checkpoint import Metadata, plan
 from cloister.model.config import ModelConfig
 from cloister.model.writer import CheckpointWriter
@@ -29,6 +28,9 @@ __all__ = ["random_checkpoint", "random_gguf", "random_transformers"]
 
 _BLOCK = gguf.GGML_QUANT_SIZES  # weights and bytes
 _BODY, _HEAD = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q6_K
+_SMALL_HEAD = gguf.GGMLQuantizationType.Q8_0
+_PLACES = {_BODY: (0, 4.6), _HEAD: (208, 18.5 * 64), _SMALL_HEAD: (0, 73.9)}
+"""Where in a block its scale is, and the deviation of random weights from zero at scale 1."""
 _EOS = 2
 
 
@@ -63,18 +65,10 @@ def random_checkpoint(path: Path, config: ModelConfig, recipe: Recipe) -> None:
 def random_gguf(path: Path, shape: Shape) -> None:
     """Write a GGUF file of random weights in the types that llama.cpp's Q4_0 has.
 
-    The head is Q6_K, all other matrices are Q4_0; the vocabulary is made up.
-
-    Raises:
-        SettingError: a size that is no multiple of the blocks of those types.
+    The head is Q6_K, or Q8_0 where its inputs are no multiple of 256; all other matrices are Q4_0.
+    The vocabulary is made up.
     """
-    for inputs, kind in ((shape.hidden_size, _HEAD), (shape.feed_forward, _BODY),
-                         (shape.heads * shape.head_size, _BODY)):
-        block, _ = _BLOCK[kind]
-        if inputs % block:
-            raise SettingError(
-                f"A matrix with {inputs} inputs has no {kind.name} of llama.cpp's; take a shape "
-                f"whose sizes are multiples of {block}, or leave llama.cpp out.")
+    head = _HEAD if shape.hidden_size % _BLOCK[_HEAD][0] == 0 else _SMALL_HEAD
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
@@ -98,7 +92,7 @@ def random_gguf(path: Path, shape: Shape) -> None:
         if len(size) == 1:
             writer.add_tensor(name, np.ones(size, np.float32))
             continue
-        kind = _HEAD if name == "output.weight" else _BODY
+        kind = head if name == "output.weight" else _BODY
         writer.add_tensor(name, _blocks(rng, kind, size), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -113,11 +107,9 @@ def _blocks(
     weights, taken = _BLOCK[kind]
     rows, inputs = size
     data = rng.integers(0, 256, (rows, inputs // weights, taken), np.uint8)
-    if kind == _BODY:
-        place, deviation = 0, 4.6  # the scale comes first; nibbles about 8
-    else:
-        place, deviation = taken - 2, 18.5 * 64  # 6 bits about 32
-        data[..., -18:-2] = 64  # of each 16 weights
+    place, deviation = _PLACES[kind]
+    if kind == _HEAD:
+        data[..., place - 16:place] = 64  # scales of each 16 weights
     scale = np.array([1 / deviation / inputs**0.5], np.float16)
     data[..., place:place + 2] = scale.view(np.uint8)
     return data.reshape(rows, -1)
