@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from cloister import bench, bundle
-from cloister.backend import BACKENDS, CLOISTER, XNNPACK
-from cloister.export import write
-from cloister.manifest import FORMAT, Manifest, ProgramEntry
+from cloister import bench
+from cloister.backend import CLOISTER, XNNPACK
+from cloister.bench import bare
+from cloister.manifest import ProgramEntry
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import Recipe
@@ -38,14 +38,6 @@ from cloister.tiers import ladder
 RECIPE, CHUNK, TURNS = "8da4w-g32", 128, 3
 STOCK = "stock"
 KINDS = (CLOISTER.name, XNNPACK.name, STOCK)
-
-
-def ours(backend: str, source: Path, out: Path) -> None:
-    """Our export, without the check at its end."""
-    folder = out.with_suffix("")
-    folder.mkdir()
-    entry = write.program(Checkpoint.open(source), folder, backend=backend, chunk=CHUNK)
-    (folder / entry.file).rename(out)
 
 
 def stock(source: Path, out: Path) -> None:
@@ -114,39 +106,27 @@ def stock(source: Path, out: Path) -> None:
         manager.write_to_file(file)
 
 
-def export_apart(kind: str, source: Path, out: Path) -> dict[str, float]:
-    """Run one export in its own process: seconds and peak memory."""
+def stock_entry(source: Checkpoint, directory: Path) -> ProgramEntry:
+    """The stock program in the folder of a bundle, so that all are measured by the same code."""
+    shape = source.metadata.config.shape
+    path = directory / f"program.{XNNPACK.name}.pte"
+    stock(source.path, path)
+    return ProgramEntry(
+        file=path.name, backend=XNNPACK.name, methods=("forward",),
+        operator_abi=XNNPACK.operator_abi, arena_bytes=0, weight_bytes=path.stat().st_size,
+        kv_bytes=shape.context * shape.kv_bytes_per_token())
+
+
+def export(kind: str, source: Path, out: Path) -> dict[str, float]:
+    """Write a bundle in a process of its own: seconds and peak memory."""
+    if kind != STOCK:
+        return bare.export_apart(kind, source, out)
     done = subprocess.run(
-        [sys.executable, __file__, "--export", kind, str(source), str(out)],
+        [sys.executable, __file__, "--export", str(source), str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
     )
     record: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return record
-
-
-def as_bundle(kind: str, program: Path, checkpoint: Checkpoint, out: Path) -> Path:
-    """`program` in a bundle, so that all are measured by the same code."""
-    backend = BACKENDS[XNNPACK.name if kind == STOCK else kind]
-    shape, files = checkpoint.metadata.config.shape, checkpoint.path
-    with bundle.writer(out) as directory:
-        program.rename(directory / f"program.{backend.name}.pte")
-        for name in ("receipt.json", "golden.jsonl"):
-            (directory / name).write_text("{}\n")
-        (directory / "tokenizer.json").write_bytes((files / "tokenizer.json").read_bytes())
-        bundle.finish(directory, functools.partial(
-            Manifest, format=FORMAT, name=out.stem, shape=shape, context=shape.context,
-            prefill_chunk=CHUNK, recipe=RECIPE, executorch="1.4.1", bos=None, eos=(0,),
-            programs=(ProgramEntry(
-                file=f"program.{backend.name}.pte", backend=backend.name, methods=("forward",),
-                operator_abi=backend.operator_abi, arena_bytes=0,
-                weight_bytes=(directory / f"program.{backend.name}.pte").stat().st_size,
-                kv=backend.kv_of(None),
-                kv_bytes=shape.context * shape.kv_bytes_per_token(backend.kv_of(None)),
-            ),),
-            special_ids=(), prompt_format=None, prompt_format_reason="not asked",
-            modalities=("text",), parent="0" * 64,
-        ))
-    return out
 
 
 def main() -> None:
@@ -155,29 +135,27 @@ def main() -> None:
     parser.add_argument("--size", default="full")
     parser.add_argument("--layers", type=int, help="fewer layers, to try it out")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--export", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--export", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.export:
-        kind, source, out = args.export
+        source, out = args.export
         began = time.perf_counter()
-        if kind == STOCK:
-            stock(Path(source), Path(out))
-        else:
-            ours(kind, Path(source), Path(out))
-        print(json.dumps({"export_s": time.perf_counter() - began, "peak_bytes": peak_bytes()}))
+        checkpoint = Checkpoint.open(source)
+        bare.write_bundle(
+            checkpoint, Path(out), functools.partial(stock_entry, checkpoint), CHUNK)
+        print(json.dumps({"convert_s": time.perf_counter() - began,
+                          "convert_peak_bytes": peak_bytes()}))
         return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         shape = ladder(args.size)[args.shape]
         config = ModelConfig(shape=replace(shape, layers=args.layers or shape.layers))
         bench.random_checkpoint(root / "random", config, Recipe.parse(RECIPE))
-        checkpoint = Checkpoint.open(root / "random")
         record: dict[str, Any] = {"shape": args.shape, "size": args.size, "turns": TURNS}
         bundles = {}
         for kind in KINDS:
-            record[kind] = export_apart(kind, root / "random", root / f"{kind}.pte")
-            bundles[kind] = as_bundle(
-                kind, root / f"{kind}.pte", checkpoint, root / f"{kind}.cloister")
+            bundles[kind] = root / f"{kind}.cloister"
+            record[kind] = export(kind, root / "random", bundles[kind])
         turns: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
         for _ in range(TURNS):
             for kind, path in bundles.items():

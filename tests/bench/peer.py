@@ -16,6 +16,7 @@ in turns, each in a process of its own: medians, and the ratio's lowest and high
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -31,18 +32,21 @@ import torch
 from fourbit import logits, processor, read_texts
 
 from cloister import Checkpoint, display, import_model, pipeline
-from cloister.evaluate import speed
+from cloister.bundle import Bundle
+from cloister.evaluate import peers, speed
 from cloister.evaluate.divergence import compare
 from cloister.runtime.engine import Engine
 from cloister.runtime.generate import score
+from cloister.runtime.program import runs_here
 from cloister.settings import processors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from cloister.evaluate.divergence import Divergence
     from cloister.progress import Progress
 
+    Llama = Callable[..., dict[str, Any]]  # runs a command of `cloister.evaluate.peers.llamacpp`
     Texts = list[list[int]]
     Logits = dict[str, Iterable[torch.Tensor]]  # by kind of text, float32[T, V] of each
     Costs = dict[str, dict[str, Divergence]]  # by name, by kind of text
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 TYPES = ("Q4_0", "Q4_K_S", "Q4_K_M")
 PEER = "Q4_0"  # of as many bits as ours: what ours is divided by
 PREFILLS, POSITIONS, STEPS = (128, 512), (0, 512), 32
+CONTEXT = POSITIONS[-1] + STEPS
+LLAMA = peers.PEERS["llama.cpp"]
 _REFERENCES = "float32, from ours"
 
 
@@ -72,14 +78,18 @@ def main() -> None:
     if given.data is None or not ours or len(ours) < len(given.ours):
         parser.error("--data and --ours are needed, and names that differ.")
     given.out.mkdir(exist_ok=True)
-    llama = [given.peer_python, str(Path(__file__).with_name("llama.py"))]
+    found = peers.versions(LLAMA, given.peer_python)
+    if said := peers.missing(found):
+        sys.exit(f"{given.peer_python}: {said}; make an interpreter that has it, `python -m venv "
+                 "PEER && PEER/bin/python -m pip install llama-cpp-python`, which compiles "
+                 "llama.cpp, and give `--peer-python PEER/bin/python`.")
+    llama = functools.partial(peers.run, LLAMA, given.peer_python)
     record: dict[str, Any] = {"model": given.model.name, "processor": processor(),
-                              "threads": processors(), "peer": _run(*llama, "about")}
+                              "threads": processors(), "peer": {**found, **llama("about")}}
     with display.quiet(debug=False) as console, display.progress(console, "peer") as progress:
         files = _files(given.model, given.out, llama, progress)
         sizes = {name: path.stat().st_size for name, path in files.items()} | {
-            name: (path / "program.xnnpack.pte").stat().st_size
-            for name, path in ours.items() if _is_bundle(path)}
+            name: _program_bytes(path) for name, path in ours.items() if _is_bundle(path)}
         costs = _costs(given, llama, files, ours, progress)
         record |= {"bytes": sizes, "divergence": {
             name: {kind: one.to_dict() for kind, one in each.items()}
@@ -91,7 +101,13 @@ def main() -> None:
     _show(record, costs)
 
 
-def _files(model: Path, out: Path, llama: list[str], progress: Progress) -> dict[str, Path]:
+def _program_bytes(path: Path) -> int:
+    """Return the size of the program that a bundle runs here."""
+    bundle = Bundle.open(path)
+    return (path / bundle.program(runs_here).file).stat().st_size
+
+
+def _files(model: Path, out: Path, llama: Llama, progress: Progress) -> dict[str, Path]:
     """Return the files of llama.cpp's by type, the unquantized one first."""
     files = {kind: out / f"{model.stem}.{kind}.gguf" for kind in ("F32", *TYPES)}
     for done, (kind, path) in enumerate(files.items()):
@@ -102,7 +118,7 @@ def _files(model: Path, out: Path, llama: list[str], progress: Progress) -> dict
         if kind == "F32":
             _dequantize(model, part)
         else:
-            _run(*llama, "quantize", str(files["F32"]), str(part), kind, str(processors()))
+            llama("quantize", str(files["F32"]), str(part), kind, str(processors()))
         part.rename(path)
     return files
 
@@ -126,7 +142,7 @@ def _dequantize(model: Path, out: Path) -> None:
 
 
 def _costs(
-    given: argparse.Namespace, llama: list[str], files: dict[str, Path], ours: dict[str, Path],
+    given: argparse.Namespace, llama: Llama, files: dict[str, Path], ours: dict[str, Path],
     progress: Progress
 ) -> Costs:
     """Return how far each is from its own unquantized model, and those from each other."""
@@ -153,12 +169,12 @@ def _costs(
     return costs
 
 
-def _by_llama(llama: list[str], path: Path, texts: dict[str, Texts], scratch: Path) -> Logits:
+def _by_llama(llama: Llama, path: Path, texts: dict[str, Texts], scratch: Path) -> Logits:
     for kind, each in texts.items():
         (scratch / kind).mkdir(parents=True, exist_ok=True)
         ids = scratch / f"{kind}.json"
         ids.write_text(json.dumps(each))
-        _run(*llama, "logits", str(path), str(ids), str(scratch / kind), str(processors()))
+        llama("logits", str(path), str(ids), str(scratch / kind), str(processors()))
     return {kind: [torch.from_numpy(np.load(scratch / kind / f"{number}.npy", mmap_mode="c"))
                    for number in range(len(each))] for kind, each in texts.items()}
 
@@ -173,7 +189,7 @@ def _by_us(path: Path, texts: dict[str, Texts]) -> Logits:
 
 
 def _speeds(
-    given: argparse.Namespace, llama: list[str], peer: Path, ours: dict[str, Path],
+    given: argparse.Namespace, llama: Llama, peer: Path, ours: dict[str, Path],
     progress: Progress
 ) -> dict[str, Any]:
     """Return tokens a second by turn, their medians, and what ours are of the peer's."""
@@ -183,14 +199,15 @@ def _speeds(
         bundles[name] = given.out / f"{name}.cloister"
         if not bundles[name].exists():
             pipeline.export(path, bundles[name], progress=progress)
-    commands = {name: [sys.executable, __file__, "--speed", str(path)]
-                for name, path in bundles.items()} | {PEER: [
-        *llama, "speed", str(peer), *map(json.dumps, (processors(), PREFILLS, POSITIONS, STEPS))]}
+    commands: dict[str, Callable[[], dict[str, Any]]] = {
+        name: functools.partial(_speed, path) for name, path in bundles.items()
+    } | {PEER: functools.partial(llama, "speed", str(peer), *map(
+        json.dumps, (CONTEXT, processors(), PREFILLS, POSITIONS, STEPS)))}
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for turn in range(given.turns):
         for name, command in commands.items():
             progress("speed", turn, given.turns, name)
-            found = _run(*command)
+            found = command()
             turns[name].append({
                 f"{label} {place}": value for label, key in (
                     ("prefill of", "prefill_tokens_per_s"), ("decode at", "decode_tokens_per_s"))
@@ -208,14 +225,14 @@ def _speeds(
     }
 
 
-def _run(*command: str) -> dict[str, Any]:
-    """Run a command in a process of its own, and return the JSON object that it prints."""
-    # What is set for OpenMP would hold for llama.cpp's threads alone.
+def _speed(path: Path) -> dict[str, Any]:
+    """Measure a bundle in a process of its own."""
+    # As `peers.run` does, what is set for OpenMP is left out.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([sys.executable, __file__, "--speed", str(path)], capture_output=True,
+                          text=True, check=False, env=environment)
     if done.returncode:
-        sys.exit(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else (
-            f"{' '.join(command)} ended with exit status {done.returncode}."))
+        sys.exit(f"Measuring {path.name} failed: {done.stderr.strip().splitlines()[-1:]}.")
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return record
 

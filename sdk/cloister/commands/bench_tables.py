@@ -20,27 +20,31 @@ _NAMES = {
 }
 
 
-def against(record: Record) -> Table:
-    """Return the table of a record of `cloister.bench.against.compare`."""
+def against(record: Record) -> tuple[Table, Table]:
+    """Return the tables of a record of `cloister.bench.against.compare`: medians, and ratios."""
     figures: dict[str, Any] = record["figures"]
     names = list(record["measured"])
     ours, *others = names
     read = record["bandwidth_bytes_per_s"]
-    stock = f"; executorch is its XNNPACK lowering of the same {record['recipe']} weights"
     title = (
         f"{record['shape']} ({record['size']}), random weights, on {record['processor']}, "
         f"{record['threads']} threads, {record['instruction_set']}, memory read at "
-        f"{min(read) / 1e9:.1f} to {max(read) / 1e9:.1f} GB/s: medians of {record['turns']} turns, "
-        f"and {ours}'s by the other's, lowest to highest{stock if 'executorch' in names else ''}")
-    rows = []
-    for figure, found in figures.items():
-        cells = [_value(figure, found["median"].get(ours))]
-        for name in others:
-            cells.append(_value(figure, found["median"].get(name)))
-            cells.append("{median:.2f} ({lowest:.2f} to {highest:.2f})".format(
-                **found["ratio"][name]) if name in found["ratio"] else "")
-        rows.append((_NAMES.get(figure) or f"{figure}, tokens/s", *cells))
-    return title, ("", ours, *(text for name in others for text in (name, "ratio"))), rows
+        f"{min(read) / 1e9:.1f} to {max(read) / 1e9:.1f} GB/s: medians of {record['turns']} turns")
+    if "executorch" in names:
+        title += f"; executorch is its XNNPACK lowering of the same {record['recipe']} weights"
+    labels = {figure: _NAMES.get(figure) or f"{figure}, tokens/s" for figure in figures}
+    return (
+        (title, ("", *names), [
+            (labels[figure], *(_value(figure, found["median"].get(name)) for name in names))
+            for figure, found in figures.items()]),
+        (f"{ours} / other: median of turns, lowest to highest", ("", *others), [
+            (labels[figure], *(_ratio(found["ratio"].get(name)) for name in others))
+            for figure, found in figures.items()]),
+    )
+
+
+def _ratio(found: dict[str, float] | None) -> str:
+    return "" if found is None else "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**found)
 
 
 def _value(figure: str, value: float | None) -> str:

@@ -182,7 +182,8 @@ def _against(args: Bench, peers: str) -> Record:
     for name, said in record["left_out"].items():
         display.note(f"Left out: {name}: {said}")
     if not args.json:
-        display.table(*bench_tables.against(record))
+        for table in bench_tables.against(record):
+            display.table(*table)
     return record
 
 
