@@ -54,7 +54,8 @@ def check_names(text: str) -> list[str]:
 
 def compare(
     tier: Tier, scale: Scale, recipe: str, names: Sequence[str], *, python: str, turns: int,
-    keep: Path | None = None, progress: Progress = silent, debug: bool = False,
+    keep: Path | None = None, kv: str | None = None, progress: Progress = silent,
+    debug: bool = False,
 ) -> dict[str, Any]:
     """Measure Cloister and each of `names` in turns, every time in a new process.
 
@@ -82,7 +83,7 @@ def compare(
             f"{name}: {said.rstrip('.')}" for name, said in left_out.items()) + ".")
     shape = ladder(scale)[tier]
     with _folder(keep) as folder:
-        made = _Models(folder / f"{tier}-{scale}-{recipe}", shape, recipe, python, debug)
+        made = _Models(folder / f"{tier}-{scale}-{recipe}", shape, recipe, kv, python, debug)
         converted: dict[str, Any] = {}
         for name in (OURS, *wanted):
             progress("convert", len(converted), len(wanted) + 1, name)
@@ -142,8 +143,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 class _Models:
     """The models of one shape in a folder, each made once but Cloister's own."""
 
-    def __init__(self, folder: Path, shape: Shape, recipe: str, python: str, debug: bool) -> None:
-        self._folder, self._shape, self._recipe = folder, shape, recipe
+    def __init__(
+        self, folder: Path, shape: Shape, recipe: str, kv: str | None, python: str, debug: bool
+    ) -> None:
+        self._folder, self._shape, self._recipe, self._kv = folder, shape, recipe, kv
         self._python, self._debug = python, debug
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -189,8 +192,8 @@ class _Models:
         if name in (OURS, _STOCK):
             source = self._source(_SOURCE, lambda out: random_checkpoint(
                 out, ModelConfig(shape=self._shape), Recipe.parse(self._recipe)))
-            backend = OURS if name == OURS else XNNPACK.name
-            return export_apart(backend, source, path, debug=self._debug)
+            backend, kv = (OURS, self._kv) if name == OURS else (XNNPACK.name, None)
+            return export_apart(backend, source, path, kv=kv, debug=self._debug)
         if peers.PEERS[name].reads_gguf:
             random_gguf(path, self._shape)
             return {}  # nothing is converted

@@ -1,6 +1,6 @@
 """A bundle of random weights, written without the checks of an export and measured as it is.
 
-Run as `python -m cloister.bench.bare BACKEND CHECKPOINT OUT`: one JSON object on the standard
+Run as `python -m cloister.bench.bare BACKEND CHECKPOINT OUT [KV]`: one JSON object on the standard
 output, with the time and memory that writing the program takes.
 """
 
@@ -48,23 +48,25 @@ def write_bundle(
         ))
 
 
-def export_apart(backend: str, source: Path, out: Path, *, debug: bool = False) -> dict[str, Any]:
+def export_apart(
+    backend: str, source: Path, out: Path, *, kv: str | None = None, debug: bool = False
+) -> dict[str, Any]:
     """Write the bundle in a process of its own; return the seconds, and its most memory.
 
     Raises:
         WorkerError: the process failed.
     """
     return process.run("cloister.bench.bare", backend, str(source), str(out),
-                       what=f"{backend} export", debug=debug)
+                       *filter(None, (kv,)), what=f"{backend} export", debug=debug)
 
 
-def _main(backend: str, source: str, out: str) -> None:
+def _main(backend: str, source: str, out: str, kv: str | None = None) -> None:
     taken = 0.0
 
     def program(directory: Path) -> ProgramEntry:
         nonlocal taken
         begun = time.perf_counter()
-        entry = write.program(checkpoint, directory, backend=backend, chunk=chunk)
+        entry = write.program(checkpoint, directory, backend=backend, kv=kv, chunk=chunk)
         taken = time.perf_counter() - begun
         return entry
 

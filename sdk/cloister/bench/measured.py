@@ -83,7 +83,8 @@ def profile(bundle: str | Path, *, debug: bool = False) -> dict[str, Any]:
 
 
 def profile_shape(
-    tier: Tier, scale: Scale, recipe: str, progress: Progress = silent, *, debug: bool = False
+    tier: Tier, scale: Scale, recipe: str, progress: Progress = silent, *, kv: str | None = None,
+    debug: bool = False
 ) -> dict[str, Any]:
     """Profile random weights in the shape of `tier`."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,7 +92,7 @@ def profile_shape(
         progress("random weights")
         random_checkpoint(source, ModelConfig(shape=ladder(scale)[tier]), Recipe.parse(recipe))
         progress("export")
-        export_apart(CLOISTER.name, source, out, debug=debug)
+        export_apart(CLOISTER.name, source, out, kv=kv, debug=debug)
         progress("profile")
         return {"shape": str(tier), "size": str(scale), "recipe": recipe,
                 **profile(out, debug=debug)}

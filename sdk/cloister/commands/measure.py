@@ -174,10 +174,12 @@ def _against(args: Bench, peers: str) -> Record:
         with display.progress(console, f"bench {args.shape}") as progress:
             record = against.compare(
                 args.shape, args.size, args.recipe, names, python=args.peer_python,
-                turns=args.turns, keep=args.keep, progress=progress, debug=args.debug)
+                turns=args.turns, keep=args.keep, kv=args.kv, progress=progress,
+                debug=args.debug)
     record = {
         "command": f"cloister bench --shape {args.shape} --size {args.size} --random --recipe "
-                   f"{args.recipe} --against {','.join(names)} --turns {args.turns}",
+                   f"{args.recipe} --against {','.join(names)} --turns {args.turns}"
+                   + (f" --kv {args.kv}" if args.kv else ""),
         "date": f"{datetime.now(UTC):%Y-%m-%d}", **record}
     for name, said in record["left_out"].items():
         display.note(f"Left out: {name}: {said}")
@@ -201,7 +203,7 @@ def _profile(args: Bench) -> Record:
             assert args.shape is not None  # the command line asks for one of the two
             with display.progress(console, f"profile {args.shape}") as progress:
                 record = benching.profile_shape(
-                    args.shape, args.size, args.recipe, progress, debug=args.debug)
+                    args.shape, args.size, args.recipe, progress, kv=args.kv, debug=args.debug)
     if not args.json:
         display.table(*bench_tables.profile(record))
     return record

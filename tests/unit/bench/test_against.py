@@ -53,7 +53,7 @@ def fake(tmp_path: Path, **answers: Any) -> str:
 @pytest.fixture
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for bundles: twice the speed of SPEED, in half the time."""
-    def export(backend: str, source: Path, out: Path, *, debug: bool) -> dict[str, Any]:
+    def export(backend: str, source: Path, out: Path, *, kv: str | None, debug: bool) -> dict[str, Any]:
         out.mkdir()
         (out / "program").write_bytes(bytes(500))
         return {"convert_s": 2.0, "convert_peak_bytes": 10_000}
