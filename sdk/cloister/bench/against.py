@@ -98,6 +98,8 @@ def compare(
             "instruction_set": measured[OURS][0]["instruction_set"],
             "bandwidth_bytes_per_s": [turn["bandwidth_bytes_per_s"] for turn in measured[OURS]],
             "versions": {name: installed[name] for name in wanted},
+            "systems": {name: made.system(name) for name in measured
+                        if name in peers.PEERS and peers.PEERS[name].tells_system},
             "left_out": left_out, "turns": turns, "converted": converted, "measured": measured,
             "figures": figures(converted, measured),
         }
@@ -166,6 +168,10 @@ class _Models:
         found: dict[str, Any] = json.loads(record.read_text())
         files = [path] if path.is_file() else list(path.iterdir())
         return {**found, "model_bytes": sum(each.stat().st_size for each in files)}
+
+    def system(self, name: str) -> str:
+        """Return which instructions a peer was built to use."""
+        return str(peers.run(peers.PEERS[name], self._python, "about")["system"])
 
     def measure(self, name: str) -> dict[str, Any]:
         """Measure a subject in a new process."""

@@ -30,6 +30,8 @@ def against(record: Record) -> tuple[Table, Table]:
         f"{record['shape']} ({record['size']}), random weights, on {record['processor']}, "
         f"{record['threads']} threads, {record['instruction_set']}, memory read at "
         f"{min(read) / 1e9:.1f} to {max(read) / 1e9:.1f} GB/s: medians of {record['turns']} turns")
+    for name, system in record["systems"].items():
+        title += f"; {name} is built with {system}"
     if "executorch" in names:
         title += f"; executorch is its XNNPACK lowering of the same {record['recipe']} weights"
     labels = {figure: _NAMES.get(figure) or f"{figure}, tokens/s" for figure in figures}
@@ -44,7 +46,11 @@ def against(record: Record) -> tuple[Table, Table]:
 
 
 def _ratio(found: dict[str, float] | None) -> str:
-    return "" if found is None else "{median:.2f} ({lowest:.2f} to {highest:.2f})".format(**found)
+    if found is None:
+        return ""
+    apart = found["lowest"] < found["highest"]
+    return ("{median:.2f} ({lowest:.2f} to {highest:.2f})" if apart else "{median:.2f}").format(
+        **found)
 
 
 def _value(figure: str, value: float | None) -> str:

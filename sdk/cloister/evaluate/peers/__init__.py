@@ -21,10 +21,12 @@ class Peer:
     module: str  # beside this one
     packages: tuple[str, ...]  # that its interpreter needs, as pip names them
     reads_gguf: bool = False  # else what its module converts a folder of transformers' to
+    tells_system: bool = False  # its module has a command `about`
 
 
 PEERS = {
-    "llama.cpp": Peer(module="llamacpp", packages=("llama-cpp-python", "numpy"), reads_gguf=True),
+    "llama.cpp": Peer(module="llamacpp", packages=("llama-cpp-python", "numpy"), reads_gguf=True,
+                      tells_system=True),
     "openvino": Peer(module="openvino_int4", packages=(
         "openvino", "optimum-intel", "nncf", "transformers", "torch")),
     "onnxruntime-genai": Peer(module="onnxruntime_int4", packages=(

@@ -32,9 +32,9 @@ def _log(level: int, text: bytes, _: object) -> None:
 
 
 def about() -> dict[str, Any]:
-    """Return the version, and what the processor has of that this build makes use of."""
-    return {"llama-cpp-python": library.__version__,
-            "system": library.llama_print_system_info().decode()}
+    """Return which of the processor's instructions this build makes use of."""
+    has = library.llama_print_system_info().decode().removeprefix("CPU : ").split(" | ")
+    return {"system": " ".join(each.removesuffix(" = 1") for each in has if each.endswith(" = 1"))}
 
 
 def quantize(source: str, out: str, kind: str, threads: str) -> dict[str, Any]:
