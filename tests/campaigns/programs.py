@@ -5,10 +5,10 @@
 Each is loaded without a look at its bundle's checksums, and reads a golden prompt, in a process of
 its own. It must give an answer, or be refused by name. A process that ends is counted apart: by
 ExecuTorch, as it loads the program or by its own checks, or else within a call, which is a fault.
-(Those who start it see a named error then, too: the worker's end.) Faults are printed with their numbers, by which `Altered` makes them again, and
-the exit code is 1. A run of all kinds writes its table into `programs.md` beside this file.
-`tests/unit/export/test_altered_programs.py` runs a few of each. Without BUNDLE the smallest
-shipped model is exported.
+(Those who start it see a named error then, too: the worker's end.) Faults are printed with their
+numbers, by which `Altered` makes them again, and the exit code is 1. A run of all kinds writes its
+table into `programs.md` beside this file. `tests/unit/export/test_altered_programs.py` runs a few
+of each. Without BUNDLE the smallest shipped model is exported.
 """
 
 from __future__ import annotations

@@ -198,7 +198,11 @@ void norm(Call &call) {
 
 void change_tensor(Held &held, EValue &value) {
   bool with_data = true;
-  switch (pick(0, 6)) {
+  switch (pick(0, 7)) {
+    case 7:  // any bits: numbers that are none, tokens that there are not
+      for (size_t i = 0; held.data && i < held.impl->nbytes(); ++i)
+        held.data[i] = char(pick(0, 255));
+      return;
     case 0:
       held.type = one_of<ScalarType>({ScalarType::Float, ScalarType::Half, ScalarType::Char,
                                       ScalarType::Byte, ScalarType::Long, ScalarType::Double});

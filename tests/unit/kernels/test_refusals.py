@@ -35,7 +35,8 @@ def build(folder: Path) -> Path:
     path = folder / "refusals"
     subprocess.run(
         ["c++", *SANITIZED, "-o", path, *made, "-Wl,--no-as-needed", _portable_lib.__file__, python,
-         more, *(f"-Wl,-rpath,{place}" for place in places), "-Wl,--allow-shlib-undefined"], check=True)
+         more, *(f"-Wl,-rpath,{place}" for place in places), "-Wl,--allow-shlib-undefined"],
+        check=True)
     return path
 
 
