@@ -46,6 +46,9 @@ NUMBERS = (0, 1, -1, 2, 3, 6, 7, 16, 31, 33, 64, 4096, 2**31 - 1, 2**31, 2**32 +
 OUTCOMES = ("same answer", "another answer", "refused by name", "ended by ExecuTorch", "fault")
 TIME_S = 60
 LOADED = "the program is loaded"
+# Its own checks; and 1.4.1 calls an operator that it found to be none where a later one is known
+# (`delayed_error` of runtime/executor/method.cpp).
+ITS_OWN = r"In function .*assert failed|Op index \d+ out of range"
 
 
 def exported(folder: Path) -> Bundle:
@@ -160,7 +163,7 @@ def outcome(path: Path, layers: int, row: Golden, chunk: int) -> str:
         text = said.read().decode(errors="replace")
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) < 3:
         return OUTCOMES[os.WEXITSTATUS(status)]
-    checked = re.search(r"(?m)^F [\d:.]+ executorch:", text)
+    checked = re.search(ITS_OWN, text)
     if os.WIFSIGNALED(status) and (LOADED not in text or checked):
         return "ended by ExecuTorch"
     return f"fault: {status} {text.strip()[-300:]}"
