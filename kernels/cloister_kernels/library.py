@@ -1,7 +1,8 @@
 """Builds the operators' library with the system's C++ compiler, and finds one that was built.
 
 A library belongs to its sources, compiler, processor architecture and ExecuTorch. It lies in a
-folder that only its owner can write to, with its sha256 beside it, and with another is not loaded.
+folder that only its owner can write to, or within the installed package where the wheel was made
+with one; its sha256 is beside it, and with another it is not loaded.
 """
 
 from __future__ import annotations
@@ -18,30 +19,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["ABI", "SOURCES", "Builder", "LibraryError", "objects"]
+__all__ = ["ABI", "PACKAGED", "SOURCES", "Builder", "LibraryError", "glue", "objects"]
 
 ABI = 2  # changes whenever an operator's arguments or meaning do
 SOURCES = Path(__file__).parent / "cpu"
-_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wno-psabi")
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_DOT = "-march=armv8.2-a+dotprod"
-_SETS = {
-    "x86_64": {
-        "avx512": ("avx512.cc", *_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
-                   "-mavx512vnni"),
-        "avxvnni": ("avx2.cc", *_AVX2, "-mavxvnni", "-DCLOISTER_VNNI"),
-        "avx2": ("avx2.cc", *_AVX2),
-    },
-    "aarch64": {
-        "i8mm": ("neon.cc", f"{_DOT}+i8mm", "-DCLOISTER_I8MM"),
-        "neon": ("neon.cc", _DOT),
-    },
-}
+PACKAGED = Path(__file__).parent / "packaged"  # where a wheel may have a library
+_BUILD = json.loads((SOURCES / "build.json").read_text("utf-8"))  # CMakeLists.txt reads it, too
+_FLAGS: list[str] = _BUILD["flags"]
+_SETS: dict[str, dict[str, dict[str, Any]]] = _BUILD["sets"]
 
 
 class LibraryError(Exception):
@@ -61,7 +51,7 @@ def objects(
     """
     sets = _SETS.get(machine or platform.machine(), {})
     wanted = [
-        *((f"{name}.o", command) for name, command in sets.items()),
+        *((f"{name}.o", [each["source"], *each["flags"]]) for name, each in sets.items()),
         *((f"{Path(each[0]).stem}.o", each) for each in (["portable.cc"], ["run.cc"], *more))]
 
     def compiled(target: str, command: Sequence[str]) -> Path:
@@ -72,6 +62,13 @@ def objects(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda each: compiled(*each), wanted))
+
+
+def glue(executorch: Path, source: str = "operators.cc") -> list[str]:
+    """Return a source that ExecuTorch's headers are for, and what it is compiled with."""
+    include = executorch / "include"
+    return [source, f"-I{include}", f"-I{include}/executorch/runtime/core/portable_type/c10",
+            "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,27 +82,22 @@ class Builder:
     compiler: str = "c++"
 
     def find(self) -> Path | None:
-        """Return the library of these sources, if it was built.
+        """Return the library of these sources: the installed package's, or one that was built.
 
         Raises:
             LibraryError: the folder is open to others, or the library is not what was built.
         """
+        packaged = PACKAGED / self._packaged_name
+        if packaged.exists():
+            return _same(packaged, "install Cloister again")
         path = self._path
         if not path.exists():
             return None
         _check(self.folder)
-        try:
-            expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            expected = None
-        if _sha256(path) != expected:
-            raise LibraryError(
-                f"Library {path.name} is not the one that was built; delete it and run `cloister "
-                "kernels build` again.")
-        return path
+        return _same(path, "delete it and run `cloister kernels build` again")
 
     def build(self) -> Path:
-        """Compile the library, unless it was built before, and return it.
+        """Compile the library, unless there is one, and return it.
 
         Raises:
             LibraryError: no compiler, one that fails, or a folder that is open to others.
@@ -115,15 +107,24 @@ class Builder:
             return found
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check(self.folder)
-        path, include = self._path, self.executorch / "include"
+        return self._compile(self._path, f"-Wl,-rpath,{self.bindings.parent}")
+
+    def package(self) -> Path:
+        """Compile the library into `folder` as the package of a wheel has it; return it.
+
+        It has its sha256 beside it, and holds no path of this machine.
+
+        Raises:
+            LibraryError: no compiler, or one that fails.
+        """
+        return self._compile(self.folder / self._packaged_name)
+
+    def _compile(self, path: Path, *link: str) -> Path:
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
-            glue = ("operators.cc", f"-I{include}",
-                    f"-I{include}/executorch/runtime/core/portable_type/c10",
-                    "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL")
-            made = objects(self._compiler(), Path(work), [glue])
+            made = objects(self._compiler(), Path(work), [glue(self.executorch)])
             out = Path(work, path.name)
             _run([self._compiler(), "-shared", "-o", str(out), *map(str, made), str(self.bindings),
-                  f"-Wl,-rpath,{self.bindings.parent}"])
+                  *link])
             path.with_suffix(".json").write_text(json.dumps({"sha256": _sha256(out)}))
             out.replace(path)
         return path
@@ -137,13 +138,19 @@ class Builder:
 
     @cached_property
     def _path(self) -> Path:
-        """Where the library of these sources lies."""
-        total = hashlib.sha256(f"{self.release} {platform.machine()} {_FLAGS} {_SETS}".encode())
+        """Where the library of these sources lies that this compiler builds."""
         found = shutil.which(self.compiler)
-        total.update(_run([found, "--version"]) if found else b"")
+        return self.folder / self._name(_run([found, "--version"]) if found else b"")
+
+    @cached_property
+    def _packaged_name(self) -> str:
+        return self._name(f"package {ABI} {self.bindings.name}".encode())
+
+    def _name(self, more: bytes) -> str:
+        total = hashlib.sha256(f"{self.release} {platform.machine()}".encode() + b"\0" + more)
         for source in sorted(SOURCES.iterdir()):
             total.update(source.name.encode() + b"\0" + source.read_bytes())
-        return self.folder / f"operators-{total.hexdigest()[:16]}.so"
+        return f"operators-{total.hexdigest()[:16]}.so"
 
 
 def _check(folder: Path) -> None:
@@ -153,6 +160,17 @@ def _check(folder: Path) -> None:
         raise LibraryError(
             f"Folder {folder.name} of operator libraries can be written to by others; run `chmod "
             "700` on it, or delete it.")
+
+
+def _same(path: Path, remedy: str) -> Path:
+    """Return `path`; raise LibraryError where it is not what was built."""
+    try:
+        expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = None
+    if _sha256(path) != expected:
+        raise LibraryError(f"Library {path.name} is not the one that was built; {remedy}.")
+    return path
 
 
 def _run(command: list[str]) -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cloister.errors import SettingError
+from cloister_kernels.library import ABI
 
 __all__ = ["BACKENDS", "CLOISTER", "COREML", "FURTHER", "KV", "NEVER_RUN", "VULKAN", "XNNPACK",
            "Backend", "backend"]
@@ -61,7 +62,7 @@ CLOISTER = Backend(
     name="cloister",
     registered="",  # its operators are called by the program, not by a delegate
     libraries=(),  # built here: `cloister_kernels.library`
-    operator_abi=2,  # `cloister_kernels.library.ABI`
+    operator_abi=ABI,
     methods=("forward", "score"),
     kv=(KV.FLOAT16, KV.INT8, KV.FLOAT32),
 )

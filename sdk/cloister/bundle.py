@@ -155,7 +155,8 @@ class Bundle(Summary):
             f"{entry.backend} ({entry.note or f'operators {entry.operator_abi}'})"
             for entry in self.manifest.programs
         )
-        own = any(entry.backend == CLOISTER.name for entry in self.manifest.programs)
+        own = any((entry.backend, entry.operator_abi) == (CLOISTER.name, CLOISTER.operator_abi)
+                  for entry in self.manifest.programs)
         raise IncompatibleProgram(
             f"Bundle {self.path.name} has programs for {names} only, and none of these runs on "
             "this machine with this release; export it again or for another backend"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import make_bundle
 
 from cloister import bundle as bundles
+from cloister.backend import CLOISTER
 from cloister.bundle import Bundle
 from cloister.errors import (
     BundleCorrupt,
@@ -355,6 +356,27 @@ def test_a_program_of_operators_that_are_not_known_here_is_passed_over(
         assert holding(*programs).program(_executorch.runs_here) == entry
     with pytest.raises(IncompatibleProgram, match=r"xnnpack \(operators 2\), elsewhere"):
         holding(later, foreign).program(_executorch.runs_here)
+
+
+def test_own_operators_of_another_abi_are_refused_by_name_before_anything_is_loaded(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "one.cloister", tokenizer_dir)
+    (entry,), file = bundle.manifest.programs, bundle.manifest.files["program.xnnpack.pte"]
+    other = msgspec.structs.replace(
+        entry, backend="cloister", operator_abi=CLOISTER.operator_abi + 1, file="a.pte")
+    monkeypatch.setattr(_executorch, "own_operators", pytest.fail)
+
+    def holding(*programs: ProgramEntry) -> Bundle:
+        files = {name: each for name, each in bundle.manifest.files.items() if each is not file}
+        files |= {program.file: file for program in programs}
+        return Bundle(bundle.path, msgspec.structs.replace(
+            bundle.manifest, programs=programs, files=files))
+
+    assert holding(other, entry).program(_executorch.runs_here) == entry
+    with pytest.raises(IncompatibleProgram, match=(
+            rf"cloister \(operators {other.operator_abi}\) only.*for another backend\.$")):
+        holding(other).program(_executorch.runs_here)
 
 
 @pytest.mark.parametrize("memory", ["", "{", "[]", '{"x": 1}', "[" * 100_000])

@@ -4,11 +4,14 @@
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
 #include <algorithm>
+#include <climits>
 #include <string>
+#include <type_traits>
 
 #include "profile.h"
 #include "run.h"
 
+#if defined(ET_USE_THREADPOOL)
 namespace executorch::extension::threadpool {
 // Its header needs pthreadpool's, which ExecuTorch's wheel lacks.
 class ThreadPool {
@@ -17,6 +20,7 @@ class ThreadPool {
 };
 ThreadPool *get_threadpool();
 }  // namespace executorch::extension::threadpool
+#endif
 
 namespace cloister {
 namespace {
@@ -35,8 +39,12 @@ void spread(void (*work)(void *context, int64_t task), void *context, int64_t ta
 }
 
 int64_t threads() {
+#if defined(ET_USE_THREADPOOL)
   auto *pool = executorch::extension::threadpool::get_threadpool();
   return pool == nullptr ? 1 : int64_t(pool->get_thread_count());
+#else
+  return 1;
+#endif
 }
 
 const Kernels &chosen() {
@@ -52,8 +60,23 @@ const Kernels &chosen() {
     return result;                                         \
   }
 
+// Whether the entries lie one after the other, the last dimension's side by side.
+bool dense(const Tensor &x) {
+  const auto order = x.dim_order();
+  for (size_t i = 0; order.data() != nullptr && i < order.size(); ++i)
+    if (order[i] != i) return false;
+  return x.numel() == 0 || x.const_data_ptr() != nullptr;
+}
+
 bool floats(const Tensor &x, int64_t count) {
-  return x.scalar_type() == ScalarType::Float && int64_t(x.numel()) == count;
+  return x.scalar_type() == ScalarType::Float && int64_t(x.numel()) == count && dense(x);
+}
+
+// Whether `weights` are whole tiles of `outputs` rows.
+bool holds(const Tensor &weights, int64_t format, int64_t outputs, int64_t inputs) {
+  if (outputs <= 0 || outputs > INT_MAX || inputs <= 0 || inputs > INT_MAX) return false;
+  const int64_t bytes = tile_bytes(format, inputs), tiles = (outputs + kTile - 1) / kTile;
+  return bytes > 0 && int64_t(weights.nbytes()) == tiles * bytes && dense(weights);
 }
 
 const float *floats_of(const OptionalTensor &x) {
@@ -68,12 +91,11 @@ Tensor &linear_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &wei
                    bool whole, Tensor &out) {
   const Timer timer(kLinear + input);
   REQUIRE(x.dim() >= 1 && x.scalar_type() == ScalarType::Float, out);
-  REQUIRE(input >= kPlain && input <= kGatedGelu && outputs > 0, out);
+  REQUIRE(input >= kPlain && input <= kGatedGelu && dense(x), out);
   const int64_t last = x.size(x.dim() - 1), times = input >= kGatedSilu ? 2 : 1;
   REQUIRE(last > 0 && last % times == 0, out);
   const int64_t inputs = last / times, rows = x.numel() / last;
-  const int64_t bytes = tile_bytes(format, inputs), tiles = (outputs + kTile - 1) / kTile;
-  REQUIRE(bytes > 0 && int64_t(weights.nbytes()) == tiles * bytes, out);
+  REQUIRE(holds(weights, format, outputs, inputs), out);
   REQUIRE(floats(norm, inputs) && (input == kNormed) == norm.has_value(), out);
   REQUIRE(floats(bias, outputs) && floats(residual, rows * outputs), out);
   executorch::aten::SizesType sizes[16];
@@ -114,9 +136,10 @@ Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_ca
   const int64_t context = k_cache.size(1), kv_heads = k_cache.size(2), length = qkv.size(1);
   const int64_t size = k_cache.size(3) - (bytes ? 4 : 0);
   REQUIRE(v_cache.dim() == 4 && v_cache.numel() == k_cache.numel(), out);
-  REQUIRE(v_cache.scalar_type() == type, out);
+  REQUIRE(v_cache.scalar_type() == type && dense(k_cache) && dense(v_cache), out);
   REQUIRE(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && size > 0 && size % 16 == 0, out);
-  REQUIRE(floats(qkv, length * (heads + 2 * kv_heads) * size), out);
+  REQUIRE(heads <= qkv.size(2) && qkv.size(2) == (heads + 2 * kv_heads) * size, out);
+  REQUIRE(floats(qkv, length * qkv.size(2)), out);
   REQUIRE(start >= 0 && length > 0 && start <= context - length && window >= 0, out);
   REQUIRE(floats(cos, context * size) && floats(sin, context * size), out);
   REQUIRE(cos.has_value() == sin.has_value(), out);
@@ -150,9 +173,9 @@ Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_ca
 Tensor &embedding_out(KernelRuntimeContext &ctx, const Tensor &tokens, const Tensor &weights,
                       int64_t format, int64_t rows, int64_t size, Tensor &out) {
   const Timer timer(kEmbedding);
-  const int64_t bytes = tile_bytes(format, size), tiles = (rows + kTile - 1) / kTile;
-  REQUIRE(tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 && rows > 0, out);
-  REQUIRE(bytes > 0 && int64_t(weights.nbytes()) == tiles * bytes, out);
+  REQUIRE(tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 && dense(tokens), out);
+  REQUIRE(holds(weights, format, rows, size), out);
+  const int64_t bytes = tile_bytes(format, size);
   const executorch::aten::SizesType sizes[] = {executorch::aten::SizesType(tokens.size(0)),
                                                executorch::aten::SizesType(tokens.size(1)),
                                                executorch::aten::SizesType(size)};
@@ -170,7 +193,7 @@ Tensor &embedding_out(KernelRuntimeContext &ctx, const Tensor &tokens, const Ten
 Tensor &norm_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weight, double eps,
                  const OptionalTensor &residual, Tensor &out) {
   const Timer timer(kNorm);
-  REQUIRE(x.dim() >= 1 && x.scalar_type() == ScalarType::Float, out);
+  REQUIRE(x.dim() >= 1 && x.scalar_type() == ScalarType::Float && dense(x), out);
   const int64_t size = x.size(x.dim() - 1);
   REQUIRE(size > 0 && floats(weight, size) && floats(residual, x.numel()), out);
   REQUIRE(resize_tensor(out, x.sizes()) == Error::Ok && floats(out, x.numel()), out);
@@ -182,6 +205,32 @@ Tensor &norm_out(KernelRuntimeContext &ctx, const Tensor &x, const Tensor &weigh
       for (int64_t i = at; i < at + size; ++i) to[i] += more[i];
   }
   return out;
+}
+
+using executorch::runtime::EValue;
+using Values = executorch::runtime::Span<EValue *>;
+
+template <typename T>
+bool is(const EValue &value) {
+  if constexpr (std::is_same_v<T, Tensor>) return value.isTensor();
+  if constexpr (std::is_same_v<T, OptionalTensor>) return value.isNone() || value.isTensor();
+  if constexpr (std::is_same_v<T, int64_t>) return value.isInt();
+  if constexpr (std::is_same_v<T, double>) return value.isDouble();
+  if constexpr (std::is_same_v<T, bool>) return value.isBool();
+}
+
+template <typename... T>
+bool are(Tensor &(*)(KernelRuntimeContext &, T...), Values values) {
+  size_t i = 0;
+  return values.size() >= sizeof...(T) && (is<std::decay_t<T>>(*values[i++]) && ...);
+}
+
+// An operator as ExecuTorch calls it. Values of other types are refused here: unboxing them would
+// end the process.
+template <auto function, typename Wrapped>
+void checked(KernelRuntimeContext &ctx, Values values) {
+  REQUIRE(are(function, values), );
+  executorch::extension::WrapUnboxedIntoFunctor<Wrapped>::call(ctx, values);
 }
 
 }  // namespace
@@ -220,12 +269,14 @@ __attribute__((visibility("default"))) int64_t cloister_profiled(cloister::Call 
 }
 
 // As EXECUTORCH_LIBRARY does, but a process that has the operators already keeps those.
-#define OPERATOR(name, function)                                                     \
-  static constexpr char function##_name[] = name;                                    \
-  static const bool function##_known =                                               \
-      executorch::runtime::registry_has_op_function(name) ||                         \
-      executorch::runtime::register_kernel(executorch::extension::make_boxed_kernel( \
-          name, EXECUTORCH_FN(cloister::function, function##_name))) ==              \
+#define OPERATOR(name, function)                                                               \
+  static constexpr char function##_name[] = name;                                              \
+  static const bool function##_known =                                                         \
+      executorch::runtime::registry_has_op_function(name) ||                                   \
+      executorch::runtime::register_kernel(executorch::runtime::Kernel(                        \
+          name,                                                                                \
+          cloister::checked<cloister::function,                                                \
+                            decltype(EXECUTORCH_FN(cloister::function, function##_name))>)) == \
           executorch::runtime::Error::Ok
 
 OPERATOR("cloister::linear.out", linear_out);

@@ -6,9 +6,11 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__aarch64__)
+#if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace cloister {
@@ -21,6 +23,28 @@ extern const Kernels kNeon, kI8mm;
 extern const Kernels kPortable;
 
 namespace {
+
+#if defined(__aarch64__)
+struct Arm {
+  bool dot, i8mm;
+};
+
+// What the system says of the processor; nothing where it is not asked.
+Arm arm() {
+#if defined(__linux__)
+  return {(getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0, (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0};
+#elif defined(__APPLE__)
+  const auto has = [](const char *feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  return {has("hw.optional.arm.FEAT_DotProd"), has("hw.optional.arm.FEAT_I8MM")};
+#else
+  return {};
+#endif
+}
+#endif
 
 // The sets that this processor runs, best first.
 std::vector<const Kernels *> found() {
@@ -40,10 +64,9 @@ std::vector<const Kernels *> found() {
     all.push_back(&kAvx2);
   }
 #elif defined(__aarch64__)
-  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) {
-    if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) all.push_back(&kI8mm);
-    all.push_back(&kNeon);
-  }
+  const Arm has = arm();
+  if (has.dot && has.i8mm) all.push_back(&kI8mm);
+  if (has.dot) all.push_back(&kNeon);
 #endif
   all.push_back(&kPortable);
   return all;

@@ -32,12 +32,12 @@ def kernels(args: Kernels) -> Record:
     record = {
         "built": found is not None, "processor": processor(),
         **({} if found is None else {
-            "library": found.path.name, "instruction_set": found.chosen,
+            "library": found.path.name, "packaged": found.packaged, "instruction_set": found.chosen,
             "instruction_sets": list(found.sets)}),
     }
     if not args.json:
         rows = [("processor", processor()), ("library", "not built" if found is None else (
-            found.path.name))]
+            f"{found.path.name}, {'of the package' if found.packaged else 'built here'}"))]
         if found is not None:
             rows += [("instruction set", found.chosen), ("this processor has",
                                                          ", ".join(found.sets))]

@@ -244,11 +244,13 @@ def _measured(stats: Stats) -> Record:
 
 def _tell(worker: Worker, bundle: str, options: Run | Chat) -> None:
     """Say what the user should know of a new vault, and of a program that is not the first."""
-    first = Bundle.open(reference.find(bundle, options.family)).manifest.programs[0].backend
-    if worker.loaded is not None and worker.loaded.backend != first == CLOISTER.name:
+    first = Bundle.open(reference.find(bundle, options.family)).manifest.programs[0]
+    if worker.loaded is not None and worker.loaded.backend != first.backend == CLOISTER.name:
+        known = first.operator_abi == CLOISTER.operator_abi
         display.note(
-            f"Cloister's own operators do not run here, and the program for {worker.loaded.backend}"
-            " answers; `cloister kernels build` says why.")
+            f"Cloister's own operators {'do not run' if known else 'are others'} here, and the "
+            f"program for {worker.loaded.backend} answers; "
+            + ("`cloister kernels build` says why." if known else "export the bundle again."))
     if worker.unlocked is not None and worker.unlocked.notice is not None:
         display.note(worker.unlocked.notice)
 

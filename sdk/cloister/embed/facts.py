@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import tokenizers
 
+from cloister.backend import CLOISTER
 from cloister.errors import EmbedError
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def facts_of(bundle: Bundle) -> Facts:
     said = bundle.manifest
     entry = next((each for each in said.programs if each.backend == _BACKEND), None)
     if entry is None:
-        raise EmbedError(f"The bundle has no program for {_BACKEND}; export it for that backend.")
+        own = next((each for each in said.programs if each.backend == CLOISTER.name), None)
+        raise EmbedError(
+            f"The bundle has no program for {_BACKEND}; export it for that backend" + (
+                "" if own is None else ", too, or link `cloister_kernels` of operator ABI "
+                f"{own.operator_abi} to an app of your own (kernels/README.md)") + ".")
     reason = dict(bundle.receipt().get("phone_tokenizer") or {}).get("reason")  # type: ignore[call-overload]
     if reason:
         raise EmbedError(

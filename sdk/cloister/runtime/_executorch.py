@@ -19,7 +19,7 @@ import torch
 from cloister.backend import BACKENDS, CLOISTER
 from cloister.errors import IncompatibleProgram, KernelsUnavailable, SettingError
 from cloister.settings import Settings, processors
-from cloister_kernels.library import Builder, LibraryError
+from cloister_kernels.library import PACKAGED, Builder, LibraryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,6 +63,11 @@ class Operators:
     chosen: str  # the instruction set
     sets: tuple[str, ...]  # those that this processor runs, best first
 
+    @property
+    def packaged(self) -> bool:
+        """Whether the library came with the installed package, and was not built here."""
+        return self.path.parent == PACKAGED
+
 
 def builder(settings: Settings) -> Builder:
     """Return what builds and finds the library of Cloister's own operators."""
@@ -73,7 +78,7 @@ def builder(settings: Settings) -> Builder:
 
 
 def operators_built(settings: Settings) -> bool:
-    """Whether the library of Cloister's own operators lies where this release would build it.
+    """Whether there is the library of Cloister's own operators that this release would build.
 
     Raises:
         KernelsUnavailable: it is not what was built, or others may write to it.
@@ -86,7 +91,7 @@ def operators_built(settings: Settings) -> bool:
 
 @cache
 def own_operators() -> Operators | KernelsUnavailable:
-    """Load Cloister's own operators, built now if they were not; or say why that is not possible.
+    """Load Cloister's own operators, built now if there are none; or say why that cannot be.
 
     A process does it once.
     """
@@ -237,8 +242,17 @@ class ExecutorchProgram:
         return self.call("audio_encoder", samples)[0]
 
     def call(self, method: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return every output of a method; the next call of it overwrites them."""
-        out: list[torch.Tensor] = self._method(method)(list(inputs))
+        """Return every output of a method; the next call of it overwrites them.
+
+        Raises:
+            IncompatibleProgram: the program cannot be run on these inputs.
+        """
+        try:
+            out: list[torch.Tensor] = self._method(method)(list(inputs))
+        except RuntimeError as error:
+            raise IncompatibleProgram(
+                f"Method {method} of this program failed; export the bundle again with this "
+                "release.") from error
         return out
 
     def kv_buffers(self) -> Mapping[str, torch.Tensor]:

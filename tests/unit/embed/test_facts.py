@@ -50,6 +50,14 @@ def test_a_conversation_that_needs_jinja_is_refused_with_the_reason(nano: Bundle
         facts_of(bundle)
 
 
+def test_a_bundle_of_own_operators_alone_says_what_an_app_links_for_them(nano: Bundle) -> None:
+    (program,) = nano.manifest.programs
+    own = msgspec.structs.replace(program, backend="cloister", operator_abi=7)
+    bundle = altered(nano, programs=(own,))
+    with pytest.raises(EmbedError, match="link `cloister_kernels` of operator ABI 7"):
+        facts_of(bundle)
+
+
 def test_a_tokenizer_that_phones_cannot_read_is_refused_with_what_the_export_said(
     nano: Bundle
 ) -> None:
