@@ -103,7 +103,8 @@ class FileTypes:
 
         `gguf-q4_k-q6_k` is mostly Q4_K; behind `-e` stands the type of an embedding of its own.
         """
-        kinds = [kind.lower() for kind, _ in Counter(self.by_tensor.values()).most_common()]
+        counts = Counter(self.by_tensor.values())
+        kinds = [kind.lower() for kind in sorted(counts, key=lambda kind: (-counts[kind], kind))]
         embedding = self.by_tensor.get("embed.weight")
         if "head.weight" in self.by_tensor and embedding is not None:
             kinds.append(f"e{embedding.lower()}")

@@ -260,9 +260,9 @@ class Checkpoint(Summary):
         return decoder.eval()
 
     def _check(self) -> None:
-        wanted = plan(self.metadata.config, self.metadata.schemes)
         if self.metadata.types is not None:
-            self._check_types(wanted)
+            self._check_types(self.metadata.types)
+        wanted = plan(self.metadata.config, self.metadata.schemes)
         for name in sorted(set(wanted) - set(self._where)):
             raise TensorMismatch(f"Checkpoint {self.path.name} lacks tensor {name}; make it again.")
         for name in sorted(set(self._where) - set(wanted)):
@@ -280,11 +280,11 @@ class Checkpoint(Summary):
                     f"{TYPE_NAMES[kind]}{list(size)}; make the checkpoint again."
                 )
 
-    def _check_types(self, wanted: Plan) -> None:
+    def _check_types(self, types: Mapping[str, str]) -> None:
         """Raise TensorMismatch unless every matrix has a type, and nothing else has one."""
-        matrices = {
-            name.removesuffix(".blocks") for name, (_, shape) in wanted.items() if len(shape) == 2}
-        for name in sorted(matrices ^ set(self.metadata.types or ())):
+        shapes = expected_tensors(self.metadata.config)
+        matrices = {name for name, shape in shapes.items() if len(shape) == 2}
+        for name in sorted(matrices ^ set(types)):
             raise TensorMismatch(
                 f"Checkpoint {self.path.name} says the type of {name[:60]} and has no such matrix, "
                 "or the reverse; import it again.")
