@@ -74,7 +74,8 @@ class Blocks:
 
     def dequantize(self, blocks_NB: torch.Tensor) -> torch.Tensor:
         """Return the weights, uint8[N, B] -> float32[N, K]."""
-        return dequantize(blocks_NB.numpy(), self._type).view(len(blocks_NB), -1)
+        values = dequantize(blocks_NB.cpu().numpy(), self._type)
+        return values.view(len(blocks_NB), -1).to(blocks_NB.device)
 
     def scales(self, blocks_NB: torch.Tensor) -> torch.Tensor:
         """Return the scales and minima of every block, float16[blocks, halves].
