@@ -172,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("--ignore", action="append", default=[], metavar="FIELD",
                           help="let this field of the configuration pass, which Cloister does not "
                                "know and which changes nothing that is computed; repeatable")
+    importer.add_argument("--keep-quantization", action="store_true",
+                          help="keep a GGUF file's own blocks, for export --backend cloister")
 
     distill = add("distill", "teach a smaller student what a teacher knows")
     distill.add_argument("--teacher", type=Path, required=True, metavar="CKPT")

@@ -93,7 +93,7 @@ def export(
     tokenizer.check_vocabulary(shape.vocab_size)
     chunk = min(chunk, shape.context)
     backend, *also = backends
-    further.check_names(backend, also)
+    further.check_names(metadata, backend, also)
     size = sum(path.stat().st_size for path in source.path.iterdir())
     # The check needs a copy of the program for a while.
     copies = 2 + len(also) + (recipe is not None)

@@ -39,7 +39,7 @@ def test_the_numbers_are_those_of_the_decoder_itself(scale: Scale, tier: Tier) -
     untied = ModelConfig(shape=replace(shape, tied=False))
     recipe = Recipe.parse("8da4w-g32")
     held = 0
-    for name, (kind, size) in plan(untied, recipe.name).items():
+    for name, (kind, size) in plan(untied, recipe).items():
         bits = 8 * kind.itemsize
         if name.endswith(".q"):
             scheme = recipe.scheme_of(name.removesuffix(".q"))

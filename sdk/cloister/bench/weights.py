@@ -38,7 +38,7 @@ def random_checkpoint(path: Path, config: ModelConfig, recipe: Recipe) -> None:
     """Write a quantized checkpoint of random weights, each matrix of about unit gain."""
     config = replace(config, shape=replace(config.shape, tied=False))
     rng = torch.Generator().manual_seed(0)
-    tensors = plan(config, recipe.name)
+    tensors = plan(config, recipe)
     tokenizer = reference.bundle_path("nano-1")
     with CheckpointWriter(
         path, metadata=Metadata(name="random", config=config, recipe=recipe.name, eos=(0,)),

@@ -34,6 +34,7 @@ class Import(Options):
     name: str | None
     context: int | None
     ignore: Sequence[str]
+    keep_quantization: bool
     force: bool
 
 
@@ -73,7 +74,7 @@ def import_(args: Import) -> Record:
 
         imported = import_model(
             source, args.output, name=name, context=args.context, ignore=args.ignore,
-            replace=args.force, progress=progress)
+            keep_quantization=args.keep_quantization, replace=args.force, progress=progress)
     shape, origin = imported.metadata.config.shape, imported.metadata.origin
     assert origin is not None
     if not args.json:
@@ -96,14 +97,17 @@ def import_(args: Import) -> Record:
     return {
         "name": imported.metadata.name, "parameters": shape.parameters,
         "shape": asdict(shape), "identity": imported.identity, "source": origin.to_dict(),
+        "recipe": imported.metadata.recipe,
         "senses": {kind: asdict(file.config.encoder) for kind, file in imported.senses.items()},
     }
 
 
 def _import_encoder(args: Import, source: Path, output: Path) -> Record:
     """Read the encoder of a Whisper model into one file."""
-    if args.name or args.context or args.ignore:
-        raise SettingError("An encoder has no --name, --context or --ignore; leave them out.")
+    if args.name or args.context or args.ignore or args.keep_quantization:
+        raise SettingError(
+            "An encoder has no --name, --context, --ignore or --keep-quantization; leave them "
+            "out.")
     with display.quiet(args.debug) as console, display.progress(console, "import") as progress:
         from cloister.model.encoder_import import import_encoder
 

@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from cloister.model.blocks import Blocks
 from cloister.model.checkpoint import check_finite
 from cloister.model.device import device
-from cloister.model.recipe import Recipe
 from cloister.model.transformer import Decoder
 from cloister_kernels.reference import dequantize
 
@@ -96,8 +96,11 @@ def read_plain(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """
     if name == "head.weight" and checkpoint.metadata.config.shape.tied:
         name = "embed.weight"
-    recipe = checkpoint.metadata.recipe
-    if recipe is not None and Recipe.parse(recipe).scheme_of(name) is not None:
+    schemes = checkpoint.metadata.schemes
+    scheme = None if schemes is None else schemes.scheme_of(name)
+    if isinstance(scheme, Blocks):
+        return scheme.dequantize(checkpoint.tensor(f"{name}.blocks"))
+    if scheme is not None:
         return dequantize(*(checkpoint.tensor(f"{name}.{part}") for part in ("q", "scale")))
     tensor = checkpoint.tensor(name)
     check_finite(tensor, name, checkpoint.path)

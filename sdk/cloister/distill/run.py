@@ -309,10 +309,12 @@ def check_source(source: Checkpoint, out: Path, *, replace: bool) -> None:
         QuantizationError: `source` is quantized.
         OutputExists: `out` is taken, and `replace` is not set.
     """
-    if source.metadata.recipe is not None:
+    metadata = source.metadata
+    if metadata.recipe is not None:
+        todo = "name the one it was made from" if metadata.types is None else (
+            "import the GGUF file without keeping its quantization")
         raise QuantizationError(
-            f"Checkpoint {source.path.name} is quantized already ({source.metadata.recipe}); name "
-            "the one it was made from."
+            f"Checkpoint {source.path.name} is quantized already ({metadata.recipe}); {todo}."
         )
     check_output(out, kind="checkpoint", replace=replace)
 

@@ -46,7 +46,15 @@ def read_bytes(manifest: Manifest, entry: ProgramEntry, position: int) -> int:
     Of the embedding it reads one row.
     """
     shape = manifest.shape
-    embedding = shape.vocab_size * shape.hidden_size * (5 if "-e4" in manifest.recipe else 8) // 8
+    kind = manifest.recipe.partition("-e")[2]  # of an embedding that is no 8-bit one
+    if shape.tied:  # the head reads all of it
+        embedding = 0
+    elif kind in ("", "4"):
+        embedding = shape.vocab_size * shape.hidden_size * (5 if kind else 8) // 8
+    else:
+        from cloister.model.blocks import Blocks  # what a measured process need not hold
+
+        embedding = shape.vocab_size * Blocks(kind=kind.upper()).row_bytes(shape.hidden_size)
     return entry.weight_bytes - embedding + position * entry.kv_bytes // shape.context
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from cloister.model.checkpoint import Checkpoint
+    from cloister.model.checkpoint import Checkpoint, Metadata
 
 __all__ = ["TOKENS", "check_names", "program"]
 
@@ -29,11 +29,15 @@ TOKENS = 64  # that the graph is compared on, one call each
 BOUND = 0.1  # nats a token: activations are not rounded, those of the checkpoint are
 
 
-def check_names(first: str, names: Sequence[str]) -> None:
-    """Raise SettingError unless `names` are further backends of a bundle, each once.
+def check_names(metadata: Metadata, first: str, names: Sequence[str]) -> None:
+    """Check that a bundle may hold programs for the backends `first` and `names`.
 
     Beside a program of Cloister's own operators XNNPACK's is one of them: it runs where these
     cannot be built.
+
+    Raises:
+        SettingError: one of `names` is no further backend, or given twice.
+        ExportError: a backend cannot hold the blocks that the checkpoint keeps.
     """
     possible = [*FURTHER, *([XNNPACK.name] if first == CLOISTER.name else [])]
     for name in names:
@@ -41,6 +45,7 @@ def check_names(first: str, names: Sequence[str]) -> None:
             raise SettingError(
                 f"A bundle holds no further program for {name!r}, or not twice; choose of "
                 f"{', '.join(possible)}.")
+    write.check_kept(metadata, (first, *names))
 
 
 def program(

@@ -15,6 +15,7 @@ Shapes: T positions, N features.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -217,15 +218,20 @@ def decoder_places(
 def _own_places(decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[Place]:
     """Yield the places of a decoder whose program calls operators of our own.
 
-    Of a layer these are queries, keys and values in one; attention; output, and the sum; gate and
-    up in one; down, and the sum. Behind an output and a down there may be a norm, and then the sum.
+    Of a layer these are queries, keys and values in one, or one after the other; attention; output,
+    and the sum; gate and up; down, and the sum. Behind an output and a down there may be a norm,
+    and then the sum.
     """
-    shape, blocks = decoder.config.shape, decoder.layers
+    shape, blocks, left = decoder.config.shape, decoder.layers, deque(calls)
     sizes = [heads * shape.head_size for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
     for number, block in enumerate(blocks):
         made: Any = block
-        (x, qkv), _, (attended, o), (middle, gate_up), (_, down) = calls[5 * number:5 * number + 5]
-        after, name = calls[5 * number + 5][0], f"layers.{number}"
+        x, qkv = _joined(left, sum(sizes))
+        left.popleft()  # attention
+        attended, o = left.popleft()
+        middle, gate_up = _joined(left, 2 * shape.feed_forward)
+        _, down = left.popleft()
+        after, name = left[0][0], f"layers.{number}"
         yield made, f"{name}.input", True, [x]
         yield made.attn.qkv, f"{name}.attn.qkv", False, qkv.split(sizes, dim=-1)
         yield made.attn.o, f"{name}.attn", True, [attended]
@@ -243,8 +249,19 @@ def _own_places(decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]) -> It
             yield last, f"{name}.mlp.product", False, [down]
             last = made.mlp_post_norm
         yield last, f"{name}.mlp", False, [after - middle]
-    yield decoder.norm, "output", True, calls[-1][:1]
-    yield decoder.head, "head", False, calls[-1][1:]
+    ((x, logits),) = left
+    yield decoder.norm, "output", True, [x]
+    yield decoder.head, "head", False, [logits]
+
+
+def _joined(
+    calls: deque[Sequence[torch.Tensor]], width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the calls with one input that give `width` features; return the input, and these."""
+    x, given = calls.popleft()
+    while given.shape[-1] < width:
+        given = torch.cat((given, calls.popleft()[1]), dim=-1)
+    return x, given
 
 
 def _places(decoder: Decoder, calls: Sequence[Sequence[torch.Tensor]]) -> Iterator[Place]:

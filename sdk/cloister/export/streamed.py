@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cloister.backend import CLOISTER, XNNPACK
-from cloister.model.quantized import QuantizedLinear, swap
-from cloister.model.recipe import Recipe
+from cloister.model.quantized import PARTS, QuantizedLinear, swap
 from cloister.model.transformer import Decoder
 from cloister_kernels import reference
 
@@ -23,8 +22,8 @@ def bare(source: Checkpoint) -> Decoder:
     metadata = source.metadata
     with torch.device("meta"):
         decoder = Decoder(metadata.config)
-        if metadata.recipe is not None:
-            swap(decoder, Recipe.parse(metadata.recipe))
+        if metadata.schemes is not None:
+            swap(decoder, metadata.schemes)
     return decoder
 
 
@@ -39,7 +38,7 @@ def streamed(source: Checkpoint, backend: str = XNNPACK.name) -> Decoder:
         for module in decoder.modules():
             if isinstance(module, QuantizedLinear):
                 module.rounded = reference.round_groups
-    tied = metadata.config.shape.tied and metadata.recipe is None
+    tied = metadata.config.shape.tied
     parts = {"embed": decoder.embed, "norm": decoder.norm, "head": decoder.head}
     parts |= {f"layers.{number}": block for number, block in enumerate(decoder.layers)}
     for name, module in parts.items():
@@ -59,7 +58,7 @@ class _Reader:
         tensors = {}
         for name in module.state_dict():
             tensor = self.source.tensor(f"{self.name}.{name}")
-            tensors[name] = tensor if name.endswith((".q", ".scale")) else tensor.float()
+            tensors[name] = tensor if name.endswith(PARTS) else tensor.float()
         module.load_state_dict(tensors, assign=True)
 
 

@@ -12,11 +12,10 @@ from cloister.export.constants import stored as xnnpack_constants
 from cloister.export.media import weight_bytes
 from cloister.export.streamed import bare
 from cloister.manifest import Encoder, ProgramEntry
-from cloister.model.recipe import Recipe
 from cloister.progress import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
-__all__ = ["DEFAULT_CHUNK", "STAGES", "constants", "longest", "program", "release", "stored"]
+__all__ = ["DEFAULT_CHUNK", "STAGES", "check_kept", "constants", "longest", "program", "release",
+           "stored"]
 
 DEFAULT_CHUNK = 128  # tokens
 _PLANNED_BYTES = 64 << 20
@@ -78,6 +78,16 @@ def constants(metadata: Metadata, most: int) -> dict[str, object]:
     if metadata.bos is not None:
         found["get_bos_id"] = metadata.bos
     return found
+
+
+def check_kept(metadata: Metadata, names: Sequence[str]) -> None:
+    """Raise ExportError unless all backends called `names` compute with a checkpoint's matrices."""
+    others = [name for name in names if name != backends.CLOISTER.name]
+    if metadata.types is not None and others:
+        raise ExportError(
+            f"Checkpoint {metadata.name} keeps a GGUF file's own blocks, which a program for "
+            f"{others[0]} cannot hold; use --backend cloister alone, or import the file without "
+            "keeping its quantization and quantize that.")
 
 
 def program(
@@ -144,10 +154,9 @@ def _cloister(
         raise ExportError(
             "Programs of Cloister's own operators do not read pictures or recordings yet; use "
             "--backend xnnpack.")
-    assert source.metadata.recipe is not None
     return cloister.program(
-        bare(source), source.tensor, Recipe.parse(source.metadata.recipe), mosts,
-        constants(source.metadata, mosts["forward"]), path, kv, progress)
+        bare(source), source.tensor, mosts, constants(source.metadata, mosts["forward"]), path, kv,
+        progress)
 
 
 def stored(

@@ -1,14 +1,16 @@
 """Checkpoints: a directory of weights, their configuration, and the tokenizer.
 
-    config.json           format, name, model configuration, recipe, parent's identity, token ids
+    config.json           format, name, model configuration, recipe or the types of a GGUF file's
+                          own blocks, parent's identity, token ids
     model.safetensors     weights (above 4 GB: shards, and model.safetensors.index.json)
     tokenizer.json        as the tokenizers library and ExecuTorch's C++ tokenizers read it
     chat_template.jinja   optional
     vision.safetensors    optional: what reads pictures (`sense_file`)
     audio.safetensors     optional: what reads recordings
 
-A quantized tensor `NAME` is stored as `NAME.q` int8 and `NAME.scale`. Weights are read through
-the file mapping one tensor at a time, and written one at a time (`writer`); pickles are never read.
+A quantized tensor `NAME` is stored as `NAME.q` int8 and `NAME.scale`, or as a GGUF file's own
+`NAME.blocks` uint8. Weights are read through the file mapping one tensor at a time, and written one
+at a time (`writer`); pickles are never read.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ import torch
 from safetensors import SafetensorError
 
 from cloister import family, records
-from cloister.errors import CheckpointError, NonFiniteTensor, TensorMismatch
+from cloister.errors import CheckpointError, NonFiniteTensor, SettingError, TensorMismatch
+from cloister.model.blocks import Blocks, FileTypes
 from cloister.model.config import ModelConfig  # noqa: TC001  # read at run time, by `records`
-from cloister.model.quantized import scale_dtype, swap
+from cloister.model.quantized import PARTS, BlockWeight, scale_dtype, swap
 from cloister.model.recipe import Recipe
 from cloister.model.sense_file import SenseFile, SenseKind, fits
 from cloister.model.shards import read_json, shards
@@ -80,15 +83,24 @@ class Metadata:
     special_tokens: dict[str, str] | None = None  # that the template is given, by name
     origin: Origin | None = None  # of these weights, or of those that they were made from
     media: MediaFormats | None = None  # that it reads besides text
+    types: dict[str, str] | None = None  # of each matrix, where they are a GGUF file's own blocks
 
     def __post_init__(self) -> None:
-        if self.recipe is not None:
-            Recipe.parse(self.recipe)
+        schemes = self.schemes
+        if schemes is not None and schemes.name != self.recipe:
+            raise SettingError("The types of its matrices are not those of its recipe.")
+
+    @property
+    def schemes(self) -> Recipe | FileTypes | None:
+        """The scheme of each matrix; None where nothing is quantized."""
+        if self.types is not None:
+            return FileTypes(by_tensor=self.types)
+        return None if self.recipe is None else Recipe.parse(self.recipe)
 
     def to_json(self) -> str:
         """Return the text of `config.json`."""
         record = {"format": FORMAT, **asdict(self)}
-        for name in ("special_tokens", "media"):  # added since: others keep their identity
+        for name in ("special_tokens", "media", "types"):  # added since: others keep their identity
             if getattr(self, name) is None:
                 del record[name]
         return records.to_json(record)
@@ -105,16 +117,24 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def plan(config: ModelConfig, recipe: str | None, dtype: torch.dtype = torch.float32) -> Plan:
-    """Return the tensors of a checkpoint of `config`; without a recipe, all of them in `dtype`."""
+def plan(
+    config: ModelConfig, schemes: Recipe | FileTypes | None, dtype: torch.dtype = torch.float32
+) -> Plan:
+    """Return the tensors of a checkpoint of `config`; without schemes, all of them in `dtype`.
+
+    Raises:
+        SettingError: a row does not divide into the blocks of its type.
+    """
     shapes = expected_tensors(config)
-    if recipe is None:
+    if schemes is None:
         return {name: (dtype, shape) for name, shape in shapes.items()}
-    chosen, result = Recipe.parse(recipe), Plan()
+    result = Plan()
     for name, shape in shapes.items():
-        scheme = chosen.scheme_of(name)
+        scheme = schemes.scheme_of(name)
         if scheme is None:
             result[name] = torch.float32, shape
+        elif isinstance(scheme, Blocks):
+            result[f"{name}.blocks"] = torch.uint8, (shape[0], scheme.row_bytes(shape[1]))
         else:
             result[f"{name}.q"] = torch.int8, shape
             result[f"{name}.scale"] = scale_dtype(scheme), (shape[0], scheme.groups(shape[1]))
@@ -220,15 +240,17 @@ class Checkpoint(Summary):
         """
         with torch.device("meta"):
             decoder = Decoder(self.metadata.config)
-            if self.metadata.recipe is not None:
-                swap(decoder, Recipe.parse(self.metadata.recipe))
+            if self.metadata.schemes is not None:
+                swap(decoder, self.metadata.schemes)
         for name in self._where:
             tensor = self.tensor(name)
-            check_finite(tensor, name, self.path)
-            if not name.endswith((".q", ".scale")):
-                tensor = tensor.to(dtype)
             owner, _, attribute = name.rpartition(".")
             module = decoder.get_submodule(owner)
+            check_finite(
+                module.scheme.scales(tensor) if isinstance(module, BlockWeight) else tensor,
+                name, self.path)
+            if not name.endswith(PARTS):
+                tensor = tensor.to(dtype)
             if isinstance(getattr(module, attribute), torch.nn.Parameter):
                 setattr(module, attribute, torch.nn.Parameter(tensor))
             else:
@@ -238,7 +260,9 @@ class Checkpoint(Summary):
         return decoder.eval()
 
     def _check(self) -> None:
-        wanted = plan(self.metadata.config, self.metadata.recipe)
+        if self.metadata.types is not None:
+            self._check_types(self.metadata.types)
+        wanted = plan(self.metadata.config, self.metadata.schemes)
         for name in sorted(set(wanted) - set(self._where)):
             raise TensorMismatch(f"Checkpoint {self.path.name} lacks tensor {name}; make it again.")
         for name in sorted(set(self._where) - set(wanted)):
@@ -248,13 +272,22 @@ class Checkpoint(Summary):
             )
         for name, dtype, shape in self._headers():
             kind, size = wanted[name]
-            quantized = name.endswith((".q", ".scale"))
+            quantized = name.endswith(PARTS)
             known = dtype == TYPE_NAMES[kind] if quantized else dtype in ("F32", "F16", "BF16")
             if shape != size or not known:
                 raise TensorMismatch(
                     f"Tensor {name} of checkpoint {self.path.name} is {dtype}{list(shape)}, not "
                     f"{TYPE_NAMES[kind]}{list(size)}; make the checkpoint again."
                 )
+
+    def _check_types(self, types: Mapping[str, str]) -> None:
+        """Raise TensorMismatch unless every matrix has a type, and nothing else has one."""
+        shapes = expected_tensors(self.metadata.config)
+        matrices = {name for name, shape in shapes.items() if len(shape) == 2}
+        for name in sorted(matrices ^ set(types)):
+            raise TensorMismatch(
+                f"Checkpoint {self.path.name} says the type of {name[:60]} and has no such matrix, "
+                "or the reverse; import it again.")
 
     def _check_senses(self) -> None:
         """Raise CheckpointError unless each sense fits the decoder, and what it is told to read."""

@@ -1,8 +1,9 @@
 """GGUF files, llama.cpp's: their configuration and tensors as ours.
 
 Quantized tensors become float32: a product of scale and level and the sum with a minimum need more
-bits than a 16-bit type has, and what the file says is kept exactly. What the entries of
-an architecture mean is what llama.cpp makes of them (src/llama-model.cpp).
+bits than a 16-bit type has, and what the file says is kept exactly. Or matrices stay the blocks
+that they are. What the entries of an architecture mean is what llama.cpp makes of them
+(src/llama-model.cpp).
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.quants import dequantize
 
 from cloister.errors import CheckpointError, UnsupportedArchitecture, UnsupportedFeature
 from cloister.model import rope
+from cloister.model.blocks import HALVES, Blocks, dequantize
 from cloister.model.config import RopeScaling
 from cloister.model.shards import Stored
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from cloister.model.gguf_file import Header, Tensor
 
 __all__ = ["ARCHITECTURES", "architecture", "configuration", "stored"]
-
-_VALUES = 1 << 18  # dequantized at a time
 
 # By llama.cpp's name. Those with `permuted` pair neighbouring features in their rotary embedding,
 # where the checkpoints of transformers pair the halves of a head: rows of q and k are reordered.
@@ -222,8 +220,14 @@ def _llama3(file: Header, record: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def stored(file: Header) -> dict[str, Stored]:
-    """Return the tensors by our names; one that we do not know is marked as such."""
+def stored(file: Header, *, keep: bool = False) -> dict[str, Stored]:
+    """Return the tensors by our names; one that we do not know is marked as such.
+
+    With `keep` the blocks of matrices, uint8[rows, bytes], whose names end in `.blocks`.
+
+    Raises:
+        UnsupportedFeature: a matrix to keep is of a type that no operator computes with.
+    """
     name = architecture(file)
     offset, result = name.startswith("gemma"), {}
     for key, tensor in file.tensors.items():
@@ -234,12 +238,31 @@ def stored(file: Header) -> dict[str, Stored]:
             heads=_heads(file, ours) if name in _PERMUTED else None,
             minus=1.0 if offset and ours.endswith("norm.weight") else 0.0,
         )
+        if keep and len(tensor.shape) == 2 and ours.endswith(".weight"):
+            result[f"{ours}.blocks"] = _kept(key, tensor, change)
+            continue
         plain = torch.float32 if change.minus else _PLAIN.get(tensor.kind.name, torch.float32)
         result[ours] = Stored(
             key=key, kind=tensor.kind.name, dtype=plain, shape=tensor.shape,
             read=partial(_values, tensor, change),
         )
     return result
+
+
+def _kept(key: str, tensor: Tensor, change: _Change) -> Stored:
+    """Return a matrix as it is."""
+    kind = tensor.kind.name
+    if kind not in HALVES:
+        raise UnsupportedFeature(
+            f"Tensor {key[:60]} of {tensor.path.name} is of type {kind}, and Cloister computes "
+            f"with {', '.join(HALVES)} as they are; import it without keeping its quantization, "
+            "and quantize that.")
+    shape = (tensor.shape[0], Blocks(kind=kind).row_bytes(tensor.shape[1]))
+
+    def read() -> torch.Tensor:
+        return _unpermuted(torch.from_numpy(_raw(tensor)).view(shape), change)
+
+    return Stored(key=key, kind=kind, dtype=torch.uint8, shape=shape, read=read)
 
 
 def _ours(key: str) -> str:
@@ -273,33 +296,31 @@ class _Change:
 
 def _values(tensor: Tensor, change: _Change | None) -> torch.Tensor:
     """Read one tensor, quantized ones as float32."""
+    raw, kind = _raw(tensor), tensor.kind
+    values = torch.from_numpy(raw).view(_PLAIN[kind.name]) if kind.name in _PLAIN else (
+        dequantize(raw, kind))
+    values = values.view(tensor.shape)
+    if change is not None:
+        values = _unpermuted(values, change)
+        if change.minus:
+            values = values.float() - change.minus
+    return values
+
+
+def _unpermuted(values: torch.Tensor, change: _Change) -> torch.Tensor:
+    """Return rows in the order of ours, of values or of blocks."""
+    if not change.heads:
+        return values
+    rows = values.view(change.heads, -1, 2, *values.shape[1:])
+    return rows.transpose(1, 2).reshape(values.shape)
+
+
+def _raw(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Read the bytes of one tensor."""
     try:
-        raw = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (tensor.size_bytes,))
-        kind = tensor.kind.name
-        if kind in _PLAIN:
-            values = torch.from_numpy(np.array(raw)).view(_PLAIN[kind])
-        else:
-            values = torch.from_numpy(_dequantized(raw, tensor))
-    except (OSError, ValueError, RuntimeError):
+        return np.array(np.memmap(
+            tensor.path, np.uint8, "r", tensor.offset, (tensor.size_bytes,)))
+    except (OSError, ValueError):
         raise CheckpointError(
             f"File {tensor.path.name} cannot be read any more; import it again."
         ) from None
-    values = values.view(tensor.shape)
-    if change is not None and change.heads:
-        rows = values.view(change.heads, -1, 2, *tensor.shape[1:])
-        values = rows.transpose(1, 2).reshape(tensor.shape)
-    if change is not None and change.minus:
-        values = values.float() - change.minus
-    return values
-
-
-def _dequantized(raw: np.ndarray[Any, Any], tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return all values, some blocks at a time: what the library makes in between is large."""
-    block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
-    blocks = raw.view(np.ndarray).reshape(-1, block_bytes)
-    values = np.empty(len(blocks) * block, np.float32)
-    step = _VALUES // block
-    for start in range(0, len(blocks), step):
-        some = blocks[start:start + step].reshape(1, -1)  # one row, which it does in one go
-        values[start * block:(start + step) * block] = dequantize(some, tensor.kind)[0]
-    return values

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cloister.errors import CheckpointError, TensorMismatch, UnsupportedArchitecture
+from cloister.errors import (
+    CheckpointError,
+    SettingError,
+    TensorMismatch,
+    UnsupportedArchitecture,
+)
 from cloister.model import (
     gguf,
     gguf_file,
@@ -24,13 +29,14 @@ from cloister.model import (
     sense_file,
 )
 from cloister.model import tokens as spoken
+from cloister.model.blocks import FileTypes
 from cloister.model.checkpoint import (
     FORMAT,
     Checkpoint,
     Metadata,
     Origin,
     check_finite,
-    expected_tensors,
+    plan,
 )
 from cloister.model.processors import Marks
 from cloister.model.projector import ProjectorKind
@@ -60,21 +66,26 @@ class _Model:
     tokens: Callable[[], Tokens]
     stored: dict[str, Stored]  # by our names; those of a sense with its kind before them
     origin: Origin
+    types: dict[str, str] | None = None  # of matrices whose blocks are kept
     media: Multimodal | None = None
 
 
 def import_model(
     source: str | Path, out: str | Path, *, name: str | None = None, context: int | None = None,
-    ignore: Collection[str] = (), replace: bool = False, progress: Progress = silent
+    ignore: Collection[str] = (), keep_quantization: bool = False, replace: bool = False,
+    progress: Progress = silent
 ) -> Checkpoint:
     """Read `source`, a Hugging Face directory or a GGUF file, into the checkpoint `out`.
 
     One tensor at a time. Weights keep their type; those that are quantized become float32, which
-    holds them exactly. Pickles are never read: convert them to safetensors first. Fields of the
-    configuration named in `ignore` are let through although Cloister does not know them. The
-    checkpoint's `report` says what was read, and what was passed over.
+    holds them exactly, or with `keep_quantization` stay as they are: a GGUF file's own blocks,
+    with which programs of Cloister's own operators compute. Pickles are never read: convert them
+    to safetensors first. Fields of the configuration named in `ignore` are let through although
+    Cloister does not know them. The checkpoint's `report` says what was read, and what was passed
+    over.
 
     Raises:
+        SettingError: the quantization of something else than a GGUF file is to be kept.
         UnsupportedArchitecture, UnsupportedFeature: see the module.
         TensorMismatch: a tensor is missing, unexpected, or of another shape or type.
         NonFiniteTensor: a tensor has a NaN or infinite entry.
@@ -82,14 +93,17 @@ def import_model(
         CheckpointError, OutputExists, NotEnoughDisk: see `CheckpointWriter`.
     """
     source = Path(source)
-    model = _read(source, context, ignore)
+    model = _read(source, context, ignore, keep=keep_quantization)
     _check_tied(model)
     planned, tokens, done = _planned(model), model.tokens(), itertools.count()
+    types = FileTypes(by_tensor=model.types or {})
 
     def read(tensor: str) -> torch.Tensor:
         progress("import", next(done), len(planned))
         value = model.stored[tensor].read()
-        check_finite(value, model.stored[tensor].key, source)
+        scheme = types.scheme_of(tensor.removesuffix(".blocks"))
+        check_finite(
+            value if scheme is None else scheme.scales(value), model.stored[tensor].key, source)
         return value
 
     senses, media = {}, model.media
@@ -102,7 +116,8 @@ def import_model(
         out,
         metadata=Metadata(
             name=name or model.name, config=model.config, bos=tokens.bos, eos=tokens.eos,
-            special_tokens=dict(tokens.special_tokens), origin=model.origin,
+            special_tokens=dict(tokens.special_tokens), origin=model.origin, types=model.types,
+            recipe=None if model.types is None else types.name,
             media=None if media is None else media.formats(
                 Marks(tokens.tokenizer, model.name), model.config.shape.context)),
         tensors=planned, tokenizer=tokens.tokenizer, template=tokens.template, replace=replace,
@@ -127,8 +142,16 @@ def check(source: Path) -> ModelConfig:
     return model.config
 
 
-def _read(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
-    return (_gguf if source.is_file() else _directory)(source, context, ignore)
+def _read(
+    source: Path, context: int | None, ignore: Collection[str], *, keep: bool = False
+) -> _Model:
+    if source.is_file():
+        return _gguf(source, context, ignore, keep=keep)
+    if keep:
+        raise SettingError(
+            f"{source.name} is no GGUF file, and of no other is the quantization kept; import it "
+            "without --keep-quantization.")
+    return _directory(source, context, ignore)
 
 
 def _directory(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
@@ -196,17 +219,22 @@ def _with_media(
     return stored
 
 
-def _gguf(source: Path, context: int | None, ignore: Collection[str]) -> _Model:
+def _gguf(
+    source: Path, context: int | None, ignore: Collection[str], *, keep: bool
+) -> _Model:
     header = gguf_file.read(source)
     stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", source.name)
     config = huggingface.configured(
         gguf.configuration(header), stem, context=context, ignore=ignore)
     gguf_tokens.check(header)
-    stored = gguf.stored(header)
+    stored = gguf.stored(header, keep=keep)
     return _Model(
         name=stem, config=config, stored=stored,
         tokens=lambda: gguf_tokens.read(header).checked(config.shape.vocab_size, stem),
         origin=_origin("gguf", stored, ignore),
+        types=None if not keep else {
+            name.removesuffix(".blocks"): each.kind for name, each in stored.items()
+            if name.endswith(".blocks")},
     )
 
 
@@ -262,7 +290,8 @@ def _planned(model: _Model) -> Plan:
             f"{source} has {len(stored)} tensors, and its configuration says {layers} layers; copy "
             "it again."
         )
-    wanted = expected_tensors(model.config)
+    types = None if model.types is None else FileTypes(by_tensor=model.types)
+    wanted = {name: shape for name, (_, shape) in plan(model.config, types).items()}
     if model.media is not None:
         wanted |= {
             f"{model.media.kind}.{name}": shape
@@ -272,7 +301,7 @@ def _planned(model: _Model) -> Plan:
             f"{source} has tensor {stored[tensor].key[:80]}, which Cloister or its configuration "
             "does not know, so it cannot be imported."
         )
-    plan: Plan = {}
+    planned: Plan = {}
     for tensor, shape in wanted.items():
         each = stored.get(tensor)
         if each is None:
@@ -289,5 +318,5 @@ def _planned(model: _Model) -> Plan:
                 f"Tensor {each.key} of {source} is {each.kind}{list(each.shape)}, and its "
                 f"configuration says {list(shape)}; copy it again."
             )
-        plan[tensor] = each.dtype, shape
-    return plan
+        planned[tensor] = each.dtype, shape
+    return planned

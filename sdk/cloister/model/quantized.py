@@ -1,8 +1,8 @@
 """Quantized stand-ins for the linear layers and the embedding of a decoder, for eager use.
 
 They compute what the exported program computes, rounding of activations included, so that an
-export can be checked against them. Parameters are named `weight.q` and `weight.scale`, as in the
-checkpoint.
+export can be checked against them. Parameters are named `weight.q` and `weight.scale`, or
+`weight.blocks`, as in the checkpoint.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from cloister.model.blocks import Blocks
 from cloister_kernels import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloister.model.blocks import FileTypes
     from cloister.model.recipe import Recipe, Scheme
     from cloister.model.transformer import Decoder
 
-__all__ = ["QuantizedEmbedding", "QuantizedLinear", "QuantizedWeight", "scale_dtype", "swap"]
+__all__ = ["PARTS", "BlockEmbedding", "BlockLinear", "BlockWeight", "QuantizedEmbedding",
+           "QuantizedLinear", "QuantizedWeight", "scale_dtype", "swap"]
+
+PARTS = (".q", ".scale", ".blocks")  # ends of the names of what is stored of a quantized matrix
+_WEIGHTS = 2**20  # dequantized at a time
 
 
 def scale_dtype(scheme: Scheme) -> torch.dtype:
@@ -78,17 +85,71 @@ class QuantizedEmbedding(nn.Module):
         return rows.view(*tokens.shape, -1)
 
 
-def swap(decoder: Decoder, recipe: Recipe) -> None:
+class BlockWeight(nn.Module):
+    """One matrix in blocks of a GGUF file: uint8[N, bytes]."""
+
+    blocks: torch.Tensor
+
+    def __init__(self, rows: int, inputs: int, scheme: Blocks) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.register_buffer(
+            "blocks", torch.zeros(rows, scheme.row_bytes(inputs), dtype=torch.uint8))
+
+
+class BlockLinear(nn.Module):
+    """Linear layer on activations rounded in groups, and weights in blocks of a GGUF file."""
+
+    bias: torch.Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, scheme: Blocks, *, bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        self.weight = BlockWeight(out_features, in_features, scheme)
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map float32[..., K] -> float32[..., N]."""
+        rows = reference.round_groups(x.reshape(-1, self.in_features))
+        out = torch.cat([
+            functional.linear(rows, self.scheme.dequantize(some))
+            for some in self.weight.blocks.split(max(1, _WEIGHTS // self.in_features))], dim=1)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+class BlockEmbedding(nn.Module):
+    """Embedding with rows in blocks of a GGUF file."""
+
+    def __init__(self, rows: int, size: int, scheme: Blocks) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.weight = BlockWeight(rows, size, scheme)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Map int64[...] -> float32[..., D]."""
+        rows = self.scheme.dequantize(self.weight.blocks[tokens.flatten()])
+        return rows.view(*tokens.shape, -1)
+
+
+def swap(decoder: Decoder, schemes: Recipe | FileTypes) -> None:
     """Replace each matrix module of `decoder` by its quantized stand-in, still without values.
 
     Embedding and head become separate, whether or not they were tied.
     """
     for name, module in list(decoder.named_modules()):
-        scheme = recipe.scheme_of(f"{name}.weight")
-        if scheme is None or not isinstance(module, nn.Linear | nn.Embedding):
-            continue
-        rows, inputs = module.weight.shape
-        with torch.device(module.weight.device):
-            decoder.set_submodule(
-                name, QuantizedLinear(inputs, rows, scheme, bias=module.bias is not None)
-                if isinstance(module, nn.Linear) else QuantizedEmbedding(rows, inputs, scheme))
+        scheme = schemes.scheme_of(f"{name}.weight")
+        if scheme is not None and isinstance(module, nn.Linear | nn.Embedding):
+            with torch.device(module.weight.device):
+                decoder.set_submodule(name, _stand_in(module, scheme))
+
+
+def _stand_in(module: nn.Linear | nn.Embedding, scheme: Scheme | Blocks) -> nn.Module:
+    rows, inputs = module.weight.shape
+    if isinstance(module, nn.Embedding):
+        return BlockEmbedding(rows, inputs, scheme) if isinstance(scheme, Blocks) else (
+            QuantizedEmbedding(rows, inputs, scheme))
+    bias = module.bias is not None
+    return BlockLinear(inputs, rows, scheme, bias=bias) if isinstance(scheme, Blocks) else (
+        QuantizedLinear(inputs, rows, scheme, bias=bias))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TYPE_NAMES", "Plan", "TensorFile", "opened", "size_bytes"]
 
-TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8",
+              torch.uint8: "U8"}
 
 Plan = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of each tensor of a checkpoint, by name, in order."""

@@ -300,7 +300,7 @@ def _write(
     config = untied(source.metadata.config)
     metadata = changed(source.metadata, config=config, recipe=recipe.name, parent=source.identity)
     with CheckpointWriter(
-        out, tensors=plan(config, recipe.name), tokenizer=source.tokenizer_path,
+        out, tensors=plan(config, recipe), tokenizer=source.tokenizer_path,
         metadata=metadata if senses else changed(metadata, media=None),
         template=source.template_path, replace=replace,
     ).with_senses(senses.writers() if senses else {}) as writer:

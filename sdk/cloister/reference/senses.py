@@ -199,7 +199,7 @@ class _Builder:
                     progress=self.progress))
 
             metadata = replace(source.metadata, parent=source.identity, media=self.formats)
-            planned = checkpoints.plan(metadata.config, metadata.recipe)
+            planned = checkpoints.plan(metadata.config, metadata.schemes)
             with CheckpointWriter(
                 path, metadata=metadata, tensors=planned, tokenizer=source.tokenizer_path,
                 template=source.template_path, replace=True,

@@ -17,6 +17,7 @@ from cloister.model.encoder import EncoderShape, Stem
 from cloister.model.front import MelShape, PixelScale
 from cloister.model.projector import ProjectorKind, ProjectorShape, TokenProjector
 from cloister.model.quantized import QuantizedLinear
+from cloister.model.recipe import Recipe
 from cloister.model.sense import Sense, SenseConfig
 from cloister.model.sense_file import SenseKind
 from cloister.model.transformer import RMSNorm
@@ -122,9 +123,10 @@ def checkpoint(
     """A checkpoint of a random decoder with two senses."""
     config = config_of(layout)
     values = quantized_decoder(config, recipe).state_dict()
+    planned = plan(config, Recipe.parse(recipe))
     senses = {SenseKind.VISION: picture, SenseKind.AUDIO: recording}
     with CheckpointWriter(
-        path, tensors=plan(config, recipe), template=tokenizer_dir / "chat_template.jinja",
+        path, tensors=planned, template=tokenizer_dir / "chat_template.jinja",
         tokenizer=tokenizer_dir / "tokenizer.json",
         metadata=Metadata(
             name="tiny", config=config, recipe=recipe, eos=(0,),
@@ -134,6 +136,6 @@ def checkpoint(
             sense_file.write, config=sense(name).config,
             tensors=sense(name).state_dict().items())
         for kind, name in senses.items() if name is not None}) as writer:
-        for name in plan(config, recipe):
+        for name in planned:
             writer.add(name, values[name])
     return Checkpoint.open(path)

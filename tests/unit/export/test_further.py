@@ -26,6 +26,7 @@ from cloister.errors import (
 from cloister.export import _executorch, further
 from cloister.export.backends import partitioned
 from cloister.model.cache import KVCache
+from cloister.model.checkpoint import Metadata
 from cloister.model.config import ModelConfig
 from cloister.model.recipe import Recipe
 from cloister.runtime.engine import Engine
@@ -153,4 +154,4 @@ def test_without_its_exporter_core_ml_is_refused_by_name(
     ("cloister", ("xnnpack", "xnnpack")), ("cloister", ("cloister",))])
 def test_a_backend_that_is_none_is_refused(first: str, names: tuple[str, ...]) -> None:
     with pytest.raises(SettingError, match="choose of coreml, vulkan"):
-        further.check_names(first, names)
+        further.check_names(Metadata(name="tiny", config=LAYOUTS["llama"]), first, names)

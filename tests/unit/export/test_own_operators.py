@@ -159,8 +159,8 @@ def test_what_there_are_no_operators_for_is_refused(quantized: Checkpoint, tmp_p
     decoder = quantized_decoder(
         replace(config, shape=replace(config.shape, head_size=24)), "8da4w-g32")
     with pytest.raises(ExportError, match="Heads of 24 entries"):
-        own(decoder, decoder.state_dict().__getitem__, Recipe.parse("8da4w-g32"),
-            {"forward": 16}, {}, tmp_path / "p.pte", KV.FLOAT16, silent)
+        own(decoder, decoder.state_dict().__getitem__, {"forward": 16}, {}, tmp_path / "p.pte",
+            KV.FLOAT16, silent)
     with pytest.raises(ExportError, match="do not read pictures or recordings yet"):
         write._cloister(
             quantized, tmp_path / "p.pte", {"forward": 16}, KV.FLOAT16, silent,

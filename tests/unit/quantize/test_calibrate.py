@@ -104,7 +104,7 @@ def test_every_layout_is_calibrated_and_comes_closer(
     calibration = Calibration(source, Recipe.parse(recipe), texts.tolist())
     made = dict(calibration.tensors())
     assert list(made) == list(plan(replace(
-        source.metadata.config, shape=replace(SHAPE, tied=False)), recipe))
+        source.metadata.config, shape=replace(SHAPE, tied=False)), Recipe.parse(recipe)))
     assert [error.layer for error in calibration.errors] == [0, 1]
     plain = quantize(source, tmp_path / "by-itself", recipe).load()
     calibrated = quantize(source, tmp_path / "again", recipe).load()
@@ -198,7 +198,8 @@ def test_training_goes_on_from_the_calibrated_weights_on_texts_of_its_own(
     calibrated = quantize(source, tmp_path / "calibrated", calibrate="self")
     still = QatSettings(schedule=Schedule(steps=1, tokens=128, micro=128, peak=1e-12, warmup=0))
     kept = quantize(source, tmp_path / "kept", calibrate="self", settings=still)
-    for name in plan(kept.metadata.config, "8da4w-g32"):  # a step of no length changes nothing
+    # A step of no length changes nothing.
+    for name in plan(kept.metadata.config, kept.metadata.schemes):
         torch.testing.assert_close(kept.tensor(name), calibrated.tensor(name), rtol=0, atol=1e-6)
     assert not list(tmp_path.glob("*/unrounded")) and not list(tmp_path.glob("*/calibrated"))
 

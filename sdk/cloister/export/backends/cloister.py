@@ -10,7 +10,7 @@ Shapes: T new positions, C context, D hidden size, H query heads, G KV heads, K 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +19,11 @@ from torch import nn
 from cloister.errors import ExportError
 from cloister.export import _executorch
 from cloister.export.graph import first_position, traced
+from cloister.model.blocks import Blocks
 from cloister.model.config import Activation
 from cloister.model.transformer import RMSNorm
 from cloister_kernels.ops import Input
-from cloister_kernels.pack import TILE, Format, pack, tile_bytes
+from cloister_kernels.pack import TILE, Format, pack, pack_gguf, tile_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from cloister.backend import KV
     from cloister.export._executorch import schema
     from cloister.model.config import ModelConfig
-    from cloister.model.recipe import Recipe
     from cloister.model.transformer import Decoder
     from cloister.progress import Progress
 
@@ -63,19 +63,48 @@ class _Matrices:
         self.all: list[_Matrix] = []
 
     def token(self, matrix: _Matrix) -> torch.Tensor:
-        self.all.append(matrix)
-        data = _TOKEN + len(self.all).to_bytes(4, "big")
+        """Return the token of `matrix`, that of an equal one: it is in the program once."""
+        if matrix not in self.all:
+            self.all.append(matrix)
+        data = _TOKEN + self.all.index(matrix).to_bytes(4, "big")
         return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def matrices(config: ModelConfig) -> list[tuple[str, ...]]:
-    """Return the names of the matrices that a program holds, those that are one together."""
-    found: list[tuple[str, ...]] = [("embed",)]
-    for number in range(config.shape.layers):
+def matrices(decoder: Decoder) -> list[_Matrix]:
+    """Return the matrices that a program of `decoder` holds, each once."""
+    found = [_matrix(decoder, ("embed",))]
+    for number in range(decoder.config.shape.layers):
         layer = f"layers.{number}"
-        found += [tuple(f"{layer}.attn.qkv.{part}" for part in "qkv"), (f"{layer}.attn.o",),
-                  (f"{layer}.mlp.gate", f"{layer}.mlp.up"), (f"{layer}.mlp.down",)]
-    return [*found, ("head",)]
+        for names in (tuple(f"{layer}.attn.qkv.{part}" for part in "qkv"), (f"{layer}.attn.o",),
+                      (f"{layer}.mlp.gate", f"{layer}.mlp.up"), (f"{layer}.mlp.down",)):
+            found += [_matrix(decoder, alike) for alike in _alike(decoder, names)]
+    head = _matrix(decoder, ("head",))
+    return found if head in found else [*found, head]
+
+
+def _alike(decoder: Decoder, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Divide matrices with one input into those that are one, since their formats are the same."""
+    return [tuple(some) for _, some in groupby(
+        names, key=lambda name: _form(decoder.get_submodule(name)))]
+
+
+def _matrix(decoder: Decoder, names: tuple[str, ...]) -> _Matrix:
+    modules: list[Any] = [decoder.get_submodule(name) for name in names]
+    form, shape = _form(modules[0]), decoder.config.shape
+    if names in (("embed",), ("head",)):
+        # One matrix that is stored once, where they are tied.
+        names = ("embed",) if shape.tied else names
+        return _Matrix(names, form, shape.hidden_size, shape.vocab_size)
+    return _Matrix(
+        names, form, modules[0].in_features, sum(each.out_features for each in modules))
+
+
+def _form(module: Any) -> Format:
+    """Return the format of a quantized module's matrix."""
+    scheme = module.scheme
+    if isinstance(scheme, Blocks):
+        return Format[scheme.kind]
+    return Format.W8 if scheme.group is None else Format.W4
 
 
 class _Linear(nn.Module):
@@ -87,16 +116,13 @@ class _Linear(nn.Module):
     def __init__(self, made: _Making, names: tuple[str, ...], *, norm: str | None = None,
                  kind: Input = Input.PLAIN) -> None:
         super().__init__()
-        modules: list[Any] = [made.decoder.get_submodule(name) for name in names]
-        self.matrix = _Matrix(
-            names, made.form(names[0]), modules[0].in_features,
-            sum(each.out_features for each in modules))
+        self.matrix = _matrix(made.decoder, names)
         self.kind = Input.NORMED if norm else kind
         self.eps = made.config.norm_eps
         self.register_buffer("weights", made.matrices.token(self.matrix))
         self.register_buffer("norm", made.norm(norm) if norm else None)
         self.register_buffer(
-            "bias", _bias(made.read, names) if modules[0].bias is not None else None)
+            "bias", _bias(made.read, names) if _biased(made.decoder, names) else None)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         out: torch.Tensor = torch.ops.cloister.linear(
@@ -105,24 +131,31 @@ class _Linear(nn.Module):
         return out
 
 
+class _Joined(nn.Module):
+    """Matrices with one input whose formats differ, and what they give as one."""
+
+    def __init__(self, made: _Making, names: tuple[str, ...], norm: str) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            _Linear(made, alike, norm=norm) for alike in _alike(made.decoder, names))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = [part(x) for part in self.parts]
+        return given[0] if len(given) == 1 else torch.cat(given, dim=-1)
+
+
 @dataclass(frozen=True)
 class _Making:
     """What the modules of a program are made of."""
 
     decoder: Decoder  # without weights
     read: Callable[[str], torch.Tensor]
-    recipe: Recipe
     matrices: _Matrices
     kv: KV
 
     @property
     def config(self) -> ModelConfig:
         return self.decoder.config
-
-    def form(self, name: str) -> Format:
-        scheme = self.recipe.scheme_of(f"{name}.weight")
-        assert scheme is not None
-        return Format.W8 if scheme.group is None else Format.W4
 
     def norm(self, name: str) -> torch.Tensor:
         return _norm(self.config, self.read, name)
@@ -135,11 +168,11 @@ class _Layer(nn.Module):
         config, name = made.config, f"layers.{number}"
         shape, self.number = config.shape, number
         gated = Input.GATED_SILU if config.activation is Activation.SILU else Input.GATED_GELU
-        self.qkv = _Linear(made, tuple(f"{name}.attn.qkv.{part}" for part in "qkv"),
-                           norm=f"{name}.attn_norm")
+        self.qkv = _Joined(
+            made, tuple(f"{name}.attn.qkv.{part}" for part in "qkv"), f"{name}.attn_norm")
         self.o = _Linear(made, (f"{name}.attn.o",))
-        self.gate_up = _Linear(
-            made, (f"{name}.mlp.gate", f"{name}.mlp.up"), norm=f"{name}.mlp_norm")
+        self.gate_up = _Joined(
+            made, (f"{name}.mlp.gate", f"{name}.mlp.up"), f"{name}.mlp_norm")
         self.down = _Linear(made, (f"{name}.mlp.down",), kind=gated)
         for each in ("attn_post_norm", "mlp_post_norm"):
             self.register_buffer(each, made.norm(f"{name}.{each}") if config.post_norms else None)
@@ -177,10 +210,9 @@ class _Program(nn.Module):
     def __init__(self, made: _Making) -> None:
         super().__init__()
         config, decoder = made.config, made.decoder
-        self.config, self.form = config, made.form("embed")
-        shape = config.shape
-        self.register_buffer("embed", made.matrices.token(
-            _Matrix(("embed",), self.form, shape.hidden_size, shape.vocab_size)))
+        matrix, shape = _matrix(decoder, ("embed",)), config.shape
+        self.config, self.form = config, matrix.form
+        self.register_buffer("embed", made.matrices.token(matrix))
         names = ("cos", "sin") if config.local_rope_theta is None else (
             "cos", "sin", "local_cos", "local_sin")
         for name in names:
@@ -212,9 +244,8 @@ class _Program(nn.Module):
 
 
 def program(
-    decoder: Decoder, read: Callable[[str], torch.Tensor], recipe: Recipe,
-    mosts: Mapping[str, int], constants: Mapping[str, object], path: Path, kv: KV,
-    progress: Progress,
+    decoder: Decoder, read: Callable[[str], torch.Tensor], mosts: Mapping[str, int],
+    constants: Mapping[str, object], path: Path, kv: KV, progress: Progress,
 ) -> schema.Program:
     """Write the program of a quantized checkpoint to `path`, and return its plan.
 
@@ -231,7 +262,7 @@ def program(
             f"Heads of {config.shape.head_size} entries have no operators of Cloister's own; use "
             "--backend xnnpack.")
     progress("trace")
-    made = _Making(decoder, read, recipe, _Matrices(), kv)
+    made = _Making(decoder, read, _Matrices(), kv)
     module = _Program(made)
     tokens, methods = torch.zeros(1, 2, dtype=torch.int64), {}
     for name, most in mosts.items():
@@ -257,10 +288,10 @@ def stored(
     `decoder` is the checkpoint's without weights, `read` gives its tensors by name.
     """
     config = decoder.config
-    for names in matrices(config):
-        yield ", ".join(names), _packed(read, names)
-        if getattr(decoder.get_submodule(names[0]), "bias", None) is not None:
-            yield f"{names[0]}.bias", _bias(read, names)
+    for matrix in matrices(decoder):
+        yield ", ".join(matrix.names), _packed(read, matrix)
+        if _biased(decoder, matrix.names):
+            yield f"{matrix.names[0]}.bias", _bias(read, matrix.names)
     for name, module in decoder.named_modules():
         if isinstance(module, RMSNorm):
             yield name, _norm(config, read, name)
@@ -274,15 +305,23 @@ def _norm(
     return weight + 1.0 if config.norm_offset else weight
 
 
+def _biased(decoder: Decoder, names: tuple[str, ...]) -> bool:
+    return getattr(decoder.get_submodule(names[0]), "bias", None) is not None
+
+
 def _bias(read: Callable[[str], torch.Tensor], names: tuple[str, ...]) -> torch.Tensor:
     return torch.cat([read(f"{name}.bias").float() for name in names])
 
 
-def _packed(read: Callable[[str], torch.Tensor], names: tuple[str, ...]) -> torch.Tensor:
+def _packed(read: Callable[[str], torch.Tensor], matrix: _Matrix) -> torch.Tensor:
     """Return matrices of a checkpoint as a program holds them, uint8[bytes]."""
-    q, scale = (torch.cat([read(f"{name}.weight.{part}") for name in names])
-                for part in ("q", "scale"))
-    return pack(q, scale)[1].flatten()
+
+    def whole(part: str) -> torch.Tensor:
+        return torch.cat([read(f"{name}.weight.{part}") for name in matrix.names])
+
+    if matrix.form in (Format.W4, Format.W8):
+        return pack(whole("q"), whole("scale"))[1].flatten()
+    return pack_gguf(matrix.form, whole("blocks"), matrix.inputs).flatten()
 
 
 def _fill(
@@ -298,7 +337,7 @@ def _fill(
     held = {}
     for index, piece in enumerate(pieces):
         if piece.startswith(_TOKEN):
-            held[index] = found[int.from_bytes(piece[len(_TOKEN):len(_TOKEN) + 4], "big") - 1]
+            held[index] = found[int.from_bytes(piece[len(_TOKEN):len(_TOKEN) + 4], "big")]
             sizes[index] = held[index].size_bytes
     ends = list(accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes))
     program.constant_segment.offsets = [0, *ends[:-1]]
@@ -312,7 +351,7 @@ def _fill(
         _executorch.write_program(file, program, segment.size)
         for index, piece in enumerate(pieces):
             if index in held:
-                file.write(_packed(read, held[index].names).numpy().data)
+                file.write(_packed(read, held[index]).numpy().data)
             else:
                 file.write(piece)
             file.write(bytes(-sizes[index] % _ALIGNMENT))
