@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import executorch
 import pytest
 import torch
 from executorch import exir
@@ -17,8 +16,8 @@ from executorch.extension.pybindings import _portable_lib
 from torch.export import Dim, export
 from torch.nn import Module
 
+from cloister.runtime.program import Operators, own_operators
 from cloister_kernels import ops, pack, reference
-from cloister_kernels.library import Builder
 
 HEADS, KV_HEADS, SIZE, CONTEXT, WIDTH = 4, 2, 16, 12, 64
 Call = Callable[..., list[torch.Tensor]]
@@ -78,13 +77,9 @@ class Net(Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
-    built = Builder(
-        folder=tmp_path_factory.mktemp("home") / "kernels",
-        executorch=Path(next(iter(executorch.__path__))), release="1",
-        bindings=Path(_portable_lib.__file__)).build()
-    for _ in range(2):  # a process that has them keeps those
-        copy = shutil.copy(built, tmp_path_factory.mktemp("copy"))
-        ctypes.CDLL(copy)
+    found = own_operators()
+    assert isinstance(found, Operators)
+    ctypes.CDLL(shutil.copy(found.path, tmp_path_factory.mktemp("copy")))  # those loaded stay
 
 
 def program(net: Net, path: Path) -> Call:
