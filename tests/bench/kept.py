@@ -6,27 +6,32 @@ Each file is imported with `keep_quantization` and exported for Cloister's own o
 texts of the package the program is compared with llama.cpp on the same file, and both with the
 values that the file holds, in float32: KL divergence a token, and the same most likely token. What
 is left between the two is how each rounds activations, and that keys and values have 16 bits in
-ours. PYTHON has llama-cpp-python (see `llama.py`). `OUT/kept.json` has every figure; what lies in
+ours. PYTHON has llama-cpp-python (see `README.md`). `OUT/kept.json` has every figure; what lies in
 OUT is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fourbit import logits, processor
-from peer import _by_llama, _by_us, _run
+from peer import LLAMA, _by_llama, _by_us
 
 from cloister import Checkpoint, display, import_model, pipeline
+from cloister.evaluate import peers
 from cloister.evaluate.divergence import compare
 from cloister.export.check import conversations
 from cloister.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from peer import Llama
+
     from cloister.evaluate.divergence import Divergence
     from cloister.progress import Progress
 
@@ -40,8 +45,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("kept"))
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
-    llama = [given.peer_python, str(Path(__file__).with_name("llama.py"))]
-    record: dict[str, Any] = {"processor": processor(), "peer": _run(*llama, "about"), "files": {}}
+    if said := peers.missing(peers.versions(LLAMA, given.peer_python)):
+        sys.exit(f"{given.peer_python}: {said}; README.md beside this says what to install.")
+    llama = functools.partial(peers.run, LLAMA, given.peer_python)
+    record: dict[str, Any] = {"processor": processor(), "peer": llama("about"), "files": {}}
     rows = []
     with display.quiet(debug=False) as console, display.progress(console, "kept") as progress:
         for done, file in enumerate(given.files):
@@ -59,7 +66,7 @@ def main() -> None:
 
 
 def _costs(
-    given: argparse.Namespace, llama: list[str], file: Path, progress: Progress
+    given: argparse.Namespace, llama: Llama, file: Path, progress: Progress
 ) -> tuple[str, dict[str, Divergence]]:
     """Return the types of a file, and the three divergences."""
     kept, plain = (given.out / f"{file.stem}.{kind}" for kind in ("kept", "plain"))
