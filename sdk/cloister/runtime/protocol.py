@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-VERSION = 4
+VERSION = 5
 LIMIT_BYTES = 64 << 20  # of a line: three pictures of 17 tiles of 512 x 512 in base64
 _MALFORMED = "A message between worker and client is malformed; update both ends."
 
@@ -55,6 +55,7 @@ class Load(_Wire, frozen=True):
     id: int
     bundle: str
     threads: int | None = None
+    draft: str | None = None  # see `Engine`
 
 
 class Unlock(_Wire, frozen=True):
