@@ -147,13 +147,11 @@ def _choices(
         forced, drafter = decoding.forced[len(seen)], None
     elif drafter is not None:
         draft = _draft(drafter, positions, core.context - len(positions) - 1, constraint)
-    began_s = time.perf_counter()
-    if draft:
-        core.truncate(len(positions) - 1)  # the last one's row is needed, too
-        rows = core.extend([*positions, *draft], Rows.ALL)[-len(draft) - 1:]
-    else:
+    if drafter is None:
         rows = core.extend(positions)
-    if drafter is not None:
+    else:
+        began_s = time.perf_counter()
+        rows = _read(core, positions, draft)
         drafter.took(len(draft), time.perf_counter() - began_s)
         stats.drafted_tokens += len(draft)
     for logits_V, guess in zip(rows, [*draft, None], strict=True):
@@ -167,6 +165,14 @@ def _choices(
         yield choice
         if choice.id != guess:
             return
+
+
+def _read(core: Core, positions: list[Position], draft: list[int]) -> torch.Tensor:
+    """Return logits after the last of `positions`, and after each token of `draft` behind it."""
+    if not draft:
+        return core.extend(positions)
+    core.truncate(len(positions) - 1)  # its row is needed, too
+    return core.extend([*positions, *draft], Rows.ALL)[-len(draft) - 1:]
 
 
 def _draft(
