@@ -1,4 +1,4 @@
-"""What guessed tokens bring: the same questions without, with lookup and with a lower tier, in turns.
+"""What guessed tokens bring: questions without, with lookup and with a lower tier, in turns.
 
     python tests/bench/drafting.py call TARGET --data DIR [--lower BUNDLE...] [--limit N]
     python tests/bench/drafting.py texts TARGET [--lower BUNDLE...] [--tokens N]
@@ -6,9 +6,10 @@
 
 `call` asks the held-out SNIPS requests of the task `call`, free and held to the tools; `texts` has
 questions whose answers repeat their prompt, code, and chat. Each question is asked in every way in
-turn, in one process, and answered greedily; of each way: tokens a second after the first, the ratio
-of the medians of each answer's own ratio to that without guesses, what was guessed and what of it
-was right, and how many answers are the same. The first WARM questions only warm up.
+turn, in one process, and answered greedily; of each way: tokens a second after the first, and what
+they are of those without guesses, over all answers and as the median of the answers; how many were
+guessed and how many of these were right; and how many answers are the same. The first WARM
+questions only warm up.
 
 `needed` takes the times of both bundles' calls at a position, whatever their weights, and prints
 the acceptance at which a draft of each length would be as fast as plain decoding, and the speed-up
@@ -37,11 +38,12 @@ from cloister.settings import processors
 WARM = 20
 LENGTHS = (1, 2, 3, 4, 5, 7, 11, 15)
 REPEATS = 15
-NOTE = """The board met on Tuesday the 4th of March in the old town hall. Present were Anna Lindqvist,
-Peter Okafor, Maria del Carmen Ruiz and the treasurer, John Whitfield. The minutes of the meeting in
-February were approved. John Whitfield reported that the roof of the community hall will cost 48,200
-euros, of which 31,000 are covered by the grant. Maria del Carmen Ruiz proposed to raise the rest by
-a summer fair on the 21st of June. The proposal was accepted with three votes to one."""
+NOTE = """The board met on Tuesday the 4th of March in the old town hall. Present were Anna
+Lindqvist, Peter Okafor, Maria del Carmen Ruiz and the treasurer, John Whitfield. The minutes of
+the meeting in February were approved. John Whitfield reported that the roof of the community hall
+will cost 48,200 euros, of which 31,000 are covered by the grant. Maria del Carmen Ruiz proposed to
+raise the rest by a summer fair on the 21st of June. The proposal was accepted with three votes to
+one."""
 CODE = """class Account:
     def __init__(self, owner, balance=0):
         self.owner = owner
@@ -69,7 +71,7 @@ TEXTS = {
         "Write a Python function that reads a CSV file and returns the mean of each column."],
     "chat": [
         "What should I see in Rome in two days?", "Tell me a story about a fox and a lighthouse.",
-        "How does a heat pump work?", "Give me five ideas for a birthday party for a ten year old."],
+        "How does a heat pump work?", "Give me five ideas for the birthday of a ten year old."],
 }
 
 
