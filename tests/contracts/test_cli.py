@@ -72,7 +72,7 @@ def test_guessed_tokens_change_no_answer_and_are_counted(draft: str) -> None:
     plain, guessed = (
         json.loads(run(*asked, *more, input=prompt).stdout) for more in ((), ("--draft", draft)))
     assert (guessed["text"], guessed["tokens"]) == (plain["text"], plain["tokens"])
-    assert plain["drafted_tokens"] == 0  # by default where weights would be packed twice
+    assert plain["drafted_tokens"] == 0
     assert (guessed["drafted_tokens"] > 0) == (draft != "off")
     assert guessed["accepted_tokens"] <= guessed["drafted_tokens"]
 

@@ -231,10 +231,8 @@ def _worker(bundle: str, options: Run | Chat | Compare | Replay) -> Worker:
 
     keeps = (isinstance(options, Run) and options.cached) or (
         isinstance(options, Chat) and options.session is not None)
-    draft = options.draft if isinstance(options, Asking) else None
-    if isinstance(options, Replay) or (isinstance(options, Run) and options.replay is not None):
-        draft = draft or OFF  # a call of several tokens may round otherwise than one of each
-    if draft not in (None, LOOKUP, OFF):
+    draft = options.draft if isinstance(options, Asking) else OFF
+    if draft not in (LOOKUP, OFF):
         draft = str(reference.find(draft, options.family))
     return Worker(
         reference.find(bundle, options.family), draft=draft, passphrase=asking(), vault=keeps,

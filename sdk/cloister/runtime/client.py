@@ -15,6 +15,7 @@ from cloister.errors import CloisterError, ProtocolError, SettingError, WorkerEr
 from cloister.message import Message
 from cloister.runtime import protocol
 from cloister.runtime.chat import Ask, Chat, Stats, Token
+from cloister.runtime.draft import OFF
 from cloister.runtime.prompt import decoded, messages_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Worker:
 
     def __init__(
         self, bundle: str | Path | None = None, *, threads: int | None = None,
-        draft: str | Path | None = None, passphrase: Callable[[], str] | None = None,
+        draft: str | Path = OFF, passphrase: Callable[[], str] | None = None,
         vault: bool = True, debug: bool = False,
     ) -> None:
         """Say what `start` loads; `passphrase` is asked for that of a vault that has one.
@@ -60,7 +61,7 @@ class Worker:
         process is refused local services, too.
         """
         self._bundle = None if bundle is None else str(bundle)
-        self._draft = None if draft is None else str(draft)
+        self._draft = str(draft)
         self._threads, self._passphrase, self._debug = threads, passphrase, debug
         self._vault = vault
         self._process: _Process | None = None
@@ -98,12 +99,12 @@ class Worker:
             process.close()
 
     def load(
-        self, bundle: str | Path, *, threads: int | None = None, draft: str | Path | None = None
+        self, bundle: str | Path, *, threads: int | None = None, draft: str | Path = OFF
     ) -> protocol.Loaded:
         """Load a bundle in place of the one that is loaded, whose conversations end."""
         with self._lock:
             self._bundle, self._threads, self.loaded = str(bundle), threads, None
-            self._draft = None if draft is None else str(draft)
+            self._draft = str(draft)
             self.ready()
         assert self.loaded is not None
         return self.loaded

@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from cloister.backend import CLOISTER
 from cloister.bundle import Bundle
 from cloister.errors import SnapshotError, UnsupportedMedia, VocabularyMismatch
 from cloister.parts import Picture, one_by_one
@@ -57,8 +56,8 @@ class Engine(Core, Summary):
 
     `draft` is what guesses tokens, of which several are then read in one call: `lookup` (what
     followed the same words before), `off`, or the bundle of a lower tier, beside lookup. No token
-    depends on it. The default is `lookup` with Cloister's own operators, and `off` with others,
-    which pack the weights a second time for it.
+    depends on it, up to the rounding of longer calls. XNNPACK packs the weights a second time for
+    it.
 
     Raises:
         BundleError: see `Bundle.open` and `Bundle.program`.
@@ -74,7 +73,7 @@ class Engine(Core, Summary):
         settings: Settings | None = None,
         threads: int | None = None,
         available_bytes: int | None = None,
-        draft: str | Path | None = None,
+        draft: str | Path = OFF,
         load: _Load = program.load,
         runs_here: Callable[[ProgramEntry], bool] = program.runs_here,
     ) -> None:
@@ -87,8 +86,6 @@ class Engine(Core, Summary):
         )
         self.tokenizer.check_vocabulary(manifest.shape.vocab_size)
         self._available = available_bytes
-        if draft is None:
-            draft = LOOKUP if self.backend == CLOISTER.name else OFF
         self._check_memory(methods=1 if draft == OFF else 2)
         self._lower: Engine | None = None
         if draft not in (LOOKUP, OFF):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from msgspec.structs import replace as replaced
 from safetensors.torch import load, save
 from tests.conftest import SHAPE, make_bundle
 from tests.unit.runtime.conftest import FakeEngine
@@ -114,18 +113,14 @@ def test_memory_for_a_second_copy_is_asked_for_at_once_where_tokens_are_guessed(
     FakeEngine(bundle.path, draft="lookup", available_bytes=twice)
 
 
-def test_what_guesses_is_told_and_is_off_where_weights_would_be_packed_twice(
-    bundle: Bundle, tmp_path: Path, tokenizer_dir: Path
-) -> None:
-    own = make_bundle(tmp_path / "own.cloister", tokenizer_dir, programs=(
-        replaced(bundle.manifest.programs[0], backend="cloister"),))
+def test_what_guesses_is_told(bundle: Bundle, tmp_path: Path, tokenizer_dir: Path) -> None:
+    lower = make_bundle(tmp_path / "lower.cloister", tokenizer_dir)
     assert FakeEngine(bundle.path).drafts_by == "off"
     assert FakeEngine(bundle.path).drafter() is None
-    assert FakeEngine(own.path).drafts_by == "lookup"
-    assert FakeEngine(own.path, draft="off").drafts_by == "off"
-    engine = FakeEngine(bundle.path, draft=own.path)
-    assert engine.drafts_by == own.path.name
-    assert ("drafts by", own.path.name) in list(engine.summary())
+    assert FakeEngine(bundle.path, draft="lookup").drafts_by == "lookup"
+    engine = FakeEngine(bundle.path, draft=lower.path)
+    assert engine.drafts_by == lower.path.name
+    assert ("drafts by", lower.path.name) in list(engine.summary())
     with pytest.raises(BundleError):
         FakeEngine(bundle.path, draft="nowhere.cloister")
 
