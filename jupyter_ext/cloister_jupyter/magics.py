@@ -299,6 +299,8 @@ def _show_figures(name: str, stats: Stats) -> None:
     display({"text/plain": " · ".join([  # type: ignore[no-untyped-call]
         name, _FINISH.get(stats.finish, stats.finish), f"{stats.tokens} tokens",
         *([] if speed is None else [f"{speed:,.0f} tokens/s"]),
+        *([f"{stats.accepted_tokens} of {stats.drafted_tokens} guessed right"]
+          if stats.drafted_tokens else []),
         f"first after {1000 * stats.ttft_s:.0f} ms"])}, raw=True)
 
 

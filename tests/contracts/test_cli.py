@@ -65,6 +65,22 @@ def test_an_answer_as_json_has_the_keys_that_others_build_on() -> None:
     assert result.stderr == b""
 
 
+@pytest.mark.parametrize("draft", ["off", "lookup", "nano-1"])
+def test_guessed_tokens_change_no_answer_and_are_counted(draft: str) -> None:
+    asked = ("run", "pro", "-", "--system", "call", "--json", "--temperature", "1", "--seed", "3")
+    prompt = b"add the song black and white by black and white to my black and white playlist"
+    plain, guessed = (
+        json.loads(run(*asked, *more, input=prompt).stdout) for more in ((), ("--draft", draft)))
+    assert (guessed["text"], guessed["tokens"]) == (plain["text"], plain["tokens"])
+    assert plain["drafted_tokens"] == 0
+    assert (guessed["drafted_tokens"] > 0) == (draft != "off")
+    assert guessed["accepted_tokens"] <= guessed["drafted_tokens"]
+
+
+def test_what_cannot_guess_is_refused_by_name() -> None:
+    refused(run("run", "nano-1", "x", "--draft", "femto-9"), "femto-9", "tiers are")
+
+
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers() -> None:
     result = run("run", "nano-1", "-", input=b"jazz and blues " * 1000)
     assert "jazz" not in refused(result, "1024", "shorten")

@@ -57,6 +57,7 @@ class Asking(Options):
     tools: Path | None
     media: list[tuple[str, str]] = field(repr=False)  # image or audio, and a file or -
     trim: bool
+    draft: str
 
     @property
     def parts(self) -> list[Image | Audio]:

@@ -15,6 +15,7 @@ from cloister.bundle import Bundle
 from cloister.commands.options import Asking, Options, Record, part
 from cloister.errors import CloisterError, InvalidText, OutputExists, SettingError
 from cloister.runtime.client import Worker
+from cloister.runtime.draft import LOOKUP, OFF
 from cloister.tiers import Tier
 
 if TYPE_CHECKING:
@@ -230,15 +231,19 @@ def _worker(bundle: str, options: Run | Chat | Compare | Replay) -> Worker:
 
     keeps = (isinstance(options, Run) and options.cached) or (
         isinstance(options, Chat) and options.session is not None)
+    draft = options.draft if isinstance(options, Asking) else OFF
+    if draft not in (LOOKUP, OFF):
+        draft = str(reference.find(draft, options.family))
     return Worker(
-        reference.find(bundle, options.family), passphrase=asking(), vault=keeps,
+        reference.find(bundle, options.family), draft=draft, passphrase=asking(), vault=keeps,
         debug=options.debug)
 
 
 def _measured(stats: Stats) -> Record:
     return {
         "tokens": stats.tokens, "finish": stats.finish, "ttft_s": stats.ttft_s,
-        "decode_tokens_per_s": stats.decode_tokens_per_s, "peak_rss_bytes": stats.peak_rss_bytes,
+        "decode_tokens_per_s": stats.decode_tokens_per_s, "drafted_tokens": stats.drafted_tokens,
+        "accepted_tokens": stats.accepted_tokens, "peak_rss_bytes": stats.peak_rss_bytes,
     }
 
 

@@ -94,6 +94,8 @@ class Stats:
     restored_tokens: int = 0  # of the prompt, out of the vault
     tokens: int = 0  # of the answer, the end token included
     forced_tokens: int = 0  # of these, given by the question and not chosen
+    drafted_tokens: int = 0  # guessed, to be read in one call with the token before
+    accepted_tokens: int = 0  # of these, chosen
     finish: str = ""  # end, length, context, stop
     ttft_s: float = 0.0  # to the first token that was chosen
     encode_s: float = 0.0  # of that, to make vectors of pictures and recordings, or put them back

@@ -15,6 +15,7 @@ from cloister.errors import CloisterError, ProtocolError, SettingError, WorkerEr
 from cloister.message import Message
 from cloister.runtime import protocol
 from cloister.runtime.chat import Ask, Chat, Stats, Token
+from cloister.runtime.draft import OFF
 from cloister.runtime.prompt import decoded, messages_of
 
 if TYPE_CHECKING:
@@ -51,13 +52,16 @@ class Worker:
 
     def __init__(
         self, bundle: str | Path | None = None, *, threads: int | None = None,
-        passphrase: Callable[[], str] | None = None, vault: bool = True, debug: bool = False,
+        draft: str | Path = OFF, passphrase: Callable[[], str] | None = None,
+        vault: bool = True, debug: bool = False,
     ) -> None:
         """Say what `start` loads; `passphrase` is asked for that of a vault that has one.
 
-        Without `vault` nothing can be kept, and the process is refused local services, too.
+        `draft` is what guesses tokens, see `Engine`. Without `vault` nothing can be kept, and the
+        process is refused local services, too.
         """
         self._bundle = None if bundle is None else str(bundle)
+        self._draft = str(draft)
         self._threads, self._passphrase, self._debug = threads, passphrase, debug
         self._vault = vault
         self._process: _Process | None = None
@@ -94,10 +98,13 @@ class Worker:
         if process is not None:
             process.close()
 
-    def load(self, bundle: str | Path, *, threads: int | None = None) -> protocol.Loaded:
+    def load(
+        self, bundle: str | Path, *, threads: int | None = None, draft: str | Path = OFF
+    ) -> protocol.Loaded:
         """Load a bundle in place of the one that is loaded, whose conversations end."""
         with self._lock:
             self._bundle, self._threads, self.loaded = str(bundle), threads, None
+            self._draft = str(draft)
             self.ready()
         assert self.loaded is not None
         return self.loaded
@@ -149,8 +156,8 @@ class Worker:
             process = self._process
             if self._bundle is not None and self.loaded is None:
                 self.loaded = process.call(protocol.Load(
-                    id=process.next_id(), bundle=self._bundle, threads=self._threads),
-                    protocol.Loaded)
+                    id=process.next_id(), bundle=self._bundle, threads=self._threads,
+                    draft=self._draft), protocol.Loaded)
             if vault and not self._vault:
                 raise SettingError("This worker was made without a vault; make one with it.")
             if vault and self.unlocked is None:

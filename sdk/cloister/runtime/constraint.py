@@ -6,6 +6,7 @@ Shapes: V vocabulary.
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import llguidance
@@ -16,7 +17,7 @@ from cloister.errors import ConstraintError
 from cloister.runtime.tools import functions, layout
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from cloister.runtime.chat import Ask
     from cloister.runtime.tools import Function, Layout
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Grammars"]
 
 _KEPT = 8  # constraints that are made already
+_MOST_SPELLED = 1024  # texts that rules force
 _MOST_KEYS = 64  # of arguments in any order: bits of a rule's parameter
 # Otherwise what must come is spelled as llguidance would spell it; models have ways of their own.
 _OPTIONS = '%llguidance {"no_forcing": true}'
@@ -44,6 +46,7 @@ class Grammars:
             ConstraintError: llguidance cannot read the tokenizer, or no token ends an answer.
         """
         self._tokenizer, self._end = tokenizer, list(end)
+        self._spelled = lru_cache(_MOST_SPELLED)(self._spell)
         self._made: dict[bytes, _Matcher] = {}
         if not end:
             raise ConstraintError(
@@ -81,6 +84,13 @@ class Grammars:
             del self._made[next(iter(self._made))]
         return matcher.copy()
 
+    def _spell(self, text: bytes) -> Sequence[int]:
+        """Return the tokens of a text of the rules, none where it ends within a character."""
+        try:
+            return self._tokenizer.encode(text.decode())
+        except UnicodeDecodeError:
+            return ()
+
     def _make(self, ask: Ask) -> _Matcher:
         if ask.schema is not None:
             what, rules = "schema", _schema(ask.schema)
@@ -95,7 +105,8 @@ class Grammars:
         if "%llguidance" not in rules:
             rules = f"{_OPTIONS}\n{rules}"
         grammar = llguidance.LLMatcher.grammar_from_lark(rules)
-        matcher = _Matcher(llguidance.LLMatcher(self._words, grammar, log_level=0), what)
+        matcher = _Matcher(
+            llguidance.LLMatcher(self._words, grammar, log_level=0), what, self._spelled)
         if not matcher.allowed().any():  # refused before anything is read
             raise ConstraintError(f"The {what} cannot be met by any answer; correct it.")
         return matcher
@@ -151,12 +162,14 @@ class Grammars:
 class _Matcher:
     """A constraint in the making of one answer (see `cloister.runtime.generate.Constraint`)."""
 
-    def __init__(self, matcher: Any, what: str) -> None:  # untyped inside
-        self._matcher, self._what = matcher, what
+    def __init__(
+        self, matcher: Any, what: str, spelled: Callable[[bytes], Sequence[int]]
+    ) -> None:  # untyped inside
+        self._matcher, self._what, self._spelled = matcher, what, spelled
 
     def copy(self) -> _Matcher:
         """Begin another answer of the same constraint: much sooner than making it again."""
-        return _Matcher(self._matcher.deep_copy(), self._what)
+        return _Matcher(self._matcher.deep_copy(), self._what, self._spelled)
 
     @property
     def finished(self) -> bool:
@@ -171,7 +184,16 @@ class _Matcher:
 
     def permits(self, id_: int) -> bool:
         """Whether the token `id_` may come next."""
-        return bool(self._matcher.validate_tokens([id_]))
+        return self.permitted([id_]) == 1
+
+    def permitted(self, ids: Sequence[int]) -> int:
+        """Count those of `ids`, from the front, that may come one after the other."""
+        return int(self._matcher.validate_tokens(list(ids)))
+
+    def forced(self) -> Sequence[int]:
+        """Return the tokenizer's spelling of the text that has to come."""
+        text = self._matcher.compute_ff_bytes()
+        return self._spelled(text) if text else ()
 
     def accept(self, id_: int) -> None:
         """Go on after the token `id_`."""

@@ -13,12 +13,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cloister.bundle import Bundle
-from cloister.errors import SnapshotError, UnsupportedMedia
+from cloister.errors import SnapshotError, UnsupportedMedia, VocabularyMismatch
 from cloister.parts import Picture, one_by_one
 from cloister.pieces import MEDIA
 from cloister.runtime import encoded, memory, program
 from cloister.runtime.core import Core, Rows
+from cloister.runtime.draft import LOOKUP, OFF, Lookup, LowerTier
 from cloister.runtime.encoded import Encoded
+from cloister.runtime.speculation import Estimates, Speculation
 from cloister.settings import Settings
 from cloister.summary import Summary
 from cloister.tokenizer import Tokenizer
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from cloister.runtime.chat import Ask
     from cloister.runtime.constraint import Grammars
     from cloister.runtime.core import MediaPosition, Position
+    from cloister.runtime.draft import Guesser
     from cloister.runtime.encoded import Kept, Medium
+    from cloister.runtime.generate import Drafter
     from cloister.runtime.program import Program
     from cloister.runtime.sampling import Constraint
 
@@ -50,8 +54,14 @@ class Engine(Core, Summary):
     left, and read again only where their texts part. One thread, and one unfinished answer, at a
     time: the second is refused by name.
 
+    `draft` is what guesses tokens, of which several are then read in one call: `lookup` (what
+    followed the same words before), `off`, or the bundle of a lower tier, beside lookup. No token
+    depends on it, up to the rounding of longer calls. XNNPACK packs the weights a second time for
+    it.
+
     Raises:
         BundleError: see `Bundle.open` and `Bundle.program`.
+        VocabularyMismatch: the lower tier has another tokenizer.
         TokenizerError: the tokenizer cannot be read, or does not fit the model.
         NotEnoughMemory: loading would need more than is available.
     """
@@ -63,6 +73,7 @@ class Engine(Core, Summary):
         settings: Settings | None = None,
         threads: int | None = None,
         available_bytes: int | None = None,
+        draft: str | Path = OFF,
         load: _Load = program.load,
         runs_here: Callable[[ProgramEntry], bool] = program.runs_here,
     ) -> None:
@@ -75,7 +86,13 @@ class Engine(Core, Summary):
         )
         self.tokenizer.check_vocabulary(manifest.shape.vocab_size)
         self._available = available_bytes
-        self._check_memory(methods=1)
+        self._check_memory(methods=1 if draft == OFF else 2)
+        self._lower: Engine | None = None
+        if draft not in (LOOKUP, OFF):
+            self._lower = Engine(
+                draft, settings=settings, threads=threads, available_bytes=available_bytes,
+                draft=OFF, load=load, runs_here=runs_here)
+            self._check_lower(self._lower)
         program = load(
             self.bundle.path / self._entry.file, manifest.shape.layers, threads=threads
         )
@@ -84,6 +101,9 @@ class Engine(Core, Summary):
             chunk=manifest.prefill_chunk, reads_media=manifest.media is not None)
         self._grammars: Grammars | None = None  # made at the first constraint
         self._given = {"forward"}  # methods that were given their memory
+        self._estimates = None if draft == OFF else Estimates()
+        if draft != OFF:
+            self._given.add("score")
         self._media_key = secrets.token_bytes(32)
         self._counts = dict[bytes, int]()  # vectors by digest, where the format does not say
 
@@ -95,12 +115,20 @@ class Engine(Core, Summary):
         yield from self.bundle.summary()
         yield "backend in use", self.backend
         yield "model id", self.model_id
+        yield "drafts by", self.drafts_by
         yield "KV buffers hold", f"{len(self.cached):,} tokens"
 
     @property
     def backend(self) -> str:
         """The backend in use."""
         return self._entry.backend
+
+    @property
+    def drafts_by(self) -> str:
+        """What guesses tokens: `lookup`, `off`, or the name of a lower tier's bundle."""
+        if self._lower is not None:
+            return self._lower.name
+        return OFF if self._estimates is None else LOOKUP
 
     @property
     def model_id(self) -> str:
@@ -123,6 +151,16 @@ class Engine(Core, Summary):
                 self.tokenizer, vocabulary=manifest.shape.vocab_size, end=manifest.eos,
                 name=self.name)
         return self._grammars.of(ask)
+
+    def drafter(self) -> Drafter | None:
+        """Return what guesses the tokens of one answer; None where drafting is off."""
+        if self._estimates is None:
+            return None
+        guessers: list[Guesser] = [Lookup()]
+        if self._lower is not None:
+            rows = self.bundle.manifest.shape.vocab_size
+            guessers.append(LowerTier(self._lower, vocabulary=rows))
+        return Speculation(guessers, self._estimates)
 
     def media(self, part: Medium, kept: Kept | None = None) -> list[MediaPosition]:
         """Return the positions of a picture or recording, one for each of its vectors.
@@ -213,6 +251,12 @@ class Engine(Core, Summary):
             for name, rows in tensors.items():
                 buffers[name][:, :length] = rows
             self._cached = ids.tolist()
+
+    def _check_lower(self, lower: Engine) -> None:
+        if lower.tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise VocabularyMismatch(
+                f"Bundle {lower.name} has another tokenizer than {self.bundle.path.name} and "
+                "cannot guess its tokens; name a lower tier of the same family.")
 
     def _format(self, part: Medium) -> tuple[PictureFormat | RecordingFormat, int]:
         """Return the format of a picture or recording, and the most vectors that it has."""

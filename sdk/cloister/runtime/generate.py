@@ -1,10 +1,19 @@
 """The one token loop of the runtime, and the scoring of given tokens beside it.
 
+With a drafter several tokens are read in one call (speculative decoding). Each is chosen from the
+model's own logits all the same, by the same draws, and a guess only says for how long the choices
+can be read out of one call: up to the first that is another. That is the rule of Leviathan et al.
+(arXiv 2211.17192) for a draft distribution of one point, which accepts a guess with the probability
+that the model gives it, and otherwise draws from the rest. So the tokens are those that would have
+come without a draft, not only as likely ones, up to the rounding of longer calls, and equality with
+one seed is tested in place of distributions.
+
 Shapes: N tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,10 +33,23 @@ __all__ = ["Decoding", "Drafter", "generate", "score"]
 
 
 class Drafter(Protocol):
-    """Guesses what comes next, so that several tokens are checked in one call."""
+    """Guesses what comes next in one answer, so that several tokens are read in one call."""
 
-    def propose(self, positions: Sequence[Position]) -> Sequence[int]:
-        """Guess the tokens after `positions`; as many as it likes, or none."""
+    def propose(
+        self, positions: Sequence[Position], room: int, forced: Sequence[int] = ()
+    ) -> Sequence[int]:
+        """Guess at most `room` tokens after `positions`, which only grow; or none.
+
+        `forced` is how what must come by the constraint may be spelled.
+        """
+        ...
+
+    def took(self, drafted: int, seconds: float) -> None:
+        """Note the time of the call that read so many guessed tokens; 0 is a plain step."""
+        ...
+
+    def judged(self, *, right: bool) -> None:
+        """Note whether the next guessed token was chosen, where all before it were."""
         ...
 
 
@@ -57,9 +79,8 @@ def generate(
 
     The engine is claimed from the first token on until the generator ends or is closed, unless
     `owner` has claimed it. `stopped` is asked before each call of the program, of which a long
-    prompt takes several. With a drafter the tokens are those that would have come without it, up to
-    the rounding of longer calls. Forced tokens are read one by one, as those that are chosen: where
-    they would have come anyway nothing changes.
+    prompt takes several. A drafter changes no token. Forced tokens are read one by one, as those
+    that are chosen: where they would have come anyway nothing changes.
 
     Raises:
         EmptyPrompt, ContextExceeded, UnsupportedMedia: see `Core.extend`.
@@ -97,7 +118,7 @@ def _generate(
             return
         core.extend(positions[:end])
     while not stopped():
-        for choice in _choices(core, positions, seen, decoding):
+        for choice in _choices(core, positions, seen, decoding, stats):
             positions.append(choice.id)
             seen.append(choice.id)
             stats.count(forced=len(seen) <= len(decoding.forced))
@@ -117,28 +138,52 @@ def _generate(
 
 
 def _choices(
-    core: Core, positions: list[Position], seen: list[int], decoding: Decoding
+    core: Core, positions: list[Position], seen: list[int], decoding: Decoding, stats: Stats
 ) -> Iterator[Choice]:
     """Choose the next token, and further ones as far as a draft is right."""
-    constraint, draft, forced = decoding.constraint, list[int](), None
+    constraint, forced, draft = decoding.constraint, None, list[int]()
+    drafter = decoding.drafter if seen else None  # a prompt is not read with logits after each
     if len(seen) < len(decoding.forced):
-        forced = decoding.forced[len(seen)]
-    elif decoding.drafter is not None and isinstance(positions[-1], int):  # its row is read, too
-        room = core.context - len(positions) - 1
-        draft = list(decoding.drafter.propose(positions))[:max(0, room)]
-    if draft:
-        core.truncate(len(positions) - 1)
-        rows = core.extend([*positions, *draft], Rows.ALL)[-len(draft) - 1:]
-    else:
+        forced, drafter = decoding.forced[len(seen)], None
+    elif drafter is not None:
+        draft = _draft(drafter, positions, core.context - len(positions) - 1, constraint)
+    if drafter is None:
         rows = core.extend(positions)
+    else:
+        began_s = time.perf_counter()
+        rows = _read(core, positions, draft)
+        drafter.took(len(draft), time.perf_counter() - began_s)
+        stats.drafted_tokens += len(draft)
     for logits_V, guess in zip(rows, [*draft, None], strict=True):
         choice = decoding.sampler.choose(
             logits_V, seen, top=decoding.top, constraint=constraint, forced=forced)
         if constraint is not None and choice.id not in decoding.end:
             constraint.accept(choice.id)
+        if drafter is not None and guess is not None:
+            drafter.judged(right=choice.id == guess)
+            stats.accepted_tokens += choice.id == guess
         yield choice
         if choice.id != guess:
             return
+
+
+def _read(core: Core, positions: list[Position], draft: list[int]) -> torch.Tensor:
+    """Return logits after the last of `positions`, and after each token of `draft` behind it."""
+    if not draft:
+        return core.extend(positions)
+    core.truncate(len(positions) - 1)  # its row is needed, too
+    return core.extend([*positions, *draft], Rows.ALL)[-len(draft) - 1:]
+
+
+def _draft(
+    drafter: Drafter, positions: list[Position], room: int, constraint: Constraint | None
+) -> list[int]:
+    """Return a draft for at most `room` tokens, as far as the constraint allows it."""
+    if room < 1:
+        return []
+    forced = () if constraint is None else constraint.forced()
+    draft = list(drafter.propose(positions, room, forced))[:room]
+    return draft if constraint is None or not draft else draft[:constraint.permitted(draft)]
 
 
 def score(

@@ -16,6 +16,7 @@ from cloister.guard import Attempt  # noqa: TC001  # msgspec reads the annotatio
 from cloister.message import Message  # noqa: TC001
 from cloister.pieces import MediaFormats  # noqa: TC001
 from cloister.runtime.chat import Ask, Stats, Token  # noqa: TC001
+from cloister.runtime.draft import OFF
 from cloister.runtime.prompt import Count as Tokens  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-VERSION = 4
+VERSION = 5
 LIMIT_BYTES = 64 << 20  # of a line: three pictures of 17 tiles of 512 x 512 in base64
 _MALFORMED = "A message between worker and client is malformed; update both ends."
 
@@ -55,6 +56,7 @@ class Load(_Wire, frozen=True):
     id: int
     bundle: str
     threads: int | None = None
+    draft: str = OFF  # see `Engine`
 
 
 class Unlock(_Wire, frozen=True):

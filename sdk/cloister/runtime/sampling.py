@@ -47,6 +47,14 @@ class Constraint(Protocol):
         """Whether `id_` may come next: much sooner known than `allowed`."""
         ...
 
+    def permitted(self, ids: Sequence[int]) -> int:
+        """Count those of `ids`, from the front, that may come one after the other."""
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """Return a spelling of the text that has to come; there may be others, or it is empty."""
+        ...
+
     def accept(self, id_: int) -> None:
         """Go on after the token `id_`, which was allowed."""
         ...

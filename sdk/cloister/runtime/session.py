@@ -225,7 +225,7 @@ class Session(Chat):
         end = engine.bundle.manifest.eos
         decoding = Decoding(
             sampler=Sampler(ask.sampling), end=end, limit=ask.max_tokens, top=ask.top,
-            constraint=constraint, forced=ask.forced)
+            constraint=constraint, forced=ask.forced, drafter=engine.drafter())
         if self._prefixes is not None:
             stats.restored_tokens = self._prefixes.fetch(prompt)
         text, answer = engine.tokenizer.stream(answer=True), list[Token]()

@@ -145,7 +145,8 @@ class Service:
             session.close()
         self._sessions.clear()
         self._engine = None  # its memory, before the new one takes its own
-        engine = self._engine = Engine(request.bundle, threads=request.threads)
+        engine = self._engine = Engine(
+            request.bundle, threads=request.threads, draft=request.draft)
         return protocol.Loaded(
             id=request.id, model_id=engine.model_id, backend=engine.backend,
             context=engine.context, media=engine.bundle.manifest.media,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,31 @@ def test_what_a_backend_does_not_keep_is_refused(quantized: Checkpoint, tmp_path
     with pytest.raises(SettingError, match="keep keys and values in float32, not int8"):
         pipeline.export(quantized, tmp_path / "a.cloister", kv="int8")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling(), Sampling(temperature=1.0, seed=3)], ids=["greedy", "drawn"])
+def test_guessed_tokens_change_no_answer(
+    bundle: Bundle, sampling: Sampling
+) -> None:
+    plain, lower = Engine(bundle.path), reference.bundle_path("nano-2")
+    engines = [Engine(bundle.path, draft=draft) for draft in ("lookup", lower)]
+    drafted = [0, 0]
+    for text in ("play Blue in Green by Miles Davis", "add Blue in Green to my Blue playlist"):
+        for tools in (None, reference.tools()):
+            def answer(engine: Engine, text: str = text, tools: Any = tools) -> tuple[Any, int]:
+                session = Session(engine, system="call")
+                ids = [token.id for token in session.stream(
+                    text, sampling=sampling, tools=tools, max_tokens=60)]
+                return ids, session.stats.drafted_tokens
+
+            wanted, none = answer(plain)
+            assert none == 0
+            for number, engine in enumerate(engines):
+                found, count = answer(engine)
+                assert found == wanted
+                drafted[number] += count
+    assert min(drafted) > 0
 
 
 def test_what_there_are_no_operators_for_is_refused(quantized: Checkpoint, tmp_path: Path) -> None:

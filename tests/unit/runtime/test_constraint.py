@@ -19,7 +19,7 @@ from tokenizers import models, pre_tokenizers
 from cloister.bundle import Bundle
 from cloister.errors import AnswerIncomplete, ConstraintError
 from cloister.message import Message, ToolCall
-from cloister.runtime.chat import Sampling
+from cloister.runtime.chat import Ask, Sampling
 from cloister.runtime.session import Session
 from cloister.tokenizer import Tokenizer
 
@@ -211,6 +211,25 @@ def test_an_answer_that_is_left_leaves_the_next_one_its_own_beginning(engine: Fa
         stream: Any = session.stream("go", schema=SCHEMAS["nested"])
         assert next(stream).text.startswith("{")
         stream.close()
+
+
+def test_what_has_to_come_is_spelled_and_a_guess_is_cut_where_it_breaks_the_rules(
+    engine: FakeEngine
+) -> None:
+    encode, word = engine.tokenizer.encode, '{"name": "'
+    schema = {"type": "object", "additionalProperties": False, "required": ["name"],
+              "properties": {"name": {"enum": ["red", "green"]}}}
+    constraint = engine.constraint(Ask.of("go", schema=schema))
+    assert constraint is not None
+    assert list(constraint.forced()) == encode(word)
+    assert constraint.permitted([*encode(word), *encode("green"), *encode("?")]) == len(
+        encode(word)) + len(encode("green"))
+    for id_ in encode(word):
+        constraint.accept(id_)
+    assert list(constraint.forced()) == []  # there is a choice
+    for id_ in encode("g"):
+        constraint.accept(id_)
+    assert list(constraint.forced()) == encode('reen"}')
 
 
 # What cannot be followed.

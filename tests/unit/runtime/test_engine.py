@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +15,19 @@ from tests.conftest import SHAPE, make_bundle
 from tests.unit.runtime.conftest import FakeEngine
 
 from cloister.bundle import Bundle
-from cloister.errors import NotEnoughMemory, SettingError, SnapshotError, VocabularyMismatch
+from cloister.errors import (
+    BundleError,
+    NotEnoughMemory,
+    SettingError,
+    SnapshotError,
+    VocabularyMismatch,
+)
 from cloister.runtime import memory
+from cloister.runtime.chat import Sampling, Token
 from cloister.runtime.core import MediaPosition, Rows
 from cloister.runtime.engine import Engine
 from cloister.runtime.generate import score
+from cloister.runtime.session import Session
 
 
 def test_a_snapshot_continues_in_another_engine_to_the_bit(bundle: Bundle) -> None:
@@ -90,6 +101,60 @@ def test_scoring_is_refused_where_a_second_copy_does_not_fit(bundle: Bundle) -> 
 def test_an_impossible_number_of_threads_is_refused(bundle: Bundle, threads: int) -> None:
     with pytest.raises(SettingError, match="from 1 to 1024"):
         Engine(bundle.path, threads=threads)
+
+
+def test_memory_for_a_second_copy_is_asked_for_at_once_where_tokens_are_guessed(
+    bundle: Bundle
+) -> None:
+    twice = bundle.manifest.programs[0].required_bytes(bundle.manifest.shape, methods=2)
+    assert twice > enough(bundle)
+    with pytest.raises(NotEnoughMemory):
+        FakeEngine(bundle.path, draft="lookup", available_bytes=twice - 1)
+    FakeEngine(bundle.path, draft="lookup", available_bytes=twice)
+
+
+def test_what_guesses_is_told(bundle: Bundle, tmp_path: Path, tokenizer_dir: Path) -> None:
+    lower = make_bundle(tmp_path / "lower.cloister", tokenizer_dir)
+    assert FakeEngine(bundle.path).drafts_by == "off"
+    assert FakeEngine(bundle.path).drafter() is None
+    assert FakeEngine(bundle.path, draft="lookup").drafts_by == "lookup"
+    engine = FakeEngine(bundle.path, draft=lower.path)
+    assert engine.drafts_by == lower.path.name
+    assert ("drafts by", lower.path.name) in list(engine.summary())
+    with pytest.raises(BundleError):
+        FakeEngine(bundle.path, draft="nowhere.cloister")
+
+
+def test_a_lower_tier_with_another_tokenizer_is_refused_by_name(
+    bundle: Bundle, tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    changed = shutil.copytree(tokenizer_dir, tmp_path / "tokenizer") / "tokenizer.json"
+    definition = json.loads(changed.read_text("utf-8"))
+    definition["normalizer"] = {"type": "Lowercase"}
+    changed.write_text(json.dumps(definition), "utf-8")
+    other = make_bundle(tmp_path / "other.cloister", changed.parent)
+    with pytest.raises(VocabularyMismatch, match=r"other\.cloister has another tokenizer"):
+        FakeEngine(bundle.path, draft=other.path)
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling(), Sampling(temperature=1.0, top_p=0.9, seed=3)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("lower", [False, True])
+def test_answers_are_those_without_guesses(
+    long_bundle: Bundle, sampling: Sampling, lower: bool
+) -> None:
+    def said(**options: Any) -> list[Token]:
+        session = Session(FakeEngine(long_bundle.path, (70, 71, 72), **options), system="Be brief.")
+        first = list(session.stream("the fox", max_tokens=90, sampling=sampling, top=2))
+        found = [*first, *session.stream("and again", max_tokens=90, sampling=sampling, top=2)]
+        guessed.append((session.stats.drafted_tokens, session.stats.accepted_tokens))
+        return found
+
+    guessed = list[tuple[int, int]]()
+    assert said(draft=long_bundle.path if lower else "lookup") == said()
+    drafted, accepted = guessed[0]
+    assert 0 < accepted <= drafted  # both models go round in three letters
+    assert guessed[1] == (0, 0)
 
 
 def test_what_is_available_is_at_most_what_the_machine_has() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import copy
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cloister.errors import (
     AnswerIncomplete,
@@ -145,12 +149,21 @@ class Draft:
 
     def __init__(self, guess: Callable[[Sequence[Position]], Sequence[int]]) -> None:
         self.guess = guess
-        self.proposed = 0
+        self.proposed = self.read = self.right = 0
 
-    def propose(self, positions: Sequence[Position]) -> Sequence[int]:
+    def propose(
+        self, positions: Sequence[Position], room: int, forced: Sequence[int] = ()
+    ) -> Sequence[int]:
         draft = self.guess(positions)
-        self.proposed += len(draft)
+        self.proposed += min(room, len(draft))
         return draft
+
+    def took(self, drafted: int, seconds: float) -> None:
+        self.read += drafted
+        assert seconds > 0
+
+    def judged(self, *, right: bool) -> None:
+        self.right += right
 
 
 def drafters(answer: Sequence[int]) -> dict[str, Drafter]:
@@ -190,6 +203,71 @@ def test_a_drafter_changes_no_token_whatever_it_proposes(
     assert ids(core, sampling=sampling, limit=limit, drafter=drafter, end=(end,)) == (
         answer[:answer.index(end) + 1])
     assert ids(core, sampling=sampling, limit=limit) == answer  # nothing wrong stays cached
+
+
+@given(
+    seed=st.integers(0, 2**32), drawn=st.booleans(), limit=st.one_of(st.none(), st.integers(1, 43)),
+    forced=st.integers(0, 9), constrained=st.booleans(), right=st.floats(0, 1),
+    longest=st.integers(0, 70), top=st.sampled_from([0, 3]), stop=st.integers(0, 50))
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_guessed_the_answer_is_the_same_in_all_that_is_told_of_it(
+    seed: int, drawn: bool, limit: int | None, forced: int, constrained: bool, right: float,
+    longest: int, top: int, stop: int
+) -> None:
+    rng, sampling = random.Random(seed), DRAWN if drawn else Sampling()
+    begun = [2 * rng.randrange(VOCABULARY // 2) for _ in range(forced)][:limit]
+
+    def answered(drafter: Draft | None, end: Sequence[int] = ()) -> tuple[list[Choice], Stats]:
+        stats, found = Stats(), list[Choice]()
+        constraint = Digits(30, end=298) if constrained else None
+        with suppress(AnswerIncomplete):
+            for choice in generate(core, PROMPT, decoding(
+                sampling, limit=limit, forced=begun, constraint=constraint, drafter=drafter,
+                top=top, end=end,
+            ), stats=stats, stopped=lambda: stats.tokens > stop):
+                found.append(choice)
+        return found, stats
+
+    def guess(positions: Sequence[Position]) -> list[int]:
+        said = [choice.id for choice in plain]
+        at, count = len(positions) - len(PROMPT), rng.randint(0, longest)
+        wanted = [*said[at:], *rng.choices(range(VOCABULARY), k=99)][:count]
+        return [id_ if rng.random() < right else rng.randrange(VOCABULARY) for id_ in wanted]
+
+    core = fresh()
+    plain, before = answered(None)
+    end = [choice.id for choice in plain[-1:] if rng.random() < 0.5]
+    plain, before = answered(None, [*end, 298])
+    drafter = Draft(guess)
+    found, stats = answered(drafter, [*end, 298])
+    assert found == plain
+    assert (stats.tokens, stats.finish, stats.forced_tokens) == (
+        before.tokens, before.finish, before.forced_tokens)
+    assert stats.drafted_tokens == drafter.read <= drafter.proposed
+    assert stats.accepted_tokens == drafter.right <= stats.drafted_tokens
+    assert answered(None, [*end, 298])[0] == plain  # nothing wrong stays cached
+
+
+def test_what_a_constraint_forbids_of_a_draft_is_not_read(
+    core: Core, program: FakeProgram
+) -> None:
+    list(itertools.islice(generate(core, PROMPT, decoding(
+        constraint=Digits(9), drafter=Draft(lambda positions: [8, 6, 7, 4]))), 2))
+    assert program.calls[-1] == (len(PROMPT), 3)  # the first token, and 8 and 6 behind it
+
+
+def test_a_drafter_is_told_what_a_constraint_forces(core: Core) -> None:
+    told = list[Sequence[int]]()
+
+    class Told(Draft):
+        def propose(
+            self, positions: Sequence[Position], room: int, forced: Sequence[int] = ()
+        ) -> Sequence[int]:
+            told.append(forced)
+            return ()
+
+    ids(core, constraint=Digits(3, end=7), end=(7,), drafter=Told(lambda positions: ()))
+    assert told == [(), (), [7]]
 
 
 def test_right_drafts_save_calls_of_the_program(core: Core, program: FakeProgram) -> None:
@@ -263,11 +341,23 @@ class Digits:
 
     def allowed(self) -> torch.Tensor:
         if len(self.accepted) == self.most:
-            return torch.arange(VOCABULARY) == self.end
+            return torch.arange(VOCABULARY) == (-1 if self.end is None else self.end)
         return torch.arange(VOCABULARY) % 2 == 0
 
     def permits(self, id_: int) -> bool:
         return bool(self.allowed()[id_])
+
+    def permitted(self, ids: Sequence[int]) -> int:
+        after = copy(self)
+        after.accepted = list(self.accepted)
+        for number, id_ in enumerate(ids):
+            if not after.permits(id_):
+                return number
+            after.accepted.append(id_)
+        return len(ids)
+
+    def forced(self) -> Sequence[int]:
+        return [self.end] if self.end is not None and len(self.accepted) == self.most else ()
 
     def accept(self, id_: int) -> None:
         assert id_ % 2 == 0

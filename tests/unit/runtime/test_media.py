@@ -129,8 +129,14 @@ def test_an_answer_after_a_picture_can_be_stopped_between_calls(both_ways: FakeE
 
 def test_a_draft_after_a_picture_changes_no_token(engine: FakeEngine) -> None:
     class Guess:
-        def propose(self, _: object) -> list[int]:
+        def propose(self, *_: object) -> list[int]:
             return [5, 6]
+
+        def took(self, *_: object) -> None:
+            pass
+
+        def judged(self, *, right: bool) -> None:
+            pass
 
     shown: list[Position] = [*IDS[:5], *engine.media(picture(1))]  # ends with it
     sampler = Sampler(Sampling())

@@ -37,7 +37,8 @@ ASK = Ask(
     tools=({"name": "f", "parameters": {"type": "object"}},))
 REQUESTS: list[Any] = [
     protocol.Hello(), protocol.Hello(version=9),
-    protocol.Load(id=1, bundle="/a/b.cloister"), protocol.Load(id=1, bundle="b", threads=2),
+    protocol.Load(id=1, bundle="/a/b.cloister"),
+    protocol.Load(id=1, bundle="b", threads=2, draft="lookup"),
     protocol.Unlock(id=2), protocol.Unlock(id=2, passphrase="\u00fcber"),
     protocol.Begin(id=3, chat=4), protocol.Begin(
         id=3, chat=4, system="call", messages=TALK, namespace="me", name="work", cached=True,
