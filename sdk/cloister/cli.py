@@ -475,10 +475,10 @@ def _asking(parser: argparse.ArgumentParser) -> None:
                         help="a JSON Schema that the answer follows")
     parser.add_argument("--tools", type=Path, metavar="FILE",
                         help="a JSON list of tools, one of which the answer calls")
-    parser.add_argument("--draft", default="off", metavar="lookup|BUNDLE|TIER",
+    parser.add_argument("--draft", default="auto", metavar="lookup|off|BUNDLE|TIER",
                         help="what guesses tokens, several of which are then read at once: earlier "
-                             "text, or a lower tier, too; the answer stays the same "
-                             "(default: %(default)s)")
+                             "text, or a lower tier, too; the answer stays the same (default: "
+                             "earlier text for programs of Cloister's own operators)")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import contextmanager
 from dataclasses import replace as replaced
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from cloister import bundle as bundles
@@ -18,6 +21,7 @@ from cloister.export.constants import prove_constants
 from cloister.export.instrument import instrument
 from cloister.export.media import Media
 from cloister.export.streamed import streamed
+from cloister.files import disk_errors
 from cloister.manifest import FORMAT, Manifest, modalities
 from cloister.model.checkpoint import Checkpoint
 from cloister.model.sense_file import SenseKind
@@ -37,7 +41,6 @@ from cloister.tokenizer_config import tokenizer_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -50,7 +53,28 @@ if TYPE_CHECKING:
     from cloister.runtime.core import MediaPosition, Position
     from cloister.settings import Settings
 
-__all__ = ["export", "verify"]
+__all__ = ["export", "quantized", "verify"]
+
+
+@contextmanager
+def quantized(
+    source: Checkpoint | str | Path, out: str | Path, recipe: Recipe | str,
+    progress: Progress = silent,
+) -> Iterator[Checkpoint]:
+    """Give `source` quantized, in a folder beside `out` that is gone when the block ends.
+
+    Each matrix is rounded by itself: for other ways see `cloister.quantize.apply.quantize`.
+
+    Raises:
+        QuantizationError, GroupSizeError, NonFiniteTensor, SettingError: see there.
+        NotEnoughDisk, OutputUnwritable: see `cloister.files.disk_errors`.
+    """
+    source = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
+    out = Path(out).resolve()
+    with disk_errors(out.name), TemporaryDirectory(
+            prefix=f".{out.name}.", dir=out.parent) as folder:
+        (Path(folder) / "source").symlink_to(source.path.resolve())  # for the report of the export
+        yield quantize(source, Path(folder) / "quantized", recipe, progress=progress)
 
 
 def export(
@@ -59,7 +83,6 @@ def export(
     *,
     backends: Sequence[str] = ("xnnpack",),
     kv: str | None = None,
-    recipe: Recipe | str | None = None,
     chunk: int = write.DEFAULT_CHUNK,
     prompts: Sequence[tuple[str | None, str]] = (),
     gate: Callable[[Path], None] | None = None,
@@ -68,20 +91,14 @@ def export(
 ) -> Bundle:
     """Write the bundle of a quantized checkpoint; its `report` is what the first program lost.
 
-    With `recipe`, one that is not quantized is first, each matrix rounded by itself: for other ways
-    see `cloister.quantize.apply.quantize`. Weights are read one tensor at a time in either case.
-
     `prompts` are public ones (system, prompt), of which those that the context holds, with a clear
     winner at every step, become golden rows; without any, a few of the package. `gate` is given
-    the finished bundle before it takes its place, and refuses it by raising.
-
-    The unquantized checkpoint that the source was made from is read for the report where it lies
-    beside the source. All `backends` but the first give further programs (see `further`).
-    `kv` is what the first keeps keys and values in (see `cloister.export.write.program`).
+    the finished bundle before it takes its place, and refuses it by raising. All `backends` but the
+    first give further programs (see `further`). The unquantized checkpoint is read for the report
+    where it lies beside the source.
 
     Raises:
         GateFailed: what `gate` raises.
-        QuantizationError, GroupSizeError, NonFiniteTensor: see `cloister.quantize.apply.quantize`.
         ExportMismatch: the program does not compute what the checkpoint computes.
         ExportError, SettingError: see `cloister.export.write.program`.
         VocabularyMismatch: the tokenizer has ids beyond the model's rows.
@@ -96,24 +113,14 @@ def export(
     further.check_names(metadata, backend, also)
     size = sum(path.stat().st_size for path in source.path.iterdir())
     # The check needs a copy of the program for a while.
-    copies = 2 + len(also) + (recipe is not None)
-    with bundles.writer(
-        out, size_bytes=copies * min(size, 2 * shape.parameters), replace=replace
-    ) as directory:
-        if recipe is not None:
-            parent: Checkpoint | None = source
-            source = quantize(
-                source, directory.with_name("quantized"), recipe, progress=progress)
-        else:
-            parent = _parent_beside(source)
+    with bundles.writer(out, size_bytes=(2 + len(also)) * size, replace=replace) as directory:
         progress("read")
         media = _media(source, chunk)
         entry = write.program(
-            source, directory, backend=backend, kv=kv, chunk=chunk, progress=progress,
-            media=media)
+            source, directory, backend=backend, kv=kv, chunk=chunk, progress=progress, media=media)
         _check_runs(entry)
         progress("check")
-        report, run = _check(source, parent, tokenizer, directory, entry, chunk, media)
+        report, run = _check(source, tokenizer, directory, entry, chunk, media)
         program = load(directory / entry.file, shape.layers)
         parts.prove_forward(program.forward, run)
         progress("golden")
@@ -123,7 +130,7 @@ def export(
         bundles.write_golden(directory, rows)
         del core, program  # the others load one of their own
         _prove_on_phones(directory, entry, shape.layers, rows, chunk, metadata.media)
-        made = _further(source, parent, tokenizer, directory, also, chunk, rows, progress)
+        made = _further(source, tokenizer, directory, also, chunk, rows, progress)
         _finish(directory, source, tokenizer, [(entry, {}), *made], chunk, report)
         if gate is not None:
             gate(directory)
@@ -203,8 +210,8 @@ def _media(source: Checkpoint, chunk: int) -> Media | None:
 
 
 def _check(
-    source: Checkpoint, parent: Checkpoint | None, tokenizer: Tokenizer, directory: Path,
-    entry: ProgramEntry, chunk: int, media: Media | None
+    source: Checkpoint, tokenizer: Tokenizer, directory: Path, entry: ProgramEntry, chunk: int,
+    media: Media | None
 ) -> tuple[check.CheckReport, parts.Recording]:
     """Prove the program in `directory`, and measure what it lost.
 
@@ -235,6 +242,7 @@ def _check(
         worst = max(worst, parts.prove_parts(found), key=lambda gap: gap.size)
     del runs
     core = Core(program, name=source.metadata.name, context=shape.context, chunk=chunk)
+    parent = _parent_beside(source)
     divergences = check.measure(
         functools.partial(_score, core), texts, check.Reading(decoder, texts), compare,
         None if parent is None else check.Reading(streamed(parent), texts),
@@ -310,8 +318,8 @@ def _golden_media(
 
 
 def _further(
-    source: Checkpoint, parent: Checkpoint | None, tokenizer: Tokenizer, directory: Path,
-    names: Sequence[str], chunk: int, rows: list[Golden], progress: Progress,
+    source: Checkpoint, tokenizer: Tokenizer, directory: Path, names: Sequence[str], chunk: int,
+    rows: list[Golden], progress: Progress,
 ) -> list[tuple[ProgramEntry, dict[str, object]]]:
     """Write the programs for the backends called `names`; return their entries and receipts.
 
@@ -323,7 +331,7 @@ def _further(
         progress(name)
         if name == XNNPACK.name:
             entry = write.program(source, directory, backend=name, chunk=chunk)
-            report, run = _check(source, parent, tokenizer, directory, entry, chunk, None)
+            report, run = _check(source, tokenizer, directory, entry, chunk, None)
             parts.prove_forward(load(directory / entry.file, shape.layers).forward, run)
             _prove_on_phones(directory, entry, shape.layers, rows, chunk, None)
             made.append((entry, {"backend": name, **report.to_dict()}))

@@ -135,7 +135,7 @@ void finish(const Linear &w, int64_t row, int64_t first, const float *sums) {
     for (int64_t n = 0; n < count; ++n) out[n] += w.residual[at + n];
 }
 
-constexpr int64_t kRowBlock = 64;  // rows whose sums lie on the stack
+constexpr int64_t kRowBlock = 8;  // rows whose sums lie on the stack
 
 // Positions whose attention is summed at a time, from a multiple of it on: so a token gets the same
 // bits however a text is divided into calls, and on any number of threads.

@@ -215,12 +215,22 @@ void weigh(const Attend &w, int64_t row, int64_t begin, int64_t positions, const
   }
 }
 
+// Ask for what the cache holds of some positions: heads are apart, which no processor foresees.
+void fetch(const void *first, const Attend &w, int64_t cache, int64_t begin) {
+  const int64_t bytes = head_bytes(cache, w.size);
+  for (int64_t j = begin; j < begin + kBlock; ++j)
+    for (int64_t line = 0; line < bytes; line += 64)
+      __builtin_prefetch((const uint8_t *)head_at(first, w, j) + line);
+}
+
 template <int64_t cache>
 void attended(const Attend &w) {
   float *keys = w.space, *scores = keys + w.size * kBlock;
   for (int64_t begin = w.begin; begin < w.end; begin += kBlock) {
     const int64_t count = w.end - begin < kBlock ? w.end - begin : kBlock;
+    fetch(w.v, w, cache, begin);
     turn<cache>(w, begin, count, keys);
+    fetch(w.k, w, cache, begin + kBlock);
     float scales[kBlock];  // of the values
     if (cache == kInt8)
       for (int64_t j = 0; j < count; ++j) scales[j] = scale_of(head_at(w.v, w, begin + j), w.size);

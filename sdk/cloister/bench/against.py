@@ -7,6 +7,7 @@ import shutil
 import statistics
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cloister.progress import Progress
     from cloister.tiers import Scale, Shape, Tier
 
-__all__ = ["NAMES", "OURS", "check_names", "compare", "figures"]
+__all__ = ["NAMES", "OURS", "Model", "check_names", "compare", "figures"]
 
 OURS = CLOISTER.name
 _STOCK = "executorch"  # ExecuTorch's own way with the same weights: our backend `xnnpack`
@@ -52,10 +53,24 @@ def check_names(text: str) -> list[str]:
     return names
 
 
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is measured."""
+
+    tier: Tier
+    scale: Scale
+    recipe: str
+    kv: str | None = None  # of Cloister's own program
+
+    @property
+    def name(self) -> str:
+        """Of a folder."""
+        return f"{self.tier}-{self.scale}-{self.recipe}"
+
+
 def compare(
-    tier: Tier, scale: Scale, recipe: str, names: Sequence[str], *, python: str, turns: int,
-    keep: Path | None = None, kv: str | None = None, progress: Progress = silent,
-    debug: bool = False,
+    model: Model, names: Sequence[str], *, python: str, turns: int, keep: Path | None = None,
+    progress: Progress = silent, debug: bool = False,
 ) -> dict[str, Any]:
     """Measure Cloister and each of `names` in turns, every time in a new process.
 
@@ -81,9 +96,10 @@ def compare(
     if not wanted:
         raise SettingError("None of the peers can run here: " + "; ".join(
             f"{name}: {said.rstrip('.')}" for name, said in left_out.items()) + ".")
-    shape = ladder(scale)[tier]
+    shape = ladder(model.scale)[model.tier]
     with _folder(keep) as folder:
-        made = _Models(folder / f"{tier}-{scale}-{recipe}", shape, recipe, kv, python, debug)
+        made = _Models(
+            folder / model.name, shape, model.recipe, model.kv, python, debug)
         converted: dict[str, Any] = {}
         for name in (OURS, *wanted):
             progress("convert", len(converted), len(wanted) + 1, name)
@@ -93,7 +109,7 @@ def compare(
         made.clean()
         measured = _measured(made, converted, turns, left_out, progress)
         return {
-            "shape": str(tier), "size": str(scale), "recipe": recipe,
+            "shape": str(model.tier), "size": str(model.scale), "recipe": model.recipe,
             "parameters": shape.parameters, "processor": processor(), "threads": processors(),
             "instruction_set": measured[OURS][0]["instruction_set"],
             "bandwidth_bytes_per_s": [turn["bandwidth_bytes_per_s"] for turn in measured[OURS]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -166,13 +167,15 @@ def export(args: Export) -> Record:
     check_output(args.output, kind="bundle", replace=args.force)
     with display.quiet(args.debug) as console:
         gate = _gate(args, console)
-        with display.progress(console, "export") as progress:
+        with ExitStack() as stack:
+            progress = stack.enter_context(display.progress(console, "export"))
             from cloister import pipeline
 
+            quantized = source if args.recipe is None else stack.enter_context(
+                pipeline.quantized(source, args.output, args.recipe, progress))
             record = exported(pipeline.export(
-                source, args.output, backends=(args.backend, *args.also), kv=args.kv,
-                recipe=args.recipe, chunk=args.chunk, gate=gate, replace=args.force,
-                progress=progress))
+                quantized, args.output, backends=(args.backend, *args.also), kv=args.kv,
+                chunk=args.chunk, gate=gate, replace=args.force, progress=progress))
     if not args.json:
         show_receipt(record)
     return record

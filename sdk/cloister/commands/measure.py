@@ -173,9 +173,10 @@ def _against(args: Bench, peers: str) -> Record:
         names = against.check_names(peers)
         with display.progress(console, f"bench {args.shape}") as progress:
             record = against.compare(
-                args.shape, args.size, args.recipe, names, python=args.peer_python,
-                turns=args.turns, keep=args.keep, kv=args.kv, progress=progress,
-                debug=args.debug)
+                against.Model(
+                    tier=args.shape, scale=args.size, recipe=args.recipe, kv=args.kv),
+                names, python=args.peer_python, turns=args.turns, keep=args.keep,
+                progress=progress, debug=args.debug)
     record = {
         "command": f"cloister bench --shape {args.shape} --size {args.size} --random --recipe "
                    f"{args.recipe} --against {','.join(names)} --turns {args.turns}"

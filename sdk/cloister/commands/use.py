@@ -15,7 +15,7 @@ from cloister.bundle import Bundle
 from cloister.commands.options import Asking, Options, Record, part
 from cloister.errors import CloisterError, InvalidText, OutputExists, SettingError
 from cloister.runtime.client import Worker
-from cloister.runtime.draft import LOOKUP, OFF
+from cloister.runtime.draft import AUTO, LOOKUP, OFF
 from cloister.tiers import Tier
 
 if TYPE_CHECKING:
@@ -231,8 +231,8 @@ def _worker(bundle: str, options: Run | Chat | Compare | Replay) -> Worker:
 
     keeps = (isinstance(options, Run) and options.cached) or (
         isinstance(options, Chat) and options.session is not None)
-    draft = options.draft if isinstance(options, Asking) else OFF
-    if draft not in (LOOKUP, OFF):
+    draft = options.draft if isinstance(options, Asking) else AUTO
+    if draft not in (AUTO, LOOKUP, OFF):
         draft = str(reference.find(draft, options.family))
     return Worker(
         reference.find(bundle, options.family), draft=draft, passphrase=asking(), vault=keeps,

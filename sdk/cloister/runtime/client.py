@@ -15,7 +15,7 @@ from cloister.errors import CloisterError, ProtocolError, SettingError, WorkerEr
 from cloister.message import Message
 from cloister.runtime import protocol
 from cloister.runtime.chat import Ask, Chat, Stats, Token
-from cloister.runtime.draft import OFF
+from cloister.runtime.draft import AUTO
 from cloister.runtime.prompt import decoded, messages_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Worker:
 
     def __init__(
         self, bundle: str | Path | None = None, *, threads: int | None = None,
-        draft: str | Path = OFF, passphrase: Callable[[], str] | None = None,
+        draft: str | Path = AUTO, passphrase: Callable[[], str] | None = None,
         vault: bool = True, debug: bool = False,
     ) -> None:
         """Say what `start` loads; `passphrase` is asked for that of a vault that has one.
@@ -99,7 +99,7 @@ class Worker:
             process.close()
 
     def load(
-        self, bundle: str | Path, *, threads: int | None = None, draft: str | Path = OFF
+        self, bundle: str | Path, *, threads: int | None = None, draft: str | Path = AUTO
     ) -> protocol.Loaded:
         """Load a bundle in place of the one that is loaded, whose conversations end."""
         with self._lock:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
     from cloister.runtime.core import Core, Position
 
-__all__ = ["LOOKUP", "OFF", "Guesser", "Lookup", "LowerTier"]
+__all__ = ["AUTO", "LOOKUP", "OFF", "Guesser", "Lookup", "LowerTier"]
 
-LOOKUP, OFF = "lookup", "off"
-"""What `Engine` and the command line take in place of a lower tier."""
+AUTO, LOOKUP, OFF = "auto", "lookup", "off"
+"""What `Engine` and the command line take in place of a lower tier; `auto` is lookup where programs
+call Cloister's own operators: a token has the same bits in longer calls, and the weights are in
+memory once."""
 
 _SIZES = (8, 4, 2, 1)  # of n-grams, the longest first
 _FEW = 2  # tokens that are read along with a guess, besides the last one

@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from cloister.backend import CLOISTER
 from cloister.bundle import Bundle
 from cloister.errors import SnapshotError, UnsupportedMedia, VocabularyMismatch
 from cloister.parts import Picture, one_by_one
 from cloister.pieces import MEDIA
 from cloister.runtime import encoded, memory, program
 from cloister.runtime.core import Core, Rows
-from cloister.runtime.draft import LOOKUP, OFF, Lookup, LowerTier
+from cloister.runtime.draft import AUTO, LOOKUP, OFF, Lookup, LowerTier
 from cloister.runtime.encoded import Encoded
 from cloister.runtime.speculation import Estimates, Speculation
 from cloister.settings import Settings
@@ -55,9 +56,9 @@ class Engine(Core, Summary):
     time: the second is refused by name.
 
     `draft` is what guesses tokens, of which several are then read in one call: `lookup` (what
-    followed the same words before), `off`, or the bundle of a lower tier, beside lookup. No token
-    depends on it, up to the rounding of longer calls. XNNPACK packs the weights a second time for
-    it.
+    followed the same words before), `off`, the bundle of a lower tier, beside lookup, or `auto`:
+    lookup where the program calls Cloister's own operators. No token depends on it there, and up to
+    the rounding of longer calls with XNNPACK, which packs the weights a second time for it.
 
     Raises:
         BundleError: see `Bundle.open` and `Bundle.program`.
@@ -73,7 +74,7 @@ class Engine(Core, Summary):
         settings: Settings | None = None,
         threads: int | None = None,
         available_bytes: int | None = None,
-        draft: str | Path = OFF,
+        draft: str | Path = AUTO,
         load: _Load = program.load,
         runs_here: Callable[[ProgramEntry], bool] = program.runs_here,
     ) -> None:
@@ -86,6 +87,8 @@ class Engine(Core, Summary):
         )
         self.tokenizer.check_vocabulary(manifest.shape.vocab_size)
         self._available = available_bytes
+        if draft == AUTO:
+            draft = LOOKUP if self._entry.backend == CLOISTER.name else OFF
         self._check_memory(methods=1 if draft == OFF else 2)
         self._lower: Engine | None = None
         if draft not in (LOOKUP, OFF):

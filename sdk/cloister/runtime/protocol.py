@@ -16,7 +16,7 @@ from cloister.guard import Attempt  # noqa: TC001  # msgspec reads the annotatio
 from cloister.message import Message  # noqa: TC001
 from cloister.pieces import MediaFormats  # noqa: TC001
 from cloister.runtime.chat import Ask, Stats, Token  # noqa: TC001
-from cloister.runtime.draft import OFF
+from cloister.runtime.draft import AUTO
 from cloister.runtime.prompt import Count as Tokens  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Load(_Wire, frozen=True):
     id: int
     bundle: str
     threads: int | None = None
-    draft: str = OFF  # see `Engine`
+    draft: str = AUTO  # see `Engine`
 
 
 class Unlock(_Wire, frozen=True):

@@ -72,7 +72,8 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def compare(tmp_path: Path, names: list[str], python: str, *, turns: int = 1, keep: bool = False
             ) -> dict[str, Any]:
     return against.compare(
-        Tier.NANO_1, Scale.REFERENCE, "8da4w-g32", names, python=python, turns=turns,
+        against.Model(tier=Tier.NANO_1, scale=Scale.REFERENCE, recipe="8da4w-g32"), names,
+        python=python, turns=turns,
         keep=tmp_path / "keep" if keep else None)
 
 
