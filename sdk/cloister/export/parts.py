@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +40,8 @@ __all__ = ["BOUND", "Gap", "Place", "Recording", "Scored", "ZeroHistory", "decod
            "prove_forward", "prove_parts", "prove_same", "record", "replayed"]
 
 BOUND = 1e-3  # of a feature's own magnitude
+HALFWAY = 50  # times BOUND that attention may be off whose keys are rounded to 8 bits: some lie
+# halfway between two steps, and each of these is heard in all rows after it
 STRAY = 250  # times BOUND that a single row may be off, whose activations round otherwise
 FAR = 8192  # positions: the last ones below it are read too, where the context holds them
 _SIZES = (40, 16, *[1] * 8)  # tokens of each call from the first position on
@@ -174,7 +176,12 @@ def gaps(
         attention = ZeroHistory(decoder.config, run.start, kv=kv)
         return decoder.logits(decoder.hidden(run.tokens, run.start, attention))
 
-    return replayed(decoder_places(decoder, calls, run.outputs), compute, run.outputs[0], "logits")
+    found = replayed(
+        decoder_places(decoder, calls, run.outputs), compute, run.outputs[0], "logits")
+    if kv is not KV.INT8:
+        return found
+    return [replace(gap, size=gap.size / HALFWAY) if gap.part.endswith(".attn") else gap
+            for gap in found]
 
 
 def replayed(

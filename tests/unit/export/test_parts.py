@@ -27,7 +27,6 @@ from cloister.model import quantized, rope
 from cloister.model.cache import KVCache
 from cloister.model.config import Activation
 from cloister.model.quantized import QuantizedLinear
-from cloister.model.recipe import Recipe
 from cloister.model.transformer import Decoder, RMSNorm
 from cloister.progress import silent
 from cloister.runtime import phone
@@ -83,7 +82,7 @@ def export(
         for module in decoder.modules():
             if isinstance(module, QuantizedLinear):
                 module.rounded = reference.round_groups
-        own(decoder, decoder.state_dict().__getitem__, Recipe.parse(recipe),
+        own(decoder, decoder.state_dict().__getitem__,
             {"forward": context, "score": CHUNK}, {}, path, kv, silent)
     calls = instrument(path, copied)
     shape = decoder.config.shape
