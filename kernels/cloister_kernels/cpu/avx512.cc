@@ -90,7 +90,7 @@ inline void some(const uint8_t *tile, int64_t size, const Rows &x, int64_t first
     if (count > 1)  // a single row goes on to the next tile at once
       for (int t = 0; t < many; ++t)
         for (int64_t line = 0; line < L::kBytes; line += 64)
-          __builtin_prefetch(tile + t * size + (g + 6) * L::kBytes + line);
+          __builtin_prefetch(L::group(tile + t * size, g + 6) + line);
     __m512i dot[count][many];
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {

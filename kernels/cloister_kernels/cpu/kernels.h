@@ -47,6 +47,11 @@ struct Sums {
   float *most, *total;  // [rows]: largest score, sum of exponentials
 };
 
+constexpr int kBlock = 64;  // positions that `attend` takes at a time
+
+// Floats of space that `attend` needs: a block's keys turned, and the scores of a few rows.
+inline int64_t attend_space(int64_t size) { return (size + 4) * kBlock; }
+
 // Attention of some new positions of one KV head over a range of its cache.
 struct Attend {
   const float *q;        // [rows, D], scaled
@@ -58,7 +63,7 @@ struct Attend {
   int64_t begin, end;    // positions
   float softcap;         // 0: none
   Sums sums;             // what is added to
-  float *space;          // attend_space floats
+  float *space;          // attend_space(D) floats
 };
 
 // What a cache holds of a head at a position: D entries; of 8 bits a float32 scale behind them.

@@ -161,7 +161,6 @@ Tensor &attention_out(KernelRuntimeContext &ctx, const Tensor &qkv, Tensor &k_ca
   work.scale = float(scale);
   work.softcap = float(softcap);
   work.window = window;
-  work.context = context;
   work.cache = cache;
   work.k = k_cache.mutable_data_ptr();
   work.v = v_cache.mutable_data_ptr();

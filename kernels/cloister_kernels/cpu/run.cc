@@ -139,7 +139,7 @@ constexpr int64_t kRowBlock = 8;  // rows whose sums lie on the stack
 
 // Positions whose attention is summed at a time, from a multiple of it on: so a token gets the same
 // bits however a text is divided into calls, and on any number of threads.
-constexpr int64_t kSpan = 128;
+constexpr int64_t kSpan = 2 * kBlock;
 
 Sums placed(float *at, int64_t rows, int64_t size) {
   return {at, at + rows * size, at + rows * (size + 1)};
@@ -275,7 +275,7 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
   const int64_t block = std::max<int64_t>(1, 64 / group) * group;
   const int64_t blocks = (rows + block - 1) / block, spans = (last[rows - 1] + kSpan) / kSpan;
   const bool apart = blocks == 1;
-  const int64_t most = apart ? rows : block, sums = most * (size + 2), room = (size + 4) * 64;
+  const int64_t most = apart ? rows : block, sums = most * (size + 2), room = attend_space(size);
   const int64_t each_head = apart ? spans : blocks, tasks = w.kv_heads * each_head;
   float *held = space(held_sums, w.kv_heads * (apart ? 1 : blocks) * sums);
   float *spaces = space(held_space, tasks * (sums + room));
@@ -289,7 +289,7 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
     work.k = static_cast<const char *>(w.k) + g * entry;
     work.v = static_cast<const char *>(w.v) + g * entry;
     work.stride = w.kv_heads * entry;
-    work.begin = std::max(span * kSpan, first[from] / 64 * 64);
+    work.begin = std::max(span * kSpan, first[from] / kBlock * kBlock);
     work.end = std::min((span + 1) * kSpan, last[from + count - 1] + 1);
     work.softcap = w.softcap;
     work.sums = cleared(to, count, size);

@@ -33,10 +33,9 @@ struct Attention {
   const float *q_norm, *k_norm;   // [D] or null
   float eps, scale, softcap;
   int64_t window;  // 0: none
-  int64_t context;
-  int64_t cache;  // what the caches hold
-  void *k, *v;    // [C, G, head_bytes]
-  float *out;     // [T, H, D]
+  int64_t cache;   // what the caches hold
+  void *k, *v;     // [C, G, head_bytes]
+  float *out;      // [T, H, D]
 };
 
 void linear(const Kernels &kernels, const Linear &work, Parallel parallel, int64_t threads);

@@ -98,8 +98,7 @@ void gate(const float *gate, const float *up, int64_t size, int64_t activation, 
 
 // Attention: the scores of a block of positions for all rows, then their values.
 
-constexpr int kBlock = 64;  // positions whose keys are turned at a time
-constexpr int kRows = 4;    // rows that a product holds in registers
+constexpr int kRows = 4;  // rows that a product holds in registers
 
 template <int64_t cache>
 Vec entry(const void *head, int64_t place) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from cloister.runtime.memory import peak_bytes
 from cloister.tiers import ladder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cloister.progress import Progress
     from cloister.tiers import Scale, Tier
 
@@ -33,10 +36,7 @@ def shape(
     backend: str = XNNPACK.name, kv: str | None = None, debug: bool = False
 ) -> dict[str, Any]:
     """Export random weights in the shape of `tier`, then measure the bundle in a new process."""
-    with tempfile.TemporaryDirectory() as scratch:
-        source, out = Path(scratch) / "random", Path(scratch) / f"{tier}.cloister"
-        progress("random weights")
-        random_checkpoint(source, ModelConfig(shape=ladder(scale)[tier]), Recipe.parse(recipe))
+    with _random(tier, scale, recipe, progress) as (source, out):
         stages: dict[str, float] = {}
         begun = [("open", time.perf_counter())]
 
@@ -87,12 +87,21 @@ def profile_shape(
     debug: bool = False
 ) -> dict[str, Any]:
     """Profile random weights in the shape of `tier`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        source, out = Path(scratch) / "random", Path(scratch) / f"{tier}.cloister"
-        progress("random weights")
-        random_checkpoint(source, ModelConfig(shape=ladder(scale)[tier]), Recipe.parse(recipe))
+    with _random(tier, scale, recipe, progress) as (source, out):
         progress("export")
         export_apart(CLOISTER.name, source, out, kv=kv, debug=debug)
         progress("profile")
         return {"shape": str(tier), "size": str(scale), "recipe": recipe,
                 **profile(out, debug=debug)}
+
+
+@contextmanager
+def _random(
+    tier: Tier, scale: Scale, recipe: str, progress: Progress
+) -> Iterator[tuple[Path, Path]]:
+    """Give a checkpoint of random weights, and a place for its bundle, until the block ends."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "random"
+        progress("random weights")
+        random_checkpoint(source, ModelConfig(shape=ladder(scale)[tier]), Recipe.parse(recipe))
+        yield source, Path(scratch) / f"{tier}.cloister"

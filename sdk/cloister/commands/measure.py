@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from cloister.runtime.memory import PROCESS_BYTES, available_bytes
 from cloister.tiers import DEVICES, Scale, Tier, ladder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
     from cloister.corpus import Example, Split
 
@@ -146,21 +149,26 @@ def bench(args: Bench) -> Record:
     with display.quiet(args.debug) as console:
         from cloister import bench as benching
 
-        if args.bundle is not None:
-            record = {"bundle": args.bundle.name, **benching.measure(args.bundle, debug=args.debug)}
-        else:
-            assert args.shape is not None  # the command line asks for one of the two
-            with display.progress(console, f"bench {args.shape}") as progress:
-                record = benching.shape(
-                    args.shape, args.size, args.recipe, progress, backend=args.backend, kv=args.kv,
-                    debug=args.debug
-                )
+        record = _measured(args, console, "bench", benching.measure, partial(
+            benching.shape, backend=args.backend))
     if not args.json:
         display.table("Bench", ("what", "measured"), [
             (name, f"{value:,.2f}" if isinstance(value, float) else f"{value}")
             for name, value in _flat(record)
         ])
     return record
+
+
+def _measured(
+    args: Bench, console: Console, what: str, of_bundle: Callable[..., Record],
+    of_shape: Callable[..., Record]
+) -> Record:
+    """Return what is measured of the bundle or the shape that the command line names."""
+    if args.bundle is not None:
+        return {"bundle": args.bundle.name, **of_bundle(args.bundle, debug=args.debug)}
+    with display.progress(console, f"{what} {args.shape}") as progress:
+        return of_shape(
+            args.shape, args.size, args.recipe, progress, kv=args.kv, debug=args.debug)
 
 
 def _against(args: Bench, peers: str) -> Record:
@@ -198,13 +206,7 @@ def _profile(args: Bench) -> Record:
     with display.quiet(args.debug) as console:
         from cloister import bench as benching
 
-        if args.bundle is not None:
-            record = {"bundle": args.bundle.name, **benching.profile(args.bundle, debug=args.debug)}
-        else:
-            assert args.shape is not None  # the command line asks for one of the two
-            with display.progress(console, f"profile {args.shape}") as progress:
-                record = benching.profile_shape(
-                    args.shape, args.size, args.recipe, progress, kv=args.kv, debug=args.debug)
+        record = _measured(args, console, "profile", benching.profile, benching.profile_shape)
     if not args.json:
         display.table(*bench_tables.profile(record))
     return record

@@ -36,7 +36,7 @@ class Attention(Structure):
         ("qkv", c_void_p), ("length", c_int64), ("start", c_int64), ("heads", c_int64),
         ("kv_heads", c_int64), ("size", c_int64), ("cos", c_void_p), ("sin", c_void_p),
         ("q_norm", c_void_p), ("k_norm", c_void_p), ("eps", c_float), ("scale", c_float),
-        ("softcap", c_float), ("window", c_int64), ("context", c_int64), ("cache", c_int64),
+        ("softcap", c_float), ("window", c_int64), ("cache", c_int64),
         ("k", c_void_p), ("v", c_void_p), ("out", c_void_p))
 
 
@@ -87,13 +87,13 @@ def attention(
     tensors: dict[str, torch.Tensor], **settings: Any
 ) -> torch.Tensor:
     """`tensors` are cos, sin, q_norm and k_norm, as many as there are."""
-    context, kv_heads, size = k.shape
+    _, kv_heads, size = k.shape
     size -= SCALE_BYTES if k.dtype is torch.int8 else 0
     heads = qkv.shape[1] // size - 2 * kv_heads
     out = torch.empty(len(qkv), heads, size)
     work = Attention(
         qkv=address(qkv), length=len(qkv), heads=heads, kv_heads=kv_heads, size=size, eps=1e-6,
-        context=context, cache=CACHES.index(k.dtype), k=address(k), v=address(v),
+        cache=CACHES.index(k.dtype), k=address(k), v=address(v),
         out=address(out), scale=size ** -0.5,
         **{key: address(value) for key, value in tensors.items()}, **settings)
     library().cloister_attention(name.encode(), byref(work), threads)

@@ -135,7 +135,6 @@ double attention_case(const Kernels &set, uint32_t seed) {
     w.scale = 1 / std::sqrt(float(size));
     w.softcap = seed % 5 ? 0.0f : 20.0f;
     w.window = seed % 2 ? 0 : window;
-    w.context = context;
     w.cache = cache;
     w.k = k.data();
     w.v = v.data();
