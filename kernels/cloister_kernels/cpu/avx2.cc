@@ -116,51 +116,56 @@ inline __m256 dot(const Group &w, const int8_t *a, int32_t start) {
   return _mm256_cvtepi32_ps(total);
 }
 
-template <int64_t format, int count>
+// Multiply `count` rows by one half of a tile from `side` on, or by both: few rows are as fast as
+// memory, which is then read in one go.
+template <int64_t format, int count, int sides>
 inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, float *out) {
   using L = Layout<format>;
   const int64_t groups = x.inputs / kGroup;
   const int8_t *q = x.q + first * x.inputs;
   const float *scale = x.scale + first * groups;
   const int32_t *start = x.start + first * groups * 2;
-  __m256 total[count];
-  for (int r = 0; r < count; ++r) total[r] = _mm256_setzero_ps();
+  __m256 total[count][sides];
+  for (int r = 0; r < count; ++r)
+    for (int z = 0; z < sides; ++z) total[r][z] = _mm256_setzero_ps();
   for (int64_t g = 0; g < groups; ++g) {
-    const Group w = group_of<format>(tile, g, side);
+    if (side == 0) ask<format>(tile, g);
+#pragma GCC unroll 2
+    for (int z = 0; z < sides; ++z) {
+      const Group w = group_of<format>(tile, g, side + z);
 #pragma GCC unroll 8
-    for (int r = 0; r < count; ++r) {
-      const int8_t *a = q + r * x.inputs + g * kGroup;
-      const int32_t *s = start + (r * groups + g) * 2;
-      const __m256 by = _mm256_set1_ps(scale[r * groups + g]);
-      if (L::kHalves) {
-        total[r] =
-            _mm256_fmadd_ps(dot<format, 0, 4>(w, a, s[0]), _mm256_mul_ps(w.scale, by), total[r]);
-        total[r] =
-            _mm256_fmadd_ps(dot<format, 4, 4>(w, a, s[1]), _mm256_mul_ps(w.other, by), total[r]);
-      } else {
-        const __m256 f = dot<format, 0, 8>(w, a, s[0]);
-        total[r] = _mm256_fmadd_ps(f, format == kW8 ? by : _mm256_mul_ps(w.scale, by), total[r]);
+      for (int r = 0; r < count; ++r) {
+        const int8_t *a = q + r * x.inputs + g * kGroup;
+        const int32_t *s = start + (r * groups + g) * 2;
+        const __m256 by = _mm256_set1_ps(scale[r * groups + g]);
+        __m256 &sum = total[r][z];
+        const __m256 f = dot<format, 0, L::kHalves ? 4 : 8>(w, a, s[0]);
+        sum = _mm256_fmadd_ps(f, format == kW8 ? by : _mm256_mul_ps(w.scale, by), sum);
+        if (L::kHalves)
+          sum = _mm256_fmadd_ps(dot<format, 4, 4>(w, a, s[1]), _mm256_mul_ps(w.other, by), sum);
         if (L::kMinimum)
-          total[r] =
-              _mm256_fnmadd_ps(w.other, _mm256_mul_ps(by, _mm256_set1_ps(float(s[1]))), total[r]);
+          sum = _mm256_fnmadd_ps(w.other, _mm256_mul_ps(by, _mm256_set1_ps(float(s[1]))), sum);
       }
     }
   }
-  for (int r = 0; r < count; ++r) {
-    if (format == kW8) total[r] *= _mm256_loadu_ps((const float *)tile + 8 * side);
-    _mm256_storeu_ps(out + r * kTile + 8 * side, total[r]);
-  }
+  for (int r = 0; r < count; ++r)
+    for (int z = 0; z < sides; ++z) {
+      const int at = 8 * (side + z);
+      if (format == kW8) total[r][z] *= _mm256_loadu_ps((const float *)tile + at);
+      _mm256_storeu_ps(out + r * kTile + at, total[r][z]);
+    }
 }
 
 template <int64_t format>
 void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out) {
+  if (rows == 1) return some<format, 1, 2>(tile, 0, x, first, out);
   for (int side = 0; side < 2; ++side) {
     int64_t row = 0;
     for (; row + 4 <= rows; row += 4)
-      some<format, 4>(tile, side, x, first + row, out + row * kTile);
+      some<format, 4, 1>(tile, side, x, first + row, out + row * kTile);
     for (; row + 2 <= rows; row += 2)
-      some<format, 2>(tile, side, x, first + row, out + row * kTile);
-    for (; row < rows; ++row) some<format, 1>(tile, side, x, first + row, out + row * kTile);
+      some<format, 2, 1>(tile, side, x, first + row, out + row * kTile);
+    for (; row < rows; ++row) some<format, 1, 1>(tile, side, x, first + row, out + row * kTile);
   }
 }
 

@@ -87,10 +87,7 @@ inline void some(const uint8_t *tile, int64_t size, const Rows &x, int64_t first
   for (int64_t g = 0; g < groups; ++g) {
     Scales by_tile[many];
     for (int t = 0; t < many; ++t) by_tile[t] = scales_of<format>(tile + t * size, g);
-    if (count > 1)  // a single row goes on to the next tile at once
-      for (int t = 0; t < many; ++t)
-        for (int64_t line = 0; line < L::kBytes; line += 64)
-          __builtin_prefetch(L::group(tile + t * size, g + 6) + line);
+    for (int t = 0; t < many; ++t) ask<format>(tile + t * size, g);
     __m512i dot[count][many];
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {

@@ -4,6 +4,7 @@
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
 #include <algorithm>
+#include <atomic>
 #include <climits>
 #include <string>
 #include <type_traits>
@@ -32,12 +33,6 @@ using executorch::runtime::KernelRuntimeContext;
 using executorch::runtime::resize_tensor;
 using OptionalTensor = executorch::aten::optional<Tensor>;
 
-void spread(void (*work)(void *context, int64_t task), void *context, int64_t tasks) {
-  executorch::extension::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) work(context, task);
-  });
-}
-
 int64_t threads() {
 #if defined(ET_USE_THREADPOOL)
   auto *pool = executorch::extension::threadpool::get_threadpool();
@@ -45,6 +40,15 @@ int64_t threads() {
 #else
   return 1;
 #endif
+}
+
+// ExecuTorch gives each thread its share beforehand; here each takes the next task, so that none
+// waits for one that started late or is slow.
+void spread(void (*work)(void *context, int64_t task), void *context, int64_t tasks) {
+  std::atomic<int64_t> next{0};
+  executorch::extension::parallel_for(0, std::min(tasks, threads()), 1, [&](int64_t, int64_t) {
+    for (int64_t task; (task = next++) < tasks;) work(context, task);
+  });
 }
 
 const Kernels &chosen() {

@@ -304,7 +304,7 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
       for (int64_t d = 0; d < size; ++d) to[d] = found.out[(row - from) * size + d] * by;
     }
   };
-  each(parallel, tasks, [&](int64_t task) {
+  const auto task_of = [&](int64_t task) {
     const int64_t g = task / each_head, part = task % each_head;
     float *mine = spaces + task * (sums + room);
     if (apart) {
@@ -316,6 +316,11 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
     for (int64_t span = first[from] / kSpan; span <= last[from + count - 1] / kSpan; ++span)
       kernels.join(attend(g, from, count, span, mine), count, size, all);
     give(g, from, count, all);
+  };
+  // Tasks in runs: what one reads next to its own positions, the next one needs.
+  const int64_t runs = std::min(tasks, 4 * threads);
+  each(parallel, runs, [&](int64_t run) {
+    for (int64_t task = tasks * run / runs; task < tasks * (run + 1) / runs; ++task) task_of(task);
   });
   for (int64_t g = 0; apart && g < w.kv_heads; ++g) {
     const Sums all = cleared(held + g * sums, rows, size);

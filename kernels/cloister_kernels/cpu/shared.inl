@@ -7,57 +7,49 @@ namespace {
 using namespace cloister;
 
 void quantize(const float *x, int64_t inputs, bool whole, int8_t *q, float *scale, int32_t *sum) {
-  const int64_t groups = (inputs + kGroup - 1) / kGroup;
+  const int64_t groups = (inputs + kGroup - 1) / kGroup, full = inputs / kGroup;
   float most = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t count = inputs - g * kGroup < kGroup ? inputs - g * kGroup : kGroup;
-    const float *from = x + g * kGroup;
-    float m = 0;
-    bool finite = true;
-    if (count == kGroup) {
-      Vec most = {};
-      IntVec bad = {};
-      for (int64_t k = 0; k < kGroup; k += kLanes) {
-        const Vec a = magnitude(load(from + k));
-        most = larger(most, a);
-        bad |= ~(a <= splat(3.40282347e38f));
-      }
-      for (int i = 0; i < kLanes; ++i) {
-        m = most[i] > m ? most[i] : m;
-        finite &= bad[i] == 0;
-      }
-    } else {
-      for (int64_t k = 0; k < count; ++k) {
-        const float a = __builtin_fabsf(from[k]);
-        m = a > m ? a : m;
-        finite &= a <= 3.40282347e38f;
-      }
+  Vec odd = {};  // NaN where an entry is not finite
+  for (int64_t g = 0; g < full; ++g) {
+    Vec m = {};
+    for (int64_t k = 0; k < kGroup; k += kLanes) {
+      const Vec a = magnitude(load(x + g * kGroup + k));
+      m = larger(m, a);
+      odd += a * 0.0f;
     }
-    scale[g] = finite ? m : __builtin_nanf("");
-    most = scale[g] <= most ? most : scale[g];  // NaN stays: no number is at least as large
-    if (most != most) break;
+    scale[g] = most_of(m);
+    most = scale[g] <= most ? most : scale[g];
   }
+  if (full < groups) {
+    float m = 0;
+    for (int64_t k = full * kGroup; k < inputs; ++k) {
+      const float a = __builtin_fabsf(x[k]);
+      m = a > m ? a : m;
+      odd[0] += a * 0.0f;
+    }
+    scale[full] = m;
+    most = m <= most ? most : m;
+  }
+  most += sum_of(odd);
   for (int64_t g = 0; g < groups; ++g) {
     const float m = whole || most != most ? most : scale[g];
     const float inverse = m > 1e-36f ? 127.0f / m : 0.0f;  // finite
     scale[g] = m / 127.0f;
-    int8_t *to = q + g * kGroup;
-    if ((g + 1) * kGroup <= inputs && inverse > 0) {
-      for (int64_t k = 0; k < kGroup; k += kLanes) {
-        const IntVec n =
-            __builtin_convertvector(nearest(rounded(load(x + g * kGroup + k) * inverse)), IntVec);
-        for (int i = 0; i < kLanes; ++i) to[k + i] = int8_t(n[i]);
-      }
-    } else {
-      for (int64_t k = 0; k < kGroup; ++k) {
-        const int64_t at = g * kGroup + k;
-        to[k] = int8_t(at < inputs && inverse > 0 ? __builtin_rintf(x[at] * inverse) : 0.0f);
-      }
+    float entries[kGroup];
+    const float *from = x + g * kGroup;
+    if (g == full || inverse == 0) {
+      std::memset(entries, 0, sizeof entries);
+      if (inverse > 0) std::memcpy(entries, from, size_t(inputs - g * kGroup) * sizeof(float));
+      from = entries;
     }
     for (int h = 0; h < 2; ++h) {
-      int32_t s = 0;
-      for (int k = 0; k < kGroup / 2; ++k) s += to[h * kGroup / 2 + k];
-      sum[2 * g + h] = s;
+      Vec total = {};
+      for (int64_t k = h * kGroup / 2; k < (h + 1) * kGroup / 2; k += kLanes) {
+        const Vec n = nearest(rounded(load(from + k) * inverse));
+        save_bytes(q + g * kGroup + k, __builtin_convertvector(n, IntVec));
+        total += n;
+      }
+      sum[2 * g + h] = int32_t(sum_of(total));  // exact
     }
   }
 }
@@ -118,22 +110,42 @@ float scale_of(const void *head, int64_t size) {
   return scale;
 }
 
-// Turn keys: out [D, kBlock]; those beyond `count` are any.
+// Ask for what lies at `place` of a head some positions on: heads are apart, which no processor
+// foresees, and asking for many at once would wait for them.
+template <int64_t cache>
+void ask_entry(const void *head, int64_t place, int64_t bytes_on) {
+  constexpr int64_t bytes = cache == kFloat32 ? 4 : cache == kFloat16 ? 2 : 1;
+  if (place * bytes % 64 == 0) __builtin_prefetch((const uint8_t *)head + place * bytes + bytes_on);
+}
+
+// Turn the keys of kLanes positions from `begin` + j on: out [D, kBlock]; those beyond `count` are
+// any.
+template <int64_t cache, bool all>
+void turn_some(const Attend &w, int64_t begin, int64_t j, int64_t count, float *out) {
+  for (int64_t d = 0; d < w.size; d += kLanes) {
+    Vec square[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      const int64_t at = begin + (all || j + i < count ? j + i : 0);
+      const void *head = head_at(w.k, w, at);
+      square[i] = entry<cache>(head, d);
+      if (cache == kInt8) square[i] *= scale_of(head, w.size);
+      ask_entry<cache>(head, d, kBlock * w.stride);
+      if (begin == w.begin) ask_entry<cache>(head_at(w.v, w, at), d, 0);
+    }
+    turn_square(square);
+#pragma GCC unroll 16
+    for (int c = 0; c < kLanes; ++c) save(out + (d + c) * kBlock + j, square[c]);
+  }
+}
+
 template <int64_t cache>
 void turn(const Attend &w, int64_t begin, int64_t count, float *out) {
   for (int64_t j = 0; j < kBlock; j += kLanes)
-    for (int64_t d = 0; d < w.size; d += kLanes) {
-      Vec square[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        const void *head = head_at(w.k, w, begin + (j + i < count ? j + i : 0));
-        square[i] = entry<cache>(head, d);
-        if (cache == kInt8) square[i] *= scale_of(head, w.size);
-      }
-      turn_square(square);
-#pragma GCC unroll 16
-      for (int c = 0; c < kLanes; ++c) save(out + (d + c) * kBlock + j, square[c]);
-    }
+    if (j + kLanes <= count)
+      turn_some<cache, true>(w, begin, j, count, out);
+    else
+      turn_some<cache, false>(w, begin, j, count, out);
 }
 
 // Scores [kRows, kBlock] of some rows.
@@ -166,8 +178,7 @@ void soften(const Attend &w, int64_t row, int64_t begin, int64_t count, float *s
     save(scores + j, s);
     most = larger(most, s);
   }
-  float peak = w.sums.most[row];
-  for (int i = 0; i < kLanes; ++i) peak = peak >= most[i] ? peak : most[i];
+  const float peak = most_of(most);
   if (peak == low) {  // it sees nothing here
     for (int64_t j = 0; j < kBlock; ++j) scores[j] = 0;
     return;
@@ -195,7 +206,10 @@ void weigh(const Attend &w, int64_t row, int64_t begin, int64_t positions, const
       for (int64_t j = 0; j < positions; ++j) {
         const void *head = head_at(w.v, w, begin + j);
         Vec v[kColumns];
-        for (int c = 0; c < kColumns; ++c) v[c] = entry<cache>(head, d + c * kLanes);
+        for (int c = 0; c < kColumns; ++c) {
+          v[c] = entry<cache>(head, d + c * kLanes);
+          if (row == 0) ask_entry<cache>(head, d + c * kLanes, kBlock * w.stride);
+        }
         for (int r = 0; r < count; ++r)
           for (int c = 0; c < kColumns; ++c) sums[r][c] += scores[r * kBlock + j] * v[c];
       }
@@ -214,22 +228,12 @@ void weigh(const Attend &w, int64_t row, int64_t begin, int64_t positions, const
   }
 }
 
-// Ask for what the cache holds of some positions: heads are apart, which no processor foresees.
-void fetch(const void *first, const Attend &w, int64_t cache, int64_t begin) {
-  const int64_t bytes = head_bytes(cache, w.size);
-  for (int64_t j = begin; j < begin + kBlock; ++j)
-    for (int64_t line = 0; line < bytes; line += 64)
-      __builtin_prefetch((const uint8_t *)head_at(first, w, j) + line);
-}
-
 template <int64_t cache>
 void attended(const Attend &w) {
   float *keys = w.space, *scores = keys + w.size * kBlock;
   for (int64_t begin = w.begin; begin < w.end; begin += kBlock) {
     const int64_t count = w.end - begin < kBlock ? w.end - begin : kBlock;
-    fetch(w.v, w, cache, begin);
     turn<cache>(w, begin, count, keys);
-    fetch(w.k, w, cache, begin + kBlock);
     float scales[kBlock];  // of the values
     if (cache == kInt8)
       for (int64_t j = 0; j < count; ++j) scales[j] = scale_of(head_at(w.v, w, begin + j), w.size);
@@ -371,6 +375,14 @@ struct Layout {
     return low | (at[128 + row * 4 + k % 4] >> (2 * (k / 4)) & 3) << 4;
   }
 };
+
+// Ask for a tile's weights some groups ahead, those of the next tile behind its last: processors
+// foresee them up to the end of a page only.
+template <int64_t format>
+inline void ask(const uint8_t *tile, int64_t g) {
+  const uint8_t *at = Layout<format>::group(tile, g + 12);
+  for (int64_t line = 0; line < Layout<format>::kBytes; line += 64) __builtin_prefetch(at + line);
+}
 
 template <int64_t format>
 void unpacked(const uint8_t *tile, int64_t inputs, int64_t row, float *out) {

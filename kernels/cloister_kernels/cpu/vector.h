@@ -26,6 +26,7 @@ constexpr int kColumns = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef int8_t ByteVec __attribute__((vector_size(kLanes)));
 
 inline Vec splat(float x) { return x - Vec{}; }
 
@@ -122,16 +123,38 @@ inline Vec load_bytes(const int8_t *x) {
 #endif
 }
 
+template <int by, int... at>
+inline Vec across(Vec v, std::integer_sequence<int, at...>) {
+  return __builtin_shufflevector(v, v, (at ^ by)...);
+}
+
+// Join all lanes, halves first.
+template <int by = kLanes / 2, typename Join>
+inline float folded(Vec v, Join join) {
+  if constexpr (by == 0)
+    return v[0];
+  else
+    return folded<by / 2>(join(v, across<by>(v, std::make_integer_sequence<int, kLanes>())), join);
+}
+
+// Store integers of -128 to 127 as bytes.
+inline void save_bytes(int8_t *out, IntVec n) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i x = (__m256i)n;
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64((__m128i *)out, _mm_packs_epi16(words, words));
+#else
+  const ByteVec bytes = __builtin_convertvector(n, ByteVec);
+  std::memcpy(out, &bytes, sizeof bytes);
+#endif
+}
+
 inline float most_of(Vec v) {
-  float x = v[0];
-  for (int i = 1; i < kLanes; ++i) x = v[i] > x ? v[i] : x;
-  return x;
+  return folded(v, [](Vec a, Vec b) { return larger(a, b); });
 }
 
 inline float sum_of(Vec v) {
-  float x = 0;
-  for (int i = 0; i < kLanes; ++i) x += v[i];
-  return x;
+  return folded(v, [](Vec a, Vec b) { return a + b; });
 }
 
 // A product that is rounded before more is added to it, whatever the compiler would contract.
