@@ -116,8 +116,8 @@ inline __m256 dot(const Group &w, const int8_t *a, int32_t start) {
   return _mm256_cvtepi32_ps(total);
 }
 
-// Multiply `count` rows by one half of a tile from `side` on, or by both: few rows are as fast as
-// memory, which is then read in one go.
+// Multiply `count` rows by one half of a tile, or by both: one row is as fast as memory, which is
+// then read in one go.
 template <int64_t format, int count, int sides>
 inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, float *out) {
   using L = Layout<format>;
@@ -156,16 +156,21 @@ inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, fl
     }
 }
 
+template <int64_t format, int count>
+void both(const uint8_t *tile, const Rows &x, int64_t first, float *out) {
+  if (count == 1) return some<format, count, 2>(tile, 0, x, first, out);
+  some<format, count, 1>(tile, 0, x, first, out);
+  some<format, count, 1>(tile, 1, x, first, out);
+}
+
 template <int64_t format>
 void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out) {
-  if (rows == 1) return some<format, 1, 2>(tile, 0, x, first, out);
-  for (int side = 0; side < 2; ++side) {
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4)
-      some<format, 4, 1>(tile, side, x, first + row, out + row * kTile);
-    for (; row + 2 <= rows; row += 2)
-      some<format, 2, 1>(tile, side, x, first + row, out + row * kTile);
-    for (; row < rows; ++row) some<format, 1, 1>(tile, side, x, first + row, out + row * kTile);
+  constexpr decltype(&both<format, 1>) by_count[] = {both<format, 1>, both<format, 2>,
+                                                     both<format, 3>, both<format, 4>};
+  for (int64_t row = 0; row < rows;) {
+    const int64_t count = even(rows - row, 4);
+    by_count[count - 1](tile, x, first + row, out + row * kTile);
+    row += count;
   }
 }
 

@@ -125,27 +125,23 @@ inline void some(const uint8_t *tile, int64_t size, const Rows &x, int64_t first
     }
 }
 
+template <int64_t format, int count>
+void together(const uint8_t *tile, int64_t many, int64_t size, const Rows &x, int64_t first,
+              float *out, int64_t apart) {
+  if (count > 1 && many == 2) return some<format, count, 2>(tile, size, x, first, out, apart);
+  for (int64_t t = 0; t < many; ++t)  // memory is read in one go
+    some<format, count, 1>(tile + t * size, size, x, first, out + t * apart, apart);
+}
+
 template <int64_t format>
-void multiplied(const uint8_t *tile, int64_t count, int64_t size, const Rows &x, int64_t first,
+void multiplied(const uint8_t *tile, int64_t many, int64_t size, const Rows &x, int64_t first,
                 int64_t rows, float *out) {
-  const int64_t apart = rows * kTile;
+  constexpr decltype(&together<format, 1>) by_count[] = {together<format, 1>, together<format, 2>,
+                                                         together<format, 3>, together<format, 4>};
   for (int64_t row = 0; row < rows;) {
-    const int64_t left = rows - row, at = first + row;
-    float *to = out + row * kTile;
-    if (left >= 4 && count == 2) {
-      some<format, 4, 2>(tile, size, x, at, to, apart);
-      row += 4;
-      continue;
-    }
-    const int64_t step = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    for (int64_t t = 0; t < count; ++t) {
-      const uint8_t *one = tile + t * size;
-      float *there = to + t * apart;
-      if (step == 4) some<format, 4, 1>(one, size, x, at, there, apart);
-      if (step == 2) some<format, 2, 1>(one, size, x, at, there, apart);
-      if (step == 1) some<format, 1, 1>(one, size, x, at, there, apart);
-    }
-    row += step;
+    const int64_t count = even(rows - row, 4);
+    by_count[count - 1](tile, many, size, x, first + row, out + row * kTile, rows * kTile);
+    row += count;
   }
 }
 

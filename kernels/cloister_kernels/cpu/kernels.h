@@ -30,6 +30,12 @@ enum Format : int64_t {
   kFormats = 7,
 };
 
+// How many of `left` to take next, at most `most`, so that the last is not left with few.
+static constexpr int64_t even(int64_t left, int64_t most) {
+  const int64_t parts = (left + most - 1) / most;
+  return (left + parts - 1) / parts;
+}
+
 // Bytes of one tile; 0 for an unknown format, or for inputs that it cannot hold.
 int64_t tile_bytes(int64_t format, int64_t inputs);
 

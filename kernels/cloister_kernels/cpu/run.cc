@@ -212,8 +212,8 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
     alignas(64) float sums[2 * kRowBlock * kTile];
     for (int64_t p = pairs * task / tasks; p < pairs * (task + 1) / tasks; ++p) {
       const int64_t first = 2 * p * kTile, count = std::min<int64_t>(2, tiles - 2 * p);
-      for (int64_t row = 0; row < w.rows; row += kRowBlock) {
-        const int64_t many = std::min(kRowBlock, w.rows - row);
+      for (int64_t row = 0, many; row < w.rows; row += many) {
+        many = even(w.rows - row, kRowBlock);
         kernels.tiles(w.format, w.weights + 2 * p * bytes, count, rows, row, many, sums);
         for (int64_t t = 0; t < count; ++t)
           for (int64_t r = 0; r < many; ++r)
