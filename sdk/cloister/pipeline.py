@@ -401,7 +401,7 @@ def _finish(
 def _score(core: Core, ids: list[int]) -> torch.Tensor:
     """Logits after each of `ids`, float32[T, V]."""
     core.truncate(0)
-    return core.extend(ids, Rows.ALL)
+    return core.extend(ids, Rows.ALL).clone()
 
 
 def _answer(core: Core, prompt: Sequence[Position]) -> Iterator[tuple[int, float]]:

@@ -148,6 +148,8 @@ class Core:
             parts = []
             for end in self.calls(positions):
                 part = positions[start:end]
+                if rows is Rows.ALL and parts:
+                    parts[-1] = parts[-1].clone()  # this call overwrites it
                 parts.append(self._read(part, start, rows))
                 self._cached += part
                 start = end
@@ -233,8 +235,7 @@ class Core:
             return self._read_media(part, start, rows)
         if rows is Rows.LAST:
             return self.program.forward(torch.tensor([tokens]), start)
-        # The next call overwrites it.
-        return self.program.score(torch.tensor([tokens]), start)[0].clone()
+        return self.program.score(torch.tensor([tokens]), start)[0]
 
     def _read_media(self, part: Sequence[Position], start: int, rows: Rows) -> torch.Tensor:
         if not self.reads_media:

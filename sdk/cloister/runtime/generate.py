@@ -206,5 +206,5 @@ def score(
     for end in core.calls(positions):
         rows_NV = core.extend(positions[:end], Rows.ALL)
         if end > first:
-            yield rows_NV[max(0, first - start):]
+            yield rows_NV[max(0, first - start):].clone()  # the next call overwrites them
         start = end
