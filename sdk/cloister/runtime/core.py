@@ -145,7 +145,7 @@ class Core:
         with self.exclusive():
             start = self._start(positions)
             del self._cached[start:]
-            parts = []
+            parts = list[torch.Tensor]()
             for end in self.calls(positions):
                 part = positions[start:end]
                 if rows is Rows.ALL and parts:
