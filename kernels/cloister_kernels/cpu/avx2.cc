@@ -119,7 +119,8 @@ inline __m256 dot(const Group &w, const int8_t *a, int32_t start) {
 // Multiply `count` rows by one half of a tile, or by both: one row is as fast as memory, which is
 // then read in one go.
 template <int64_t format, int count, int sides>
-inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, float *out) {
+inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, float *out,
+                 int64_t stride) {
   using L = Layout<format>;
   const int64_t groups = x.inputs / kGroup;
   const int8_t *q = x.q + first * x.inputs;
@@ -152,24 +153,25 @@ inline void some(const uint8_t *tile, int side, const Rows &x, int64_t first, fl
     for (int z = 0; z < sides; ++z) {
       const int at = 8 * (side + z);
       if (format == kW8) total[r][z] *= _mm256_loadu_ps((const float *)tile + at);
-      _mm256_storeu_ps(out + r * kTile + at, total[r][z]);
+      _mm256_storeu_ps(out + r * stride + at, total[r][z]);
     }
 }
 
 template <int64_t format, int count>
-void both(const uint8_t *tile, const Rows &x, int64_t first, float *out) {
-  if (count == 1) return some<format, count, 2>(tile, 0, x, first, out);
-  some<format, count, 1>(tile, 0, x, first, out);
-  some<format, count, 1>(tile, 1, x, first, out);
+void both(const uint8_t *tile, const Rows &x, int64_t first, float *out, int64_t stride) {
+  if (count == 1) return some<format, count, 2>(tile, 0, x, first, out, stride);
+  some<format, count, 1>(tile, 0, x, first, out, stride);
+  some<format, count, 1>(tile, 1, x, first, out, stride);
 }
 
 template <int64_t format>
-void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out) {
+void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out,
+                int64_t stride) {
   constexpr decltype(&both<format, 1>) by_count[] = {both<format, 1>, both<format, 2>,
                                                      both<format, 3>, both<format, 4>};
   for (int64_t row = 0; row < rows;) {
     const int64_t count = even(rows - row, 4);
-    by_count[count - 1](tile, x, first + row, out + row * kTile);
+    by_count[count - 1](tile, x, first + row, out + row * stride, stride);
     row += count;
   }
 }

@@ -75,7 +75,7 @@ inline __m512i four(const int8_t *at) {
 // Multiply `count` rows by `many` tiles, which share what is loaded of the rows.
 template <int64_t format, int count, int many>
 inline void some(const uint8_t *tile, int64_t size, const Rows &x, int64_t first, float *out,
-                 int64_t apart) {
+                 int64_t stride) {
   using L = Layout<format>;
   const int64_t groups = x.inputs / kGroup;
   const int8_t *q = x.q + first * x.inputs;
@@ -121,34 +121,34 @@ inline void some(const uint8_t *tile, int64_t size, const Rows &x, int64_t first
   for (int r = 0; r < count; ++r)
     for (int t = 0; t < many; ++t) {
       if (format == kW8) total[r][t] *= _mm512_loadu_ps((const float *)(tile + t * size));
-      _mm512_storeu_ps(out + t * apart + r * kTile, total[r][t]);
+      _mm512_storeu_ps(out + r * stride + t * kTile, total[r][t]);
     }
 }
 
 template <int64_t format, int count>
 void together(const uint8_t *tile, int64_t many, int64_t size, const Rows &x, int64_t first,
-              float *out, int64_t apart) {
-  if (count > 1 && many == 2) return some<format, count, 2>(tile, size, x, first, out, apart);
+              float *out, int64_t stride) {
+  if (count > 1 && many == 2) return some<format, count, 2>(tile, size, x, first, out, stride);
   for (int64_t t = 0; t < many; ++t)  // memory is read in one go
-    some<format, count, 1>(tile + t * size, size, x, first, out + t * apart, apart);
+    some<format, count, 1>(tile + t * size, size, x, first, out + t * kTile, stride);
 }
 
 template <int64_t format>
 void multiplied(const uint8_t *tile, int64_t many, int64_t size, const Rows &x, int64_t first,
-                int64_t rows, float *out) {
+                int64_t rows, float *out, int64_t stride) {
   constexpr decltype(&together<format, 1>) by_count[] = {together<format, 1>, together<format, 2>,
                                                          together<format, 3>, together<format, 4>};
   for (int64_t row = 0; row < rows;) {
     const int64_t count = even(rows - row, 4);
-    by_count[count - 1](tile, many, size, x, first + row, out + row * kTile, rows * kTile);
+    by_count[count - 1](tile, many, size, x, first + row, out + row * stride, stride);
     row += count;
   }
 }
 
 void tiles(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
-           int64_t rows, float *out) {
+           int64_t rows, float *out, int64_t stride) {
   const int64_t size = tile_bytes(format, x.inputs);
-  DISPATCH(multiplied, format, weights, count, size, x, first, rows, out)
+  DISPATCH(multiplied, format, weights, count, size, x, first, rows, out, stride)
 }
 
 }  // namespace

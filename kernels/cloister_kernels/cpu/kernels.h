@@ -88,9 +88,9 @@ struct Kernels {
                    int32_t *sum);
   void (*norm)(const float *x, const float *weight, float eps, int64_t size, float *out);
   void (*gate)(const float *gate, const float *up, int64_t size, int64_t activation, float *out);
-  // Multiply rows by `count` tiles of weights, 1 or 2: out [count, rows, 16].
+  // Multiply rows by `count` tiles of weights, 1 or 2: out [rows, 16 * count] of `stride`.
   void (*tiles)(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
-                int64_t rows, float *out);
+                int64_t rows, float *out, int64_t stride);
   void (*unpack)(int64_t format, const uint8_t *weights, int64_t inputs, int64_t row, float *out);
   void (*attend)(const Attend &work, int64_t cache);
   // Add sums over other positions.

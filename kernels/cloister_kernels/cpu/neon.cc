@@ -131,7 +131,7 @@ inline void add(const Group &w, const int32x4_t dots[2][4], float by, const int3
 }
 
 template <int64_t format, int count>
-inline void some(const uint8_t *tile, const Rows &x, int64_t first, float *out) {
+inline void some(const uint8_t *tile, const Rows &x, int64_t first, float *out, int64_t stride) {
   using L = Layout<format>;
   const int64_t groups = x.inputs / kGroup;
   float32x4_t total[count][4];
@@ -160,15 +160,17 @@ inline void some(const uint8_t *tile, const Rows &x, int64_t first, float *out) 
   for (int r = 0; r < count; ++r)
     for (int i = 0; i < 4; ++i) {
       if (format == kW8) total[r][i] *= vld1q_f32((const float *)tile + 4 * i);
-      vst1q_f32(out + r * kTile + 4 * i, total[r][i]);
+      vst1q_f32(out + r * stride + 4 * i, total[r][i]);
     }
 }
 
 template <int64_t format>
-void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out) {
+void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out,
+                int64_t stride) {
   int64_t row = 0;
-  for (; row + 2 <= rows; row += 2) some<format, 2>(tile, x, first + row, out + row * kTile);
-  for (; row < rows; ++row) some<format, 1>(tile, x, first + row, out + row * kTile);
+  for (; row + 2 <= rows; row += 2)
+    some<format, 2>(tile, x, first + row, out + row * stride, stride);
+  for (; row < rows; ++row) some<format, 1>(tile, x, first + row, out + row * stride, stride);
 }
 
 }  // namespace

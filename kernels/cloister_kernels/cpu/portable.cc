@@ -4,10 +4,11 @@
 namespace {
 
 template <int64_t format>
-void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out) {
+void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows, float *out,
+                int64_t stride) {
   using L = Layout<format>;
   const int64_t groups = x.inputs / kGroup;
-  for (int64_t row = first; row < first + rows; ++row, out += kTile) {
+  for (int64_t row = first; row < first + rows; ++row, out += stride) {
     for (int64_t n = 0; n < kTile; ++n) out[n] = 0;
     for (int64_t g = 0; g < groups; ++g) {
       const int8_t *q = x.q + row * x.inputs + g * kGroup;

@@ -121,21 +121,16 @@ void settle(int64_t format, int64_t groups, int32_t *sums) {
   }
 }
 
-// Put the sums of one row and tile in their place, the rest of what belongs to them added.
-void finish(const Linear &w, int64_t row, int64_t first, const float *sums) {
-  const int64_t count = std::min(kTile, w.outputs - first), at = row * w.outputs + first;
-  float *out = w.out + at;
-  if (count == kTile)
-    std::memcpy(out, sums, kTile * sizeof(float));
-  else
-    std::memcpy(out, sums, size_t(count) * sizeof(float));
+// Add what belongs to some outputs of a row besides the product.
+void finish(const Linear &w, int64_t row, int64_t first, int64_t count) {
+  const int64_t at = row * w.outputs + first;
   if (w.bias)
-    for (int64_t n = 0; n < count; ++n) out[n] += w.bias[first + n];
+    for (int64_t n = 0; n < count; ++n) w.out[at + n] += w.bias[first + n];
   if (w.residual)
-    for (int64_t n = 0; n < count; ++n) out[n] += w.residual[at + n];
+    for (int64_t n = 0; n < count; ++n) w.out[at + n] += w.residual[at + n];
 }
 
-constexpr int64_t kRowBlock = 8;  // rows whose sums lie on the stack
+constexpr int64_t kRowBlock = 8;  // rows whose sums may lie on the stack
 
 // Positions whose attention is summed at a time, from a multiple of it on: so a token gets the same
 // bits however a text is divided into calls, and on any number of threads.
@@ -209,15 +204,20 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
   const int64_t tiles = (w.outputs + kTile - 1) / kTile, bytes = tile_bytes(w.format, w.inputs);
   const int64_t pairs = (tiles + 1) / 2, tasks = std::min(pairs, 8 * threads);
   each(parallel, tasks, [&](int64_t task) {
-    alignas(64) float sums[2 * kRowBlock * kTile];
     for (int64_t p = pairs * task / tasks; p < pairs * (task + 1) / tasks; ++p) {
-      const int64_t first = 2 * p * kTile, count = std::min<int64_t>(2, tiles - 2 * p);
+      const int64_t first = 2 * p * kTile, wide = std::min(2 * kTile, w.outputs - first);
+      const bool whole = wide % kTile == 0;
+      float sums[kRowBlock * 2 * kTile];
       for (int64_t row = 0, many; row < w.rows; row += many) {
         many = even(w.rows - row, kRowBlock);
-        kernels.tiles(w.format, w.weights + 2 * p * bytes, count, rows, row, many, sums);
-        for (int64_t t = 0; t < count; ++t)
-          for (int64_t r = 0; r < many; ++r)
-            finish(w, row + r, first + t * kTile, sums + (t * many + r) * kTile);
+        float *out = whole ? w.out + row * w.outputs + first : sums;
+        kernels.tiles(w.format, w.weights + 2 * p * bytes, (wide + kTile - 1) / kTile, rows, row,
+                      many, out, whole ? w.outputs : 2 * kTile);
+        for (int64_t r = 0; r < many; ++r) {
+          if (!whole)
+            std::copy_n(sums + r * 2 * kTile, wide, w.out + (row + r) * w.outputs + first);
+          finish(w, row + r, first, wide);
+        }
       }
     }
   });
