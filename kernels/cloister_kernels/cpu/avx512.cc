@@ -154,5 +154,6 @@ void tiles(int64_t format, const uint8_t *weights, int64_t count, const Rows &x,
 }  // namespace
 
 namespace cloister {
-extern const Kernels kAvx512 = {"avx512", quantize, norm, gate, tiles, unpack, attend, join, store};
+extern const Kernels kAvx512 = {"avx512", quantize, norm,   gate, rotate,
+                                tiles,    unpack,   attend, join, store};
 }

@@ -88,6 +88,9 @@ struct Kernels {
                    int32_t *sum);
   void (*norm)(const float *x, const float *weight, float eps, int64_t size, float *out);
   void (*gate)(const float *gate, const float *up, int64_t size, int64_t activation, float *out);
+  // Rotate the pairs of a head, D / 2 entries apart: out [D], which may be x; cos and sin [D].
+  void (*rotate)(const float *x, const float *cos, const float *sin, int64_t size, float scale,
+                 float *out);
   // Multiply rows by `count` tiles of weights, 1 or 2: out [rows, 16 * count] of `stride`.
   void (*tiles)(int64_t format, const uint8_t *weights, int64_t count, const Rows &x, int64_t first,
                 int64_t rows, float *out, int64_t stride);

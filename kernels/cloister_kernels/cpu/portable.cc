@@ -34,6 +34,6 @@ void multiplied(const uint8_t *tile, const Rows &x, int64_t first, int64_t rows,
 #include "in_turn.inl"
 
 namespace cloister {
-extern const Kernels kPortable = {"portable", quantize, norm, gate, tiles,
-                                  unpack,     attend,   join, store};
+extern const Kernels kPortable = {"portable", quantize, norm,   gate, rotate,
+                                  tiles,      unpack,   attend, join, store};
 }

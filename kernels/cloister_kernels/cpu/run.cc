@@ -242,13 +242,7 @@ void attention(const Kernels &kernels, const Attention &w, Parallel parallel, in
       x = out;
     }
     if (w.cos) {
-      const float *cos = w.cos + at * size, *sin = w.sin + at * size;
-      const int64_t half = size / 2;
-      for (int64_t d = 0; d < half; ++d) {
-        const float a = x[d], b = x[d + half];
-        out[d] = (a * cos[d] - b * sin[d]) * scale;
-        out[d + half] = (b * cos[d + half] + a * sin[d + half]) * scale;
-      }
+      kernels.rotate(x, w.cos + at * size, w.sin + at * size, size, scale, out);
     } else {
       for (int64_t d = 0; d < size; ++d) out[d] = x[d] * scale;
     }

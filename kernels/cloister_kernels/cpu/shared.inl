@@ -69,6 +69,22 @@ void norm(const float *x, const float *weight, float eps, int64_t size, float *o
   for (; i < size; ++i) out[i] = x[i] * factor * weight[i];
 }
 
+void rotate(const float *x, const float *cos, const float *sin, int64_t size, float scale,
+            float *out) {
+  const int64_t half = size / 2;
+  int64_t d = 0;
+  for (; d + kLanes <= half; d += kLanes) {
+    const Vec a = load(x + d), b = load(x + d + half);
+    save(out + d, (a * load(cos + d) - b * load(sin + d)) * scale);
+    save(out + d + half, (b * load(cos + d + half) + a * load(sin + d + half)) * scale);
+  }
+  for (; d < half; ++d) {
+    const float a = x[d], b = x[d + half];
+    out[d] = (a * cos[d] - b * sin[d]) * scale;
+    out[d + half] = (b * cos[d + half] + a * sin[d + half]) * scale;
+  }
+}
+
 template <int64_t kind>
 Vec activated(Vec x) {
   if (kind == kSilu) return x / (1.0f + exponential(-x));

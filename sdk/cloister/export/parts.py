@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,8 +40,6 @@ __all__ = ["BOUND", "Gap", "Place", "Recording", "Scored", "ZeroHistory", "decod
            "prove_forward", "prove_parts", "prove_same", "record", "replayed"]
 
 BOUND = 1e-3  # of a feature's own magnitude
-HALFWAY = 50  # times BOUND that attention may be off whose keys are rounded to 8 bits: some lie
-# halfway between two steps, and each of these is heard in all rows after it
 STRAY = 250  # times BOUND that a single row may be off, whose activations round otherwise
 FAR = 8192  # positions: the last ones below it are read too, where the context holds them
 _SIZES = (40, 16, *[1] * 8)  # tokens of each call from the first position on
@@ -68,6 +66,8 @@ class Recording:
     ends: tuple[int, ...]  # positions between the calls, the first and last included
     tokens: torch.Tensor  # int64[1, T]
     outputs: tuple[torch.Tensor, ...]  # float32[1, T, N] each, as the program gives them
+    rounded: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the KV buffers of 8 bits hold of the tokens, int8[T, G, D + 4] by name."""
 
     @property
     def start(self) -> int:
@@ -111,7 +111,9 @@ def _run(program: Scored, ids: Sequence[int], ends: tuple[int, ...]) -> Recordin
         for first, last in pairwise(ends)
     ]
     return Recording(
-        ends, tokens, tuple(torch.cat(parts, dim=1) for parts in zip(*calls, strict=True)))
+        ends, tokens, tuple(torch.cat(parts, dim=1) for parts in zip(*calls, strict=True)),
+        {name: buffer[0, ends[0]:ends[-1]].clone()
+         for name, buffer in program.kv_buffers().items() if buffer.dtype == torch.int8})
 
 
 def prove_same(program: Sequence[Recording], copy: Sequence[Recording]) -> None:
@@ -172,16 +174,14 @@ def gaps(
 
     `calls` are those of `instrument`; `kv` is what the program keeps keys and values in.
     """
+    attention = ZeroHistory(decoder.config, run.start, kv=kv, rounded=run.rounded)
+
     def compute() -> torch.Tensor:
-        attention = ZeroHistory(decoder.config, run.start, kv=kv)
         return decoder.logits(decoder.hidden(run.tokens, run.start, attention))
 
     found = replayed(
         decoder_places(decoder, calls, run.outputs), compute, run.outputs[0], "logits")
-    if kv is not KV.INT8:
-        return found
-    return [replace(gap, size=gap.size / HALFWAY) if gap.part.endswith(".attn") else gap
-            for gap in found]
+    return found + attention.gaps
 
 
 def replayed(
@@ -323,17 +323,24 @@ class ZeroHistory:
 
     def __init__(
         self, config: ModelConfig, start: int = 0, blocks_T: torch.Tensor | None = None,
-        *, kv: KV = KV.FLOAT32
+        *, kv: KV = KV.FLOAT32, rounded: Mapping[str, torch.Tensor] | None = None
     ) -> None:
-        """With `blocks_T`, see `cloister.model.cache.visible`; keys and values are kept in `kv`."""
+        """With `blocks_T`, see `cloister.model.cache.visible`; keys and values are kept in `kv`.
+
+        Those that a program has `rounded` to 8 bits take the place of the checkpoint's, and `gaps`
+        says how far they are from these: some lie halfway between two steps, and each of them
+        would be heard in all rows after it.
+        """
         self.config, self.start, self.blocks_T, self.kv = config, start, blocks_T, kv
+        self.rounded, self.gaps = rounded or {}, list[Gap]()
 
     def __call__(
         self, layer: int, q_BTHD: torch.Tensor, k_BTGD: torch.Tensor, v_BTGD: torch.Tensor
     ) -> torch.Tensor:
         """See `cloister.model.cache.Attend`."""
         config, size = self.config, k_BTGD.shape
-        k_BTGD, v_BTGD = (_kept(x, self.kv) for x in (k_BTGD, v_BTGD))
+        k_BTGD, v_BTGD = (self._kept(f"layers.{layer}.attn.{side}_cache", x)
+                          for side, x in (("k", k_BTGD), ("v", v_BTGD)))
         before = k_BTGD.new_zeros(size[0], self.start, *size[2:])
         return attend(
             q_BTHD, torch.cat((before, k_BTGD), dim=1), torch.cat((before, v_BTGD), dim=1),
@@ -342,12 +349,25 @@ class ZeroHistory:
             scale=config.attention_scale, softcap=config.attention_softcap,
         )
 
+    def _kept(self, name: str, x_BTGD: torch.Tensor) -> torch.Tensor:
+        """Return keys or values as they come out of a cache."""
+        if name in self.rounded:
+            entries = self.rounded[name]
+            scale = entries[..., x_BTGD.shape[-1]:].contiguous().view(torch.float32)
+            kept = entries[..., :x_BTGD.shape[-1]] * scale
+            self.gaps.append(Gap(name, _stepped(x_BTGD[0], kept, scale)))
+            return kept[None]
+        if self.kv is KV.INT8:
+            return round_cache(x_BTGD)
+        return x_BTGD.half().float() if self.kv is KV.FLOAT16 else x_BTGD
 
-def _kept(x: torch.Tensor, kv: KV) -> torch.Tensor:
-    """Return keys or values as they come out of a cache."""
-    if kv is KV.INT8:
-        return round_cache(x)
-    return x.half().float() if kv is KV.FLOAT16 else x
+
+def _stepped(x_TGD: torch.Tensor, kept_TGD: torch.Tensor, scale_TG1: torch.Tensor) -> float:
+    """Return how far scales are from those of `x_TGD`, or entries where a step counts as BOUND."""
+    scales = x_TGD.abs().amax(-1, keepdim=True) / 127
+    off = (scale_TG1 - scales).abs() / (scales + _TINY)
+    steps = BOUND * (kept_TGD - x_TGD).abs() / (scale_TG1 + _TINY)
+    return float(torch.cat((off.flatten(), steps.flatten())).max())  # a NaN comes through
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

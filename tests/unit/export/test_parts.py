@@ -200,6 +200,7 @@ def test_every_part_of_a_right_program_passes(exported: Exported) -> None:
     assert exported.wrong(exported.decoder) == set()
     found, config = exported.gaps(exported.decoder), exported.decoder.config
     parts_ = 6 if exported.backend == "xnnpack" else 8 + 2 * config.post_norms
+    parts_ += 2 * (exported.kv is KV.INT8)  # the caches
     assert len({gap.part for gap in found}) == parts_ * config.shape.layers + 3
     assert parts.prove_parts(found).size == max(gap.size for gap in found)
     assert exported.constants(exported.decoder) > 100_000
@@ -217,6 +218,24 @@ def test_every_fault_of_every_layer_is_found_and_named(exported: Exported) -> No
             if fault.kind.startswith(("nibble", "scale", "bias", "norm weight")):
                 with pytest.raises(ExportMismatch, match=f"Tensor layers.{layer}."):
                     exported.constants(wrong)
+
+
+@pytest.mark.parametrize("fault", ["entry", "scale"])
+def test_a_wrong_cache_of_8_bits_is_found_and_named(exported: Exported, fault: str) -> None:
+    size = exported.decoder.config.shape.head_size
+    for run, name in [(each, name) for each in exported.runs for name in each.rounded]:
+        wrong = run.rounded[name].clone()
+        head = wrong[-1, 0]
+        if fault == "entry":  # one that stays within int8
+            place = int(head[:size].to(torch.int64).abs().argmin())
+            head[place] += 2
+        else:
+            head[size:] = (head[size:].view(torch.float32) * 1.01).view(torch.int8)
+        altered = replace(run, rounded={**run.rounded, name: wrong})
+        found = {gap.part for gap in exported.gaps_in(altered, exported.decoder)
+                 if not gap.size <= parts.BOUND}
+        assert name in found
+    assert bool(exported.runs[0].rounded) == (exported.kv is KV.INT8)
 
 
 @pytest.mark.parametrize("fault", ["embedding", "norm", "head", "softcap"])
