@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from cloister.runtime.core import Core, Position
 
@@ -53,7 +53,9 @@ class Lookup:
     2023) and in the n-gram cache of llama.cpp, there with one size or over many texts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: Collection[int] = ()) -> None:
+        """Guess nothing behind a token of `end`, which ends an answer."""
+        self._end = end
         self._ids = list[int]()
         self._behind = dict[tuple[int, ...], int]()  # the latest place behind each n-gram
         self._at = 0
@@ -83,7 +85,10 @@ class Lookup:
         draft, period = self._ids[self._at:self._at + most], len(self._ids) - self._at
         while len(draft) < most:
             draft.append(draft[-period])
-        return draft[:draft.index(_NO_TOKEN)] if _NO_TOKEN in draft else draft
+        for count, id_ in enumerate(draft):
+            if id_ == _NO_TOKEN or id_ in self._end:
+                return draft[:count + (id_ != _NO_TOKEN)]
+        return draft
 
 
 class LowerTier:
@@ -93,9 +98,9 @@ class LowerTier:
     text a call at a time: it has no guess before it has read all of it.
     """
 
-    def __init__(self, core: Core, *, vocabulary: int) -> None:
-        """Guess with `core` for a model of `vocabulary` rows."""
-        self._core, self._vocabulary = core, vocabulary
+    def __init__(self, core: Core, *, vocabulary: int, end: Collection[int] = ()) -> None:
+        """Guess with `core` for a model of `vocabulary` rows, and nothing behind one of `end`."""
+        self._core, self._vocabulary, self._end = core, vocabulary, end
         self._positions: Sequence[Position] = ()
 
     def match(self, positions: Sequence[Position]) -> int | None:
@@ -118,6 +123,8 @@ class LowerTier:
         while len(draft) < most and len(text) <= core.context:
             draft.append(int(core.extend(text)[0, :self._vocabulary].argmax()))
             text.append(draft[-1])
+            if draft[-1] in self._end:
+                break
         return draft
 
     def _text(self) -> list[int]:

@@ -159,10 +159,11 @@ class Engine(Core, Summary):
         """Return what guesses the tokens of one answer; None where drafting is off."""
         if self._estimates is None:
             return None
-        guessers: list[Guesser] = [Lookup()]
+        manifest = self.bundle.manifest
+        guessers: list[Guesser] = [Lookup(manifest.eos)]
         if self._lower is not None:
-            rows = self.bundle.manifest.shape.vocab_size
-            guessers.append(LowerTier(self._lower, vocabulary=rows))
+            guessers.append(LowerTier(
+                self._lower, vocabulary=manifest.shape.vocab_size, end=manifest.eos))
         return Speculation(guessers, self._estimates)
 
     def media(self, part: Medium, kept: Kept | None = None) -> list[MediaPosition]:

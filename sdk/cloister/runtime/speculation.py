@@ -5,6 +5,7 @@ Running estimates by the clock, of an engine; they hold no text, and no token de
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from itertools import pairwise
@@ -25,6 +26,7 @@ _RECENT = 7  # calls of a length, of which the lower quartile counts: the others
 _PLAIN_EVERY = 32  # guesses, after which two plain steps show what those take now
 _MEMORY = 0.98  # a guess counts so much less with each later one of its kind
 _HITS, _TRIES = 1.5, 2.0  # of a kind before it was tried
+_ENOUGH = 4  # guesses of a kind, after which it counts what they brought
 _SHARE = 0.01  # of the time, which may be lost by trying again what did not pay
 
 
@@ -51,6 +53,24 @@ class _Curve:
                 self.seconds[at] = first + (last - first) * (at - low) / (high - low)
 
 
+class _Brought:
+    """What guesses of a kind brought, all that they took included; earlier ones count less."""
+
+    def __init__(self) -> None:
+        self.tokens = self._seconds = 0.0
+        self._calls = 0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second; infinite as long as there were few."""
+        return self.tokens / self._seconds if self._calls >= _ENOUGH else math.inf
+
+    def call(self, seconds: float) -> None:
+        self._calls += 1
+        self.tokens = self.tokens * _MEMORY + 1  # what follows the last right guess
+        self._seconds = self._seconds * _MEMORY + seconds
+
+
 class Estimates:
     """What is known of an engine's calls, and of the guesses for it by their kinds."""
 
@@ -60,6 +80,7 @@ class Estimates:
         self.steps = _Curve()
         self._drafts, self._hits = dict[int, _Curve](), dict[int, float]()
         self._tries = dict[int, float]()
+        self._brought = dict[int, _Brought]()
         self._debt_s = 0.0  # lost by trials, and not yet a small share of the time
         self._loaded = False
         self._guesses = 0  # since the last plain step, or one less than none after one
@@ -83,6 +104,7 @@ class Estimates:
         """Return the best number of tokens to guess, at most `room`, and its tokens a second."""
         steps, drafts = self.steps, self._drafts_of(kind).seconds
         acceptance, count, best, expected, power = self.acceptance(kind), 0, 0.0, 1.0, 1.0
+        most = self._brought[kind].rate if kind in self._brought else math.inf
         # Lengths that were never tried are, beginning with short ones.
         for length in range(1, min(room, MOST, 2 * steps.longest + 1) + 1):
             power *= acceptance
@@ -90,12 +112,16 @@ class Estimates:
             rate = expected / (steps.seconds[length] + drafts[length])
             if rate > best:
                 count, best = length, rate
-        return count, best
+        return count, min(best, most)
 
     def took(
-        self, kind: int, drafted: int, draft_s: float, step_s: float, *, trial: bool
+        self, kind: int, drafted: int, draft_s: float, step_s: float, *, trial: bool,
+        ready_s: float = 0.0
     ) -> None:
-        """Note the times of a guess, and of the call that verified it: 0 tokens, a plain step."""
+        """Note the times of a guess, and of the call that verified it: 0 tokens, a plain step.
+
+        Before the guess some time went by to make it ready.
+        """
         if drafted:
             self._guesses += 1
         else:  # the first after guesses finds other data in the caches than the next
@@ -107,14 +133,19 @@ class Estimates:
         if drafted and not self._loaded:  # the first of them loads the method
             self._loaded = True
             return
-        self.steps.add(drafted, step_s)
-        if drafted:
+        if drafted:  # a call that was disturbed counts as one that takes twice as long as most
+            usual = self.steps.seconds[drafted] if drafted <= self.steps.longest else step_s
+            self._brought.setdefault(kind, _Brought()).call(
+                ready_s + draft_s + min(step_s, 2 * usual))
             self._drafts_of(kind).add(drafted, draft_s)
+        self.steps.add(drafted, step_s)
 
     def judged(self, kind: int, *, right: bool) -> None:
         """Note whether a guessed token was right, where all before it were."""
         self._hits[kind] = self._hits.get(kind, _HITS) * _MEMORY + right
         self._tries[kind] = self._tries.get(kind, _TRIES) * _MEMORY + 1
+        if right and kind in self._brought:
+            self._brought[kind].tokens += 1
 
     def lost(self, seconds: float) -> None:
         """Note what a trial lost, or won back."""
@@ -133,7 +164,7 @@ class Speculation:
     def __init__(self, guessers: Sequence[Guesser], estimates: Estimates) -> None:
         """Guess by that of `guessers` which pays best by `estimates`, where one does."""
         self._guessers, self._estimates = guessers, estimates
-        self._kind, self._trial, self._draft_s = 0, False, 0.0
+        self._kind, self._trial, self._ready_s, self._draft_s = 0, False, 0.0, 0.0
 
     def propose(
         self, positions: Sequence[Position], room: int, forced: Sequence[int] = ()
@@ -143,7 +174,7 @@ class Speculation:
         What does not seem to pay is tried now and then all the same, since that may change.
         """
         estimates, plain_s = self._estimates, self._estimates.plain_s
-        self._draft_s, self._trial = 0.0, False
+        self._ready_s, self._draft_s, self._trial = 0.0, 0.0, False
         if plain_s is None:
             return ()
         guesser, (count, rate), self._kind = None, (0, 0.0), FORCED
@@ -162,8 +193,9 @@ class Speculation:
         estimates, began_s = self._estimates, self._estimates.clock()
         ready = guesser.catch_up()
         ready_s = estimates.clock()
+        self._ready_s = ready_s - began_s
         if self._trial:
-            estimates.lost(ready_s - began_s)
+            estimates.lost(self._ready_s)
         draft = guesser.propose(count) if ready else ()
         self._draft_s = estimates.clock() - ready_s
         return draft
@@ -171,7 +203,8 @@ class Speculation:
     def took(self, drafted: int, seconds: float) -> None:
         """Note the time of the call that verified so many guessed tokens."""
         self._estimates.took(
-            self._kind, drafted, self._draft_s, seconds, trial=self._trial and drafted > 0)
+            self._kind, drafted, self._draft_s, seconds, trial=self._trial and drafted > 0,
+            ready_s=self._ready_s)
 
     def judged(self, *, right: bool) -> None:
         """Note whether the next guessed token was right."""

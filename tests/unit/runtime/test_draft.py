@@ -98,6 +98,17 @@ def test_a_lower_tier_guesses_what_it_would_say_greedily() -> None:
     assert program.calls[0] == (len(text) + 2, 1)  # what was right of the guess is not read again
 
 
+def test_nothing_is_guessed_behind_the_end_of_an_answer() -> None:
+    assert guess(Lookup((7,)), [1, 2, 3, 7, 4, 5, 1, 2]) == [3, 7]
+    assert guess(Lookup((7,)), [7, 4, 5, 7], 3) == [4, 5, 7]
+    text = list(range(10, 16))
+    said = greedy(text, 4)
+    _, core, program = lower()
+    tier = LowerTier(core, vocabulary=VOCABULARY, end=said[2:3])
+    assert guess(tier, list(text)) == said[:3]
+    assert len(program.calls) == 3  # nor read
+
+
 def test_a_lower_tier_reads_a_long_text_a_call_at_a_time() -> None:
     tier, core, program = lower()
     text = list[Position](range(10, 31))

@@ -18,6 +18,7 @@ class Machine:
 
     def __init__(self, step: Cost, draft: Cost, acceptance: float) -> None:
         self.step, self.draft, self.acceptance = step, draft, acceptance
+        self.ready_s = 0.0  # what a guesser takes to read what it needs
         self.now_s, self.tokens, self.lengths = 0.0, 0, list[int]()
         self.estimates = Estimates(lambda: self.now_s)
         self.rng = random.Random(0)
@@ -27,6 +28,7 @@ class Machine:
         return 3
 
     def catch_up(self) -> bool:
+        self.now_s += self.ready_s
         return True
 
     def propose(self, most: int) -> list[int]:
@@ -95,6 +97,29 @@ def test_what_begins_to_pay_is_found_and_what_no_longer_does_is_dropped() -> Non
     machine.acceptance = 0.0
     machine.run(200)
     assert machine.run(1000) > 0.97
+
+
+def test_guesses_that_take_long_to_make_ready_are_dropped() -> None:
+    """Those of a lower tier, which reads the prompt for an answer of a few tokens."""
+    machine = Machine(STEPS["a fifth a token"], DRAFTS["nothing"], 0.95)
+    machine.run(500)
+    assert machine.lengths[-1] > 0
+    machine.ready_s = 20.0
+    machine.run(500)
+    assert machine.run(1000) > 0.97
+    machine.ready_s = 0.0
+    machine.run(3000)
+    assert machine.run(500) > 2
+
+
+def test_guesses_that_bring_no_tokens_are_dropped() -> None:
+    """Such as those behind the end of an answer, which nobody compares with a token."""
+    machine = Machine(lambda count: 1 + 0.2 * count, lambda count: 0.3 * count, 1.0)
+    machine.speculation.judged = lambda **_: None  # type: ignore[method-assign]
+    calls = 2000
+    for _ in range(calls):
+        machine.run(1)
+    assert machine.now_s < 1.05 * calls
 
 
 def test_a_machine_that_slows_plain_steps_is_noticed() -> None:
