@@ -206,16 +206,15 @@ void linear(const Kernels &kernels, const Linear &w, Parallel parallel, int64_t 
   each(parallel, tasks, [&](int64_t task) {
     for (int64_t p = pairs * task / tasks; p < pairs * (task + 1) / tasks; ++p) {
       const int64_t first = 2 * p * kTile, wide = std::min(2 * kTile, w.outputs - first);
-      const bool whole = wide % kTile == 0;
+      const bool full = wide % kTile == 0;  // else the tile's sums do not all belong in the output
       float sums[kRowBlock * 2 * kTile];
       for (int64_t row = 0, many; row < w.rows; row += many) {
         many = even(w.rows - row, kRowBlock);
-        float *out = whole ? w.out + row * w.outputs + first : sums;
+        float *out = full ? w.out + row * w.outputs + first : sums;
         kernels.tiles(w.format, w.weights + 2 * p * bytes, (wide + kTile - 1) / kTile, rows, row,
-                      many, out, whole ? w.outputs : 2 * kTile);
+                      many, out, full ? w.outputs : 2 * kTile);
         for (int64_t r = 0; r < many; ++r) {
-          if (!whole)
-            std::copy_n(sums + r * 2 * kTile, wide, w.out + (row + r) * w.outputs + first);
+          if (!full) std::copy_n(sums + r * 2 * kTile, wide, w.out + (row + r) * w.outputs + first);
           finish(w, row + r, first, wide);
         }
       }
