@@ -67,7 +67,7 @@ class Recording:
     tokens: torch.Tensor  # int64[1, T]
     outputs: tuple[torch.Tensor, ...]  # float32[1, T, N] each, as the program gives them
     rounded: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What the KV buffers of 8 bits hold of the tokens, int8[T, G, D + 4] by name."""
+    """What KV buffers hold of the tokens by name, float16[T, G, D] or int8[T, G, D + 4]."""
 
     @property
     def start(self) -> int:
@@ -113,7 +113,7 @@ def _run(program: Scored, ids: Sequence[int], ends: tuple[int, ...]) -> Recordin
     return Recording(
         ends, tokens, tuple(torch.cat(parts, dim=1) for parts in zip(*calls, strict=True)),
         {name: buffer[0, ends[0]:ends[-1]].clone()
-         for name, buffer in program.kv_buffers().items() if buffer.dtype == torch.int8})
+         for name, buffer in program.kv_buffers().items() if buffer.dtype != torch.float32})
 
 
 def prove_same(program: Sequence[Recording], copy: Sequence[Recording]) -> None:
@@ -327,9 +327,9 @@ class ZeroHistory:
     ) -> None:
         """With `blocks_T`, see `cloister.model.cache.visible`; keys and values are kept in `kv`.
 
-        Those that a program has `rounded` to 8 bits take the place of the checkpoint's, and `gaps`
-        says how far they are from these: some lie halfway between two steps, and each of them
-        would be heard in all rows after it.
+        Those that a program has `rounded` take the place of the checkpoint's, and `gaps` says how
+        far they are from these: some lie halfway between two steps, and each of them would be
+        heard in all rows after it.
         """
         self.config, self.start, self.blocks_T, self.kv = config, start, blocks_T, kv
         self.rounded, self.gaps = rounded or {}, list[Gap]()
@@ -352,22 +352,31 @@ class ZeroHistory:
     def _kept(self, name: str, x_BTGD: torch.Tensor) -> torch.Tensor:
         """Return keys or values as they come out of a cache."""
         if name in self.rounded:
-            entries = self.rounded[name]
-            scale = entries[..., x_BTGD.shape[-1]:].contiguous().view(torch.float32)
-            kept = entries[..., :x_BTGD.shape[-1]] * scale
-            self.gaps.append(Gap(name, _stepped(x_BTGD[0], kept, scale)))
+            kept, gap = _compared(self.rounded[name], x_BTGD[0])
+            self.gaps.append(Gap(name, gap))
             return kept[None]
         if self.kv is KV.INT8:
             return round_cache(x_BTGD)
         return x_BTGD.half().float() if self.kv is KV.FLOAT16 else x_BTGD
 
 
-def _stepped(x_TGD: torch.Tensor, kept_TGD: torch.Tensor, scale_TG1: torch.Tensor) -> float:
-    """Return how far scales are from those of `x_TGD`, or entries where a step counts as BOUND."""
-    scales = x_TGD.abs().amax(-1, keepdim=True) / 127
-    off = (scale_TG1 - scales).abs() / (scales + _TINY)
-    steps = BOUND * (kept_TGD - x_TGD).abs() / (scale_TG1 + _TINY)
-    return float(torch.cat((off.flatten(), steps.flatten())).max())  # a NaN comes through
+def _compared(entries: torch.Tensor, x_TGD: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return what a cache's `entries` hold, and how far that is from `x_TGD`.
+
+    A step between two numbers that it can hold counts as BOUND; a scale as it is.
+    """
+    if entries.dtype == torch.float16:
+        kept, off = entries.float(), []
+        least = torch.finfo(torch.float16)
+        step = x_TGD.abs().clamp(min=least.smallest_normal) * least.eps
+    else:
+        size = x_TGD.shape[-1]
+        step = entries[..., size:].contiguous().view(torch.float32)
+        kept = entries[..., :size] * step
+        scale = x_TGD.abs().amax(-1, keepdim=True) / 127
+        off = [((step - scale).abs() / (scale + _TINY)).flatten()]
+    off.append((BOUND * (kept - x_TGD).abs() / (step + _TINY)).flatten())
+    return kept, float(torch.cat(off).max())  # a NaN comes through
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
