@@ -367,8 +367,8 @@ def _compared(entries: torch.Tensor, x_TGD: torch.Tensor) -> tuple[torch.Tensor,
     """
     if entries.dtype == torch.float16:
         kept, off = entries.float(), []
-        least = torch.finfo(torch.float16)
-        step = x_TGD.abs().clamp(min=least.smallest_normal) * least.eps
+        half = torch.finfo(torch.float16)
+        step = x_TGD.abs().clamp(min=half.smallest_normal) * half.eps
     else:
         size = x_TGD.shape[-1]
         step = entries[..., size:].contiguous().view(torch.float32)
